@@ -1,0 +1,399 @@
+"""Config: the sections of params.yaml as frozen dataclasses; the one place that reads that file.
+
+Every value stands in params.yaml and has no second default here. Unknown, missing and mistyped settings and values out
+of range are ConfigErrors that name the setting; a misspelt one gets a suggestion.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from glip_model.config import PRESETS, GLIPConfig
+from pipeline.errors import ConfigError, MissingInputError
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbeddedConfig:
+    """Section ``prepare.embedded``: the emoji scenes that ship with the project."""
+
+    base_concepts: int
+    """Concepts that human data shows and names."""
+    novel_concepts: int
+    """Concepts that only web pairs show."""
+    image_size: int
+    """Side of the square pictures in pixels."""
+    min_objects: int
+    max_objects: int
+    human_detection: int
+    """Pictures with category boxes."""
+    human_grounding: int
+    """Pictures with a caption and boxes for its phrases."""
+    web: int
+    """Pictures with a caption alone."""
+    dev: int
+    """Pictures of the dev split: choose settings on it."""
+    test: int
+    """Pictures of the test split: final numbers alone."""
+    omitted_mention_share: float
+    """Share of objects in web pictures that the caption leaves out, 0 to 1."""
+    absent_mention_share: float
+    """Share of web captions that mention something absent, 0 to 1."""
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        _check_range(self, 1, None, "base_concepts", "novel_concepts", "min_objects", "dev", "test")
+        _check_range(self, 0, None, "human_detection", "human_grounding", "web")
+        _check_range(self, 0, 1, "omitted_mention_share", "absent_mention_share")
+        _check_range(self, self.min_objects, None, "max_objects")
+        _check_range(self, 32, 2048, "image_size")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceConfig:
+    """One raw data set: which reader reads it, and from where."""
+
+    reader: str
+    """Name of a reader in ``pipeline.data.sources``: ``embedded``, ``coco_detection``, ``coco_captions`` …"""
+    annotations: str | None
+    """Annotation file; null where the reader needs none."""
+    images: str | None
+    """Folder of the pictures; null where the reader needs none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareConfig:
+    """Section ``prepare``: raw data sets into records."""
+
+    human: tuple[SourceConfig, ...]
+    web: tuple[SourceConfig, ...]
+    dev: tuple[SourceConfig, ...]
+    test: tuple[SourceConfig, ...]
+    embedded: EmbeddedConfig
+    rows_per_shard: int
+    """Records in one Parquet shard."""
+    max_reject_share: float
+    """The stage stops when a larger share of a source's rows was rejected, 0 to 1."""
+    max_image_pixels: int
+    """Pictures with more pixels are refused before they are decoded."""
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        _check_range(self, 1, None, "rows_per_shard", "max_image_pixels")
+        _check_range(self, 0, 1, "max_reject_share")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Section ``model``: a preset, what differs from it, and where pretrained weights come from."""
+
+    preset: str
+    """``glip_t_a``, ``glip_t_b``, ``glip_t_c``, ``glip_t`` or ``glip_l``."""
+    overrides: Mapping[str, Any]
+    """Nested settings of ``GLIPConfig`` that replace the preset's."""
+    backbone_weights: str | None
+    """A timm tag (``timm``), a ``package:NAME/FILE`` path, a local file, or null for random weights."""
+    text_weights: str | None
+    """``hub`` loads ``overrides.text.name`` from the model hub; a local folder or ``package:NAME/FOLDER``; null: random."""
+
+    def __post_init__(self) -> None:
+        """Build the model config once, so that a wrong setting is found at load."""
+        if self.preset not in PRESETS:
+            raise ConfigError(f"model.preset is {self.preset!r}; expected one of {', '.join(sorted(PRESETS))}")
+        self.glip_config()
+
+    def glip_config(self) -> GLIPConfig:
+        """Return the preset with the overrides applied."""
+        try:
+            return GLIPConfig.from_dict(_merge(PRESETS[self.preset]().to_dict(), self.overrides))
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"params.yaml: model.overrides: {error}") from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """Section ``train.optim``: shared by all trainings."""
+
+    batch_size: int
+    """Pictures per optimiser step over all workers."""
+    learning_rate: float
+    text_learning_rate: float
+    """For the text encoder, where it is trained."""
+    backbone_learning_rate: float
+    weight_decay: float
+    warmup_steps: int
+    decay_at: tuple[float, ...]
+    """Shares of all steps at which the learning rate drops to a tenth (``schedule: steps``)."""
+    schedule: Literal["steps", "cosine"]
+    max_grad_norm: float
+    ema_decay: float
+    """Decay of the moving average of the weights that is saved as the model; 0 saves the raw weights."""
+    bf16: bool
+    """Autocast to bfloat16; losses and deformable convolutions stay in float32."""
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        _check_range(self, 1, None, "batch_size")
+        _check_range(self, 0, None, "learning_rate", "text_learning_rate", "backbone_learning_rate", "weight_decay")
+        _check_range(self, 0, None, "warmup_steps", "max_grad_norm")
+        _check_range(self, 0, 1, "ema_decay")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplesConfig:
+    """Section ``train.samples``: how records become training samples."""
+
+    short_sides: tuple[int, ...]
+    """Training picks one of these sizes for the short side of each batch."""
+    long_side: int
+    flip: float
+    """Probability of a horizontal flip."""
+    max_prompt_tokens: int
+    """Token budget of a training prompt, at most ``model`` text.max_tokens."""
+    max_negatives: int
+    """Negative category names drawn into a detection prompt; 85 as published."""
+    full_negatives: float
+    """Probability of drawing all ``max_negatives``; else a uniform number from 1 on. 0.5 as published."""
+    caption_negatives: int
+    """Most captions (or their phrases) of other rows packed into a caption prompt; 0 turns packing off."""
+    caption_negatives_none: float
+    """Probability that a caption stands alone."""
+    phrase_prompts: float
+    """Probability that a caption row is shown as the list of its phrases, like a detection prompt."""
+    ignore_unlocated: bool
+    """Leave the tokens of phrases without boxes in pseudo-labels out of the token loss."""
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        _check_range(self, 0, 1, "flip", "full_negatives", "caption_negatives_none", "phrase_prompts")
+        _check_range(self, 0, None, "max_negatives", "caption_negatives")
+        _check_range(self, 8, 512, "max_prompt_tokens")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Section ``train.runs.NAME``: what one of the trained models learns from, and for how long."""
+
+    init: Literal["pretrained", "teacher"]
+    """Start from pretrained backbone and text weights, or from the teacher's weights."""
+    steps: int
+    mixture: Mapping[str, float]
+    """Sampling weights of ``detection``, ``grounding`` and ``pseudo``; they need not sum to 1."""
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        _check_range(self, 1, None, "steps")
+        wrong = set(self.mixture) - {"detection", "grounding", "pseudo"}
+        if wrong:
+            raise ConfigError(f"mixture names {sorted(wrong)[0]!r}; expected detection, grounding, pseudo")
+        if not any(weight > 0 for weight in self.mixture.values()):
+            raise ConfigError("mixture has no weight above 0: nothing to train on")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Section ``train``."""
+
+    optim: OptimConfig
+    samples: SamplesConfig
+    runs: Mapping[str, RunConfig]
+    num_workers: int
+    """Ray Train workers, one process each; on a CPU the cores are shared out among them."""
+    checkpoint_every: int
+    """Optimiser steps between checkpoints from which an interrupted run resumes."""
+    log_every: int
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        _check_range(self, 1, None, "num_workers", "checkpoint_every", "log_every")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhrasesConfig:
+    """Section ``phrases``: noun phrases of captions."""
+
+    spacy_model: str
+    """Importable spaCy pipeline package."""
+    batch_size: int
+    max_caption_chars: int
+    """Longer captions are rejected as ``caption_too_long``."""
+    max_words: int
+    """Longer phrases are left out."""
+    stop_heads: tuple[str, ...]
+    """Head nouns that name nothing to point at, in lower case."""
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        _check_range(self, 1, None, "batch_size", "max_caption_chars", "max_words")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PseudoLabelConfig:
+    """Section ``pseudo_label``: what of the teacher's output is kept."""
+
+    min_score: float
+    """Boxes below this score are dropped, 0 to 1. Higher is cleaner and sparser; the paper uses 0.5."""
+    nms_threshold: float
+    """IoU above which boxes of one phrase suppress one another."""
+    compete_threshold: float
+    """IoU above which boxes of different phrases compete and the better score stays; 1 turns it off."""
+    one_box_per_singular: bool
+    """Keep only the best box of a phrase whose head is singular."""
+    max_boxes_per_phrase: int
+    min_box_side: float
+    """Pixels; smaller boxes are dropped."""
+    max_area_share: float
+    """Boxes that cover a larger share of the picture are dropped, 0 to 1."""
+    batch_size: int
+    num_actors: int
+    """Labelling processes at most; Ray starts as many as the cluster carries."""
+    max_reject_share: float
+    """The stage stops when a larger share of rows is rejected as broken, 0 to 1."""
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        _check_range(self, 0, 1, "min_score", "nms_threshold", "compete_threshold", "max_area_share")
+        _check_range(self, 0, 1, "max_reject_share")
+        _check_range(self, 1, None, "max_boxes_per_phrase", "batch_size", "num_actors")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """Section ``evaluate``."""
+
+    splits: tuple[Literal["dev", "test"], ...]
+    batch_size: int
+    num_actors: int
+    max_prompt_categories: int
+    """Category names in one prompt at most; prompts are also cut at the token limit."""
+    max_detections: int
+    """Per picture; 100 for COCO, 300 for LVIS."""
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        _check_range(self, 1, None, "batch_size", "num_actors", "max_prompt_categories", "max_detections")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportConfig:
+    """Section ``report``."""
+
+    gallery_rows: int
+    """Pictures shown side by side."""
+    bootstrap_samples: int
+    """Resamplings of the test pictures for the confidence intervals."""
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        _check_range(self, 1, None, "gallery_rows", "bootstrap_samples")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """All of params.yaml."""
+
+    seed: int
+    prepare: PrepareConfig
+    model: ModelConfig
+    train: TrainConfig
+    phrases: PhrasesConfig
+    pseudo_label: PseudoLabelConfig
+    evaluate: EvaluateConfig
+    report: ReportConfig
+
+
+def load_config(path: Path) -> Config:
+    """Read and check params.yaml.
+
+    Raises:
+        MissingInputError: there is no such file.
+        ConfigError: it is not YAML, or a setting is unknown, missing, of the wrong type or out of range.
+    """
+    if not path.is_file():
+        raise MissingInputError(f"{path}: no such params file; pass --params FILE")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not readable as YAML: {error}") from error
+    try:
+        return typing.cast(Config, _parse(Config, values, ""))
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+
+
+def _parse(kind: Any, value: Any, where: str) -> Any:
+    """Turn a YAML value into ``kind``; ``where`` is its dotted name for messages."""
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if dataclasses.is_dataclass(kind):
+        return _parse_section(kind, value, where)
+    if origin in (types.UnionType, typing.Union):
+        present = next(arg for arg in args if arg is not type(None))
+        return None if value is None else _parse(present, value, where)
+    if origin is Literal:
+        if value not in args:
+            raise ConfigError(f"{where} is {value!r}; expected one of {', '.join(map(str, args))}")
+        return value
+    if origin is tuple:
+        if not isinstance(value, list):
+            raise ConfigError(f"{where} is {value!r}; expected a list")
+        return tuple(_parse(args[0], item, f"{where}[{i}]") for i, item in enumerate(value))
+    if origin is Mapping:
+        if not isinstance(value, dict):
+            raise ConfigError(f"{where} is {value!r}; expected a mapping")
+        return {key: _parse(args[1], item, f"{where}.{key}") for key, item in value.items()}
+    return value if kind is Any else _parse_scalar(kind, value, where)
+
+
+def _parse_scalar(kind: type, value: Any, where: str) -> Any:
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        # YAML 1.1 reads 1e-4 as a string; say so instead of leaving the reader puzzled.
+        hint = " (write 1.0e-4 rather than 1e-4)" if kind is float and isinstance(value, str) else ""
+        raise ConfigError(f"{where} is {value!r}; expected {kind.__name__}{hint}")
+    return value
+
+
+def _parse_section(cls: Any, value: Any, where: str) -> Any:
+    if not isinstance(value, dict):
+        raise ConfigError(f"{where or 'the file'} is {value!r}; expected a mapping of settings")
+    hints = typing.get_type_hints(cls)
+    prefix = f"{where}." if where else ""
+    for name in value:
+        if name not in hints:
+            close = difflib.get_close_matches(str(name), hints, n=1)
+            known = f"did you mean {close[0]}?" if close else f"settings here: {', '.join(hints)}"
+            raise ConfigError(f"{prefix}{name} is not a setting; {known}")
+    missing = [name for name in hints if name not in value]
+    if missing:
+        raise ConfigError(f"{prefix}{missing[0]} is missing; add it to params.yaml")
+    parsed = {name: _parse(kind, value[name], prefix + name) for name, kind in hints.items()}
+    try:
+        return cls(**parsed)
+    except ConfigError as error:
+        raise ConfigError(f"{prefix}{error}") from None
+
+
+def _check_range(section: Any, low: float, high: float | None, *names: str) -> None:
+    for name in names:
+        value = getattr(section, name)
+        if value < low or (high is not None and value > high):
+            expected = f"at least {low}" if high is None else f"{low} to {high}"
+            raise ConfigError(f"{name} is {value}; expected {expected}")
+
+
+def _merge(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Return ``base`` with ``overrides`` laid over it, section by section."""
+    merged = dict(base)
+    for name, value in overrides.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(name), Mapping)
+        merged[name] = _merge(merged[name], value) if both else value
+    return merged

@@ -1,0 +1,166 @@
+"""Row types and Arrow schemas of every record that the project stores.
+
+Four kinds of rows rest in Parquet. All share a head: ``key`` (unique in its data set, derived from the content),
+``image`` (encoded bytes, or a path when the pictures stay where they are), ``height`` and ``width`` of the decoded
+picture, and ``source``.
+
+    caption     head + caption                       web pairs, before labelling
+    phrases     key + caption + phrases               what the phrase parser found, one row per caption row
+    grounding   head + caption + phrases with boxes   human grounding data and pseudo-labels alike
+    detection   head + objects                        category boxes; the vocabulary rests in the file's metadata
+
+Boxes are ``xyxy`` corners in pixels of the decoded picture, spans are half-open character offsets into the caption
+exactly as it is stored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+
+SCHEMA_VERSION = "1"
+"""Version of the schemas below, stored in every file's metadata under ``glip.schema_version``."""
+
+Box = tuple[float, float, float, float]
+Span = tuple[int, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageRef:
+    """A picture: its encoded bytes, or the URL or path where they rest (one of the two is set)."""
+
+    bytes: bytes | None = None
+    path: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptionRecord:
+    """A web image-text pair."""
+
+    key: str
+    image: ImageRef
+    height: int
+    width: int
+    caption: str
+    source: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoredBox:
+    """One box of a phrase; human boxes score 1."""
+
+    xyxy: Box
+    score: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phrase:
+    """A noun phrase of a caption, its boxes, and why it has none."""
+
+    text: str
+    char_spans: tuple[Span, ...]
+    boxes: tuple[ScoredBox, ...] = ()
+    reject_reason: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhrasesRecord:
+    """The phrases that the parser found in one caption."""
+
+    key: str
+    caption: str
+    phrases: tuple[Phrase, ...]
+    reject_reason: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroundingRecord:
+    """A picture with a caption and boxes for its phrases; a rejected row keeps its key and its reason."""
+
+    key: str
+    image: ImageRef
+    height: int
+    width: int
+    caption: str
+    source: str
+    phrases: tuple[Phrase, ...]
+    reject_reason: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectedObject:
+    """One box of a category."""
+
+    category_id: int
+    xyxy: Box
+    is_crowd: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectionRecord:
+    """A picture with category boxes; the ids are those of its data set's vocabulary."""
+
+    key: str
+    image: ImageRef
+    height: int
+    width: int
+    source: str
+    objects: tuple[DetectedObject, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Category:
+    """One entry of a detection vocabulary."""
+
+    id: int
+    name: str
+    split: str = "base"
+    """``base`` when human data shows it, ``novel`` when only web pairs do."""
+
+
+_IMAGE = pa.struct([pa.field("bytes", pa.binary()), pa.field("path", pa.string())])
+_SPANS = pa.list_(pa.struct([pa.field("start", pa.int32()), pa.field("end", pa.int32())]))
+_XYXY = [pa.field(side, pa.float32()) for side in ("x1", "y1", "x2", "y2")]
+_HEAD = [
+    pa.field("key", pa.string(), nullable=False),
+    pa.field("image", _IMAGE, nullable=False),
+    pa.field("height", pa.int32(), nullable=False),
+    pa.field("width", pa.int32(), nullable=False),
+    pa.field("source", pa.string(), nullable=False),
+]
+_PHRASES = pa.list_(
+    pa.struct(
+        [
+            pa.field("text", pa.string()),
+            pa.field("char_spans", _SPANS),
+            pa.field("boxes", pa.list_(pa.struct([*_XYXY, pa.field("score", pa.float32())]))),
+            pa.field("reject_reason", pa.string()),
+        ]
+    )
+)
+_CAPTION = pa.field("caption", pa.string(), nullable=False)
+_REJECT = pa.field("reject_reason", pa.string())
+
+CAPTION_SCHEMA = pa.schema([*_HEAD, _CAPTION])
+PHRASES_SCHEMA = pa.schema([_HEAD[0], _CAPTION, pa.field("phrases", _PHRASES), _REJECT])
+GROUNDING_SCHEMA = pa.schema([*_HEAD, _CAPTION, pa.field("phrases", _PHRASES), _REJECT])
+DETECTION_SCHEMA = pa.schema(
+    [
+        *_HEAD,
+        pa.field(
+            "objects",
+            pa.list_(pa.struct([pa.field("category_id", pa.int32()), *_XYXY, pa.field("is_crowd", pa.bool_())])),
+        ),
+    ]
+)
+
+Record = CaptionRecord | PhrasesRecord | GroundingRecord | DetectionRecord
+SCHEMAS: dict[type, pa.Schema] = {
+    CaptionRecord: CAPTION_SCHEMA,
+    PhrasesRecord: PHRASES_SCHEMA,
+    GroundingRecord: GROUNDING_SCHEMA,
+    DetectionRecord: DETECTION_SCHEMA,
+}
