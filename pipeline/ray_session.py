@@ -1,0 +1,44 @@
+"""Where Ray starts: on this machine when no cluster is given, on the cluster that ``RAY_ADDRESS`` names otherwise."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # keeps a warning about future defaults away
+
+import ray  # noqa: E402
+
+OBJECT_STORE_BYTES = 1 << 30
+"""Shared memory of a local Ray: pictures pass through it shard by shard, 1 GiB holds dozens of shards."""
+
+
+@contextmanager
+def ray_session() -> Iterator[None]:
+    """Connect to Ray for the length of a ``with`` block; a local Ray ends with it, a joined cluster stays.
+
+    Inside a running session (a test, a notebook) it does nothing and leaves Ray running.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    os.environ.setdefault("RAY_DEDUP_LOGS", "0")
+    os.environ.setdefault("RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS", "0")
+    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+    address = os.environ.get("RAY_ADDRESS")
+    if address:
+        ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
+    else:
+        ray.init(
+            num_cpus=os.cpu_count(),
+            object_store_memory=OBJECT_STORE_BYTES,
+            include_dashboard=False,
+            logging_level=logging.ERROR,
+            log_to_driver=False,
+        )
+    try:
+        yield
+    finally:
+        ray.shutdown()
