@@ -159,7 +159,8 @@ class GLIPConfig:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> GLIPConfig:
         """Rebuild a config from ``to_dict``; raise ValueError on a key that is not a setting."""
-        return _build(cls, values, "")
+        config: GLIPConfig = _build(cls, values, "")
+        return config
 
 
 _SECTIONS: dict[str, type] = {

@@ -102,7 +102,7 @@ class ModelConfig:
     backbone_weights: str | None
     """A timm tag (``timm``), a ``package:NAME/FILE`` path, a local file, or null for random weights."""
     text_weights: str | None
-    """``hub`` loads ``overrides.text.name`` from the model hub; a local folder or ``package:NAME/FOLDER``; null: random."""
+    """``hub`` loads ``overrides.text.name`` from the model hub; or a local folder, ``package:NAME/FOLDER``, or null."""
 
     def __post_init__(self) -> None:
         """Build the model config once, so that a wrong setting is found at load."""

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # keeps a warning about future defaults away
 
-import ray  # noqa: E402
+import ray
 
 OBJECT_STORE_BYTES = 1 << 30
 """Shared memory of a local Ray: pictures pass through it shard by shard, 1 GiB holds dozens of shards."""
