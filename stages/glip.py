@@ -1,0 +1,36 @@
+"""The ``glip`` command: one word in front of what the project can do outside of a DVC run.
+
+glip inspect DIR      look at Parquet shards of pseudo-labels or human grounding data
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+from pipeline.cli import call
+
+COMMANDS = {"inspect": "stages.inspect"}
+"""Subcommand to the module that runs it; imported only when it is asked for, so that ``--help`` stays quick."""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the subcommand that the command line names."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    parser = argparse.ArgumentParser(
+        prog="glip", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("command", choices=sorted(COMMANDS), help="what to do; each has its own --help")
+    name = parser.parse_args(arguments[:1]).command
+    stage = importlib.import_module(COMMANDS[name])
+    command = argparse.ArgumentParser(
+        prog=f"glip {name}", description=stage.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    stage.add_arguments(command)
+    sys.exit(call(stage.run, command.parse_args(arguments[1:])))
+
+
+if __name__ == "__main__":
+    main()
