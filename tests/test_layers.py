@@ -1,0 +1,88 @@
+"""The floors of the project: who may import whom."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# Room -> the rooms it may import from. A module belongs to the longest room that its name starts with.
+ALLOWED = {
+    "glip_model": set(),
+    "pipeline.errors": set(),
+    "pipeline.config": {"pipeline.errors", "glip_model"},
+    "pipeline.cli": {"pipeline.errors", "pipeline.config"},
+    "pipeline.ray_session": {"pipeline.errors", "pipeline.config"},
+}
+BASE = {"pipeline.errors", "pipeline.config", "pipeline.cli", "pipeline.ray_session", "glip_model"}
+SIBLINGS = {"pipeline.data", "pipeline.phrases"}
+UPPER = {"pipeline.pseudo_labels", "pipeline.training", "pipeline.evaluation"}
+ALLOWED |= {
+    # Phrases reads and writes records, so it stands on data; data knows nothing of phrases.
+    "pipeline.data": BASE,
+    "pipeline.phrases": BASE | {"pipeline.data"},
+    **dict.fromkeys(UPPER, BASE | SIBLINGS),
+    "stages": BASE | SIBLINGS | UPPER,
+}
+FORBIDDEN_OUTSIDE = {"glip_model": {"ray", "dvc", "pyarrow", "spacy", "pycocotools"}}
+
+
+def source_files() -> list[Path]:
+    return sorted(p for room in ("glip_model", "pipeline", "stages") for p in (ROOT / room).rglob("*.py"))
+
+
+def module_name(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def room_of(module: str) -> str | None:
+    rooms = [room for room in ALLOWED if module == room or module.startswith(room + ".")]
+    return max(rooms, key=len, default=None)
+
+
+def imports(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            yield node.module or ""
+
+
+@pytest.mark.parametrize("path", source_files(), ids=module_name)
+def test_imports_respect_the_floors(path: Path) -> None:
+    module = module_name(path)
+    if module == "pipeline":
+        return
+    room = room_of(module)
+    assert room is not None, f"{module} belongs to no room"
+    for name in imports(path):
+        target = room_of(name)
+        assert name != "pipeline", f"{module} imports the bare package"
+        if target is not None and target != room:
+            assert target in ALLOWED[room], f"{module} (room {room}) may not import {name}"
+        assert name.split(".")[0] not in FORBIDDEN_OUTSIDE.get(room, set()), f"{module} may not import {name}"
+
+
+@pytest.mark.parametrize("path", source_files(), ids=module_name)
+def test_ray_stays_in_job_modules(path: Path) -> None:
+    if path.name not in ("job.py", "ray_session.py"):
+        assert not any(name.split(".")[0] == "ray" for name in imports(path)), f"{path} imports ray"
+
+
+def test_only_glip_model_re_exports() -> None:
+    for path in (ROOT / "pipeline").rglob("__init__.py"):
+        assert not list(imports(path)), f"{path} re-exports; import from the module instead"
+
+
+def test_no_drawer_for_everything() -> None:
+    names = {path.stem for path in source_files()} | {path.parent.name for path in source_files()}
+    assert not names & {"utils", "util", "misc", "helpers", "common"}
+
+
+def test_tests_have_no_packages() -> None:
+    assert not list((ROOT / "tests").rglob("__init__.py"))
