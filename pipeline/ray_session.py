@@ -6,10 +6,14 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # keeps a warning about future defaults away
 
 import ray
+
+CODE_ROOT = Path(__file__).resolve().parent.parent
+"""Folder that holds the packages, shipped to a cluster that is joined."""
 
 OBJECT_STORE_BYTES = 1 << 30
 """Shared memory of a local Ray: pictures pass through it shard by shard, 1 GiB holds dozens of shards."""
@@ -29,7 +33,10 @@ def ray_session() -> Iterator[None]:
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
     address = os.environ.get("RAY_ADDRESS")
     if address:
-        ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
+        # The cluster gets this checkout's code, whatever its nodes have installed; data and models go by path.
+        code = [str(CODE_ROOT / package) for package in ("glip_model", "pipeline")]
+        runtime_env = {"py_modules": code, "excludes": ["**/__pycache__"]}
+        ray.init(address=address, runtime_env=runtime_env, logging_level=logging.ERROR, log_to_driver=False)
     else:
         ray.init(
             num_cpus=os.cpu_count(),

@@ -1,0 +1,136 @@
+"""Repeat the reproduction over several seeds and write how far the results spread.
+
+Every seed is a DVC experiment in a temporary copy of the project: it draws its own pictures, captions, initial weights
+and sample order, and shares the cache with the workspace. Which concepts are novel does not change with the seed.
+
+Run: python -m stages.seeds --seeds 0 1 2 --out metrics/seeds.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import statistics
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline.cli import run_stage, write_json
+from pipeline.errors import PipelineError
+
+logger = logging.getLogger(__name__)
+
+MODELS = ("teacher", "student", "control")
+MEASURES = {
+    "AP": ("detection", "AP"),
+    "AP50": ("detection", "AP50"),
+    "R@1": ("grounding", "R@1"),
+    "P@1": ("referring", "P@1"),
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of this command."""
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds to run (default: %(default)s)")
+    parser.add_argument("--split", choices=("dev", "test"), default="test", help="split to report (default: test)")
+    parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Run what is missing, then summarise."""
+    results = []
+    for seed in args.seeds:
+        revision = _run_experiment(seed)
+        results.append({model: _metrics_at(revision, model)[args.split] for model in MODELS})
+        logger.info("seed %d: done as experiment %s", seed, revision)
+    summary = summarise(results)
+    write_json(args.out, {"seeds": args.seeds, "split": args.split, **summary})
+    for part, gains in summary["gains"].items():
+        student, control = gains["student_over_teacher"], gains["student_over_control"]
+        logger.info("%s AP: student over teacher %s, over control %s", part, student["AP"], control["AP"])
+
+
+def summarise(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Fold the metrics of several seeds into means and spreads.
+
+    Args:
+        results: per seed, model name to that model's metrics of one split.
+
+    Returns:
+        ``models``: model → base/novel → measure → values, mean and standard deviation (n - 1).
+        ``gains``: base/novel → comparison → the same for the paired difference of each seed.
+    """
+    table = {
+        model: {part: _spread([_measures(result[model], part) for result in results]) for part in ("base", "novel")}
+        for model in MODELS
+    }
+    gains = {
+        part: {
+            f"student_over_{other}": _spread(
+                [_difference(_measures(result["student"], part), _measures(result[other], part)) for result in results]
+            )
+            for other in ("teacher", "control")
+        }
+        for part in ("base", "novel")
+    }
+    return {"models": table, "gains": gains}
+
+
+def _measures(metrics: Mapping[str, Any], part: str) -> dict[str, float]:
+    return {name: metrics[task][part][key] for name, (task, key) in MEASURES.items() if task in metrics}
+
+
+def _difference(left: Mapping[str, float], right: Mapping[str, float]) -> dict[str, float]:
+    return {name: left[name] - right[name] for name in left}
+
+
+def _spread(rows: Sequence[Mapping[str, float]]) -> dict[str, dict[str, Any]]:
+    """Return values, mean and sample standard deviation of every measure; one value alone has no deviation."""
+    spread = {}
+    for name in rows[0]:
+        values = [round(row[name], 2) for row in rows]
+        deviation = round(statistics.stdev(values), 2) if len(values) > 1 else None
+        spread[name] = {"values": values, "mean": round(statistics.mean(values), 2), "std": deviation}
+    return spread
+
+
+def _run_experiment(seed: int) -> str:
+    """Run one experiment and return its name; stages that the cache knows already are not run again."""
+    name = f"seed-{seed}"
+    command = [sys.executable, "-m", "dvc", "exp", "run", "--temp", "--force", "--name", name]
+    done = subprocess.run([*command, "--set-param", f"seed={seed}"], check=False)
+    if done.returncode:
+        raise PipelineError(f"seed {seed}: dvc exp run ended with status {done.returncode}; its output is above")
+    return name
+
+
+def _metrics_at(revision: str, model: str) -> Any:
+    shown = subprocess.run(
+        ["git", "show", f"{_experiment_ref(revision)}:metrics/{model}.json"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if shown.returncode:
+        raise PipelineError(f"experiment {revision} holds no metrics/{model}.json: {shown.stderr.strip()}")
+    return json.loads(shown.stdout)
+
+
+def _experiment_ref(name: str) -> str:
+    listed = subprocess.run(
+        ["git", "for-each-ref", "--sort=-committerdate", "--format=%(refname)", "refs/exps"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    refs = [ref for ref in listed.stdout.split() if ref.rsplit("/", 1)[-1] == name]
+    if not refs:
+        raise PipelineError(f"DVC recorded no experiment named {name}; see: dvc exp list")
+    return refs[0]
+
+
+if __name__ == "__main__":
+    run_stage(__doc__, add_arguments, run)
