@@ -1,0 +1,135 @@
+"""GLIP: backbone, pyramid, text encoder, fusion tower and prediction head joined.
+
+Source: GLIP (Li et al., CVPR 2022), sections 3.1 and 3.2.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from glip_model.backbone import Backbone
+from glip_model.config import GLIPConfig
+from glip_model.dyhead import DyConv
+from glip_model.fpn import FPN
+from glip_model.fusion import TowerTextLayer, VLFuse, clamp_half
+from glip_model.structures import GLIPOutput, GroundingBatch
+from glip_model.text_encoder import TextEncoder
+
+PRIOR_PROBABILITY = 0.01
+"""Every region-token pair starts at this probability, so that the focal loss is stable from the first step."""
+
+
+class TowerLayer(nn.Module):
+    """One layer of the tower: fusion and text layer (absent in GLIP-T (A)), then DyConv on the pyramid."""
+
+    def __init__(self, config: GLIPConfig) -> None:
+        super().__init__()
+        fused = config.fusion.enabled
+        self.fuse = VLFuse(config.channels, config.text_size, config.fusion) if fused else None
+        self.text = TowerTextLayer(config.text_size, config.fusion) if fused else None
+        self.dyconv = DyConv(config.channels, config.norm_groups)
+
+    def forward(self, levels: list[Tensor], text: Tensor, mask: Tensor) -> tuple[list[Tensor], Tensor]:
+        """Map levels (B, C, h, w) and text (B, T, D) with its mask (B, T) to the same shapes."""
+        if self.fuse is not None and self.text is not None:
+            levels, text = self.fuse(levels, text, mask)
+            text = self.text(text, mask)
+        return self.dyconv(levels), text
+
+
+class PredictionHead(nn.Module):
+    """Box deltas, centerness and region-token logits from every cell; weights shared over levels."""
+
+    def __init__(self, config: GLIPConfig) -> None:
+        super().__init__()
+        self.bbox_pred = nn.Conv2d(config.channels, 4, 1)
+        self.centerness = nn.Conv2d(config.channels, 1, 1)
+        self.scales = nn.Parameter(torch.ones(config.num_levels))
+        self.text_projection = nn.Linear(config.text_size, config.channels)
+        self.log_scale = nn.Parameter(torch.zeros(1))
+        self.bias_lang = nn.Parameter(torch.zeros(config.text_size))
+        self.bias0 = nn.Parameter(torch.tensor([-math.log((1 - PRIOR_PROBABILITY) / PRIOR_PROBABILITY)]))
+        for convolution in (self.bbox_pred, self.centerness):
+            nn.init.normal_(convolution.weight, std=0.01)
+            nn.init.zeros_(convolution.bias)  # type: ignore[arg-type]
+
+    def forward(self, levels: list[Tensor], text: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return token logits (B, A, T), box deltas (B, A, 4) and centerness (B, A)."""
+        unit = F.normalize(text, dim=-1, eps=1e-12)
+        # Only the text is normalised; it is halved before its projection but not in its bias.
+        tokens = self.text_projection(unit / 2) / self.log_scale.exp()  # (B, T, C)
+        bias = unit @ self.bias_lang + self.bias0  # (B, T)
+        cells = torch.cat([level.flatten(2) for level in levels], 2).transpose(1, 2)  # (B, A, C)
+        logits = clamp_half(cells @ tokens.transpose(1, 2) + bias.unsqueeze(1))
+        boxes = [(self.bbox_pred(x) * self.scales[i]).flatten(2) for i, x in enumerate(levels)]
+        centerness = [self.centerness(x).flatten(2) for x in levels]
+        return logits, torch.cat(boxes, 2).transpose(1, 2), torch.cat(centerness, 2).squeeze(1)
+
+
+class GLIP(nn.Module):
+    """A grounding detector: pictures and captions in, region-token alignment and boxes out."""
+
+    def __init__(self, config: GLIPConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.backbone = Backbone(config.backbone, config.activation_checkpointing)
+        self.fpn = FPN(self.backbone.channels, config.channels, config.num_levels, config.drop_block)
+        self.text_encoder = TextEncoder(config.text)
+        projected = config.text.projected_size
+        self.text_projection = nn.Linear(config.text.hidden_size, projected) if projected else None
+        self.tower = nn.ModuleList(TowerLayer(config) for _ in range(config.fusion.num_layers))
+        self.head = PredictionHead(config)
+
+    def forward(self, batch: GroundingBatch) -> GLIPOutput:
+        """Predict for every cell of every level how it aligns with every token, and a box.
+
+        Args:
+            batch: see ``GroundingBatch``; its targets are not looked at. With ``text_states`` the text encoder
+                does not run.
+        """
+        mask = batch.attention_mask
+        levels = self.fpn(self.backbone(batch.pixel_values))
+        text = batch.text_states
+        if text is None:
+            text = self.text_encoder(batch.input_ids, mask)
+        if self.text_projection is not None:
+            text = self.text_projection(text)
+        if not self.config.fusion.enabled:
+            # Without fusion the published model zeroes padding; with it, padded states stay garbage and are masked
+            # wherever they are read.
+            text = text * mask.unsqueeze(-1)
+        for layer in self.tower:
+            levels, text = self._run(layer, levels, text, mask)
+        logits, deltas, centerness = self.head(levels, text)
+        sizes = tuple((level.shape[-2], level.shape[-1]) for level in levels)
+        return GLIPOutput(token_logits=logits, box_deltas=deltas, centerness=centerness, level_sizes=sizes)
+
+    def _run(
+        self, layer: Callable[..., Any], levels: list[Tensor], text: Tensor, mask: Tensor
+    ) -> tuple[list[Tensor], Tensor]:
+        if self.config.activation_checkpointing and torch.is_grad_enabled():
+            result: tuple[list[Tensor], Tensor] = checkpoint(layer, levels, text, mask, use_reentrant=False)
+            return result
+        result = layer(levels, text, mask)
+        return result
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> GLIP:
+        """Load a model that ``save_pretrained`` wrote; in eval mode. See ``checkpoint.load_model`` for errors."""
+        from glip_model.checkpoint import load_model
+
+        return load_model(folder)
+
+    def save_pretrained(self, folder: str | Path, tokenizer: Any = None) -> None:
+        """Write config.json, model.safetensors and, when given, the tokenizer's files into ``folder``."""
+        from glip_model.checkpoint import save_model
+
+        save_model(self, folder, tokenizer)

@@ -1,0 +1,140 @@
+"""The text side: a BERT-type encoder of transformers, its tokenizer, and a cache of states for a frozen encoder."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from glip_model.config import TextConfig
+from glip_model.pretrained import resolve_source
+
+SEPARATOR = ". "
+"""Stands between the segments of a prompt."""
+
+
+class TextEncoder(nn.Module):
+    """BERT without its pooler; built from the config alone, so that no weights are fetched."""
+
+    def __init__(self, config: TextConfig) -> None:
+        super().__init__()
+        from transformers import BertConfig, BertModel
+
+        self.config = config
+        self.body = BertModel(
+            BertConfig(
+                vocab_size=config.vocab_size,
+                hidden_size=config.hidden_size,
+                num_hidden_layers=config.num_layers,
+                num_attention_heads=config.num_heads,
+                intermediate_size=config.intermediate_size,
+                max_position_embeddings=config.max_position_embeddings,
+                hidden_dropout_prob=config.dropout,
+                attention_probs_dropout_prob=config.dropout,
+            ),
+            add_pooling_layer=False,
+        )
+        if config.frozen:
+            self.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> TextEncoder:
+        """Switch modes; a frozen encoder stays in eval mode."""
+        super().train(mode and not self.config.frozen)
+        return self
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Encode tokens.
+
+        Args:
+            input_ids: (B, T) int64.
+            attention_mask: (B, T) bool.
+
+        Returns:
+            (B, T, hidden_size) last hidden states; those of padding are garbage and stay unmasked.
+        """
+        # Published checkpoints were run with an int64 mask; only its zeros matter here.
+        states: Tensor = self.body(input_ids=input_ids, attention_mask=attention_mask.long()).last_hidden_state
+        return states
+
+
+def load_tokenizer(source: str | Path) -> Any:
+    """Load a fast WordPiece tokenizer from a folder, ``package:`` path or hub id, without truncation or padding.
+
+    Raises:
+        ValueError: the tokenizer is not a fast one, so characters cannot be mapped to tokens.
+    """
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(resolve_source(str(source)))
+    if not tokenizer.is_fast:
+        raise ValueError(f"{source}: needs a fast tokenizer (tokenizer.json) to map characters to tokens")
+    # Some tokenizer files have truncation and padding baked in; the project decides both for itself.
+    tokenizer.backend_tokenizer.no_truncation()
+    tokenizer.backend_tokenizer.no_padding()
+    tokenizer.model_max_length = int(1e9)
+    return tokenizer
+
+
+class TextStateCache:
+    """States of prompts under a frozen encoder, each string encoded once and kept while there is room.
+
+    With ``encoding: joint`` a prompt is one string. With ``segments`` each segment is encoded alone, as
+    ``[CLS] segment . [SEP]``, and the states are put together so that their tokens are exactly those of the whole
+    prompt: [CLS] of the first segment, the inner tokens of all, [SEP] of the last.
+    """
+
+    def __init__(self, encoder: TextEncoder, tokenizer: Any, capacity: int = 50_000) -> None:
+        self.encoder, self.tokenizer, self.capacity = encoder, tokenizer, capacity
+        self._states: OrderedDict[str, Tensor] = OrderedDict()
+
+    @torch.no_grad()
+    def __call__(self, prompts: Sequence[Sequence[str]]) -> list[Tensor]:
+        """Return (T, hidden_size) per prompt, T as the joint tokenisation cut at ``max_tokens``.
+
+        Args:
+            prompts: the segments of each prompt, none of them empty of text.
+        """
+        texts = [self._strings(segments) for segments in prompts]
+        self._encode_missing([text for strings in texts for text in strings])
+        joined = [self._join([self._states[text] for text in strings]) for strings in texts]
+        while len(self._states) > self.capacity:
+            self._states.popitem(last=False)
+        return joined
+
+    def _strings(self, segments: Sequence[str]) -> list[str]:
+        if self.encoder.config.encoding == "joint":
+            return [SEPARATOR.join(segments)]
+        # The period belongs to the segment before it; the last segment has none in the joint prompt either.
+        return [*(segment + "." for segment in segments[:-1]), segments[-1]]
+
+    def _join(self, states: list[Tensor]) -> Tensor:
+        pieces = [state[1:-1] for state in states]
+        whole = torch.cat([states[0][:1], *pieces, states[-1][-1:]])
+        limit = self.encoder.config.max_tokens
+        return whole if len(whole) <= limit else torch.cat([whole[: limit - 1], whole[-1:]])
+
+    def _encode_missing(self, texts: list[str]) -> None:
+        for text in texts:
+            if text in self._states:
+                self._states.move_to_end(text)
+        missing = list(dict.fromkeys(text for text in texts if text not in self._states))
+        if not missing:
+            return
+        device = next(self.encoder.parameters()).device
+        was_training = self.encoder.training
+        self.encoder.eval()
+        limit = self.encoder.config.max_tokens
+        encoded = [self.tokenizer(text, truncation=True, max_length=limit)["input_ids"] for text in missing]
+        for start in range(0, len(missing), 64):
+            ids = encoded[start : start + 64]
+            width = max(map(len, ids))
+            input_ids = torch.tensor([row + [0] * (width - len(row)) for row in ids], device=device)
+            mask = torch.tensor([[True] * len(row) + [False] * (width - len(row)) for row in ids], device=device)
+            states = self.encoder(input_ids, mask)
+            for text, row, state in zip(missing[start : start + 64], ids, states, strict=True):
+                self._states[text] = state[: len(row)].clone()
+        self.encoder.train(was_training)
