@@ -183,12 +183,13 @@ class SwinTransformer(nn.Module):
 @lru_cache(maxsize=64)
 def shift_mask(rows: int, columns: int, window: int, shift: int) -> Tensor:
     """Return (rows·columns, n, n) of 0 or ``CROSS_REGION`` for windows of a cyclically shifted, padded map."""
-    region = torch.zeros(rows * window, columns * window)
-    edges = (slice(0, -window), slice(-window, -shift), slice(-shift, None))
-    for i, (vertical, horizontal) in enumerate((v, h) for v in edges for h in edges):
-        region[vertical, horizontal] = i
-    windows = region.view(rows, window, columns, window).transpose(1, 2).reshape(-1, window * window)
-    return (windows.unsqueeze(1) != windows.unsqueeze(2)) * CROSS_REGION
+    with torch.inference_mode(False):  # a cached mask serves training too, whoever asked first
+        region = torch.zeros(rows * window, columns * window)
+        edges = (slice(0, -window), slice(-window, -shift), slice(-shift, None))
+        for i, (vertical, horizontal) in enumerate((v, h) for v in edges for h in edges):
+            region[vertical, horizontal] = i
+        windows = region.view(rows, window, columns, window).transpose(1, 2).reshape(-1, window * window)
+        return (windows.unsqueeze(1) != windows.unsqueeze(2)) * CROSS_REGION
 
 
 def _relative_position_index(window: int) -> Tensor:

@@ -1,0 +1,78 @@
+"""Boxes: IoU in both pixel conventions, generalised IoU, clipping, and the delta codec of the published model.
+
+The published code counts pixels inclusively in some places ("+1": a box from 3 to 3 is one pixel wide) and not in
+others. Each function says which convention it follows; released weights and published numbers depend on them.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+DELTA_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
+MAX_LOG_SIZE = math.log(1000.0 / 16)
+"""Decoded boxes are at most 62.5 anchors wide or high."""
+IOU_EPSILON = 1e-7
+
+
+def box_area(boxes_xyxy: Tensor, plus_one: bool = False) -> Tensor:
+    """Return (…,) areas of (…, 4) boxes; ``plus_one`` counts pixels inclusively."""
+    extra = 1.0 if plus_one else 0.0
+    width = (boxes_xyxy[..., 2] - boxes_xyxy[..., 0] + extra).clamp(min=0)
+    height = (boxes_xyxy[..., 3] - boxes_xyxy[..., 1] + extra).clamp(min=0)
+    return width * height
+
+
+def pairwise_iou(left: Tensor, right: Tensor, plus_one: bool = False) -> Tensor:
+    """Return (M, N) IoU of (M, 4) and (N, 4) boxes; 0 where a union is empty."""
+    extra = 1.0 if plus_one else 0.0
+    top_left = torch.maximum(left[:, None, :2], right[None, :, :2])
+    bottom_right = torch.minimum(left[:, None, 2:], right[None, :, 2:])
+    shared = (bottom_right - top_left + extra).clamp(min=0).prod(-1)
+    union = box_area(left, plus_one)[:, None] + box_area(right, plus_one)[None] - shared
+    return torch.where(union > 0, shared / union.clamp(min=IOU_EPSILON), torch.zeros_like(shared))
+
+
+def generalised_iou(left: Tensor, right: Tensor) -> Tensor:
+    """Return (N,) GIoU in [-1, 1] of paired (N, 4) boxes, without "+1".
+
+    Source: Rezatofighi et al., CVPR 2019; the box loss of the published model.
+    """
+    top_left = torch.maximum(left[:, :2], right[:, :2])
+    bottom_right = torch.minimum(left[:, 2:], right[:, 2:])
+    shared = (bottom_right - top_left).clamp(min=0).prod(-1)
+    union = box_area(left) + box_area(right) - shared
+    hull = (torch.maximum(left[:, 2:], right[:, 2:]) - torch.minimum(left[:, :2], right[:, :2])).clamp(min=0).prod(-1)
+    return shared / (union + IOU_EPSILON) - (hull - union) / (hull + IOU_EPSILON)
+
+
+def clip_boxes(boxes_xyxy: Tensor, image_size: tuple[int, int]) -> Tensor:
+    """Clip (…, 4) boxes to [0, W - 1] × [0, H - 1] of a picture given as (height, width)."""
+    height, width = image_size
+    x = boxes_xyxy[..., 0::2].clamp(0, width - 1)
+    y = boxes_xyxy[..., 1::2].clamp(0, height - 1)
+    return torch.stack((x[..., 0], y[..., 0], x[..., 1], y[..., 1]), -1)
+
+
+def encode_boxes(boxes_xyxy: Tensor, anchors: Tensor) -> Tensor:
+    """Return (N, 4) weighted deltas of boxes against anchors; widths count inclusively ("+1")."""
+    box_center, box_size = _center_size(boxes_xyxy)
+    anchor_center, anchor_size = _center_size(anchors)
+    shift = (box_center - anchor_center) / anchor_size
+    return torch.cat((shift, torch.log(box_size / anchor_size)), -1) * boxes_xyxy.new_tensor(DELTA_WEIGHTS)
+
+
+def decode_boxes(deltas: Tensor, anchors: Tensor) -> Tensor:
+    """Return boxes (…, 4) of deltas (…, 4) against anchors (…, 4); the inverse of ``encode_boxes``."""
+    center, size = _center_size(anchors)
+    deltas = deltas / deltas.new_tensor(DELTA_WEIGHTS)
+    center = center + deltas[..., :2] * size
+    size = size * deltas[..., 2:].clamp(max=MAX_LOG_SIZE).exp()
+    half = (size - 1) / 2  # inclusive corners
+    return torch.cat((center - half, center + half), -1)
+
+
+def _center_size(boxes: Tensor) -> tuple[Tensor, Tensor]:
+    return (boxes[..., :2] + boxes[..., 2:]) / 2, boxes[..., 2:] - boxes[..., :2] + 1

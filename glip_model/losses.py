@@ -1,0 +1,120 @@
+"""The criterion: token focal loss, GIoU loss and centerness loss over ATSS-matched anchors.
+
+Source: GLIP (Li et al., CVPR 2022); ATSS (Zhang et al., CVPR 2020); terms, weights and normalisers as published.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+
+from glip_model.anchors import anchor_grid
+from glip_model.boxes import decode_boxes, encode_boxes, generalised_iou
+from glip_model.config import GLIPConfig
+from glip_model.matching import UNMATCHED, match_anchors
+from glip_model.structures import GLIPOutput, GroundingBatch, GroundingTarget
+
+
+class GroundingCriterion:
+    """Loss terms by name, weighted and in float32.
+
+    Pictures without boxes are all background, and a rank without positives contributes zero box and centerness
+    losses: deliberate additions, the published trainer skips such batches. The published disabled "no object" bit at
+    token 255 is left out, because it would become a positive on [SEP] of a caption that fills all 256 tokens.
+    """
+
+    def __init__(self, config: GLIPConfig) -> None:
+        self.config = config
+
+    def __call__(self, output: GLIPOutput, batch: GroundingBatch) -> dict[str, Tensor]:
+        """Compare predictions with the batch's targets.
+
+        Returns:
+            Scalars ``loss_token``, ``loss_box`` and ``loss_centerness``; their sum is minimised. Normalisers are
+            averaged over ranks when torch.distributed runs.
+
+        Raises:
+            ValueError: the batch has no targets.
+        """
+        if batch.targets is None:
+            raise ValueError("the batch has no targets; collate it with targets to compute losses")
+        with torch.autocast(output.token_logits.device.type, enabled=False):
+            return self._losses(output, batch, batch.targets)
+
+    def _losses(
+        self, output: GLIPOutput, batch: GroundingBatch, targets: tuple[GroundingTarget, ...]
+    ) -> dict[str, Tensor]:
+        config = self.config
+        logits = output.token_logits.float()
+        anchors = anchor_grid(output.level_sizes, config.strides, config.anchor_scale, logits.device)
+        per_level = tuple(height * width for height, width in output.level_sizes)
+        token_targets = torch.zeros_like(logits)
+        token_mask = batch.attention_mask.clone()
+        picked, matched_boxes = [], []  # indices of positive anchors over the flattened batch, and their boxes
+        for i, target in enumerate(targets):
+            match = match_anchors(anchors, per_level, target.boxes_xyxy, config.atss_topk)
+            positive = (match != UNMATCHED).nonzero().squeeze(1)
+            rows = match[positive]
+            token_targets[i, positive] = target.positive_map[rows].to(logits.dtype)
+            picked.append(positive + i * anchors.shape[0])
+            matched_boxes.append(target.boxes_xyxy[rows])
+            if target.token_mask is not None:
+                token_mask[i] &= target.token_mask
+        index, boxes = torch.cat(picked), torch.cat(matched_boxes).float()
+        matched_anchors = anchors[index % anchors.shape[0]]
+        quality = centerness_of(matched_anchors, boxes)
+        num_positives = _mean_over_ranks(logits.new_tensor(float(len(index)))).clamp(min=1.0)
+        quality_sum = _mean_over_ranks(quality.sum())
+        predicted = decode_boxes(output.box_deltas.float().flatten(0, 1)[index], matched_anchors)
+        # The published target passes through the codec as well.
+        expected = decode_boxes(encode_boxes(boxes, matched_anchors), matched_anchors)
+        giou_loss = (quality * (1 - generalised_iou(predicted, expected))).sum()
+        centerness = output.centerness.float().flatten()[index]
+        centerness_loss = F.binary_cross_entropy_with_logits(centerness, quality, reduction="sum")
+        token_loss = focal_loss(logits, token_targets, token_mask, config.focal_alpha, config.focal_gamma)
+        return {
+            "loss_token": config.token_loss_weight * token_loss / num_positives,
+            "loss_box": config.box_loss_weight * giou_loss / quality_sum.clamp(min=1e-6),
+            "loss_centerness": config.centerness_loss_weight * centerness_loss / num_positives,
+        }
+
+
+def focal_loss(logits: Tensor, targets: Tensor, token_mask: Tensor, alpha: float, gamma: float) -> Tensor:
+    """Sum the focal loss of all anchor-token pairs.
+
+    Args:
+        logits: (B, A, T).
+        targets: (B, A, T) of 0 and 1.
+        token_mask: (B, T) bool; tokens that are False take no part. Special tokens and unmentioned words stay in,
+            as negatives.
+        alpha: weight of positives; negatives weigh 1 - alpha.
+        gamma: exponent that fades out what is already right.
+
+    Source: Focal Loss (Lin et al., ICCV 2017).
+    """
+    probability = logits.sigmoid()
+    entropy = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+    miss = torch.where(targets > 0, 1 - probability, probability)
+    weight = torch.where(targets > 0, alpha, 1 - alpha)
+    return (weight * entropy * miss**gamma * token_mask.unsqueeze(1)).sum()
+
+
+def centerness_of(anchors: Tensor, boxes_xyxy: Tensor) -> Tensor:
+    """Return (N,) in [0, 1]: how central each anchor's centre lies in its box; 1 in the middle.
+
+    Source: FCOS (Tian et al., ICCV 2019).
+    """
+    center = (anchors[:, :2] + anchors[:, 2:]) / 2
+    before, after = center - boxes_xyxy[:, :2], boxes_xyxy[:, 2:] - center
+    ratio = torch.minimum(before, after) / torch.maximum(before, after)
+    return ratio.clamp(min=0).prod(-1).sqrt()
+
+
+def _mean_over_ranks(value: Tensor) -> Tensor:
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        return value.detach()
+    value = value.detach().clone()
+    dist.all_reduce(value)
+    return value / dist.get_world_size()

@@ -1,0 +1,84 @@
+"""Raw predictions to detections, in the published order: threshold, centerness, top-k, NMS per phrase, top-k."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torchvision.ops import batched_nms
+
+from glip_model.alignment import phrase_scores
+from glip_model.anchors import anchor_grid
+from glip_model.boxes import clip_boxes, decode_boxes
+from glip_model.config import GLIPConfig
+from glip_model.structures import Detections, GLIPOutput, GroundingBatch
+
+
+def read_off(
+    output: GLIPOutput,
+    batch: GroundingBatch,
+    positive_maps: Sequence[Tensor],
+    original_sizes: Sequence[tuple[int, int]],
+    config: GLIPConfig,
+) -> list[Detections]:
+    """Turn a batch's raw predictions into detections.
+
+    Args:
+        output: predictions for ``batch``.
+        batch: gives the unpadded sizes.
+        positive_maps: per picture (P, T') bool, T' at most T.
+        original_sizes: (height, width) that the boxes are scaled to.
+        config: thresholds and limits.
+
+    Returns:
+        Per picture the best ``max_detections`` over all phrases, best first; ties at the last score stay, so there
+        may be more. Pictures of a batch are read off independently of one another.
+    """
+    anchors = anchor_grid(output.level_sizes, config.strides, config.anchor_scale, output.box_deltas.device)
+    tokens = output.token_logits.shape[2]
+    results = []
+    for i, (positive_map, original) in enumerate(zip(positive_maps, original_sizes, strict=True)):
+        padded = torch.nn.functional.pad(positive_map, (0, tokens - positive_map.shape[1])).to(anchors.device)
+        scores = phrase_scores(output.token_logits[i : i + 1], padded[None])[0]  # (A, P)
+        boxes, scores, phrases = _candidates(
+            scores, output.centerness[i].float(), output.box_deltas[i].float(), anchors, output.level_sizes, config
+        )
+        boxes = clip_boxes(boxes, batch.image_sizes[i])
+        kept = _suppress(boxes, scores, phrases, config)
+        height, width = batch.image_sizes[i]
+        scale = boxes.new_tensor([original[1] / width, original[0] / height] * 2)
+        results.append(Detections((boxes[kept] * scale).cpu(), scores[kept].cpu(), phrases[kept].cpu()))
+    return results
+
+
+def _candidates(
+    scores: Tensor,
+    centerness: Tensor,
+    deltas: Tensor,
+    anchors: Tensor,
+    level_sizes: tuple[tuple[int, int], ...],
+    config: GLIPConfig,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Pick each level's best (anchor, phrase) pairs; return boxes (M, 4), scores (M,) and phrases (M,)."""
+    passing = scores > config.score_threshold  # before centerness, as published
+    ranked = torch.where(passing, scores * centerness.sigmoid()[:, None], -1.0)
+    picked, start, num_phrases = [], 0, scores.shape[1]
+    for height, width in level_sizes:
+        level = ranked[start : start + height * width].flatten()
+        count = min(int((level >= 0).sum()), config.pre_nms_topk)
+        picked.append(level.topk(count).indices + start * num_phrases)
+        start += height * width
+    index = torch.cat(picked)
+    anchor, phrase = index // max(num_phrases, 1), index % max(num_phrases, 1)
+    return decode_boxes(deltas[anchor], anchors[anchor]), ranked[anchor, phrase].sqrt(), phrase
+
+
+def _suppress(boxes: Tensor, scores: Tensor, phrases: Tensor, config: GLIPConfig) -> Tensor:
+    """Return the indices that stay, best first."""
+    # Inclusive corners: with one pixel added at the far side, plain IoU is the published "+1" IoU.
+    inclusive = boxes + boxes.new_tensor([0.0, 0.0, 1.0, 1.0])
+    kept = batched_nms(inclusive, scores, phrases, config.nms_threshold)
+    if len(kept) > config.max_detections:
+        kept = kept[scores[kept] >= scores[kept[config.max_detections - 1]]]
+    return kept

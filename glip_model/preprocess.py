@@ -1,0 +1,91 @@
+"""Pictures to tensors: the published resize rule, normalisation, and padding to a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from glip_model.alignment import TokenizedPrompt
+from glip_model.config import BackboneConfig
+from glip_model.structures import GroundingBatch, GroundingTarget
+
+
+def resize_size(height: int, width: int, short_side: int, long_side: int) -> tuple[int, int]:
+    """Return the (height, width) that a picture is resized to.
+
+    The short side becomes ``short_side`` unless the long side would exceed ``long_side``; the long side is truncated,
+    as published.
+    """
+    short, long = min(height, width), max(height, width)
+    if short_side * long / short > long_side:
+        short_side = round(long_side * short / long)
+    if short == short_side:
+        return height, width
+    other = int(short_side * long / short)
+    return (short_side, other) if height < width else (other, short_side)
+
+
+def image_to_tensor(image: Image.Image, config: BackboneConfig) -> Tensor:
+    """Return an RGB picture as (3, h, w) float32, in the channel order and normalisation of the backbone."""
+    # np.array copies, so that the tensor never shares the picture's read-only buffer.
+    pixels = torch.from_numpy(np.array(image, dtype=np.uint8)).permute(2, 0, 1).float()
+    if config.bgr:
+        pixels = pixels.flip(0)
+    mean, std = (torch.tensor(values)[:, None, None] for values in (config.pixel_mean, config.pixel_std))
+    return (pixels - mean) / std
+
+
+def collate(
+    images: Sequence[Tensor],
+    prompts: Sequence[TokenizedPrompt],
+    *,
+    size_divisor: int,
+    targets: Sequence[GroundingTarget] | None = None,
+    text_states: Sequence[Tensor] | None = None,
+) -> GroundingBatch:
+    """Pad pictures and prompts to common sizes.
+
+    Args:
+        images: (3, h, w) each, normalised.
+        prompts: one per picture.
+        size_divisor: padded height and width are multiples of it.
+        targets: their token dimension is padded as well.
+        text_states: (T, D) each, when a frozen encoder has computed them.
+    """
+    sizes = tuple((int(image.shape[1]), int(image.shape[2])) for image in images)
+    height, width = (-(-max(side) // size_divisor) * size_divisor for side in zip(*sizes, strict=True))
+    pixel_values = torch.zeros(len(images), 3, height, width)
+    tokens = max(len(prompt.input_ids) for prompt in prompts)
+    input_ids = torch.zeros(len(prompts), tokens, dtype=torch.int64)
+    mask = torch.zeros(len(prompts), tokens, dtype=torch.bool)
+    for i, (image, prompt) in enumerate(zip(images, prompts, strict=True)):
+        pixel_values[i, :, : image.shape[1], : image.shape[2]] = image
+        input_ids[i, : len(prompt.input_ids)] = prompt.input_ids
+        mask[i, : len(prompt.input_ids)] = True
+    states = None
+    if text_states is not None:
+        states = text_states[0].new_zeros(len(prompts), tokens, text_states[0].shape[-1])
+        for i, state in enumerate(text_states):
+            states[i, : len(state)] = state
+    return GroundingBatch(
+        pixel_values=pixel_values,
+        image_sizes=sizes,
+        input_ids=input_ids,
+        attention_mask=mask,
+        text_states=states,
+        targets=None if targets is None else tuple(_pad_target(target, tokens) for target in targets),
+    )
+
+
+def _pad_target(target: GroundingTarget, tokens: int) -> GroundingTarget:
+    missing = tokens - target.positive_map.shape[1]
+    token_mask = target.token_mask
+    return GroundingTarget(
+        boxes_xyxy=target.boxes_xyxy,
+        positive_map=torch.nn.functional.pad(target.positive_map, (0, missing)),
+        token_mask=None if token_mask is None else torch.nn.functional.pad(token_mask, (0, missing)),
+    )

@@ -1,0 +1,123 @@
+"""Prompts: category names or captions as one text, with the character spans of what they ask for."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from glip_model.structures import CharSpans
+from glip_model.text_encoder import SEPARATOR
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """Segments joined by ". ", and per phrase the half-open character pieces in the joined text."""
+
+    segments: tuple[str, ...]
+    char_spans: tuple[CharSpans, ...]
+
+    @property
+    def text(self) -> str:
+        """The whole prompt as the model reads it."""
+        return SEPARATOR.join(self.segments)
+
+    @property
+    def phrases(self) -> tuple[str, ...]:
+        """The text of each phrase, pieces joined by a blank."""
+        text = self.text
+        return tuple(" ".join(text[start:end] for start, end in spans) for spans in self.char_spans)
+
+
+def clean_name(name: str) -> str:
+    """Make a category name readable as published: ``(…)`` removed, underscores to blanks, one double blank collapsed.
+
+    Blanks at the ends are stripped as well, a deliberate fix: the published prompt keeps them.
+    """
+    name = re.sub(r"\(.*\)", "", name).replace("_", " ")
+    return name.replace("  ", " ").strip()
+
+
+def category_prompt(names: Sequence[str]) -> Prompt:
+    """Return a detection prompt, one phrase a name, without a final period.
+
+    Raises:
+        ValueError: there are no names, or one is empty after cleaning.
+    """
+    if not names:
+        raise ValueError("a prompt needs at least one category name, got none")
+    cleaned = tuple(clean_name(name) for name in names)
+    for name, clean in zip(names, cleaned, strict=True):
+        if not clean:
+            raise ValueError(f"category name {name!r} is empty after cleaning; give it a readable name")
+    spans, start = [], 0
+    for name in cleaned:
+        spans.append([(start, start + len(name))])
+        start += len(name) + len(SEPARATOR)
+    return Prompt(cleaned, tuple(spans))
+
+
+def caption_prompt(caption: str, char_spans: Sequence[CharSpans]) -> Prompt:
+    """Return a caption exactly as it is, with the spans of its phrases.
+
+    Raises:
+        ValueError: the caption is blank, or a span is empty or leaves it.
+    """
+    if not caption.strip():
+        raise ValueError("the caption is empty")
+    for spans in char_spans:
+        for start, end in spans:
+            if not 0 <= start < end <= len(caption):
+                raise ValueError(f"span ({start}, {end}) is not inside the caption of {len(caption)} characters")
+    return Prompt((caption,), tuple(list(spans) for spans in char_spans))
+
+
+def pack_prompts(prompts: Sequence[Prompt]) -> Prompt:
+    """Join prompts into one, spans moved along; a final period gives way to the separator.
+
+    Source: caption packing of GLIP's image-text data.
+    """
+    segments: list[str] = []
+    spans: list[CharSpans] = []
+    start = 0
+    for prompt in prompts:
+        trimmed = [*prompt.segments[:-1], prompt.segments[-1].rstrip(". ") or prompt.segments[-1]]
+        length = len(SEPARATOR.join(trimmed))
+        spans += [[(start + begin, start + min(end, length)) for begin, end in pieces] for pieces in prompt.char_spans]
+        segments += trimmed
+        start += length + len(SEPARATOR)
+    return Prompt(tuple(segments), tuple(spans))
+
+
+def chunk_categories(
+    names: Sequence[str], tokenizer: Any, max_tokens: int, max_categories: int | None = None
+) -> list[list[int]]:
+    """Divide category names into as few prompts as fit, in order.
+
+    Args:
+        names: cleaned or raw names.
+        tokenizer: a fast tokenizer.
+        max_tokens: limit of one prompt, special tokens included.
+        max_categories: limit of names in one prompt; 40 for LVIS as published, None for no limit.
+
+    Returns:
+        Indices into ``names`` per prompt.
+
+    Raises:
+        ValueError: one name alone is longer than a prompt may be.
+    """
+    chunks: list[list[int]] = [[]]
+    used = 2  # [CLS] and [SEP]
+    for i, name in enumerate(names):
+        cost = len(tokenizer(clean_name(name), add_special_tokens=False)["input_ids"]) + 1  # and its period
+        if cost + 1 > max_tokens:
+            raise ValueError(f"category name {name[:60]!r} has {cost - 1} tokens; a prompt holds {max_tokens - 2}")
+        full = max_categories is not None and len(chunks[-1]) >= max_categories
+        # The last name of a prompt has no period.
+        if chunks[-1] and (full or used + cost - 1 > max_tokens):
+            chunks.append([])
+            used = 2
+        chunks[-1].append(i)
+        used += cost
+    return [chunk for chunk in chunks if chunk]
