@@ -43,6 +43,8 @@ class EmbeddedConfig:
     """Pictures of the dev split: choose settings on it."""
     test: int
     """Pictures of the test split: final numbers alone."""
+    novel_share: float
+    """Share of objects in web, dev and test pictures that show a novel concept, 0 to 1."""
     omitted_mention_share: float
     """Share of objects in web pictures that the caption leaves out, 0 to 1."""
     absent_mention_share: float
@@ -52,7 +54,7 @@ class EmbeddedConfig:
         """Check ranges."""
         _check_range(self, 1, None, "base_concepts", "novel_concepts", "min_objects", "dev", "test")
         _check_range(self, 0, None, "human_detection", "human_grounding", "web")
-        _check_range(self, 0, 1, "omitted_mention_share", "absent_mention_share")
+        _check_range(self, 0, 1, "novel_share", "omitted_mention_share", "absent_mention_share")
         _check_range(self, self.min_objects, None, "max_objects")
         _check_range(self, 32, 2048, "image_size")
 

@@ -22,6 +22,19 @@ import pyarrow as pa
 SCHEMA_VERSION = "1"
 """Version of the schemas below, stored in every file's metadata under ``glip.schema_version``."""
 
+ROW_REJECT_REASONS = (
+    "image_missing",
+    "image_unreadable",
+    "image_too_large",
+    "image_outside_folder",
+    "caption_empty",
+    "caption_too_long",
+    "no_phrases",
+    "no_boxes",
+    "duplicate_key",
+)
+"""Why a row may be refused; every stage counts its rejects by these."""
+
 Box = tuple[float, float, float, float]
 Span = tuple[int, int]
 
@@ -62,6 +75,10 @@ class Phrase:
     char_spans: tuple[Span, ...]
     boxes: tuple[ScoredBox, ...] = ()
     reject_reason: str | None = None
+    is_plural: bool | None = None
+    """Whether the head noun stands in the plural; None when nobody said."""
+    split: str | None = None
+    """``base`` or ``novel`` in evaluation data that knows it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,6 +153,8 @@ _PHRASES = pa.list_(
             pa.field("char_spans", _SPANS),
             pa.field("boxes", pa.list_(pa.struct([*_XYXY, pa.field("score", pa.float32())]))),
             pa.field("reject_reason", pa.string()),
+            pa.field("is_plural", pa.bool_()),
+            pa.field("split", pa.string()),
         ]
     )
 )

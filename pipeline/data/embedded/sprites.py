@@ -1,0 +1,86 @@
+"""The sprites of the embedded data set: named emoji art in two styles, read from the file that ships with the code."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from pipeline.errors import ConfigError
+
+SPRITES_FILE = Path(__file__).with_name("sprites.parquet")
+STYLES = ("google", "twitter")
+SPRITES_SCHEMA = pa.schema(
+    [
+        pa.field("name", pa.string()),
+        pa.field("plural", pa.string()),
+        pa.field("group", pa.string()),
+        pa.field("keywords", pa.list_(pa.string())),
+        *(pa.field(style, pa.binary()) for style in STYLES),
+    ]
+)
+_SPLIT_SALT = "glip-embedded-1"
+"""Fixes which concepts are base and which novel, whatever the seed of a run."""
+
+
+@dataclass(frozen=True, eq=False)
+class Concept:
+    """Something that can be drawn and named."""
+
+    name: str
+    plural: str
+    group: str
+    sprites: tuple[Image.Image, ...]
+    """RGBA, 64 pixels high and wide, cropped to what is visible; one per style."""
+
+
+@lru_cache(maxsize=1)
+def load_concepts() -> dict[str, Concept]:
+    """Return all concepts by name, in alphabetical order."""
+    rows = pq.read_table(SPRITES_FILE).to_pylist()
+    return {
+        row["name"]: Concept(
+            row["name"], row["plural"], row["group"], tuple(_decode_sprite(row[style]) for style in STYLES)
+        )
+        for row in rows
+    }
+
+
+def split_concepts(num_base: int, num_novel: int) -> tuple[list[str], list[str]]:
+    """Choose base and novel concepts, the same for every seed and spread evenly over the groups.
+
+    Raises:
+        ConfigError: there are not as many concepts.
+    """
+    concepts = load_concepts()
+    if num_base + num_novel > len(concepts):
+        raise ConfigError(
+            f"prepare.embedded asks for {num_base} base and {num_novel} novel concepts; there are {len(concepts)}"
+        )
+
+    def rank(name: str) -> str:
+        return hashlib.sha256(f"{_SPLIT_SALT}/{name}".encode()).hexdigest()
+
+    by_group: dict[str, list[str]] = {}
+    for name in sorted(concepts, key=rank):
+        by_group.setdefault(concepts[name].group, []).append(name)
+    # Each concept's place within its group, as a share, spreads any prefix of the list over the groups.
+    order = sorted(
+        ((i + 0.5) / len(names), group, name) for group, names in by_group.items() for i, name in enumerate(names)
+    )
+    chosen = [name for _, _, name in order[: num_base + num_novel]]
+    every = (num_base + num_novel) / num_novel
+    novel = {chosen[int(i * every)] for i in range(num_novel)}
+    return sorted(name for name in chosen if name not in novel), sorted(novel)
+
+
+def _decode_sprite(data: bytes) -> Image.Image:
+    image = Image.open(io.BytesIO(data)).convert("RGBA")
+    visible = image.getchannel("A").point(lambda alpha: 255 if alpha > 24 else 0).getbbox()
+    return image.crop(visible) if visible else image

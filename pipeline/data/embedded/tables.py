@@ -1,0 +1,211 @@
+"""The embedded data set as tables of records: human data, web pairs, dev and test.
+
+Human data shows and names base concepts only. Web pairs show base and novel concepts and carry a noisy caption alone.
+Dev and test ask three things of the same pictures: category boxes, phrases of a caption, one object by an expression.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from typing import Literal
+
+import numpy as np
+
+from pipeline.config import EmbeddedConfig
+from pipeline.data.embedded.captions import (
+    CaptionWriter,
+    Mention,
+    add_junk,
+    group_mentions,
+    write_caption,
+    write_expression,
+)
+from pipeline.data.embedded.scenes import Scene, compose_scene
+from pipeline.data.embedded.sprites import Concept, load_concepts, split_concepts
+from pipeline.data.records import (
+    CaptionRecord,
+    Category,
+    DetectedObject,
+    DetectionRecord,
+    GroundingRecord,
+    ImageRef,
+    Phrase,
+    Record,
+    ScoredBox,
+)
+from pipeline.data.shards import categories_to_metadata
+from pipeline.data.tables import RecordTable, Reject
+
+SOURCE = "embedded"
+Role = Literal["human", "web", "dev", "test"]
+# Every kind of picture draws from a stream of its own, so that no picture serves two roles.
+_STREAMS = {"human_detection": 1, "human_grounding": 2, "web": 3, "dev": 4, "test": 5}
+
+
+@dataclass(frozen=True)
+class _Pool:
+    """Concepts that may be drawn, with their weights; base names and category ids with them."""
+
+    concepts: tuple[Concept, ...]
+    weights: tuple[float, ...]
+    base: frozenset[str]
+    ids: dict[str, int]
+
+
+def tables_for(role: Role, config: EmbeddedConfig, seed: int) -> list[RecordTable]:
+    """Return the tables of one role."""
+    vocabulary = categories_to_metadata(categories(config, with_novel=role != "human"))
+    if role == "human":
+        detection = partial(_rows, _detection, "human_detection", config, seed)
+        grounding = partial(_rows, _grounding, "human_grounding", config, seed)
+        return [
+            RecordTable("detection", DetectionRecord, config.human_detection, vocabulary, detection),
+            RecordTable("grounding", GroundingRecord, config.human_grounding, {}, grounding),
+        ]
+    if role == "web":
+        return [RecordTable("", CaptionRecord, config.web, {}, partial(_rows, _web, "web", config, seed))]
+    count = config.dev if role == "dev" else config.test
+    return [
+        RecordTable("detection", DetectionRecord, count, vocabulary, partial(_rows, _detection, role, config, seed)),
+        RecordTable("grounding", GroundingRecord, count, {}, partial(_rows, _grounding, role, config, seed)),
+        RecordTable("referring", GroundingRecord, count, {}, partial(_rows, _referring, role, config, seed)),
+    ]
+
+
+def categories(config: EmbeddedConfig, with_novel: bool) -> list[Category]:
+    """Return the vocabulary; ids count base and novel concepts together, from 1, in alphabetical order."""
+    base, novel = split_concepts(config.base_concepts, config.novel_concepts)
+    splits = {**dict.fromkeys(base, "base"), **dict.fromkeys(novel, "novel")}
+    return [
+        Category(id=i, name=name, split=splits[name])
+        for i, name in enumerate(sorted(splits), start=1)
+        if with_novel or splits[name] == "base"
+    ]
+
+
+def web_truth(config: EmbeddedConfig, seed: int, number: int) -> GroundingRecord:
+    """Regenerate what web pair ``number`` really shows: its caption with the true boxes of every mention.
+
+    A mention of something absent has no boxes. Training never sees this; it serves to judge pseudo-labels.
+    """
+    rng = _generator("web", seed, number)
+    pool = _pool(config, with_novel=True)
+    scene = _scene(rng, pool, config)
+    writer = _web_caption(rng, pool, scene, config)
+    return _grounding_record(scene, writer.text, writer.phrases(pool.base))
+
+
+def _rows(
+    make: Callable[[np.random.Generator, _Pool, EmbeddedConfig], Record | None],
+    stream: str,
+    config: EmbeddedConfig,
+    seed: int,
+    start: int,
+    stop: int,
+) -> Iterator[Record | Reject]:
+    pool = _pool(config, with_novel=not stream.startswith("human"))
+    for number in range(start, stop):
+        record = make(_generator(stream, seed, number), pool, config)
+        # A scene without an object that a simple expression singles out has no referring record.
+        if record is not None:
+            yield record
+
+
+def _generator(stream: str, seed: int, number: int) -> np.random.Generator:
+    return np.random.default_rng([seed, _STREAMS[stream], number])
+
+
+@lru_cache(maxsize=4)
+def _pool(config: EmbeddedConfig, with_novel: bool) -> _Pool:
+    base, novel = split_concepts(config.base_concepts, config.novel_concepts)
+    ids = {category.name: category.id for category in categories(config, with_novel=True)}
+    concepts = load_concepts()
+    share = config.novel_share if with_novel else 0.0
+    names = base + (novel if with_novel else [])
+    weights = [(1 - share) / len(base)] * len(base) + ([share / len(novel)] * len(novel) if with_novel else [])
+    return _Pool(tuple(concepts[name] for name in names), tuple(weights), frozenset(base), ids)
+
+
+def _scene(rng: np.random.Generator, pool: _Pool, config: EmbeddedConfig) -> Scene:
+    return compose_scene(
+        rng, pool.concepts, pool.weights, config.image_size, (config.min_objects, config.max_objects)
+    )
+
+
+def _detection(rng: np.random.Generator, pool: _Pool, config: EmbeddedConfig) -> DetectionRecord:
+    scene = _scene(rng, pool, config)
+    data = scene.encode()
+    objects = tuple(
+        DetectedObject(category_id=pool.ids[placed.concept.name], xyxy=placed.box) for placed in scene.objects
+    )
+    size = config.image_size
+    image = ImageRef(bytes=data)
+    return DetectionRecord(key=_key(data), image=image, height=size, width=size, source=SOURCE, objects=objects)
+
+
+def _grounding(rng: np.random.Generator, pool: _Pool, config: EmbeddedConfig) -> GroundingRecord:
+    scene = _scene(rng, pool, config)
+    writer = write_caption(rng, group_mentions(scene.objects), config.image_size)
+    return _grounding_record(scene, writer.text, writer.phrases(pool.base))
+
+
+def _referring(rng: np.random.Generator, pool: _Pool, config: EmbeddedConfig) -> GroundingRecord | None:
+    scene = _scene(rng, pool, config)
+    found = write_expression(rng, scene.objects, config.image_size)
+    if found is None:
+        return None
+    text, target = found
+    split = "base" if target.concept.name in pool.base else "novel"
+    boxes = (ScoredBox(xyxy=target.box),)
+    phrase = Phrase(text=text, char_spans=((0, len(text)),), boxes=boxes, split=split, is_plural=False)
+    return _grounding_record(scene, text, (phrase,))
+
+
+def _web(rng: np.random.Generator, pool: _Pool, config: EmbeddedConfig) -> CaptionRecord:
+    scene = _scene(rng, pool, config)
+    writer = _web_caption(rng, pool, scene, config)
+    truth = _grounding_record(scene, writer.text, ())
+    return CaptionRecord(
+        key=truth.key,
+        image=truth.image,
+        height=truth.height,
+        width=truth.width,
+        caption=truth.caption,
+        source=truth.source,
+    )
+
+
+def _web_caption(
+    rng: np.random.Generator, pool: _Pool, scene: Scene, config: EmbeddedConfig
+) -> CaptionWriter:
+    """Write a caption as the web has them: objects left out, absent ones mentioned, junk around it."""
+    mentions = group_mentions(scene.objects)
+    kept = [mention for mention in mentions if rng.random() >= config.omitted_mention_share] or mentions[:1]
+    if rng.random() < config.absent_mention_share:
+        shown = {placed.concept.name for placed in scene.objects}
+        absent = pool.concepts[int(rng.integers(len(pool.concepts)))]
+        if absent.name not in shown:
+            kept.append(Mention(absent, ()))
+    writer = write_caption(rng, kept, config.image_size)
+    add_junk(rng, writer)
+    return writer
+
+
+def _grounding_record(scene: Scene, caption: str, phrases: tuple[Phrase, ...]) -> GroundingRecord:
+    data = scene.encode()
+    return GroundingRecord(
+        key=_key(data, caption),
+        image=ImageRef(bytes=data),
+        height=scene.image.height,
+        width=scene.image.width,
+        caption=caption,
+        source=SOURCE,
+        phrases=phrases,
+    )
+
+
+def _key(data: bytes, caption: str = "") -> str:
+    return hashlib.sha256(data + b"\0" + caption.encode()).hexdigest()[:20]

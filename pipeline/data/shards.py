@@ -1,0 +1,190 @@
+"""Parquet shards of records: written whole or not at all, read with errors that say what to do."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.data.records import (
+    SCHEMA_VERSION,
+    SCHEMAS,
+    CaptionRecord,
+    Category,
+    DetectedObject,
+    DetectionRecord,
+    GroundingRecord,
+    ImageRef,
+    Phrase,
+    PhrasesRecord,
+    Record,
+    ScoredBox,
+)
+from pipeline.errors import MissingInputError, ShardError
+
+R = TypeVar("R", CaptionRecord, PhrasesRecord, GroundingRecord, DetectionRecord)
+
+KIND = {CaptionRecord: "caption", PhrasesRecord: "phrases", GroundingRecord: "grounding", DetectionRecord: "detection"}
+VERSION_KEY, KIND_KEY = "glip.schema_version", "glip.kind"
+CATEGORIES_KEY, PROVENANCE_KEY = "glip.categories", "glip.provenance"
+ROW_GROUP_ROWS = 256
+"""Rows that a reader unpacks at once; with 1-MB pictures a quarter of a gigabyte."""
+
+
+def shard_name(number: int) -> str:
+    """Return the file name of a shard."""
+    return f"part-{number:05d}.parquet"
+
+
+def list_shards(folder: str | Path) -> list[Path]:
+    """Return the shards of a folder in order; raise MissingInputError when there are none."""
+    folder = Path(folder)
+    found = sorted(folder.glob("part-*.parquet")) if folder.is_dir() else []
+    if not found:
+        raise MissingInputError(f"{folder}: no Parquet shards (part-*.parquet); run: dvc repro")
+    return found
+
+
+def write_shard(
+    path: Path, records: Sequence[Record], record_type: type, metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write records to one file, aside first and then renamed, so that readers never see a part of it.
+
+    Args:
+        path: file to write; its folder is created.
+        records: may be empty.
+        record_type: decides the schema.
+        metadata: further key-value pairs of the file; schema version and kind are added here.
+    """
+    schema = SCHEMAS[record_type].with_metadata(
+        {VERSION_KEY: SCHEMA_VERSION, KIND_KEY: KIND[record_type], **(metadata or {})}
+    )
+    table = pa.Table.from_pylist([_to_row(record) for record in records], schema=schema)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        pq.write_table(table, aside, compression="zstd", row_group_size=ROW_GROUP_ROWS)
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
+    """Read a shard, or some of its columns.
+
+    Raises:
+        ShardError: the file is missing, broken, or lacks a column.
+    """
+    try:
+        file = pq.ParquetFile(path)
+        found = file.schema_arrow.names
+        for column in columns or ():
+            if column not in found:
+                raise ShardError(f"{path}: no column {column!r} (found: {', '.join(found)}); write the shard anew")
+        return file.read(columns=None if columns is None else list(columns))
+    except FileNotFoundError as error:
+        raise ShardError(f"{path}: no such shard; run: dvc repro") from error
+    except (pa.ArrowInvalid, pa.ArrowIOError, OSError) as error:
+        raise ShardError(f"{path}: not a readable Parquet file ({error}); delete it and run: dvc repro") from error
+
+
+def read_shard(path: Path, record_type: type[R]) -> list[R]:
+    """Read all records of a shard.
+
+    Raises:
+        ShardError: the file is missing or broken, or holds another kind or version of records.
+    """
+    metadata = read_metadata(path)
+    for key, expected in ((KIND_KEY, KIND[record_type]), (VERSION_KEY, SCHEMA_VERSION)):
+        if metadata.get(key) != expected:
+            raise ShardError(f"{path}: {key} is {metadata.get(key)!r}, expected {expected!r}; write the shard anew")
+    table = read_table(path, SCHEMAS[record_type].names)
+    return [from_row(record_type, row) for row in table.to_pylist()]
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """Return the key-value metadata of a shard; ShardError when it is missing or broken."""
+    try:
+        raw = pq.read_schema(path).metadata or {}
+    except FileNotFoundError as error:
+        raise ShardError(f"{path}: no such shard; run: dvc repro") from error
+    except (pa.ArrowInvalid, pa.ArrowIOError, OSError) as error:
+        raise ShardError(f"{path}: not a readable Parquet file ({error}); delete it and run: dvc repro") from error
+    return {key.decode(): value.decode() for key, value in raw.items()}
+
+
+def categories_to_metadata(categories: Iterable[Category]) -> dict[str, str]:
+    """Return the metadata that carries a detection vocabulary."""
+    return {CATEGORIES_KEY: json.dumps([dataclasses.asdict(category) for category in categories], ensure_ascii=False)}
+
+
+def read_categories(path: Path) -> list[Category]:
+    """Return the vocabulary of a detection shard; ShardError when it carries none."""
+    raw = read_metadata(path).get(CATEGORIES_KEY)
+    if raw is None:
+        raise ShardError(f"{path}: no vocabulary ({CATEGORIES_KEY}) in its metadata; is it a detection shard?")
+    return [Category(**entry) for entry in json.loads(raw)]
+
+
+def from_row(record_type: type[R], row: Mapping[str, Any]) -> R:
+    """Rebuild a record from one row as ``pyarrow.Table.to_pylist`` gives it."""
+    values = dict(row)
+    if "image" in values:
+        values["image"] = ImageRef(**values["image"])
+    if "phrases" in values:
+        values["phrases"] = tuple(_phrase_from_row(phrase) for phrase in values["phrases"] or ())
+    if "objects" in values:
+        values["objects"] = tuple(
+            DetectedObject(category_id=item["category_id"], xyxy=_xyxy(item), is_crowd=bool(item["is_crowd"]))
+            for item in values["objects"] or ()
+        )
+    return record_type(**values)
+
+
+def _phrase_from_row(row: Mapping[str, Any]) -> Phrase:
+    return Phrase(
+        text=row["text"],
+        char_spans=tuple((span["start"], span["end"]) for span in row["char_spans"] or ()),
+        boxes=tuple(ScoredBox(xyxy=_xyxy(box), score=box["score"]) for box in row["boxes"] or ()),
+        reject_reason=row["reject_reason"],
+        is_plural=row["is_plural"],
+        split=row["split"],
+    )
+
+
+def _xyxy(row: Mapping[str, Any]) -> tuple[float, float, float, float]:
+    return row["x1"], row["y1"], row["x2"], row["y2"]
+
+
+def _to_row(record: Record) -> dict[str, Any]:
+    row = {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}
+    if "image" in row:
+        row["image"] = {"bytes": row["image"].bytes, "path": row["image"].path}
+    if "phrases" in row:
+        row["phrases"] = [_phrase_to_row(phrase) for phrase in row["phrases"]]
+    if "objects" in row:
+        row["objects"] = [
+            {"category_id": item.category_id, **_sides(item.xyxy), "is_crowd": item.is_crowd} for item in row["objects"]
+        ]
+    return row
+
+
+def _phrase_to_row(phrase: Phrase) -> dict[str, Any]:
+    return {
+        "text": phrase.text,
+        "char_spans": [{"start": start, "end": end} for start, end in phrase.char_spans],
+        "boxes": [{**_sides(box.xyxy), "score": box.score} for box in phrase.boxes],
+        "reject_reason": phrase.reject_reason,
+        "is_plural": phrase.is_plural,
+        "split": phrase.split,
+    }
+
+
+def _sides(xyxy: tuple[float, float, float, float]) -> dict[str, float]:
+    return dict(zip(("x1", "y1", "x2", "y2"), xyxy, strict=True))

@@ -1,0 +1,43 @@
+"""Turn raw data sets into records: human data, web pairs, dev and test.
+
+Run: python -m stages.prepare --out data/records --metrics metrics/prepare.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import time
+from pathlib import Path
+
+from pipeline.cli import run_stage, write_json
+from pipeline.config import load_config
+from pipeline.data.job import prepare
+from pipeline.ray_session import ray_session
+
+logger = logging.getLogger(__name__)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of this stage."""
+    parser.add_argument("--out", type=Path, required=True, help="folder for human/, web/, dev/ and test/")
+    parser.add_argument("--metrics", type=Path, help="JSON file for counts and reject reasons")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Prepare all sources that params.yaml names."""
+    config = load_config(args.params)
+    start = time.monotonic()
+    with ray_session():
+        metrics = prepare(config.prepare, config.seed, args.out)
+    if args.metrics:
+        write_json(args.metrics, metrics)
+    rows = sum(folder["rows"] for folder in metrics.values())
+    rejects = sum(sum(folder["rejects"].values()) for folder in metrics.values())
+    boxes = sum(folder["boxes"] for folder in metrics.values())
+    seconds = time.monotonic() - start
+    logger.info("prepare: %d rows, %d boxes, %d rejected, %.0f s → %s", rows, boxes, rejects, seconds, args.out)
+
+
+if __name__ == "__main__":
+    run_stage(__doc__, add_arguments, run)
