@@ -48,6 +48,9 @@ class Backbone(nn.Module):
 
     def forward(self, pixel_values: Tensor) -> list[Tensor]:
         """Map (B, 3, H, W) to maps (B, C, h, w) at strides 8, 16 and 32."""
+        if self.config.kind == "timm":
+            # Convolutions of small pictures run about a quarter faster in this layout on a CPU.
+            pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)
         return list(self.body(pixel_values))
 
     def _frozen_modules(self) -> list[nn.Module]:

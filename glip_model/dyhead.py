@@ -20,7 +20,7 @@ DYRELU_REDUCTION = 4
 
 
 class DeformableConv(nn.Module):
-    """A modulated deformable 3×3 convolution and its GroupNorm."""
+    """A modulated deformable 3×3 convolution and its GroupNorm; a plain convolution where no offsets are given."""
 
     def __init__(self, channels: int, norm_groups: int, stride: int) -> None:
         super().__init__()
@@ -30,8 +30,10 @@ class DeformableConv(nn.Module):
         self.norm = nn.GroupNorm(norm_groups, channels)
         nn.init.uniform_(self.weight, -1 / math.sqrt(channels * TAPS), 1 / math.sqrt(channels * TAPS))
 
-    def forward(self, x: Tensor, offset: Tensor, modulation: Tensor) -> Tensor:
+    def forward(self, x: Tensor, offset: Tensor | None, modulation: Tensor | None) -> Tensor:
         """Convolve (B, C, h, w); offsets (B, 18, h', w') and modulation (B, 9, h', w') fit the output's size."""
+        if offset is None or modulation is None:
+            return self.norm(F.conv2d(x, self.weight, self.bias, stride=self.stride, padding=1))
         # Always float32: sampling positions lose whole pixels in half precision.
         with torch.autocast(x.device.type, enabled=False):
             y = deform_conv2d(
@@ -64,12 +66,12 @@ class DyReLU(nn.Module):
 class DyConv(nn.Module):
     """One layer over all levels: every level mixes itself with its finer and coarser neighbours."""
 
-    def __init__(self, channels: int, norm_groups: int) -> None:
+    def __init__(self, channels: int, norm_groups: int, deformable: bool) -> None:
         super().__init__()
         self.coarser = DeformableConv(channels, norm_groups, stride=1)
         self.same = DeformableConv(channels, norm_groups, stride=1)
         self.finer = DeformableConv(channels, norm_groups, stride=2)
-        self.offset = nn.Conv2d(channels, 3 * TAPS, 3, padding=1)
+        self.offset = nn.Conv2d(channels, 3 * TAPS, 3, padding=1) if deformable else None
         self.scale_attention = nn.Conv2d(channels, 1, 1)
         self.activation = DyReLU(channels)
         nn.init.normal_(self.scale_attention.weight, std=0.01)
@@ -81,16 +83,19 @@ class DyConv(nn.Module):
 
     def _mix(self, levels: list[Tensor], i: int) -> Tensor:
         level = levels[i]
-        raw = self.offset(level)
-        # The same offsets and modulation serve all branches of this level.
-        offset, modulation = raw[:, : 2 * TAPS], raw[:, 2 * TAPS :].sigmoid()
+        offset = modulation = None
+        if self.offset is not None:
+            raw = self.offset(level)
+            # The same offsets and modulation serve all branches of this level.
+            offset, modulation = raw[:, : 2 * TAPS], raw[:, 2 * TAPS :].sigmoid()
         branches = [self.same(level, offset, modulation)]
         if i > 0:
             branches.append(self.finer(levels[i - 1], offset, modulation))
         if i + 1 < len(levels):
             coarse = levels[i + 1]
             size = (coarse.shape[-2], coarse.shape[-1])
-            y = self.coarser(coarse, first_values(offset, size), first_values(modulation, size))
+            fitted = (None if x is None else first_values(x, size) for x in (offset, modulation))
+            y = self.coarser(coarse, *fitted)
             branches.append(F.interpolate(y, size=level.shape[-2:], mode="bilinear", align_corners=True))
         weighted = [self._attention(branch) * branch for branch in branches]
         return torch.stack(weighted).mean(0)

@@ -35,7 +35,7 @@ class TowerLayer(nn.Module):
         fused = config.fusion.enabled
         self.fuse = VLFuse(config.channels, config.text_size, config.fusion) if fused else None
         self.text = TowerTextLayer(config.text_size, config.fusion) if fused else None
-        self.dyconv = DyConv(config.channels, config.norm_groups)
+        self.dyconv = DyConv(config.channels, config.norm_groups, config.deformable)
 
     def forward(self, levels: list[Tensor], text: Tensor, mask: Tensor) -> tuple[list[Tensor], Tensor]:
         """Map levels (B, C, h, w) and text (B, T, D) with its mask (B, T) to the same shapes."""

@@ -1,0 +1,66 @@
+"""Samples to tensors: resizing, flipping, normalising, and boxes moved along."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import torch
+from PIL import Image
+
+from glip_model.alignment import TokenizedPrompt, tokenize_prompt
+from glip_model.config import GLIPConfig
+from glip_model.preprocess import image_to_tensor, resize_size
+from glip_model.structures import GroundingTarget
+from pipeline.config import SamplesConfig
+from pipeline.data.images import load_image
+from pipeline.training.samples import Sample
+
+MAX_TRAINING_PIXELS = 100_000_000
+"""Pictures were checked when the records were made; this only stops what was swapped since."""
+_SIDED = re.compile(r"\b(left|right)\b", re.IGNORECASE)
+
+
+def prepare_sample(
+    sample: Sample,
+    rng: np.random.Generator,
+    short_side: int,
+    config: SamplesConfig,
+    model_config: GLIPConfig,
+    tokenizer: object,
+) -> tuple[torch.Tensor, TokenizedPrompt, GroundingTarget]:
+    """Augment one sample and build its target.
+
+    A caption that says "left" or "right" is not flipped, a deliberate fix: the published code flips the picture and
+    leaves the words.
+
+    Returns:
+        Pixels (3, h, w), the tokenised prompt, and the target in the coordinates of these pixels.
+    """
+    image = load_image(sample.image, MAX_TRAINING_PIXELS)
+    boxes = torch.tensor(sample.boxes, dtype=torch.float32).reshape(-1, 4)
+    height, width = resize_size(image.height, image.width, short_side, config.long_side)
+    boxes = boxes * torch.tensor([width / image.width, height / image.height] * 2)
+    if (width, height) != image.size:
+        image = image.resize((width, height), Image.Resampling.BILINEAR)
+    if rng.random() < config.flip and not _SIDED.search(sample.prompt.text):
+        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        boxes = flip_boxes(boxes, width)
+    tokenized = tokenize_prompt(tokenizer, sample.prompt, model_config.text.max_tokens)
+    return image_to_tensor(image, model_config.backbone), tokenized, build_target(sample, boxes, tokenized)
+
+
+def flip_boxes(boxes_xyxy: torch.Tensor, width: int) -> torch.Tensor:
+    """Mirror (N, 4) boxes in a picture of that width."""
+    x1, y1, x2, y2 = boxes_xyxy.unbind(-1)
+    return torch.stack((width - x2, y1, width - x1, y2), -1)
+
+
+def build_target(sample: Sample, boxes: torch.Tensor, tokenized: TokenizedPrompt) -> GroundingTarget:
+    """Join boxes with the tokens of the phrases that name them."""
+    rows = [tokenized.positive_map[list(phrases)].any(0) for phrases in sample.box_phrases]
+    positive_map = torch.stack(rows) if rows else tokenized.positive_map.new_zeros(0, len(tokenized.input_ids))
+    token_mask = None
+    if sample.ignored_phrases:
+        token_mask = ~tokenized.positive_map[list(sample.ignored_phrases)].any(0)
+    return GroundingTarget(boxes, positive_map, token_mask)

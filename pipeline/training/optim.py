@@ -1,0 +1,92 @@
+"""Parameter groups, learning-rate schedules and the moving average of weights."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import nn
+
+from pipeline.config import OptimConfig
+
+BIAS_LEARNING_RATE_FACTOR = 2.0
+"""Everything with "bias" in its name learns twice as fast and does not decay, as published."""
+DECAY_FACTOR = 0.1
+COSINE_FLOOR = 0.01
+"""Share of the learning rate that the cosine schedule ends with."""
+
+
+def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
+    """Return AdamW over all parameters that train, in groups by learning rate and decay."""
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            rate = _learning_rate(name, config)
+            is_bias = "bias" in name
+            key = (rate * BIAS_LEARNING_RATE_FACTOR, 0.0) if is_bias else (rate, config.weight_decay)
+            groups.setdefault(key, []).append(parameter)
+    return torch.optim.AdamW(
+        [{"params": params, "lr": rate, "weight_decay": decay} for (rate, decay), params in groups.items()],
+        betas=(0.9, 0.999),
+        eps=1e-8,
+    )
+
+
+def make_scheduler(
+    optimizer: torch.optim.Optimizer, config: OptimConfig, total_steps: int
+) -> torch.optim.lr_scheduler.LambdaLR:
+    """Return linear warm-up followed by step or cosine decay; stepped once per optimiser step."""
+
+    def factor(step: int) -> float:
+        warmup = min(1.0, (step + 1) / config.warmup_steps) if config.warmup_steps else 1.0
+        done = step / max(total_steps, 1)
+        if config.schedule == "steps":
+            return warmup * DECAY_FACTOR ** sum(done >= share for share in config.decay_at)
+        return warmup * (COSINE_FLOOR + (1 - COSINE_FLOOR) * (1 + math.cos(math.pi * min(done, 1.0))) / 2)
+
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+
+
+class WeightAverage:
+    """Exponential moving average of all floating-point weights that train.
+
+    The decay warms up as (1 + n) / (10 + n), so that short runs do not remember their random start.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.decay, self.updates = decay, 0
+        self.shadow = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+
+    @torch.no_grad()
+    def update(self, model: nn.Module) -> None:
+        """Take in the weights after an optimiser step."""
+        self.updates += 1
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        for name, parameter in model.named_parameters():
+            if name in self.shadow:
+                self.shadow[name].lerp_(parameter.detach(), 1 - decay)
+
+    @torch.no_grad()
+    def copy_to(self, model: nn.Module) -> None:
+        """Replace the weights of ``model`` by the average."""
+        for name, parameter in model.named_parameters():
+            if name in self.shadow:
+                parameter.copy_(self.shadow[name])
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what ``load_state_dict`` takes."""
+        return {"updates": self.updates, "shadow": self.shadow}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore the average."""
+        self.updates = state["updates"]
+        for name, value in state["shadow"].items():
+            self.shadow[name].copy_(value)
+
+
+def _learning_rate(name: str, config: OptimConfig) -> float:
+    name = name.removeprefix("module.")
+    if name.startswith("text_encoder."):
+        return config.text_learning_rate
+    return config.backbone_learning_rate if name.startswith("backbone.") else config.learning_rate

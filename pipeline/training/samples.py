@@ -1,0 +1,313 @@
+"""Records to training samples: which row comes next, which prompt it is shown with, and which tokens name its boxes.
+
+Every choice is a function of the seed and the sample's number, so that a run can resume at any step and does not depend
+on who loads the data.
+"""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from glip_model.prompts import Prompt, caption_prompt, category_prompt, clean_name, pack_prompts
+from pipeline.config import SamplesConfig
+from pipeline.data.records import DETECTION_SCHEMA, GROUNDING_SCHEMA, Box, DetectionRecord, GroundingRecord, ImageRef, Phrase
+from pipeline.data.shards import from_row, list_shards, read_categories, read_table
+from pipeline.errors import TrainingError
+
+TokenCount = Callable[[str], int]
+"""Tokens of a string, without special ones."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One picture as it will be shown, before augmentation."""
+
+    key: str
+    image: ImageRef
+    prompt: Prompt
+    boxes: tuple[Box, ...]
+    box_phrases: tuple[tuple[int, ...], ...]
+    """Per box the phrases of the prompt that name it."""
+    ignored_phrases: tuple[int, ...] = ()
+    """Phrases of which it is unknown where they are; their tokens take no part in the token loss."""
+
+
+class SampleSource(ABC):
+    """Rows of one kind of data, each of which can be turned into a sample."""
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Count the rows."""
+
+    @abstractmethod
+    def sample(self, row: int, rng: np.random.Generator) -> Sample:
+        """Show a row with a prompt that ``rng`` chooses."""
+
+
+class DetectionSource(SampleSource):
+    """Category boxes, shown with a prompt of the names that are there and of sampled negatives."""
+
+    def __init__(self, folder: Path, config: SamplesConfig, count_tokens: TokenCount) -> None:
+        self._config, self._count_tokens = config, count_tokens
+        self._rows: list[tuple[pa.Table, int, dict[int, str]]] = []
+        for path in list_shards(folder):
+            names = {category.id: category.name for category in read_categories(path)}
+            table = read_table(path, DETECTION_SCHEMA.names)
+            self._rows += [(table, i, names) for i in range(len(table))]
+
+    def __len__(self) -> int:
+        """Count the rows."""
+        return len(self._rows)
+
+    def sample(self, row: int, rng: np.random.Generator) -> Sample:
+        """Show a row with positives and negatives in random order."""
+        table, i, names = self._rows[row]
+        record = from_row(DetectionRecord, table.slice(i, 1).to_pylist()[0])
+        objects = [item for item in record.objects if not item.is_crowd and item.category_id in names]
+        present = list(dict.fromkeys(item.category_id for item in objects))
+        shown = choose_categories(present, names, rng, self._config, self._count_tokens)
+        place = {category: i for i, category in enumerate(shown)}
+        kept = [item for item in objects if item.category_id in place]
+        return Sample(
+            key=record.key,
+            image=record.image,
+            prompt=category_prompt([names[category] for category in shown]),
+            boxes=tuple(item.xyxy for item in kept),
+            box_phrases=tuple((place[item.category_id],) for item in kept),
+        )
+
+
+class GroundingSource(SampleSource):
+    """Captions with boxes for their phrases, from people or from a teacher.
+
+    A row is shown as its caption, alone or packed with captions of other rows, or as the list of its phrases with
+    phrases of other rows as negatives. Without negatives a model learns that every phrase is somewhere.
+    """
+
+    def __init__(self, folder: Path, config: SamplesConfig, count_tokens: TokenCount, ignore_unlocated: bool) -> None:
+        self._config, self._count_tokens, self._ignore_unlocated = config, count_tokens, ignore_unlocated
+        tables = [read_table(path, GROUNDING_SCHEMA.names) for path in list_shards(folder)]
+        # Rejected rows and rows without boxes have nothing to teach.
+        self._table = pa.concat_tables([table.filter(pa.array(_has_boxes(table))) for table in tables])
+        columns = self._table.select(["caption", "phrases"]).to_pylist()
+        self._captions = [row["caption"] for row in columns]
+        self._phrases = [[p["text"] for p in row["phrases"] if p["boxes"]] for row in columns]
+
+    def __len__(self) -> int:
+        """Count the rows."""
+        return len(self._captions)
+
+    def sample(self, row: int, rng: np.random.Generator) -> Sample:
+        """Show a row as ``rng`` chooses."""
+        record = from_row(GroundingRecord, self._table.slice(row, 1).to_pylist()[0])
+        if rng.random() < self._config.phrase_prompts:
+            return self._as_phrases(record, rng)
+        return self._as_caption(record, rng)
+
+    def _as_caption(self, record: GroundingRecord, rng: np.random.Generator) -> Sample:
+        own = caption_prompt(record.caption, [list(phrase.char_spans) for phrase in record.phrases])
+        others = [caption_prompt(caption, []) for caption in self._foreign_captions(record, rng)]
+        place = int(rng.integers(len(others) + 1))
+        prompt = pack_prompts([*others[:place], own, *others[place:]]) if others else own
+        return _located_sample(record, prompt, record.phrases, self._ignore_unlocated)
+
+    def _as_phrases(self, record: GroundingRecord, rng: np.random.Generator) -> Sample:
+        located = [phrase for phrase in record.phrases if phrase.boxes]
+        by_text: dict[str, list[Phrase]] = {}
+        for phrase in located:
+            by_text.setdefault(clean_name(phrase.text).lower(), []).append(phrase)
+        by_text.pop("", None)
+        texts = [*by_text, *self._foreign_phrases(record, rng)]
+        order = [texts[i] for i in rng.permutation(len(texts))]
+        place = {text: i for i, text in enumerate(order)}
+        boxes = [(box.xyxy, (place[text],)) for text, group in by_text.items() for p in group for box in p.boxes]
+        return Sample(
+            key=record.key,
+            image=record.image,
+            prompt=category_prompt(order),
+            boxes=tuple(box for box, _ in boxes),
+            box_phrases=tuple(phrases for _, phrases in boxes),
+        )
+
+    def _foreign_captions(self, record: GroundingRecord, rng: np.random.Generator) -> list[str]:
+        """Draw captions of other rows that fit the token budget; about one in two packs is full, as published."""
+        most = self._config.caption_negatives
+        if most == 0 or rng.random() < self._config.caption_negatives_none:
+            return []
+        wanted = most if rng.random() < 0.5 else int(rng.integers(1, most + 1))
+        budget = self._config.max_prompt_tokens - 2 - self._count_tokens(record.caption)
+        chosen = []
+        for i in rng.integers(len(self._captions), size=wanted):
+            caption = self._captions[int(i)].rstrip(". ")
+            cost = self._count_tokens(caption) + 1
+            if cost <= budget and caption and not _share_heads(self._phrases[int(i)], record.caption):
+                chosen.append(caption)
+                budget -= cost
+        return chosen
+
+    def _foreign_phrases(self, record: GroundingRecord, rng: np.random.Generator) -> list[str]:
+        """Draw phrases of other rows that this caption does not speak of, within the token budget."""
+        most = self._config.max_negatives
+        wanted = most if rng.random() < self._config.full_negatives else int(rng.integers(0, most + 1))
+        own = [clean_name(phrase.text).lower() for phrase in record.phrases]
+        budget = self._config.max_prompt_tokens - 2 - sum(self._count_tokens(text) + 1 for text in own)
+        chosen: dict[str, None] = {}
+        for i in rng.integers(len(self._phrases), size=wanted):
+            options = self._phrases[int(i)]
+            text = clean_name(options[int(rng.integers(len(options)))]).lower()
+            cost = self._count_tokens(text) + 1
+            if text and text not in chosen and cost <= budget and not _share_heads([text], record.caption):
+                chosen[text] = None
+                budget -= cost
+        return list(chosen)
+
+
+def choose_categories(
+    present: Sequence[int],
+    names: Mapping[int, str],
+    rng: np.random.Generator,
+    config: SamplesConfig,
+    count_tokens: TokenCount,
+) -> list[int]:
+    """Choose the categories of a detection prompt, as published for pre-training.
+
+    The categories present come first into the token budget, in random order; with probability ``full_negatives``
+    ``max_negatives`` draws are made from all categories, else a uniform number from 1 on; drawn positives are
+    discarded and negatives kept while they fit; then everything is shuffled.
+
+    Args:
+        present: ids in the picture.
+        names: the vocabulary.
+        rng: source of chance.
+        config: numbers and budget.
+        count_tokens: tokens of a name.
+
+    Returns:
+        Ids in prompt order; at least one. Categories that overflow the budget are left out with their boxes.
+    """
+    budget = config.max_prompt_tokens - 2
+    shown: list[int] = []
+    for i in rng.permutation(len(present)):
+        cost = count_tokens(clean_name(names[present[i]])) + 1
+        if cost <= budget:
+            shown.append(present[i])
+            budget -= cost
+    draws = config.max_negatives if rng.random() < config.full_negatives else int(rng.integers(1, config.max_negatives + 1))
+    ids = list(names)
+    positives = set(present)
+    for i in rng.permutation(len(ids))[: max(draws, 0 if shown else 1)]:
+        cost = count_tokens(clean_name(names[ids[i]])) + 1
+        if ids[i] not in positives and cost <= budget:
+            shown.append(ids[i])
+            budget -= cost
+    if not shown:  # nothing present and every draw a positive that did not fit
+        shown = [ids[int(rng.integers(len(ids)))]]
+    return [shown[i] for i in rng.permutation(len(shown))]
+
+
+def plan_samples(sizes: Mapping[str, int], weights: Mapping[str, float], total: int, seed: int) -> list[tuple[str, int]]:
+    """Decide which row of which source every sample shows.
+
+    Sources alternate evenly in proportion to their weights; each source runs through random permutations of its rows,
+    so that no row comes twice before all came once.
+
+    Returns:
+        ``total`` pairs of source name and row number.
+
+    Raises:
+        TrainingError: a source with weight has no rows.
+    """
+    chosen = [name for name, weight in weights.items() if weight > 0]
+    for name in chosen:
+        if not sizes.get(name):
+            raise TrainingError(f"mixture gives {name!r} weight {weights[name]}, but it has no usable rows")
+    shares = np.array([weights[name] for name in chosen], dtype=np.float64)
+    # Golden-ratio steps visit the unit interval evenly: every stretch of samples has the mixture's proportions.
+    positions = (np.arange(total) * 0.6180339887498949) % 1.0
+    source_of = np.searchsorted(np.cumsum(shares / shares.sum()), positions, side="right").clip(max=len(chosen) - 1)
+    rows = np.zeros(total, dtype=np.int64)
+    for i, name in enumerate(chosen):
+        mine = np.flatnonzero(source_of == i)
+        rng = np.random.default_rng([seed, i])
+        rounds = -(-len(mine) // sizes[name])
+        order = [rng.permutation(sizes[name]) for _ in range(rounds)]
+        rows[mine] = np.concatenate(order)[: len(mine)] if order else mine
+    return [(chosen[int(source)], int(row)) for source, row in zip(source_of, rows, strict=True)]
+
+
+def _located_sample(
+    record: GroundingRecord, prompt: Prompt, phrases: Sequence[Phrase], ignore_unlocated: bool
+) -> Sample:
+    boxes: dict[Box, list[int]] = {}
+    for i, phrase in enumerate(phrases):
+        for box in phrase.boxes:
+            boxes.setdefault(box.xyxy, []).append(i)
+    ignored = tuple(i for i, phrase in enumerate(phrases) if not phrase.boxes) if ignore_unlocated else ()
+    return Sample(
+        key=record.key,
+        image=record.image,
+        prompt=prompt,
+        boxes=tuple(boxes),
+        box_phrases=tuple(tuple(named) for named in boxes.values()),
+        ignored_phrases=ignored,
+    )
+
+
+def _has_boxes(table: pa.Table) -> list[bool]:
+    rows = table.select(["phrases", "reject_reason"]).to_pylist()
+    return [row["reject_reason"] is None and any(phrase["boxes"] for phrase in row["phrases"] or ()) for row in rows]
+
+
+def _share_heads(phrases: Sequence[str], caption: str) -> bool:
+    """Tell whether a caption contains the head of one of the phrases, singular or plural."""
+    words = {_stem(word) for word in re.findall(r"\w+", caption.lower())}
+    return any(_stem((re.findall(r"\w+", phrase.lower()) or [""])[-1]) in words for phrase in phrases)
+
+
+def _stem(word: str) -> str:
+    """Cut regular plural endings; good enough to recognise the same noun, not to name it."""
+    for ending, replacement in (("ies", "y"), ("ves", "f"), ("es", ""), ("s", ""), ("e", "")):
+        if word.endswith(ending) and len(word) > len(ending) + 2:
+            return word[: -len(ending)] + replacement
+    return word
+
+
+def make_sources(
+    human: Path, pseudo: Path | None, weights: Mapping[str, float], config: SamplesConfig, tokenizer: Any
+) -> dict[str, SampleSource]:
+    """Open the sources that the mixture gives weight to.
+
+    Raises:
+        MissingInputError: a folder of shards is not there.
+        TrainingError: pseudo-labels have weight but no folder was given.
+    """
+    count_tokens = _token_counter(tokenizer)
+    sources: dict[str, SampleSource] = {}
+    if weights.get("detection", 0) > 0:
+        sources["detection"] = DetectionSource(human / "detection", config, count_tokens)
+    if weights.get("grounding", 0) > 0:
+        sources["grounding"] = GroundingSource(human / "grounding", config, count_tokens, ignore_unlocated=False)
+    if weights.get("pseudo", 0) > 0:
+        if pseudo is None:
+            raise TrainingError("the mixture gives pseudo-labels weight; pass --pseudo-labels FOLDER")
+        sources["pseudo"] = GroundingSource(pseudo, config, count_tokens, config.ignore_unlocated)
+    return sources
+
+
+def _token_counter(tokenizer: Any) -> TokenCount:
+    counts: dict[str, int] = {}
+
+    def count(text: str) -> int:
+        if text not in counts:
+            counts[text] = len(tokenizer(text, add_special_tokens=False)["input_ids"])
+        return counts[text]
+
+    return count
