@@ -1,0 +1,67 @@
+"""Evaluate a model: category prompts (COCO AP), phrase grounding (R@k) and referring expressions (P@1).
+
+Run: python -m stages.evaluate --model models/student --records data/records --out data/predictions/student \
+    --metrics metrics/student.json --curves plots/precision_recall_student.csv
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import logging
+import shutil
+import time
+from pathlib import Path
+
+from pipeline.cli import run_stage, write_json
+from pipeline.config import load_config
+from pipeline.evaluation.benchmark import score_split
+from pipeline.evaluation.coco import CocoResult
+from pipeline.evaluation.job import predict_splits
+from pipeline.evaluation.predictions import read_predictions
+from pipeline.ray_session import ray_session
+
+logger = logging.getLogger(__name__)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of this stage."""
+    parser.add_argument("--model", type=Path, required=True, help="folder of the model")
+    parser.add_argument("--records", type=Path, required=True, help="folder with dev/ and test/")
+    parser.add_argument("--out", type=Path, required=True, help="folder for predictions")
+    parser.add_argument("--metrics", type=Path, required=True, help="JSON file for the metrics")
+    parser.add_argument("--curves", type=Path, help="CSV file for precision over recall at IoU 0.5 on the last split")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Predict, then score."""
+    config = load_config(args.params).evaluate
+    start = time.monotonic()
+    shutil.rmtree(args.out, ignore_errors=True)
+    with ray_session():
+        tasks = predict_splits(config, args.model, args.records, args.out)
+    metrics, detection = {}, None
+    for split, names in tasks.items():
+        found = {name: read_predictions(args.out / split / f"{name}.parquet") for name in names}
+        metrics[split], detection = score_split(args.records / split, found)
+    write_json(args.metrics, metrics)
+    if args.curves:
+        _write_curves(args.curves, detection)
+    last = metrics[config.splits[-1]].get("detection", {})
+    parts = ", ".join(f"{part} AP {values['AP']:.1f}" for part, values in last.items())
+    logger.info("evaluate %s: %s on %s, %.0f s", args.model.name, parts, config.splits[-1], time.monotonic() - start)
+
+
+def _write_curves(path: Path, detection: CocoResult | None) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["recall", "precision", "split"])
+        for split in ("base", "novel") if detection is not None else ():
+            assert detection is not None
+            for i, precision in enumerate(detection.curve(split)):
+                writer.writerow([i / 100, round(float(precision), 4), split])
+
+
+if __name__ == "__main__":
+    run_stage(__doc__, add_arguments, run)
