@@ -25,12 +25,27 @@ _IOU_50 = 0
 
 
 @dataclass(frozen=True)
+class CategoryMatches:
+    """How the detections of one category met its ground truth; what average precision is computed from."""
+
+    images: np.ndarray
+    """(D,) number of the picture of each detection, best score first."""
+    matched: np.ndarray
+    """(10 IoU thresholds, D) bool."""
+    ignored: np.ndarray
+    """(10, D) bool, for example detections of crowds."""
+    truth_per_image: np.ndarray
+    """(pictures,) ground-truth boxes."""
+
+
+@dataclass(frozen=True)
 class CocoResult:
     """What COCOeval accumulated."""
 
     categories: tuple[Category, ...]
     precision: np.ndarray
     """(10 IoU thresholds, 101 recalls, K categories), -1 where a category has no ground truth."""
+    matches: tuple[CategoryMatches, ...]
 
     def average_precision(self, split: str | None = None, iou: float | None = None) -> float:
         """Return the mean AP in percent over the categories of a split that have ground truth; 0 if none has."""
@@ -85,7 +100,27 @@ def evaluate_detection(
     return CocoResult(
         categories=tuple(order[category_id] for category_id in evaluation.params.catIds),
         precision=evaluation.eval["precision"][:, :, :, _ALL_AREAS, 0],
+        matches=tuple(
+            _category_matches(evaluation.evalImgs[k * len(records) : (k + 1) * len(records)])
+            for k in range(len(evaluation.params.catIds))
+        ),
     )
+
+
+def _category_matches(per_image: Sequence[dict[str, Any] | None]) -> CategoryMatches:
+    """Put the pictures of one category together; None is a picture with neither detections nor ground truth."""
+    present = [(number, entry) for number, entry in enumerate(per_image) if entry is not None]
+    thresholds = 10
+    images = np.concatenate([np.full(len(e["dtScores"]), n) for n, e in present] or [np.zeros(0)]).astype(np.int64)
+    scores = np.concatenate([np.asarray(e["dtScores"], float) for _, e in present] or [np.zeros(0)])
+    empty = np.zeros((thresholds, 0))
+    matched = np.concatenate([e["dtMatches"] for _, e in present] or [empty], 1) > 0
+    ignored = np.concatenate([e["dtIgnore"] for _, e in present] or [empty], 1).astype(bool)
+    truth = np.zeros(len(per_image), np.int64)
+    for number, entry in present:
+        truth[number] = int((np.asarray(entry["gtIgnore"]) == 0).sum())
+    order = np.argsort(-scores, kind="mergesort")  # as COCOeval sorts
+    return CategoryMatches(images[order], matched[:, order], ignored[:, order], truth)
 
 
 def _threshold_index(iou: float) -> int:
