@@ -80,6 +80,8 @@ class FusionConfig:
     """Width of the cross-attention."""
     num_heads: int = 8
     dropout: float = 0.1
+    residual_scale: float | None = None
+    """Start of the learned scales on what attention adds; None is 1 / ``num_layers`` (published)."""
     text_num_heads: int = 12
     text_intermediate_size: int = 3072
     text_dropout: float = 0.1

@@ -80,8 +80,9 @@ class VLFuse(nn.Module):
         self.layer_norm_v = nn.LayerNorm(channels)
         self.layer_norm_l = nn.LayerNorm(text_size)
         self.attn = BiDirectionalAttention(channels, text_size, config)
-        self.gamma_v = nn.Parameter(torch.full((channels,), 1.0 / config.num_layers))
-        self.gamma_l = nn.Parameter(torch.full((text_size,), 1.0 / config.num_layers))
+        scale = 1.0 / config.num_layers if config.residual_scale is None else config.residual_scale
+        self.gamma_v = nn.Parameter(torch.full((channels,), scale))
+        self.gamma_l = nn.Parameter(torch.full((text_size,), scale))
 
     def forward(self, levels: list[Tensor], text: Tensor, mask: Tensor) -> tuple[list[Tensor], Tensor]:
         """Map levels (B, C, h, w) and text (B, T, D) to the same shapes."""

@@ -3,6 +3,11 @@
 Pictures are drawn with replacement, as often as there are; detections were matched to ground truth once, so a resampled
 average precision only counts each picture's matches as often as the picture was drawn. Two models are compared on the
 same draws, which leaves the spread of their difference.
+
+Average precision over few boxes a category rises when pictures repeat: copies of a hit stand side by side in the
+ranking and lift the precision that is read off. Its resamplings therefore scatter around a higher value than the one
+that was measured, and their plain percentiles may leave that value out. What carries over is their scatter: an interval
+is the measured value plus the percentiles of the resamplings around their own mean.
 """
 
 from __future__ import annotations
@@ -16,11 +21,13 @@ from pipeline.evaluation.coco import CategoryMatches, CocoResult
 
 RECALLS = np.linspace(0.0, 1.0, 101)
 CONFIDENCE = 0.95
+_BLOCK_CELLS = 4_000_000
+"""Draws times detections that are worked on at once, some hundred megabytes."""
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A value and the range that holds 95 % of its resamplings."""
+    """A value and the range that holds it with 95 % confidence."""
 
     value: float
     low: float
@@ -32,16 +39,16 @@ class Interval:
 
 
 def draw_pictures(num_pictures: int, num_samples: int, seed: int) -> np.ndarray:
-    """Return (samples, pictures) int64, how often each picture is drawn; the first row draws each once."""
+    """Return (1 + samples, pictures) int64, how often each picture is drawn; the first row draws each once."""
     rng = np.random.default_rng(seed)
-    draws = rng.multinomial(num_pictures, np.full(num_pictures, 1 / num_pictures), size=num_samples)
+    draws = rng.multinomial(num_pictures, np.full(num_pictures, 1 / max(num_pictures, 1)), size=num_samples)
     return np.concatenate([np.ones((1, num_pictures), np.int64), draws])
 
 
 def resampled_ap(result: CocoResult, draws: np.ndarray, split: str | None = None) -> np.ndarray:
     """Return (samples,) AP in percent of the categories of a split; categories that a sample lacks are left out.
 
-    For the first row of ``draw_pictures`` it is exactly COCOeval's number.
+    For the first row of ``draw_pictures`` it is COCOeval's number.
     """
     chosen = [
         matches
@@ -57,39 +64,57 @@ def resampled_ap(result: CocoResult, draws: np.ndarray, split: str | None = None
 
 
 def interval(values: np.ndarray) -> Interval:
-    """Return the first value with the percentile interval of the others."""
-    tail = (1 - CONFIDENCE) / 2
-    low, high = np.quantile(values[1:], [tail, 1 - tail]) if len(values) > 1 else (values[0], values[0])
-    return Interval(float(values[0]), float(low), float(high))
+    """Return the interval of a metric in percent: its value, then its resamplings."""
+    found = _centred(values)
+    return Interval(found.value, max(found.low, 0.0), min(found.high, 100.0))
 
 
 def compare(left: Sequence[float] | np.ndarray, right: Sequence[float] | np.ndarray) -> Interval:
     """Return the difference of two metrics that were resampled on the same draws."""
-    return interval(np.asarray(left) - np.asarray(right))
+    return _centred(np.asarray(left) - np.asarray(right))
+
+
+def _centred(values: np.ndarray) -> Interval:
+    value = float(values[0])
+    if len(values) == 1:
+        return Interval(value, value, value)
+    tail = (1 - CONFIDENCE) / 2
+    low, high = np.quantile(values[1:] - values[1:].mean(), [tail, 1 - tail])
+    return Interval(value, value + min(float(low), 0.0), value + max(float(high), 0.0))
 
 
 def _category_ap(matches: CategoryMatches, draws: np.ndarray) -> np.ndarray:
     """Return (samples,) AP in [0, 1], -1 where a sample has no ground truth."""
+    size = max(1, _BLOCK_CELLS // max(1, len(matches.images)))
+    return np.concatenate([_block_ap(matches, draws[i : i + size]) for i in range(0, len(draws), size)])
+
+
+def _block_ap(matches: CategoryMatches, draws: np.ndarray) -> np.ndarray:
     truth = draws @ matches.truth_per_image  # (S,)
     weights = draws[:, matches.images]  # (S, D)
+    counted, seen = np.ones(len(matches.images), bool), np.cumsum(weights, 1)
     total = np.zeros(len(draws))
     for matched, ignored in zip(matches.matched, matches.ignored, strict=True):
-        hits = np.cumsum(weights * (matched & ~ignored), 1)
-        misses = np.cumsum(weights * (~matched & ~ignored), 1)
-        precision = hits / np.maximum(hits + misses, 1e-12)
-        # The highest precision at this recall or any higher one.
-        precision = np.maximum.accumulate(precision[:, ::-1], 1)[:, ::-1]
-        recall = hits / np.maximum(truth, 1)[:, None]
-        total += _interpolate(recall, precision)
+        if not np.array_equal(counted, ~ignored):  # only crowds differ from one threshold to the next
+            counted, seen = ~ignored, np.cumsum(weights * ~ignored, 1)
+        # Precision peaks at hits, so the misses between them need no precision of their own.
+        hit = np.flatnonzero(matched & counted)
+        total += _mean_precision(np.cumsum(weights[:, hit], 1), seen[:, hit], truth)
     return np.where(truth > 0, total / len(matches.matched), -1.0)
 
 
-def _interpolate(recall: np.ndarray, precision: np.ndarray) -> np.ndarray:
-    """Return (S,) mean precision at 101 recalls, 0 beyond the highest recall reached."""
-    if recall.shape[1] == 0:
-        return np.zeros(len(recall))
-    padded = np.concatenate([precision, np.zeros((len(precision), 1))], 1)
-    values = np.empty(len(recall))
-    for i in range(len(recall)):  # a row at a time: searchsorted works on one sorted array
-        values[i] = padded[i, np.searchsorted(recall[i], RECALLS, side="left")].mean()
-    return values
+def _mean_precision(hits: np.ndarray, seen: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """Return (S,) mean precision at 101 recalls, 0 beyond the highest recall reached.
+
+    Args:
+        hits: (S, H) hits down to and with each hit of the ranking.
+        seen: (S, H) detections down to there.
+        truth: (S,) ground-truth boxes.
+    """
+    if hits.shape[1] == 0:
+        return np.zeros(len(truth))
+    precision = hits / np.maximum(seen, 1)
+    # The highest precision at this recall or any higher one.
+    envelope = np.maximum.accumulate(precision[:, ::-1], 1)[:, ::-1]
+    reached = np.searchsorted(RECALLS, hits / np.maximum(truth, 1)[:, None], side="right")
+    return np.asarray((np.diff(reached, axis=1, prepend=0) * envelope).sum(1) / len(RECALLS))

@@ -16,7 +16,7 @@ from PIL import Image, ImageEnhance
 from pipeline.data.embedded.sprites import STYLES, Concept
 from pipeline.data.records import Box
 
-MIN_SIDE_SHARE, MAX_SIDE_SHARE = 0.34, 0.56
+MIN_SIDE_SHARE, MAX_SIDE_SHARE = 0.38, 0.62
 """Longest side of an object as a share of the picture's."""
 MAX_HIDDEN_SHARE = 0.35
 """Of any object at most this share of its box lies under the box of another."""
