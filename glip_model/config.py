@@ -96,6 +96,9 @@ class GLIPConfig:
     fusion: FusionConfig = field(default_factory=FusionConfig)
     channels: int = 256
     """Width of the pyramid, the DyConv layers and the region-token dot product."""
+    log_scale: float = 0.0
+    """Start of the learned log_scale; region-token logits are divided by its exponential. 0 as published; narrow models
+    start with logits that hardly differ and learn sooner from a negative one."""
     num_levels: int = 5
     """Pyramid levels from P3 on: 5 (P3 to P7) as published; 3 to 5."""
     norm_groups: int = 16
