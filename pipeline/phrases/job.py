@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
+import json
 from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +16,36 @@ from pipeline.cli import progress, quiet_libraries
 from pipeline.config import PhrasesConfig
 from pipeline.data.records import CaptionRecord, PhrasesRecord
 from pipeline.data.shards import PROVENANCE_KEY, list_shards, read_shard, write_shard
+from pipeline.errors import PipelineError
 from pipeline.phrases.noun_phrases import NounPhraseParser, count_phrases
 
 MOST_FREQUENT = 20
 """Phrases that the metrics name."""
+
+
+@dataclass
+class Figures:
+    """What one shard or all of them hold."""
+
+    rows: int = 0
+    phrases: Counter[str] = field(default_factory=Counter)
+    rejects: Counter[str] = field(default_factory=Counter)
+
+    def add(self, other: Figures) -> None:
+        """Count another shard's rows as well."""
+        self.rows += other.rows
+        self.phrases.update(other.phrases)
+        self.rejects.update(other.rejects)
+
+    def to_metrics(self) -> dict[str, Any]:
+        """Return plain values for JSON, the same ones in whatever order the shards were counted."""
+        return {
+            "rows": self.rows,
+            "phrases": self.phrases.total(),
+            "unique_phrases": len(self.phrases),
+            "most_frequent": _most_frequent(self.phrases),
+            "rejects": dict(sorted(self.rejects.items())),
+        }
 
 
 class PhraseActor:
@@ -24,14 +53,23 @@ class PhraseActor:
 
     def __init__(self, config: PhrasesConfig) -> None:
         quiet_libraries()
-        self._parser = NounPhraseParser(config)
+        self._config = config
 
-    def parse_shard(self, source: Path, target: Path) -> tuple[int, Counter[str], Counter[str]]:
-        """Write one shard; return its rows, its phrases and its rejects by reason."""
-        records = self._parser.parse(read_shard(source, CaptionRecord))
-        write_shard(target, records, PhrasesRecord, {PROVENANCE_KEY: f'{{"parser": "{self._parser.name}"}}'})
+    @cached_property
+    def _parser(self) -> NounPhraseParser:
+        # Not in __init__: an error there would reach the stage as the death of an actor, without its message.
+        return NounPhraseParser(self._config)
+
+    def parse_shard(self, source: Path, target: Path) -> Figures | PipelineError:
+        """Write one shard; return its figures, or why it could not be done."""
+        try:
+            records = self._parser.parse(read_shard(source, CaptionRecord))
+        except PipelineError as error:
+            # Crosses the process border as data: raised there, Ray would print it with a traceback.
+            return error
+        write_shard(target, records, PhrasesRecord, {PROVENANCE_KEY: json.dumps({"parser": self._parser.name})})
         rejects = Counter(record.reject_reason for record in records if record.reject_reason)
-        return len(records), Counter(count_phrases(records)), rejects
+        return Figures(len(records), Counter(count_phrases(records)), rejects)
 
 
 def extract_phrases(config: PhrasesConfig, records: Path, out: Path) -> dict[str, Any]:
@@ -39,24 +77,31 @@ def extract_phrases(config: PhrasesConfig, records: Path, out: Path) -> dict[str
 
     Returns:
         Metrics: rows, phrases, unique phrases, the most frequent ones, rejects by reason.
+
+    Raises:
+        MissingInputError: there are no shards, or the parser is not installed.
+        ConfigError: the parser cannot find noun phrases.
+        ShardError: an input shard is broken; the others are finished first.
     """
     sources = list_shards(records)
-    shutil.rmtree(out, ignore_errors=True)
+    for old in [*out.glob("part-*.parquet"), *out.glob(".part-*")]:
+        old.unlink()
     workers = max(1, min(len(sources), int(ray.cluster_resources().get("CPU", 1))))
-    actors = [ray.remote(num_cpus=1)(PhraseActor).remote(config) for _ in range(workers)]
-    pool = ray.util.ActorPool(actors)
-    rows, phrases, rejects = 0, Counter[str](), Counter[str]()
+    pool = ray.util.ActorPool([ray.remote(num_cpus=1)(PhraseActor).remote(config) for _ in range(workers)])
+    total, errors = Figures(), []
     with progress(len(sources), "phrases", "shards") as bar:
-        results = pool.map_unordered(lambda actor, path: actor.parse_shard.remote(path, out / path.name), sources)
-        for shard_rows, shard_phrases, shard_rejects in results:
-            rows += shard_rows
-            phrases.update(shard_phrases)
-            rejects.update(shard_rejects)
+        for result in pool.map_unordered(lambda actor, path: actor.parse_shard.remote(path, out / path.name), sources):
+            if isinstance(result, PipelineError):
+                errors.append(result)
+            else:
+                total.add(result)
             bar.update(1)
-    return {
-        "rows": rows,
-        "phrases": phrases.total(),
-        "unique_phrases": len(phrases),
-        "most_frequent": dict(phrases.most_common(MOST_FREQUENT)),
-        "rejects": dict(rejects),
-    }
+    if errors:
+        raise min(errors, key=str)  # the same one whichever came first
+    return total.to_metrics()
+
+
+def _most_frequent(phrases: Mapping[str, int]) -> dict[str, int]:
+    # Equal counts go by name, because shards finish in any order.
+    ranked = sorted(phrases.items(), key=lambda item: (-item[1], item[0]))
+    return dict(ranked[:MOST_FREQUENT])

