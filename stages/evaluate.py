@@ -9,9 +9,10 @@ from __future__ import annotations
 import argparse
 import csv
 import logging
-import shutil
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from pipeline.cli import run_stage, write_json
 from pipeline.config import load_config
@@ -37,19 +38,30 @@ def run(args: argparse.Namespace) -> None:
     """Predict, then score."""
     config = load_config(args.params).evaluate
     start = time.monotonic()
-    shutil.rmtree(args.out, ignore_errors=True)
     with ray_session():
         tasks = predict_splits(config, args.model, args.records, args.out)
-    metrics, detection = {}, None
+    metrics: dict[str, Any] = {}
+    detection = None
     for split, names in tasks.items():
         found = {name: read_predictions(args.out / split / f"{name}.parquet") for name in names}
         metrics[split], detection = score_split(args.records / split, found)
     write_json(args.metrics, metrics)
     if args.curves:
         _write_curves(args.curves, detection)
-    last = metrics[config.splits[-1]].get("detection", {})
-    parts = ", ".join(f"{part} AP {values['AP']:.1f}" for part, values in last.items())
-    logger.info("evaluate %s: %s on %s, %.0f s", args.model.name, parts, config.splits[-1], time.monotonic() - start)
+    last = config.splits[-1]
+    logger.info(
+        "evaluate %s on %s: %s; %.0f s", args.model.name, last, _figures(metrics[last]), time.monotonic() - start
+    )
+
+
+def _figures(metrics: Mapping[str, Any]) -> str:
+    """Return the leading measure of every task, for base and novel."""
+    leading = {"detection": "AP", "grounding": "R@1", "referring": "P@1"}
+    return ", ".join(
+        f"{name} {metrics[task]['base'][name]:.1f} base {metrics[task]['novel'][name]:.1f} novel"
+        for task, name in leading.items()
+        if task in metrics
+    )
 
 
 def _write_curves(path: Path, detection: CocoResult | None) -> None:

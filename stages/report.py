@@ -10,7 +10,6 @@ import csv
 import json
 import logging
 import platform
-import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -51,8 +50,7 @@ def run(args: argparse.Namespace) -> None:
     comparison = load_comparison(args.records / SPLIT, args.predictions)
     metrics = {model: _read_metrics(args.metrics / f"{model}.json") for model in MODELS}
     summary = summarise(comparison, metrics, config.report, config.seed)
-    shutil.rmtree(args.out, ignore_errors=True)
-    args.out.mkdir(parents=True)
+    args.out.mkdir(parents=True, exist_ok=True)
     page = render_page(comparison, summary, _provenance(args.params), config.report)
     (args.out / "report.html").write_text(page, encoding="utf-8")
     side_by_side(comparison, choose_gallery(comparison, README_ROWS + 1)[:README_ROWS]).save(
@@ -88,7 +86,7 @@ def _provenance(params: Path) -> dict[str, str]:
 def _write_gains(path: Path, comparison: Comparison) -> None:
     rows = category_gains(comparison)
     with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
+        writer = csv.DictWriter(file, ["category", "split", *MODELS, "gain"])
         writer.writeheader()
         writer.writerows(rows)
 

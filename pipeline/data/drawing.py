@@ -47,7 +47,8 @@ def _draw_box(
     colour: str,
     font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
 ) -> None:
-    x1, y1, x2, y2 = corners
+    # A model may put corners the wrong way round, by less than a pixel; Pillow refuses to draw that.
+    (x1, x2), (y1, y2) = sorted(corners[0::2]), sorted(corners[1::2])
     draw.rectangle((x1, y1, x2, y2), outline=colour, width=3)
     left, top, right, bottom = draw.textbbox((0, 0), label, font=font)
     width, height = right - left + 2 * _MARGIN, bottom - top + 2 * _MARGIN

@@ -14,9 +14,10 @@ from PIL import Image
 from glip_model.predictor import GLIPPredictor
 from glip_model.prompts import caption_prompt
 from pipeline.config import EvaluateConfig
-from pipeline.data.images import load_image
+from pipeline.data.images import ImageError, load_image
 from pipeline.data.records import DetectionRecord, GroundingRecord
 from pipeline.data.shards import list_shards, read_categories, read_shard
+from pipeline.errors import BenchmarkError
 from pipeline.evaluation import coco, flickr30k, refcoco
 from pipeline.evaluation.predictions import Predictions, to_table
 
@@ -27,8 +28,16 @@ MAX_PIXELS = 1_000_000_000
 
 
 def read_task(folder: Path, task: str) -> list[Any]:
-    """Return all records of a task; MissingInputError when the split has no such task."""
-    return [record for path in list_shards(folder / task) for record in read_shard(path, TASKS[task])]
+    """Return all records of a task.
+
+    Raises:
+        MissingInputError: the split has no such task.
+        BenchmarkError: it has no rows; a score over nothing would mislead.
+    """
+    records = [record for path in list_shards(folder / task) for record in read_shard(path, TASKS[task])]
+    if not records:
+        raise BenchmarkError(f"{folder / task}: no rows to judge a model by; give prepare some and run: dvc repro")
+    return records
 
 
 def predict_shard(
@@ -51,6 +60,9 @@ def predict_shard(
 
     Returns:
         Predictions as ``predictions.PREDICTION_SCHEMA``.
+
+    Raises:
+        BenchmarkError: a picture is missing or broken; leaving it out would change the benchmark.
     """
     records: list[Any] = read_shard(path, TASKS[task])
     categories = read_categories(path) if task == "detection" else []
@@ -58,7 +70,7 @@ def predict_shard(
     keys, found = [record.key for record in records], []
     for start in range(0, len(records), config.batch_size):
         batch = records[start : start + config.batch_size]
-        images = [load_image(record.image, MAX_PIXELS) for record in batch]
+        images = _load_images(batch, path)
         if task == "detection":
             found += predictor.detect(images, names, config.max_prompt_categories)
         else:
@@ -96,9 +108,20 @@ def score_split(folder: Path, predictions: dict[str, Predictions]) -> tuple[dict
     return _rounded(metrics), detection
 
 
-def _ground(
-    predictor: GLIPPredictor, images: Sequence[Image.Image], records: Sequence[GroundingRecord]
-) -> list[Any]:
+def _load_images(records: Sequence[Any], path: Path) -> list[Image.Image]:
+    images = []
+    for record in records:
+        try:
+            images.append(load_image(record.image, MAX_PIXELS))
+        except ImageError as error:
+            raise BenchmarkError(
+                f"{path}: the picture of row {record.key!r} cannot be read ({error}); every picture "
+                "of a benchmark counts: put it back, or run: dvc repro prepare"
+            ) from error
+    return images
+
+
+def _ground(predictor: GLIPPredictor, images: Sequence[Image.Image], records: Sequence[GroundingRecord]) -> list[Any]:
     prompts = [caption_prompt(r.caption, [list(phrase.char_spans) for phrase in r.phrases]) for r in records]
     return [replace(found, char_spans=()) for found in predictor.ground(images, prompts)]
 

@@ -41,7 +41,7 @@ class Interval:
 def draw_pictures(num_pictures: int, num_samples: int, seed: int) -> np.ndarray:
     """Return (1 + samples, pictures) int64, how often each picture is drawn; the first row draws each once."""
     rng = np.random.default_rng(seed)
-    draws = rng.multinomial(num_pictures, np.full(num_pictures, 1 / max(num_pictures, 1)), size=num_samples)
+    draws = rng.multinomial(num_pictures, np.full(num_pictures, 1 / num_pictures), size=num_samples)
     return np.concatenate([np.ones((1, num_pictures), np.int64), draws])
 
 

@@ -19,7 +19,7 @@ from pipeline.data.records import Category, DetectionRecord
 from pipeline.evaluation.predictions import Predictions, check_rows
 
 MAX_DETECTIONS = 100
-"""Per picture, as COCO counts."""
+"""Per picture and category, as COCOeval counts them."""
 _ALL_AREAS = 0
 _IOU_50 = 0
 
@@ -128,7 +128,7 @@ def _threshold_index(iou: float) -> int:
 
 
 def _ground_truth(records: Sequence[DetectionRecord], categories: Sequence[Category]) -> dict[str, Any]:
-    annotations = []
+    annotations: list[dict[str, Any]] = []
     for number, record in enumerate(records):
         for item in record.objects:
             x1, y1, x2, y2 = item.xyxy
@@ -155,9 +155,9 @@ def _results(truth: COCO, predictions: Predictions) -> COCO:
         empty.dataset = {**truth.dataset, "annotations": []}
         empty.createIndex()
         return empty
-    boxes = predictions.boxes_xyxy
+    boxes = predictions.boxes_xyxy.astype(np.float64)  # before subtracting, as for the ground truth
     # Columns as loadRes takes them: picture, x, y, width, height, score, category.
     table = np.column_stack(
         (predictions.numbers, boxes[:, :2], boxes[:, 2:] - boxes[:, :2], predictions.scores, predictions.labels)
     )
-    return truth.loadRes(table.astype(np.float64))
+    return truth.loadRes(table)

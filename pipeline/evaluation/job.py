@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +17,23 @@ from glip_model.predictor import GLIPPredictor
 from pipeline.cli import progress, quiet_libraries
 from pipeline.config import EvaluateConfig
 from pipeline.data.shards import list_shards, read_table
-from pipeline.errors import MissingInputError
+from pipeline.errors import MissingInputError, PipelineError
 from pipeline.evaluation.benchmark import TASKS, predict_shard
 from pipeline.evaluation.predictions import write_predictions
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Shard:
+    """A shard of records to run the model over."""
+
+    split: str
+    task: str
+    path: Path
+    number: int
+    """Number of its first row within the task."""
+    rows: int
 
 
 class PredictActor:
@@ -25,7 +43,8 @@ class PredictActor:
         quiet_libraries()
         torch.set_num_threads(num_threads)
         self._predictor = GLIPPredictor.from_pretrained(model, "cuda" if torch.cuda.is_available() else "cpu")
-        self._predictor.model.config = _with_limit(self._predictor.model.config, config.max_detections)
+        model_config = self._predictor.model.config
+        self._predictor.model.config = dataclasses.replace(model_config, max_detections=config.max_detections)
         self._config = config
 
     def predict(self, path: Path, task: str, first_number: int) -> Any:
@@ -36,43 +55,71 @@ class PredictActor:
 def predict_splits(config: EvaluateConfig, model: Path, records: Path, out: Path) -> dict[str, list[str]]:
     """Write the model's predictions for every split and task below ``out``; Ray must be running.
 
+    Predictions of splits and tasks that there are no records for any more are removed.
+
     Returns:
         Split to the tasks that it has records for.
 
     Raises:
         MissingInputError: the model, or every task of a split, is not there.
+        ShardError: a shard of records is broken.
+        BenchmarkError: a picture is missing or broken.
     """
     if not (model / "model.safetensors").is_file():
         raise MissingInputError(f"{model}: no model there; run: dvc repro train")
-    work: list[tuple[str, str, Path, int, int]] = []
+    work = _plan(config, records)
+    pool = _start_actors(config, model, len(work))
+    tables: dict[Path, list[Any]] = {}
     tasks: dict[str, list[str]] = {}
-    for split in config.splits:
-        tasks[split] = [task for task in TASKS if (records / split / task).is_dir()]
-        if not tasks[split]:
-            raise MissingInputError(f"{records / split}: no detection, grounding or referring records; run: dvc repro")
-        for task in tasks[split]:
-            number = 0
-            for path in list_shards(records / split / task):
-                rows = len(read_table(path, ["key"]))
-                work.append((split, task, path, number, rows))
-                number += rows
-    gpus, cpus = int(ray.cluster_resources().get("GPU", 0)), int(ray.cluster_resources().get("CPU", 1))
-    count = max(1, min(config.num_actors, len(work), gpus or cpus))
-    threads = max(1, min(cpus, os.cpu_count() or 1) // count)
-    actor = ray.remote(num_cpus=0 if gpus else threads, num_gpus=1 if gpus else 0)(PredictActor)
-    pool = ray.util.ActorPool([actor.remote(model.resolve(), config, threads) for _ in range(count)])
-    tables: dict[tuple[str, str], list[Any]] = {}
-    with progress(sum(item[-1] for item in work), f"evaluate {model.name}", "rows") as bar:
-        results = pool.map(lambda actor, item: actor.predict.remote(item[2].resolve(), item[1], item[3]), work)
-        for (split, task, _, _, rows), table in zip(work, results, strict=True):
-            tables.setdefault((split, task), []).append(table)
-            bar.update(rows)
-    for (split, task), parts in tables.items():
-        write_predictions(out / split / f"{task}.parquet", parts)
+    with progress(sum(shard.rows for shard in work), f"evaluate {model.name}", "rows") as bar, _errors_as_raised():
+        results = pool.map(lambda actor, shard: actor.predict.remote(shard.path, shard.task, shard.number), work)
+        for shard, table in zip(work, results, strict=True):
+            tables.setdefault(out / shard.split / f"{shard.task}.parquet", []).append(table)
+            if shard.task not in tasks.setdefault(shard.split, []):
+                tasks[shard.split].append(shard.task)
+            bar.update(shard.rows)
+    for path, parts in tables.items():
+        write_predictions(path, parts)
+    for path in out.glob("*/*.parquet"):
+        if path not in tables:
+            path.unlink()
     return tasks
 
 
-def _with_limit(config: Any, max_detections: int) -> Any:
-    import dataclasses
+def _plan(config: EvaluateConfig, records: Path) -> list[_Shard]:
+    work = []
+    for split in config.splits:
+        present = [task for task in TASKS if (records / split / task).is_dir()]
+        if not present:
+            raise MissingInputError(f"{records / split}: no {', '.join(TASKS)} records; run: dvc repro prepare")
+        if len(present) < len(TASKS):
+            absent = ", ".join(task for task in TASKS if task not in present)
+            logger.info("%s: no %s records; their metrics are left out", records / split, absent)
+        for task in present:
+            number = 0
+            for path in list_shards(records / split / task):
+                rows = len(read_table(path, ["key"]))
+                work.append(_Shard(split, task, path.resolve(), number, rows))
+                number += rows
+    return work
 
-    return dataclasses.replace(config, max_detections=max_detections)
+
+def _start_actors(config: EvaluateConfig, model: Path, num_shards: int) -> Any:
+    """Return a pool of model processes that share the CPU threads, or hold a GPU each."""
+    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    gpus, cpus = int(resources.get("GPU", 0)), int(resources.get("CPU", 1))
+    count = max(1, min(config.num_actors, num_shards, gpus or cpus))
+    threads = max(1, min(cpus, os.cpu_count() or 1) // count)
+    actor = ray.remote(num_cpus=0 if gpus else threads, num_gpus=1 if gpus else 0)(PredictActor)
+    return ray.util.ActorPool([actor.remote(model.resolve(), config, threads) for _ in range(count)])
+
+
+@contextmanager
+def _errors_as_raised() -> Iterator[None]:
+    """Take the wrapping off errors that cross from an actor, so that a stage shows their message alone."""
+    try:
+        yield
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, PipelineError):
+            raise error.cause from None
+        raise

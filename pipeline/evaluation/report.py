@@ -11,7 +11,9 @@ from typing import Any
 
 import jinja2
 import numpy as np
+import torch
 from PIL import Image
+from torchvision.ops import nms
 
 from pipeline.config import ReportConfig
 from pipeline.data.drawing import draw_phrases
@@ -27,6 +29,8 @@ MODELS = ("teacher", "student", "control")
 PARTS = ("base", "novel")
 SHOWN_SCORE = 0.3
 """Boxes below it are not drawn in the gallery."""
+GAP = 12
+"""Pixels between pictures that stand side by side."""
 TEMPLATE = Path(__file__).with_name("report.html.j2")
 MEASURES = (("detection", "AP"), ("detection", "AP50"), ("grounding", "R@1"), ("referring", "P@1"))
 CURVE_COLOURS = {"teacher": "#0072b2", "student": "#d55e00", "control": "#7a7a7a"}
@@ -108,8 +112,9 @@ def choose_gallery(comparison: Comparison, count: int) -> list[int]:
                 weight = matches.matched[0] / np.sqrt(1 + np.arange(len(matches.images)))
                 gains += sign * np.bincount(matches.images, weight, minlength=len(gains))
     order = np.argsort(-gains, kind="stable")
-    losses = max(1, count // 4)
-    return [int(i) for i in [*order[: count - losses], *order[len(order) - losses :]]]
+    losses = count // 4
+    best, worst = order[: count - losses], order[max(0, len(order) - losses) :]
+    return list(dict.fromkeys(int(i) for i in [*best, *worst]))  # a small set may have a picture in both
 
 
 def draw_detections(comparison: Comparison, number: int, model: str | None) -> Image.Image:
@@ -135,13 +140,16 @@ def draw_detections(comparison: Comparison, number: int, model: str | None) -> I
 
 
 def side_by_side(comparison: Comparison, numbers: Sequence[int]) -> Image.Image:
-    """Return one picture: a row a test picture, teacher left, student right."""
+    """Return one picture: a row a test picture (at least one), teacher left, student right, of one width."""
     rows = [[draw_detections(comparison, number, model) for model in ("teacher", "student")] for number in numbers]
-    width, height = rows[0][0].size
-    page = Image.new("RGB", (2 * width + 12, len(rows) * (height + 12) - 12), "white")
-    for i, row in enumerate(rows):
+    width = rows[0][0].width
+    rows = [[_resize_to_width(picture, width) for picture in row] for row in rows]
+    page = Image.new("RGB", (2 * width + GAP, sum(row[0].height + GAP for row in rows) - GAP), "white")
+    top = 0
+    for row in rows:
         for j, picture in enumerate(row):
-            page.paste(picture.resize((width, height)), (j * (width + 12), i * (height + 12)))
+            page.paste(picture, (j * (width + GAP), top))
+        top += row[0].height + GAP
     return page
 
 
@@ -171,9 +179,6 @@ def render_page(
 
 def _best_apart(found: Predictions, mine: np.ndarray) -> np.ndarray:
     """Keep, best first, boxes that no better box of any category overlaps by more than half: legible pictures."""
-    import torch
-    from torchvision.ops import nms
-
     kept = nms(torch.from_numpy(found.boxes_xyxy[mine]), torch.from_numpy(found.scores[mine].copy()), 0.5)
     return np.asarray(mine[kept.numpy()])
 
@@ -184,6 +189,10 @@ def _curves(comparison: Comparison, part: str) -> dict[str, str]:
         model: " ".join(f"{i},{100 - 100 * p:.1f}" for i, p in enumerate(comparison.results[model].curve(part)))
         for model in MODELS
     }
+
+
+def _resize_to_width(picture: Image.Image, width: int) -> Image.Image:
+    return picture.resize((width, max(1, round(picture.height * width / picture.width))))
 
 
 def _data_uri(picture: Image.Image) -> str:

@@ -1,0 +1,190 @@
+"""COCO average precision: hand-made cases with known results, and pycocotools itself as the oracle."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from pipeline.data.records import Category, DetectedObject, DetectionRecord
+from pipeline.errors import BenchmarkError
+from pipeline.evaluation.coco import evaluate_detection
+from pipeline.evaluation.predictions import Predictions
+
+DOG, CAT, OWL = (
+    Category(id=5, name="dog"),
+    Category(id=9, name="cat"),
+    Category(id=12, name="owl", split="novel"),
+)
+SQUARE = (10.0, 10.0, 30.0, 30.0)
+
+
+def thing(category: Category, box: Any = SQUARE, crowd: bool = False) -> DetectedObject:
+    return DetectedObject(category_id=category.id, xyxy=box, is_crowd=crowd)
+
+
+def official(
+    records: Sequence[DetectionRecord], categories: Sequence[Category], found: Predictions, ids: list[int]
+) -> tuple[float, float]:
+    """AP and AP50 in percent as pycocotools summarises them when told to count some categories only."""
+    annotations: list[dict[str, Any]] = []
+    for number, record in enumerate(records):
+        for item in record.objects:
+            x1, y1, x2, y2 = item.xyxy
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": number + 1000,
+                    "category_id": item.category_id,
+                    "bbox": [x1, y1, x2 - x1, y2 - y1],
+                    "area": (x2 - x1) * (y2 - y1),
+                    "iscrowd": int(item.is_crowd),
+                }
+            )
+    results = []
+    for number, label, box, score in zip(found.numbers, found.labels, found.boxes_xyxy, found.scores, strict=True):
+        x1, y1, x2, y2 = map(float, box)
+        bbox = [x1, y1, x2 - x1, y2 - y1]
+        entry = {"image_id": int(number) + 1000, "category_id": int(label), "bbox": bbox, "score": float(score)}
+        results.append(entry)
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = COCO()
+        truth.dataset = {
+            "images": [{"id": number + 1000} for number in range(len(records))],
+            "annotations": annotations,
+            "categories": [{"id": category.id} for category in categories],
+        }
+        truth.createIndex()
+        evaluation = COCOeval(truth, truth.loadRes(results), "bbox")
+        evaluation.params.catIds = ids
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    return 100 * evaluation.stats[0], 100 * evaluation.stats[1]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_numbers_are_those_of_pycocotools_for_all_base_and_novel(
+    seed: int, random_benchmark: Callable[..., Any]
+) -> None:
+    records, categories, found = random_benchmark(seed)
+    result = evaluate_detection(records, categories, found)
+    for split in (None, "base", "novel"):
+        ids = [category.id for category in categories if split in (None, category.split)]
+        average, at_half = official(records, categories, found, ids)
+        assert 0 < average < 100
+        assert result.average_precision(split) == pytest.approx(average, abs=1e-9)
+        assert result.average_precision(split, iou=0.5) == pytest.approx(at_half, abs=1e-9)
+
+
+def test_perfect_boxes_score_100(make_detection: Any, make_predictions: Any) -> None:
+    result = evaluate_detection([make_detection(0, thing(DOG))], [DOG], make_predictions([(0, DOG.id, SQUARE, 0.3)]))
+    assert result.average_precision() == pytest.approx(100)
+    assert result.average_precision("base", iou=0.75) == pytest.approx(100)
+
+
+def test_a_box_of_iou_072_counts_at_five_of_ten_thresholds(make_detection: Any, make_predictions: Any) -> None:
+    lower = (10.0, 10.0, 30.0, 10.0 + 0.72 * 20)
+    result = evaluate_detection([make_detection(0, thing(DOG))], [DOG], make_predictions([(0, DOG.id, lower, 0.9)]))
+    assert result.average_precision() == pytest.approx(50)
+    assert result.average_precision(iou=0.5) == pytest.approx(100)
+    assert result.average_precision(iou=0.7) == pytest.approx(100)
+    assert result.average_precision(iou=0.75) == 0
+
+
+def test_a_false_alarm_ahead_halves_precision_and_a_miss_cuts_recall(
+    make_detection: Any, make_predictions: Any
+) -> None:
+    far = (60.0, 60.0, 80.0, 80.0)
+    records = [make_detection(0, thing(DOG)), make_detection(1, thing(DOG))]
+    found = make_predictions([(0, DOG.id, far, 0.9), (0, DOG.id, SQUARE, 0.8)])
+    # Precision 1/2 up to recall 1/2, which 51 of the 101 recalls do not exceed.
+    result = evaluate_detection(records, [DOG], found)
+    assert result.average_precision() == pytest.approx(100 * 0.5 * 51 / 101)
+    np.testing.assert_allclose(result.curve("base"), [0.5] * 51 + [0.0] * 50)
+
+
+def test_a_second_box_on_the_same_object_is_a_false_alarm(make_detection: Any, make_predictions: Any) -> None:
+    records = [make_detection(0, thing(DOG)), make_detection(1, thing(DOG))]
+    found = make_predictions([(0, DOG.id, SQUARE, 0.9), (0, DOG.id, SQUARE, 0.8), (1, DOG.id, SQUARE, 0.7)])
+    expected = 100 * (51 * 1 + 50 * 2 / 3) / 101
+    assert evaluate_detection(records, [DOG], found).average_precision() == pytest.approx(expected)
+
+
+def test_base_and_novel_are_means_over_their_own_categories(make_detection: Any, make_predictions: Any) -> None:
+    records = [make_detection(0, thing(DOG), thing(CAT), thing(OWL))]
+    found = make_predictions([(0, DOG.id, SQUARE, 0.9), (0, OWL.id, SQUARE, 0.9)])
+    result = evaluate_detection(records, [DOG, CAT, OWL], found)
+    assert result.average_precision("base") == pytest.approx(50)
+    assert result.average_precision("novel") == pytest.approx(100)
+    assert result.average_precision() == pytest.approx(200 / 3)
+
+
+def test_categories_without_ground_truth_are_left_out(make_detection: Any, make_predictions: Any) -> None:
+    found = make_predictions([(0, DOG.id, SQUARE, 0.9), (0, OWL.id, SQUARE, 0.9)])
+    result = evaluate_detection([make_detection(0, thing(DOG))], [DOG, CAT, OWL], found)
+    assert result.average_precision() == pytest.approx(100)
+    assert result.average_precision("novel") == 0
+    np.testing.assert_allclose(result.per_category(), [1, -1, -1])
+    np.testing.assert_array_equal(result.curve("novel"), np.zeros(101))
+
+
+def test_detections_on_a_crowd_are_neither_hits_nor_false_alarms(make_detection: Any, make_predictions: Any) -> None:
+    crowd = (50.0, 50.0, 90.0, 90.0)
+    records = [make_detection(0, thing(DOG), thing(DOG, crowd, crowd=True))]
+    found = make_predictions([(0, DOG.id, (55.0, 55.0, 65.0, 65.0), 0.9), (0, DOG.id, SQUARE, 0.8)])
+    assert evaluate_detection(records, [DOG], found).average_precision() == pytest.approx(100)
+
+
+def test_only_the_best_100_of_a_picture_and_category_count(make_detection: Any, make_predictions: Any) -> None:
+    far = (60.0, 60.0, 80.0, 80.0)
+    rows = [(0, DOG.id, far, 0.9 - i / 1000) for i in range(100)]
+    records = [make_detection(0, thing(DOG))]
+    late = evaluate_detection(records, [DOG], make_predictions([*rows, (0, DOG.id, SQUARE, 0.1)]))
+    in_time = evaluate_detection(records, [DOG], make_predictions([*rows[:99], (0, DOG.id, SQUARE, 0.1)]))
+    assert late.average_precision() == 0
+    assert in_time.average_precision() == pytest.approx(1)
+
+
+def test_a_model_that_finds_nothing_scores_0(make_detection: Any, make_predictions: Any) -> None:
+    result = evaluate_detection([make_detection(0, thing(DOG)), make_detection(1)], [DOG, OWL], make_predictions([]))
+    for split in (None, "base", "novel"):
+        assert result.average_precision(split) == 0
+        assert result.average_precision(split, iou=0.5) == 0
+        assert not np.isnan(result.curve(split)).any()
+
+
+def test_pictures_without_objects_and_vocabularies_without_names_score_0(
+    make_detection: Any, make_predictions: Any
+) -> None:
+    found = make_predictions([(0, DOG.id, SQUARE, 0.9)])
+    assert evaluate_detection([make_detection(0)], [DOG], found).average_precision() == 0
+    assert evaluate_detection([make_detection(0)], [], make_predictions([])).average_precision() == 0
+
+
+def test_predictions_of_other_rows_are_refused(make_detection: Any, make_predictions: Any) -> None:
+    found = make_predictions([(1, DOG.id, SQUARE, 0.9)])
+    with pytest.raises(BenchmarkError, match=r"detection.*row 1 = 'key-1'.*dvc repro"):
+        evaluate_detection([make_detection(0, thing(DOG))], [DOG], found)
+    with pytest.raises(BenchmarkError, match="row 1"):
+        evaluate_detection([make_detection(0), make_detection(7)], [DOG], found)
+
+
+def test_nothing_is_printed(make_detection: Any, make_predictions: Any, capfd: pytest.CaptureFixture[str]) -> None:
+    evaluate_detection([make_detection(0, thing(DOG))], [DOG], make_predictions([(0, DOG.id, SQUARE, 0.9)]))
+    assert capfd.readouterr() == ("", "")
+
+
+def test_area_under_the_curve_is_the_precision_at_half_overlap(random_benchmark: Callable[..., Any]) -> None:
+    records, categories, found = random_benchmark(11)
+    result = evaluate_detection(records, categories, found)
+    curve = result.curve("base")
+    assert (np.diff(curve) <= 1e-12).all()
+    assert math.isclose(100 * curve.mean(), result.average_precision("base", iou=0.5), abs_tol=1e-9)
