@@ -15,6 +15,9 @@ from glip_model.pretrained import resolve_source
 
 SEPARATOR = ". "
 """Stands between the segments of a prompt."""
+_CACHED_ROWS, _CACHED_WIDTH = 8, 8
+"""Strings that the cache encodes at once, and the step of their padded length. Matrix products round differently for
+other shapes; with a few fixed ones the states of a string do not depend on which strings happened to be with it."""
 
 
 class TextEncoder(nn.Module):
@@ -128,13 +131,21 @@ class TextStateCache:
         was_training = self.encoder.training
         self.encoder.eval()
         limit = self.encoder.config.max_tokens
-        encoded = [self.tokenizer(text, truncation=True, max_length=limit)["input_ids"] for text in missing]
-        for start in range(0, len(missing), 64):
-            ids = encoded[start : start + 64]
-            width = max(map(len, ids))
-            input_ids = torch.tensor([row + [0] * (width - len(row)) for row in ids], device=device)
-            mask = torch.tensor([[True] * len(row) + [False] * (width - len(row)) for row in ids], device=device)
-            states = self.encoder(input_ids, mask)
-            for text, row, state in zip(missing[start : start + 64], ids, states, strict=True):
-                self._states[text] = state[: len(row)].clone()
+        by_width: dict[int, list[tuple[str, list[int]]]] = {}
+        for text in missing:
+            ids = self.tokenizer(text, truncation=True, max_length=limit)["input_ids"]
+            width = min(-(-len(ids) // _CACHED_WIDTH) * _CACHED_WIDTH, limit)
+            by_width.setdefault(width, []).append((text, ids))
+        for width, strings in by_width.items():
+            for start in range(0, len(strings), _CACHED_ROWS):
+                self._encode_rows(strings[start : start + _CACHED_ROWS], width, device)
         self.encoder.train(was_training)
+
+    def _encode_rows(self, strings: list[tuple[str, list[int]]], width: int, device: torch.device) -> None:
+        # Rows without a string hold one padding token, so that their attention has something to look at.
+        rows = [ids for _, ids in strings] + [[0]] * (_CACHED_ROWS - len(strings))
+        input_ids = torch.tensor([row + [0] * (width - len(row)) for row in rows], device=device)
+        mask = torch.tensor([[True] * len(row) + [False] * (width - len(row)) for row in rows], device=device)
+        states = self.encoder(input_ids, mask)
+        for (text, ids), state in zip(strings, states, strict=False):
+            self._states[text] = state[: len(ids)].clone()
