@@ -18,7 +18,7 @@ from pipeline.training.samples import Sample
 
 MAX_TRAINING_PIXELS = 100_000_000
 """Pictures were checked when the records were made; this only stops what was swapped since."""
-_SIDED = re.compile(r"\b(left|right)\b", re.IGNORECASE)
+_SIDED = re.compile(r"\b(left|right)(-?most|-?hand|wards?)?\b", re.IGNORECASE)
 
 
 def prepare_sample(
@@ -62,5 +62,6 @@ def build_target(sample: Sample, boxes: torch.Tensor, tokenized: TokenizedPrompt
     positive_map = torch.stack(rows) if rows else tokenized.positive_map.new_zeros(0, len(tokenized.input_ids))
     token_mask = None
     if sample.ignored_phrases:
-        token_mask = ~tokenized.positive_map[list(sample.ignored_phrases)].any(0)
+        # A token that names a box teaches, even inside a longer phrase of which nobody knows where it is.
+        token_mask = ~tokenized.positive_map[list(sample.ignored_phrases)].any(0) | positive_map.any(0)
     return GroundingTarget(boxes, positive_map, token_mask)

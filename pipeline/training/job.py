@@ -25,8 +25,9 @@ from glip_model.text_encoder import load_tokenizer
 from pipeline.cli import progress, quiet_libraries
 from pipeline.config import Config
 from pipeline.errors import MissingInputError, PipelineError, TrainingError
+from pipeline.training.batches import Worker
 from pipeline.training.checkpoints import discard_checkpoints
-from pipeline.training.loop import Progress, Trainer, Worker
+from pipeline.training.loop import Progress, Trainer
 from pipeline.training.samples import make_sources
 
 logger = logging.getLogger(__name__)

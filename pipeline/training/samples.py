@@ -6,9 +6,9 @@ on who loads the data.
 
 from __future__ import annotations
 
-import re
+import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,18 @@ import pyarrow as pa
 
 from glip_model.prompts import Prompt, caption_prompt, category_prompt, clean_name, pack_prompts
 from pipeline.config import SamplesConfig
-from pipeline.data.records import DETECTION_SCHEMA, GROUNDING_SCHEMA, Box, DetectionRecord, GroundingRecord, ImageRef, Phrase
+from pipeline.data.records import (
+    DETECTION_SCHEMA,
+    GROUNDING_SCHEMA,
+    Box,
+    DetectionRecord,
+    GroundingRecord,
+    ImageRef,
+    Phrase,
+)
 from pipeline.data.shards import from_row, list_shards, read_categories, read_table
 from pipeline.errors import TrainingError
-
-TokenCount = Callable[[str], int]
-"""Tokens of a string, without special ones."""
+from pipeline.training.negatives import SPECIAL_TOKENS, TokenCount, choose_categories, has_head_in, word_forms
 
 
 @dataclass(frozen=True)
@@ -51,6 +57,10 @@ class SampleSource(ABC):
     def sample(self, row: int, rng: np.random.Generator) -> Sample:
         """Show a row with a prompt that ``rng`` chooses."""
 
+    @abstractmethod
+    def digest(self) -> str:
+        """Hash everything but the pictures, for which the keys stand."""
+
 
 class DetectionSource(SampleSource):
     """Category boxes, shown with a prompt of the names that are there and of sampled negatives."""
@@ -58,10 +68,13 @@ class DetectionSource(SampleSource):
     def __init__(self, folder: Path, config: SamplesConfig, count_tokens: TokenCount) -> None:
         self._config, self._count_tokens = config, count_tokens
         self._rows: list[tuple[pa.Table, int, dict[int, str]]] = []
+        digests = []
         for path in list_shards(folder):
             names = {category.id: category.name for category in read_categories(path)}
             table = read_table(path, DETECTION_SCHEMA.names)
             self._rows += [(table, i, names) for i in range(len(table))]
+            digests.append(f"{_digest(table)} {names}")
+        self._digest = hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
     def __len__(self) -> int:
         """Count the rows."""
@@ -73,7 +86,9 @@ class DetectionSource(SampleSource):
         record = from_row(DetectionRecord, table.slice(i, 1).to_pylist()[0])
         objects = [item for item in record.objects if not item.is_crowd and item.category_id in names]
         present = list(dict.fromkeys(item.category_id for item in objects))
-        shown = choose_categories(present, names, rng, self._config, self._count_tokens)
+        # Nobody drew the single boxes of a crowd, so its category can be neither a positive nor a negative.
+        crowds = [item.category_id for item in record.objects if item.is_crowd]
+        shown = choose_categories(present, names, rng, self._config, self._count_tokens, never=crowds)
         place = {category: i for i, category in enumerate(shown)}
         kept = [item for item in objects if item.category_id in place]
         return Sample(
@@ -83,6 +98,10 @@ class DetectionSource(SampleSource):
             boxes=tuple(item.xyxy for item in kept),
             box_phrases=tuple((place[item.category_id],) for item in kept),
         )
+
+    def digest(self) -> str:
+        """Hash everything but the pictures, for which the keys stand."""
+        return self._digest
 
 
 class GroundingSource(SampleSource):
@@ -99,7 +118,8 @@ class GroundingSource(SampleSource):
         self._table = pa.concat_tables([table.filter(pa.array(_has_boxes(table))) for table in tables])
         columns = self._table.select(["caption", "phrases"]).to_pylist()
         self._captions = [row["caption"] for row in columns]
-        self._phrases = [[p["text"] for p in row["phrases"] if p["boxes"]] for row in columns]
+        self._phrases = [[p["text"] for p in row["phrases"]] for row in columns]
+        self._located = [[p["text"] for p in row["phrases"] if p["boxes"]] for row in columns]
 
     def __len__(self) -> int:
         """Count the rows."""
@@ -108,9 +128,14 @@ class GroundingSource(SampleSource):
     def sample(self, row: int, rng: np.random.Generator) -> Sample:
         """Show a row as ``rng`` chooses."""
         record = from_row(GroundingRecord, self._table.slice(row, 1).to_pylist()[0])
-        if rng.random() < self._config.phrase_prompts:
+        named = any(clean_name(phrase.text) for phrase in record.phrases if phrase.boxes)
+        if rng.random() < self._config.phrase_prompts and named:
             return self._as_phrases(record, rng)
         return self._as_caption(record, rng)
+
+    def digest(self) -> str:
+        """Hash everything but the pictures, for which the keys stand."""
+        return _digest(self._table)
 
     def _as_caption(self, record: GroundingRecord, rng: np.random.Generator) -> Sample:
         own = caption_prompt(record.caption, [list(phrase.char_spans) for phrase in record.phrases])
@@ -143,12 +168,13 @@ class GroundingSource(SampleSource):
         if most == 0 or rng.random() < self._config.caption_negatives_none:
             return []
         wanted = most if rng.random() < 0.5 else int(rng.integers(1, most + 1))
-        budget = self._config.max_prompt_tokens - 2 - self._count_tokens(record.caption)
+        budget = self._config.max_prompt_tokens - SPECIAL_TOKENS - self._count_tokens(record.caption)
+        forms = word_forms(record.caption)
         chosen = []
         for i in rng.integers(len(self._captions), size=wanted):
             caption = self._captions[int(i)].rstrip(". ")
             cost = self._count_tokens(caption) + 1
-            if cost <= budget and caption and not _share_heads(self._phrases[int(i)], record.caption):
+            if cost <= budget and caption and not has_head_in(self._phrases[int(i)], forms):
                 chosen.append(caption)
                 budget -= cost
         return chosen
@@ -158,62 +184,22 @@ class GroundingSource(SampleSource):
         most = self._config.max_negatives
         wanted = most if rng.random() < self._config.full_negatives else int(rng.integers(0, most + 1))
         own = [clean_name(phrase.text).lower() for phrase in record.phrases]
-        budget = self._config.max_prompt_tokens - 2 - sum(self._count_tokens(text) + 1 for text in own)
+        budget = self._config.max_prompt_tokens - SPECIAL_TOKENS - sum(self._count_tokens(text) + 1 for text in own)
+        forms = word_forms(record.caption)
         chosen: dict[str, None] = {}
-        for i in rng.integers(len(self._phrases), size=wanted):
-            options = self._phrases[int(i)]
+        for i in rng.integers(len(self._located), size=wanted):
+            options = self._located[int(i)]
             text = clean_name(options[int(rng.integers(len(options)))]).lower()
             cost = self._count_tokens(text) + 1
-            if text and text not in chosen and cost <= budget and not _share_heads([text], record.caption):
+            if text and text not in chosen and cost <= budget and not has_head_in([text], forms):
                 chosen[text] = None
                 budget -= cost
         return list(chosen)
 
 
-def choose_categories(
-    present: Sequence[int],
-    names: Mapping[int, str],
-    rng: np.random.Generator,
-    config: SamplesConfig,
-    count_tokens: TokenCount,
-) -> list[int]:
-    """Choose the categories of a detection prompt, as published for pre-training.
-
-    The categories present come first into the token budget, in random order; with probability ``full_negatives``
-    ``max_negatives`` draws are made from all categories, else a uniform number from 1 on; drawn positives are
-    discarded and negatives kept while they fit; then everything is shuffled.
-
-    Args:
-        present: ids in the picture.
-        names: the vocabulary.
-        rng: source of chance.
-        config: numbers and budget.
-        count_tokens: tokens of a name.
-
-    Returns:
-        Ids in prompt order; at least one. Categories that overflow the budget are left out with their boxes.
-    """
-    budget = config.max_prompt_tokens - 2
-    shown: list[int] = []
-    for i in rng.permutation(len(present)):
-        cost = count_tokens(clean_name(names[present[i]])) + 1
-        if cost <= budget:
-            shown.append(present[i])
-            budget -= cost
-    draws = config.max_negatives if rng.random() < config.full_negatives else int(rng.integers(1, config.max_negatives + 1))
-    ids = list(names)
-    positives = set(present)
-    for i in rng.permutation(len(ids))[: max(draws, 0 if shown else 1)]:
-        cost = count_tokens(clean_name(names[ids[i]])) + 1
-        if ids[i] not in positives and cost <= budget:
-            shown.append(ids[i])
-            budget -= cost
-    if not shown:  # nothing present and every draw a positive that did not fit
-        shown = [ids[int(rng.integers(len(ids)))]]
-    return [shown[i] for i in rng.permutation(len(shown))]
-
-
-def plan_samples(sizes: Mapping[str, int], weights: Mapping[str, float], total: int, seed: int) -> list[tuple[str, int]]:
+def plan_samples(
+    sizes: Mapping[str, int], weights: Mapping[str, float], total: int, seed: int
+) -> list[tuple[str, int]]:
     """Decide which row of which source every sample shows.
 
     Sources alternate evenly in proportion to their weights; each source runs through random permutations of its rows,
@@ -225,7 +211,7 @@ def plan_samples(sizes: Mapping[str, int], weights: Mapping[str, float], total: 
     Raises:
         TrainingError: a source with weight has no rows.
     """
-    chosen = [name for name, weight in weights.items() if weight > 0]
+    chosen = sorted(name for name, weight in weights.items() if weight > 0)
     for name in chosen:
         if not sizes.get(name):
             raise TrainingError(f"mixture gives {name!r} weight {weights[name]}, but it has no usable rows")
@@ -266,18 +252,13 @@ def _has_boxes(table: pa.Table) -> list[bool]:
     return [row["reject_reason"] is None and any(phrase["boxes"] for phrase in row["phrases"] or ()) for row in rows]
 
 
-def _share_heads(phrases: Sequence[str], caption: str) -> bool:
-    """Tell whether a caption contains the head of one of the phrases, singular or plural."""
-    words = {_stem(word) for word in re.findall(r"\w+", caption.lower())}
-    return any(_stem((re.findall(r"\w+", phrase.lower()) or [""])[-1]) in words for phrase in phrases)
-
-
-def _stem(word: str) -> str:
-    """Cut regular plural endings; good enough to recognise the same noun, not to name it."""
-    for ending, replacement in (("ies", "y"), ("ves", "f"), ("es", ""), ("s", ""), ("e", "")):
-        if word.endswith(ending) and len(word) > len(ending) + 2:
-            return word[: -len(ending)] + replacement
-    return word
+def _digest(table: pa.Table) -> str:
+    names = [name for name in table.schema.names if name != "image"]
+    sink = pa.BufferOutputStream()
+    plain = table.select(names).replace_schema_metadata(None).combine_chunks()
+    with pa.ipc.new_stream(sink, plain.schema) as stream:
+        stream.write_table(plain)
+    return hashlib.sha256(sink.getvalue()).hexdigest()
 
 
 def make_sources(

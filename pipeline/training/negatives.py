@@ -1,0 +1,107 @@
+"""What a prompt may name although it is not in the picture: sampled categories, and nouns that a caption leaves out."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import lru_cache
+
+import numpy as np
+
+from glip_model.prompts import clean_name
+from pipeline.config import SamplesConfig
+
+TokenCount = Callable[[str], int]
+"""Tokens of a string, without special ones."""
+SPECIAL_TOKENS = 2
+"""[CLS] and [SEP] of a prompt."""
+_PLURALS = (("s", ""), ("es", ""), ("ies", "y"), ("ves", "f"), ("ves", "fe"), ("men", "man"))
+_IRREGULAR = {
+    "children": "child",
+    "feet": "foot",
+    "geese": "goose",
+    "mice": "mouse",
+    "people": "person",
+    "teeth": "tooth",
+}
+
+
+def choose_categories(
+    present: Sequence[int],
+    names: Mapping[int, str],
+    rng: np.random.Generator,
+    config: SamplesConfig,
+    count_tokens: TokenCount,
+    never: Iterable[int] = (),
+) -> list[int]:
+    """Choose the categories of a detection prompt, as published for pre-training.
+
+    The categories present come first into the token budget, in random order; with probability ``full_negatives``
+    ``max_negatives`` draws are made from all categories, else a uniform number from 1 on; drawn positives are
+    discarded and negatives kept while they fit; then everything is shuffled. One improvement: a negative that reads
+    like something present (another data set's id for the same name) is discarded too.
+
+    Args:
+        present: ids in the picture.
+        names: the vocabulary.
+        rng: source of chance.
+        config: numbers and budget.
+        count_tokens: tokens of a name.
+        never: ids that must not become negatives, for example of regions marked as crowds.
+
+    Returns:
+        Ids in prompt order; at least one. Categories that overflow the budget are left out with their boxes.
+    """
+    budget = config.max_prompt_tokens - SPECIAL_TOKENS
+    shown: list[int] = []
+    for i in rng.permutation(len(present)):
+        cost = count_tokens(clean_name(names[present[i]])) + 1  # and its period
+        if cost <= budget:
+            shown.append(present[i])
+            budget -= cost
+    ids = list(names)
+    taken = {_reading(names[category]) for category in (*present, *never) if category in names}
+    for i in rng.permutation(len(ids))[: _draws(rng, config)]:
+        reading = _reading(names[ids[i]])
+        cost = count_tokens(clean_name(names[ids[i]])) + 1
+        if reading not in taken and cost <= budget:
+            shown.append(ids[i])
+            taken.add(reading)
+            budget -= cost
+    if not shown:  # a prompt must ask for something, even if nothing is present or fits
+        free = [category for category in ids if _reading(names[category]) not in taken] or ids
+        shown = [free[int(rng.integers(len(free)))]]
+    return [shown[i] for i in rng.permutation(len(shown))]
+
+
+def _draws(rng: np.random.Generator, config: SamplesConfig) -> int:
+    if rng.random() < config.full_negatives or config.max_negatives == 0:
+        return config.max_negatives
+    return int(rng.integers(1, config.max_negatives + 1))
+
+
+def _reading(name: str) -> str:
+    return clean_name(name).lower()
+
+
+def word_forms(caption: str) -> frozenset[str]:
+    """Return the words of a caption in lower case, as they stand and in every singular that they may have."""
+    return frozenset().union(*(_singulars(word) for word in _words(caption)))
+
+
+def has_head_in(phrases: Iterable[str], forms: frozenset[str]) -> bool:
+    """Tell whether the last word, the head noun, of one of the phrases is among ``word_forms`` of a caption."""
+    words = (_words(phrase) for phrase in phrases)
+    return any(not forms.isdisjoint(_singulars(phrase[-1])) for phrase in words if phrase)
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"\w+", text.lower())
+
+
+@lru_cache(maxsize=100_000)
+def _singulars(word: str) -> frozenset[str]:
+    """Return a word with every form that it could be the plural of; a guess too many only costs a negative."""
+    forms = {word, _IRREGULAR.get(word, word)}
+    forms |= {word[: -len(end)] + new for end, new in _PLURALS if word.endswith(end) and len(word) > len(end) + 1}
+    return frozenset(forms)
