@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -69,7 +70,7 @@ def write_shard(
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        pq.write_table(table, aside, compression="zstd", row_group_size=ROW_GROUP_ROWS)
+        pq.write_table(table, aside, compression="zstd", row_group_size=ROW_GROUP_ROWS, write_page_checksum=True)
         os.replace(aside, path)
     finally:
         aside.unlink(missing_ok=True)
@@ -79,19 +80,15 @@ def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
     """Read a shard, or some of its columns.
 
     Raises:
-        ShardError: the file is missing, broken, or lacks a column.
+        ShardError: the file is missing or broken, lacks a column, or has one that is not as its kind of records has it.
     """
-    try:
-        file = pq.ParquetFile(path)
-        found = file.schema_arrow.names
-        for column in columns or ():
-            if column not in found:
-                raise ShardError(f"{path}: no column {column!r} (found: {', '.join(found)}); write the shard anew")
-        return file.read(columns=None if columns is None else list(columns))
-    except FileNotFoundError as error:
-        raise ShardError(f"{path}: no such shard; run: dvc repro") from error
-    except (pa.ArrowInvalid, pa.ArrowIOError, OSError) as error:
-        raise ShardError(f"{path}: not a readable Parquet file ({error}); delete it and run: dvc repro") from error
+    with _shard_errors(path):
+        # Every page carries a checksum: a flipped bit is an error and never a slightly different caption.
+        file = pq.ParquetFile(path, page_checksum_verification=True)
+        _check_columns(path, file.schema_arrow, columns)
+        table = file.read(columns=None if columns is None else list(columns))
+        table.validate(full=True)
+        return table
 
 
 def read_shard(path: Path, record_type: type[R]) -> list[R]:
@@ -110,13 +107,8 @@ def read_shard(path: Path, record_type: type[R]) -> list[R]:
 
 def read_metadata(path: Path) -> dict[str, str]:
     """Return the key-value metadata of a shard; ShardError when it is missing or broken."""
-    try:
-        raw = pq.read_schema(path).metadata or {}
-    except FileNotFoundError as error:
-        raise ShardError(f"{path}: no such shard; run: dvc repro") from error
-    except (pa.ArrowInvalid, pa.ArrowIOError, OSError) as error:
-        raise ShardError(f"{path}: not a readable Parquet file ({error}); delete it and run: dvc repro") from error
-    return {key.decode(): value.decode() for key, value in raw.items()}
+    with _shard_errors(path):
+        return _decode_metadata(pq.read_schema(path))
 
 
 def categories_to_metadata(categories: Iterable[Category]) -> dict[str, str]:
@@ -129,7 +121,10 @@ def read_categories(path: Path) -> list[Category]:
     raw = read_metadata(path).get(CATEGORIES_KEY)
     if raw is None:
         raise ShardError(f"{path}: no vocabulary ({CATEGORIES_KEY}) in its metadata; is it a detection shard?")
-    return [Category(**entry) for entry in json.loads(raw)]
+    try:
+        return [Category(**entry) for entry in json.loads(raw)]
+    except (json.JSONDecodeError, TypeError) as error:
+        raise ShardError(f"{path}: {CATEGORIES_KEY} is no vocabulary ({error}); write the shard anew") from error
 
 
 def from_row(record_type: type[R], row: Mapping[str, Any]) -> R:
@@ -145,6 +140,35 @@ def from_row(record_type: type[R], row: Mapping[str, Any]) -> R:
             for item in values["objects"] or ()
         )
     return record_type(**values)
+
+
+@contextmanager
+def _shard_errors(path: Path) -> Iterator[None]:
+    """Turn what Arrow raises about a file into ShardErrors."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise ShardError(f"{path}: no such shard; run: dvc repro") from error
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        detail = " ".join(str(error).split())
+        raise ShardError(f"{path}: not a readable Parquet file ({detail}); delete it and run: dvc repro") from error
+
+
+def _check_columns(path: Path, found: pa.Schema, columns: Sequence[str] | None) -> None:
+    kind = _decode_metadata(found).get(KIND_KEY)
+    promised = next((SCHEMAS[record_type] for record_type, name in KIND.items() if name == kind), pa.schema([]))
+    for column in found.names if columns is None else columns:
+        if column not in found.names:
+            raise ShardError(f"{path}: no column {column!r} (found: {', '.join(found.names)}); write the shard anew")
+        if column in promised.names and not found.field(column).type.equals(promised.field(column).type):
+            raise ShardError(
+                f"{path}: column {column!r} is {found.field(column).type}, expected {promised.field(column).type}; "
+                "write the shard anew"
+            )
+
+
+def _decode_metadata(schema: pa.Schema) -> dict[str, str]:
+    return {key.decode(): value.decode() for key, value in (schema.metadata or {}).items()}
 
 
 def _phrase_from_row(row: Mapping[str, Any]) -> Phrase:
