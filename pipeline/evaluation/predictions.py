@@ -46,6 +46,8 @@ class Predictions:
 
     def by_number(self) -> dict[int, np.ndarray]:
         """Return the positions of every row's boxes; rows without any are absent."""
+        if not len(self):
+            return {}
         order = np.argsort(self.numbers, kind="stable")
         numbers, starts = np.unique(self.numbers[order], return_index=True)
         return dict(zip(numbers.tolist(), np.split(order, starts[1:]), strict=True))
@@ -80,8 +82,11 @@ def write_predictions(path: Path, tables: Iterable[pa.Table]) -> None:
     """Write predictions whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}")
-    pq.write_table(pa.concat_tables([PREDICTION_SCHEMA.empty_table(), *tables]), aside, compression="zstd")
-    os.replace(aside, path)
+    try:
+        pq.write_table(pa.concat_tables([PREDICTION_SCHEMA.empty_table(), *tables]), aside, compression="zstd")
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
 
 
 def read_predictions(path: Path) -> Predictions:
