@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
-from torchvision.ops import batched_nms
 
 from glip_model.boxes import box_area, pairwise_iou
 from glip_model.structures import Detections
@@ -15,7 +14,7 @@ from pipeline.config import PseudoLabelConfig
 from pipeline.data.records import Phrase, ScoredBox
 
 PHRASE_REJECT_REASONS = ("not_detected", "below_min_score", "box_too_small", "box_too_large", "lost_to_other_phrase")
-"""Why a phrase may end without a box; the first filter that took its best remaining box names the reason."""
+"""Why a phrase may end without a box; the filter that took its last remaining one names the reason."""
 
 
 def select_boxes(
@@ -23,9 +22,11 @@ def select_boxes(
 ) -> tuple[Phrase, ...]:
     """Give every phrase the boxes that pass, or the reason why none does.
 
-    In order: score, size, non-maximum suppression within a phrase, competition between phrases, and the number of
-    boxes. Phrases compete because a teacher that never saw a word still grounds it by exclusion: a box belongs to the
-    phrase that fits it best.
+    Score and size come first. The boxes that remain are given out best score first: a phrase takes a box unless it
+    holds one that overlaps it (non-maximum suppression), another phrase holds one that overlaps it (competition), or
+    it holds as many as it may. Phrases compete because a teacher that never saw a word still grounds it by exclusion:
+    a box belongs to the phrase that fits it best. What a phrase may not keep it takes from nobody, so that the second
+    best "dog" of a caption with one dog is still free to be the wolf.
 
     Args:
         phrases: of the caption, in the order that ``phrase_index`` counts.
@@ -47,14 +48,10 @@ def select_boxes(
         ("box_too_large", share <= config.max_area_share),
     ):
         alive = _narrow(alive, alive & passing, owner, reasons, reason)
-    index = alive.nonzero().squeeze(1)
-    kept = index[batched_nms(boxes[index], scores[index], owner[index], config.nms_threshold)]
-    winners = torch.zeros_like(alive)
-    winners[kept[_win(boxes[kept], scores[kept], owner[kept], config.compete_threshold)]] = True
-    alive = _narrow(alive, winners, owner, reasons, "lost_to_other_phrase")
+    kept = _give_out(boxes, scores, owner, alive, [_most_boxes(phrase, config) for phrase in phrases], config)
+    _narrow(alive, kept, owner, reasons, "lost_to_other_phrase")
     return tuple(
-        _with_boxes(phrase, alive & (owner == i), boxes, scores, reasons[i], config)
-        for i, phrase in enumerate(phrases)
+        _with_boxes(phrase, kept & (owner == i), boxes, scores, reasons[i]) for i, phrase in enumerate(phrases)
     )
 
 
@@ -66,29 +63,34 @@ def _narrow(before: Tensor, after: Tensor, owner: Tensor, reasons: list[str], re
     return after
 
 
-def _win(boxes: Tensor, scores: Tensor, owner: Tensor, threshold: float) -> Tensor:
-    """Return which boxes, given best first, no better box of another phrase overlaps by more than ``threshold``."""
-    if len(boxes) == 0 or threshold >= 1:
-        return torch.ones(len(boxes), dtype=torch.bool)
-    rivals = (pairwise_iou(boxes, boxes) > threshold) & (owner[:, None] != owner[None, :])
-    wins = torch.ones(len(boxes), dtype=torch.bool)
-    for i in range(len(boxes)):  # a loser no longer suppresses others, so the order matters
-        if wins[i]:
-            wins[i + 1 :] &= ~rivals[i, i + 1 :]
-    return wins
+def _most_boxes(phrase: Phrase, config: PseudoLabelConfig) -> int:
+    return 1 if config.one_box_per_singular and phrase.is_plural is False else config.max_boxes_per_phrase
 
 
-def _with_boxes(
-    phrase: Phrase, mine: Tensor, boxes: Tensor, scores: Tensor, reason: str, config: PseudoLabelConfig
-) -> Phrase:
+def _give_out(
+    boxes: Tensor, scores: Tensor, owner: Tensor, alive: Tensor, most: Sequence[int], config: PseudoLabelConfig
+) -> Tensor:
+    """Give the boxes that are alive to their phrases, best first; return (N,) bool, True for those that were kept."""
+    is_own = owner[:, None] == owner[None, :]
+    overlap = pairwise_iou(boxes, boxes)
+    clashes = (is_own & (overlap > config.nms_threshold)) | (~is_own & (overlap > config.compete_threshold))
+    free, kept, room = alive.clone(), torch.zeros_like(alive), list(most)
+    for i in scores.argsort(descending=True, stable=True).tolist():
+        phrase = int(owner[i])
+        if free[i] and room[phrase] > 0:
+            kept[i] = True
+            room[phrase] -= 1
+            free &= ~clashes[i]
+    return kept
+
+
+def _with_boxes(phrase: Phrase, mine: Tensor, boxes: Tensor, scores: Tensor, reason: str) -> Phrase:
     index = mine.nonzero().squeeze(1)
     if len(index) == 0:
         return replace(phrase, boxes=(), reject_reason=reason)
-    is_single = config.one_box_per_singular and phrase.is_plural is False
-    most = 1 if is_single else config.max_boxes_per_phrase
-    best = index[scores[index].argsort(descending=True, stable=True)][:most]
+    best = index[scores[index].argsort(descending=True, stable=True)]
     chosen = tuple(
-        ScoredBox(xyxy=tuple(box), score=score)  # type: ignore[arg-type]
-        for box, score in zip(boxes[best].tolist(), scores[best].tolist(), strict=True)
+        ScoredBox(xyxy=(x1, y1, x2, y2), score=score)
+        for (x1, y1, x2, y2), score in zip(boxes[best].tolist(), scores[best].tolist(), strict=True)
     )
     return replace(phrase, boxes=chosen, reject_reason=None)
