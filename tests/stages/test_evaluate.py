@@ -1,0 +1,135 @@
+"""The evaluate stage around its job: metrics, curves, the closing line, and what a failure leaves alone."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import csv
+import io
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from glip_model.structures import Detections
+from pipeline.data.records import (
+    Category,
+    DetectedObject,
+    DetectionRecord,
+    GroundingRecord,
+    ImageRef,
+    Phrase,
+    ScoredBox,
+)
+from pipeline.data.shards import categories_to_metadata, shard_name, write_shard
+from pipeline.errors import MissingInputError
+from pipeline.evaluation.predictions import to_table, write_predictions
+from stages import evaluate
+
+ROOT = Path(__file__).resolve().parents[2]
+BOX = (10.0, 10.0, 30.0, 30.0)
+CATEGORIES = [Category(id=1, name="dog"), Category(id=2, name="yak", split="novel")]
+
+
+def write_records(folder: Path, tasks: Sequence[str]) -> None:
+    out = io.BytesIO()
+    Image.new("RGB", (64, 48)).save(out, "PNG")
+    head: dict[str, Any] = {"image": ImageRef(bytes=out.getvalue()), "height": 48, "width": 64, "source": "test"}
+    if "detection" in tasks:
+        thing = DetectedObject(category_id=1, xyxy=BOX)
+        rows = [DetectionRecord(key=f"key-{i}", objects=(thing,), **head) for i in range(2)]
+        write_shard(folder / "detection" / shard_name(0), rows, DetectionRecord, categories_to_metadata(CATEGORIES))
+    for task in set(tasks) & {"grounding", "referring"}:
+        dog = Phrase(text="a dog", char_spans=((0, 5),), boxes=(ScoredBox(xyxy=BOX),), split="base")
+        captions = [GroundingRecord(key=f"key-{i}", caption="a dog", phrases=(dog,), **head) for i in range(2)]
+        write_shard(folder / task / shard_name(0), captions, GroundingRecord)
+
+
+@pytest.fixture
+def fake_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stand in for Ray: the model finds the dog of the first picture of every task that has records."""
+
+    def predict_splits(config: Any, model: Path, records: Path, out: Path) -> dict[str, list[str]]:
+        if not model.is_dir():
+            raise MissingInputError(f"{model}: no model there")
+        tasks = {
+            split: [task for task in ("detection", "grounding", "referring") if (records / split / task).is_dir()]
+            for split in config.splits
+        }
+        found = Detections(torch.tensor([BOX]), torch.tensor([0.9]), torch.tensor([0]))
+        for split, names in tasks.items():
+            for task in names:
+                table = to_table(["key-0"], [0], [found], [1] if task == "detection" else None)
+                write_predictions(out / split / f"{task}.parquet", [table])
+        return tasks
+
+    monkeypatch.setattr(evaluate, "predict_splits", predict_splits)
+    monkeypatch.setattr(evaluate, "ray_session", contextlib.nullcontext)
+
+
+def run_evaluate(folder: Path, model: Path) -> None:
+    parser = argparse.ArgumentParser()
+    evaluate.add_arguments(parser)
+    parser.add_argument("--params", type=Path, default=ROOT / "params.yaml")
+    words = {
+        "--model": model,
+        "--records": "records",
+        "--out": "out",
+        "--metrics": "m.json",
+        "--curves": "plots/pr.csv",
+    }
+    evaluate.run(parser.parse_args([word for name, value in words.items() for word in (name, str(folder / value))]))
+
+
+@pytest.mark.usefixtures("fake_job")
+def test_metrics_and_curves_are_written_for_every_split(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for split in ("dev", "test"):
+        write_records(tmp_path / "records" / split, ("detection", "grounding", "referring"))
+    model = tmp_path / "student"
+    model.mkdir()
+    with caplog.at_level(logging.INFO):
+        run_evaluate(tmp_path, model)
+    metrics = json.loads((tmp_path / "m.json").read_text(encoding="utf-8"))
+    assert set(metrics) == {"dev", "test"}
+    assert set(metrics["test"]) == {"detection", "grounding", "referring"}
+    half = round(100 * 51 / 101, 2)  # one of two dogs: 51 of 101 recalls
+    assert metrics["test"]["detection"]["base"] == {"AP": half, "AP50": half}
+    assert metrics["dev"]["grounding"]["base"] == {"R@1": 50.0, "R@5": 50.0, "R@10": 50.0}
+    assert metrics["dev"]["referring"]["all"] == {"P@1": 50.0}
+    assert "evaluate student on test: AP 50.5 base 0.0 novel, R@1 50.0 base 0.0 novel, P@1 50.0 base" in caplog.text
+
+    with (tmp_path / "plots/pr.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    base = [row for row in rows if row["split"] == "base"]
+    np.testing.assert_allclose([float(row["recall"]) for row in base], np.linspace(0, 1, 101))
+    assert [float(row["precision"]) for row in base] == [1.0] * 51 + [0.0] * 50
+    assert len(rows) == 202
+
+
+@pytest.mark.usefixtures("fake_job")
+def test_data_with_grounding_alone_has_no_detection_metrics(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for split in ("dev", "test"):
+        write_records(tmp_path / "records" / split, ("grounding",))
+    model = tmp_path / "student"
+    model.mkdir()
+    with caplog.at_level(logging.INFO):
+        run_evaluate(tmp_path, model)
+    metrics = json.loads((tmp_path / "m.json").read_text(encoding="utf-8"))
+    assert set(metrics["test"]) == {"grounding"}
+    assert "evaluate student on test: R@1 50.0 base 0.0 novel;" in caplog.text
+    assert (tmp_path / "plots/pr.csv").read_text(encoding="utf-8").strip() == "recall,precision,split"
+
+
+@pytest.mark.usefixtures("fake_job")
+def test_a_failure_leaves_earlier_predictions_alone(tmp_path: Path) -> None:
+    earlier = tmp_path / "out/dev/detection.parquet"
+    write_predictions(earlier, [])
+    with pytest.raises(MissingInputError, match="no model there"):
+        run_evaluate(tmp_path, tmp_path / "nothing")
+    assert earlier.exists()
