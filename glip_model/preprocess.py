@@ -18,11 +18,13 @@ def resize_size(height: int, width: int, short_side: int, long_side: int) -> tup
     """Return the (height, width) that a picture is resized to.
 
     The short side becomes ``short_side`` unless the long side would exceed ``long_side``; the long side is truncated,
-    as published.
+    as published. Of a sliver one row or column of pixels is left, where the published rule leaves nothing.
     """
     short, long = min(height, width), max(height, width)
     if short_side * long / short > long_side:
         short_side = round(long_side * short / long)
+        if short_side == 0:
+            return (1, long_side) if height < width else (long_side, 1)
     if short == short_side:
         return height, width
     other = int(short_side * long / short)
