@@ -35,8 +35,9 @@ def run(args: argparse.Namespace) -> None:
     rows = sum(folder["rows"] for folder in metrics.values())
     rejects = sum(sum(folder["rejects"].values()) for folder in metrics.values())
     boxes = sum(folder["boxes"] for folder in metrics.values())
-    seconds = time.monotonic() - start
-    logger.info("prepare: %d rows, %d boxes, %d rejected, %.0f s → %s", rows, boxes, rejects, seconds, args.out)
+    dropped = sum(sum(folder["dropped_boxes"].values()) for folder in metrics.values())
+    figures = f"{rows} rows, {rejects} rejected, {boxes} boxes, {dropped} dropped, {time.monotonic() - start:.0f} s"
+    logger.info("prepare: %s → %s", figures, args.out)
 
 
 if __name__ == "__main__":

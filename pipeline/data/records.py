@@ -35,6 +35,9 @@ ROW_REJECT_REASONS = (
 )
 """Why a row may be refused; every stage counts its rejects by these."""
 
+BOX_DROP_REASONS = ("box_malformed", "box_degenerate", "category_unknown")
+"""Why a box of a raw data set may be left out while its picture stays; ``prepare`` counts them by these."""
+
 Box = tuple[float, float, float, float]
 Span = tuple[int, int]
 

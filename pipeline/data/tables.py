@@ -19,6 +19,19 @@ class Reject:
 
 
 @dataclass(frozen=True)
+class DroppedBox:
+    """A box that cannot be used; its picture stays."""
+
+    name: str
+    """What the raw data calls the picture."""
+    reason: str
+    """One of ``records.BOX_DROP_REASONS``."""
+
+
+RowReader = Callable[[], Iterator[Record | Reject | DroppedBox]]
+
+
+@dataclass(frozen=True)
 class RecordTable:
     """One folder of shards to be written, and how to read its raw rows."""
 
@@ -28,5 +41,6 @@ class RecordTable:
     num_rows: int
     metadata: Mapping[str, str]
     """Key-value metadata of every shard."""
-    read: Callable[[int, int], Iterator[Record | Reject]]
-    """Yields the records and rejects of raw rows ``start`` to ``stop``; must survive pickling."""
+    shard: Callable[[int, int], RowReader]
+    """Returns what reads raw rows ``start`` to ``stop``. That is sent to where the shard is written: it must survive
+    pickling, and carry what those rows need and not the whole data set."""

@@ -37,7 +37,7 @@ from pipeline.data.records import (
     ScoredBox,
 )
 from pipeline.data.shards import categories_to_metadata
-from pipeline.data.tables import RecordTable, Reject
+from pipeline.data.tables import DroppedBox, RecordTable, Reject, RowReader
 
 SOURCE = "embedded"
 Role = Literal["human", "web", "dev", "test"]
@@ -55,23 +55,29 @@ class _Pool:
     ids: dict[str, int]
 
 
+_Make = Callable[[np.random.Generator, _Pool, EmbeddedConfig], Record | None]
+
+
 def tables_for(role: Role, config: EmbeddedConfig, seed: int) -> list[RecordTable]:
     """Return the tables of one role."""
     vocabulary = categories_to_metadata(categories(config, with_novel=role != "human"))
+
+    def shards(make: _Make, stream: str) -> Callable[[int, int], RowReader]:
+        return lambda start, stop: partial(_rows, make, stream, config, seed, start, stop)
+
     if role == "human":
-        detection = partial(_rows, _detection, "human_detection", config, seed)
-        grounding = partial(_rows, _grounding, "human_grounding", config, seed)
+        detection, grounding = shards(_detection, "human_detection"), shards(_grounding, "human_grounding")
         return [
             RecordTable("detection", DetectionRecord, config.human_detection, vocabulary, detection),
             RecordTable("grounding", GroundingRecord, config.human_grounding, {}, grounding),
         ]
     if role == "web":
-        return [RecordTable("", CaptionRecord, config.web, {}, partial(_rows, _web, "web", config, seed))]
+        return [RecordTable("", CaptionRecord, config.web, {}, shards(_web, "web"))]
     count = config.dev if role == "dev" else config.test
     return [
-        RecordTable("detection", DetectionRecord, count, vocabulary, partial(_rows, _detection, role, config, seed)),
-        RecordTable("grounding", GroundingRecord, count, {}, partial(_rows, _grounding, role, config, seed)),
-        RecordTable("referring", GroundingRecord, count, {}, partial(_rows, _referring, role, config, seed)),
+        RecordTable("detection", DetectionRecord, count, vocabulary, shards(_detection, role)),
+        RecordTable("grounding", GroundingRecord, count, {}, shards(_grounding, role)),
+        RecordTable("referring", GroundingRecord, count, {}, shards(_referring, role)),
     ]
 
 
@@ -99,13 +105,8 @@ def web_truth(config: EmbeddedConfig, seed: int, number: int) -> GroundingRecord
 
 
 def _rows(
-    make: Callable[[np.random.Generator, _Pool, EmbeddedConfig], Record | None],
-    stream: str,
-    config: EmbeddedConfig,
-    seed: int,
-    start: int,
-    stop: int,
-) -> Iterator[Record | Reject]:
+    make: _Make, stream: str, config: EmbeddedConfig, seed: int, start: int, stop: int
+) -> Iterator[Record | Reject | DroppedBox]:
     pool = _pool(config, with_novel=not stream.startswith("human"))
     for number in range(start, stop):
         record = make(_generator(stream, seed, number), pool, config)
@@ -130,9 +131,7 @@ def _pool(config: EmbeddedConfig, with_novel: bool) -> _Pool:
 
 
 def _scene(rng: np.random.Generator, pool: _Pool, config: EmbeddedConfig) -> Scene:
-    return compose_scene(
-        rng, pool.concepts, pool.weights, config.image_size, (config.min_objects, config.max_objects)
-    )
+    return compose_scene(rng, pool.concepts, pool.weights, config.image_size, (config.min_objects, config.max_objects))
 
 
 def _detection(rng: np.random.Generator, pool: _Pool, config: EmbeddedConfig) -> DetectionRecord:
@@ -178,9 +177,7 @@ def _web(rng: np.random.Generator, pool: _Pool, config: EmbeddedConfig) -> Capti
     )
 
 
-def _web_caption(
-    rng: np.random.Generator, pool: _Pool, scene: Scene, config: EmbeddedConfig
-) -> CaptionWriter:
+def _web_caption(rng: np.random.Generator, pool: _Pool, scene: Scene, config: EmbeddedConfig) -> CaptionWriter:
     """Write a caption as the web has them: objects left out, absent ones mentioned, junk around it."""
     mentions = group_mentions(scene.objects)
     kept = [mention for mention in mentions if rng.random() >= config.omitted_mention_share] or mentions[:1]
