@@ -24,6 +24,9 @@ from pipeline.ray_session import ray_session
 
 logger = logging.getLogger(__name__)
 
+CURVES = ("base", "novel")
+"""Parts of the vocabulary that get a precision-recall curve."""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of this stage."""
@@ -65,14 +68,14 @@ def _figures(metrics: Mapping[str, Any]) -> str:
 
 
 def _write_curves(path: Path, detection: CocoResult | None) -> None:
+    """Write a column of precision for each part: ``dvc plots`` draws one line a column."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(["recall", "precision", "split"])
-        for split in ("base", "novel") if detection is not None else ():
-            assert detection is not None
-            for i, precision in enumerate(detection.curve(split)):
-                writer.writerow([i / 100, round(float(precision), 4), split])
+        writer.writerow(["recall", *CURVES])
+        if detection is not None:
+            for i, row in enumerate(zip(*(detection.curve(part) for part in CURVES), strict=True)):
+                writer.writerow([i / 100, *(round(float(precision), 4) for precision in row)])
 
 
 if __name__ == "__main__":
