@@ -86,7 +86,8 @@ def extract_phrases(config: PhrasesConfig, records: Path, out: Path) -> dict[str
     sources = list_shards(records)
     for old in [*out.glob("part-*.parquet"), *out.glob(".part-*")]:
         old.unlink()
-    workers = max(1, min(len(sources), int(ray.cluster_resources().get("CPU", 1))))
+    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    workers = max(1, min(len(sources), int(resources.get("CPU", 1))))
     pool = ray.util.ActorPool([ray.remote(num_cpus=1)(PhraseActor).remote(config) for _ in range(workers)])
     total, errors = Figures(), []
     with progress(len(sources), "phrases", "shards") as bar:

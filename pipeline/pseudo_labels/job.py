@@ -20,21 +20,25 @@ from typing import Any
 import ray
 import torch
 
-from glip_model.checkpoint import WEIGHTS_FILE
+import glip_model
 from glip_model.predictor import GLIPPredictor
 from pipeline.cli import progress, quiet_libraries, write_json
 from pipeline.config import PseudoLabelConfig
+from pipeline.data import images
 from pipeline.data.records import SCHEMA_VERSION, CaptionRecord, GroundingRecord, PhrasesRecord
 from pipeline.data.shards import PROVENANCE_KEY, list_shards, read_metadata, read_shard, write_shard
 from pipeline.errors import MissingInputError, RejectLimitError, ShardError
+from pipeline.pseudo_labels import labeller, selection
 from pipeline.pseudo_labels.labeller import PseudoLabeller
 from pipeline.pseudo_labels.manifest import (
     FINGERPRINT,
     MANIFEST_FILE,
     ShardSummary,
+    code_sha256,
+    describe_teacher,
     file_sha256,
     fingerprint,
-    is_finished,
+    finished_summary,
     summarise_shard,
 )
 
@@ -61,23 +65,36 @@ class LabelActor:
         quiet_libraries()
         torch.set_num_threads(num_threads)
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        self._labeller = PseudoLabeller(
-            GLIPPredictor.from_pretrained(inputs.teacher, device), config, max_image_pixels
-        )
-        self._inputs = inputs
+        self._inputs, self._broken_teacher = inputs, ""
+        try:
+            teacher = GLIPPredictor.from_pretrained(inputs.teacher, device)
+        except (ValueError, OSError) as error:
+            # Told by every call instead of raised: Ray would start the actor again and again.
+            self._broken_teacher = f"{inputs.teacher}: not a usable teacher ({error}); run: dvc repro train@teacher"
+            return
+        self._labeller = PseudoLabeller(teacher, config, max_image_pixels)
 
     def __call__(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        """Label the shard that a row of the work list names."""
-        name, provenance = row["name"], json.loads(row["provenance"])
+        """Label the shard that a row of the work list names; return its summary, or why it could not be done."""
         try:
-            pairs = read_shard(self._inputs.records / name, CaptionRecord)
-            phrases = read_shard(self._inputs.phrases / name, PhrasesRecord)
-            labelled = self._labeller.label(pairs, phrases)
+            summary = self._label_shard(row["name"], row["provenance"])
         except ShardError as error:
             # Crosses the process border as data: the stage reports it after the other shards are safe.
-            return {"name": name, "rows": 0, "error": str(error)}
-        write_shard(self._inputs.out / name, labelled, GroundingRecord, {PROVENANCE_KEY: json.dumps(provenance)})
-        return {"name": name, "rows": len(labelled), "error": ""}
+            return {"summary": "", "error": str(error)}
+        return {"summary": json.dumps(summary.to_dict()), "error": ""}
+
+    def _label_shard(self, name: str, provenance: str) -> ShardSummary:
+        if self._broken_teacher:
+            raise ShardError(self._broken_teacher)
+        pairs = read_shard(self._inputs.records / name, CaptionRecord)
+        phrases = read_shard(self._inputs.phrases / name, PhrasesRecord)
+        try:
+            labelled = self._labeller.label(pairs, phrases)
+        except ShardError as error:
+            raise ShardError(f"{self._inputs.phrases / name}: {error}") from error
+        path = self._inputs.out / name
+        write_shard(path, labelled, GroundingRecord, {PROVENANCE_KEY: provenance})
+        return summarise_shard(path)
 
 
 def pseudo_label(inputs: Inputs, config: PseudoLabelConfig, max_image_pixels: int) -> dict[str, Any]:
@@ -88,20 +105,21 @@ def pseudo_label(inputs: Inputs, config: PseudoLabelConfig, max_image_pixels: in
 
     Raises:
         MissingInputError: teacher, pairs or phrases are not there.
-        ShardError: an input shard is broken; the others are finished first.
+        ShardError: an input shard or the teacher is broken; other shards are finished first.
         RejectLimitError: too large a share of rows is broken.
     """
     sources = list_shards(inputs.records)
-    wanted = _provenance(inputs, config, sources)
-    todo = _clean(inputs.out, wanted)
-    if len(todo) < len(sources):
-        logger.info("pseudo_label: %d of %d shards are finished already", len(sources) - len(todo), len(sources))
+    wanted = _provenance(inputs, config, max_image_pixels, sources)
+    kept = _keep_finished(inputs.out, wanted)
+    todo = {name: entry for name, entry in wanted.items() if name not in kept}
+    if kept:
+        logger.info("pseudo_label: %d of %d shards are finished already", len(kept), len(sources))
     start = time.monotonic()
-    rows_done = _run(inputs, config, max_image_pixels, todo) if todo else 0
+    made = _run(inputs, config, max_image_pixels, todo) if todo else {}
     seconds = time.monotonic() - start
-    summaries = [summarise_shard(inputs.out / path.name) for path in sources]
+    summaries = [(kept | made)[path.name] for path in sources]
     metrics = _metrics(summaries)
-    metrics["images_per_s"] = round(rows_done / seconds, 1) if rows_done else None
+    metrics["images_per_s"] = round(sum(summary.rows for summary in made.values()) / seconds, 1) if made else None
     common = {key: value for key, value in next(iter(wanted.values())).items() if key not in ("input", FINGERPRINT)}
     shards = [summary.to_dict() for summary in summaries]
     write_json(inputs.out / MANIFEST_FILE, {"schema_version": SCHEMA_VERSION, "provenance": common, "shards": shards})
@@ -114,25 +132,24 @@ def pseudo_label(inputs: Inputs, config: PseudoLabelConfig, max_image_pixels: in
     return metrics
 
 
-def _provenance(inputs: Inputs, config: PseudoLabelConfig, sources: list[Path]) -> dict[str, dict[str, Any]]:
+def _provenance(
+    inputs: Inputs, config: PseudoLabelConfig, max_image_pixels: int, sources: list[Path]
+) -> dict[str, dict[str, Any]]:
     """Return per shard everything that its content depends on."""
-    weights = inputs.teacher / WEIGHTS_FILE
-    if not weights.is_file():
-        raise MissingInputError(f"{weights}: no such teacher; run: dvc repro train@teacher")
-    settings = dataclasses.asdict(config)
+    settings = dataclasses.asdict(config) | {"max_image_pixels": max_image_pixels}
     for free in ("num_actors", "max_reject_share"):  # do not change any row
         settings.pop(free)
-    teacher = {"name": inputs.teacher.name, "sha256": file_sha256(weights)}
+    teacher, code = describe_teacher(inputs.teacher), code_sha256(_labelling_code())
     provenance = {}
     for path in sources:
         partner = inputs.phrases / path.name
         if not partner.is_file():
             raise MissingInputError(f"{partner}: no phrases for {path}; run: dvc repro phrases")
-        parser = json.loads(read_metadata(partner).get(PROVENANCE_KEY, "{}")).get("parser")
         entry = {
             "teacher": teacher,
-            "parser": parser,
+            "parser": _parser_name(partner),
             "settings": settings,
+            "code": code,
             "schema_version": SCHEMA_VERSION,
             "input": {"pairs": file_sha256(path), "phrases": file_sha256(partner)},
         }
@@ -140,31 +157,47 @@ def _provenance(inputs: Inputs, config: PseudoLabelConfig, sources: list[Path]) 
     return provenance
 
 
-def _clean(out: Path, wanted: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
-    """Remove what does not belong into the output; return the shards that are still to be made."""
+def _labelling_code() -> list[Path]:
+    """Return the files that decide what a row becomes; labels of an older version must not stay unnoticed."""
+    modules = [Path(str(module.__file__)) for module in (labeller, selection, images)]
+    return [*modules, *Path(str(glip_model.__file__)).parent.glob("*.py")]
+
+
+def _parser_name(phrases: Path) -> str | None:
+    try:
+        return str(json.loads(read_metadata(phrases)[PROVENANCE_KEY])["parser"])
+    except (ShardError, KeyError, ValueError):
+        return None  # a broken shard is reported by the worker that reads it, after the others are done
+
+
+def _keep_finished(out: Path, wanted: Mapping[str, Mapping[str, Any]]) -> dict[str, ShardSummary]:
+    """Remove what does not belong into the output; return the summaries of the shards that stay."""
     out.mkdir(parents=True, exist_ok=True)
     for leftover in [*out.glob(".part-*"), *out.glob(f".{MANIFEST_FILE}*")]:
         leftover.unlink()
-    todo, stale = {}, 0
-    for name, entry in wanted.items():
-        if not is_finished(out / name, entry[FINGERPRINT]):
-            stale += (out / name).exists()
-            (out / name).unlink(missing_ok=True)
-            todo[name] = entry
-    for path in out.glob("part-*.parquet"):
-        if path.name not in wanted:
+    kept, stale = {}, 0
+    for path in sorted(out.glob("part-*.parquet")):
+        entry = wanted.get(path.name)
+        summary = None if entry is None else finished_summary(path, entry[FINGERPRINT])
+        if summary is None:
             path.unlink()
             stale += 1
+        else:
+            kept[path.name] = summary
+    if len(kept) < len(wanted):
+        (out / MANIFEST_FILE).unlink(missing_ok=True)
     if stale:
-        logger.info("pseudo_label: removed %d shards that are broken or of another teacher or other settings", stale)
-    return todo
+        logger.info(
+            "pseudo_label: removed %d shards: broken, or of another teacher, other inputs, settings or code", stale
+        )
+    return kept
 
 
 def _run(
     inputs: Inputs, config: PseudoLabelConfig, max_image_pixels: int, todo: Mapping[str, Mapping[str, Any]]
-) -> int:
-    """Stream the work list through the actor pool; return the rows done."""
-    resources = ray.cluster_resources()
+) -> dict[str, ShardSummary]:
+    """Stream the work list through the actor pool; return the summaries of the shards that were made."""
+    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
     cpus, gpus = int(resources.get("CPU", 1)), int(resources.get("GPU", 0))
     actors = max(1, min(config.num_actors, len(todo), gpus or cpus))
     threads = max(1, min(cpus, os.cpu_count() or 1) // actors)
@@ -174,21 +207,25 @@ def _run(
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     work = [{"name": name, "provenance": json.dumps(entry)} for name, entry in todo.items()]
     labelled = ray.data.from_items(work, override_num_blocks=len(work)).map(
-        LabelActor,
+        LabelActor,  # type: ignore[arg-type]  # Ray's signature knows functions alone
         fn_constructor_args=(inputs, config, max_image_pixels, threads),
         compute=ray.data.ActorPoolStrategy(min_size=1, max_size=actors),
         num_cpus=0 if gpus else threads,
         num_gpus=1 if gpus else 0,
     )
-    rows, errors = 0, []
+    made, errors = {}, set()
     with progress(len(work), "pseudo_label", "shards") as bar:
         for result in labelled.iter_rows():
-            rows += result["rows"]
-            errors += [result["error"]] if result["error"] else []
+            if result["error"]:
+                errors.add(result["error"])
+            else:
+                summary = ShardSummary(**json.loads(result["summary"]))
+                made[summary.name] = summary
             bar.update(1)
     if errors:
-        raise ShardError(f"{len(errors)} input shards cannot be labelled, the others are done:\n" + "\n".join(errors))
-    return rows
+        count = len(todo) - len(made)
+        raise ShardError(f"{count} shards cannot be labelled, the others are done:\n" + "\n".join(sorted(errors)))
+    return made
 
 
 def _metrics(summaries: list[ShardSummary]) -> dict[str, Any]:

@@ -62,7 +62,8 @@ class PseudoLabeller:
         Raises:
             ShardError: the two do not belong together.
         """
-        if [pair.key for pair in pairs] != [row.key for row in phrases]:
+        # Captions as well as keys: spans index the caption that was parsed, and no other.
+        if [(pair.key, pair.caption) for pair in pairs] != [(row.key, row.caption) for row in phrases]:
             raise ShardError("phrases belong to other rows than the web pairs; run: dvc repro phrases")
         results: list[GroundingRecord] = []
         for start in range(0, len(pairs), self._config.batch_size):
@@ -71,9 +72,7 @@ class PseudoLabeller:
             on_rows(len(pairs[start:stop]))
         return results
 
-    def _label_batch(
-        self, pairs: Sequence[CaptionRecord], phrases: Sequence[PhrasesRecord]
-    ) -> list[GroundingRecord]:
+    def _label_batch(self, pairs: Sequence[CaptionRecord], phrases: Sequence[PhrasesRecord]) -> list[GroundingRecord]:
         reasons: list[str | None] = [row.reject_reason for row in phrases]
         usable: list[_Usable] = []
         for i, (pair, row) in enumerate(zip(pairs, phrases, strict=True)):

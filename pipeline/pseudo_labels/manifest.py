@@ -1,25 +1,31 @@
 """Which shards are finished, and with what.
 
-A shard's fingerprint covers all that its content depends on: input shards, teacher and settings. It rests in the
-shard's own metadata, so a shard and the claim that it is finished appear in one rename and cannot contradict each other.
-manifest.json is a summary written at the end, for people and for checking copies.
+A shard's fingerprint covers all that its content depends on: input shards, teacher, settings and the code that labels.
+It rests in the shard's own metadata, so a shard and the claim that it is finished appear in one rename and cannot
+contradict each other, however the stage was killed. manifest.json is a summary written at the end, for people and for
+checking copies; while it is missing, the folder is not complete.
 """
 
 from __future__ import annotations
 
+import ast
+import dataclasses
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from glip_model.checkpoint import CONFIG_FILE, WEIGHTS_FILE
 from pipeline.data.shards import PROVENANCE_KEY, read_metadata, read_table
-from pipeline.errors import ShardError
+from pipeline.errors import MissingInputError, ShardError
 
 MANIFEST_FILE = "manifest.json"
 FINGERPRINT = "fingerprint"
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt")
+"""Files beside the weights that decide how captions are read, where the teacher has them."""
 
 
 @dataclass(frozen=True)
@@ -32,11 +38,12 @@ class ShardSummary:
     boxes: int
     row_rejects: Mapping[str, int]
     phrase_rejects: Mapping[str, int]
+    fingerprint: str | None
     sha256: str
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values for JSON."""
-        return {**self.__dict__, "row_rejects": dict(self.row_rejects), "phrase_rejects": dict(self.phrase_rejects)}
+        """Return plain values for JSON; ``ShardSummary(**values)`` is the way back."""
+        return dataclasses.asdict(self)
 
 
 def file_sha256(path: Path) -> str:
@@ -45,27 +52,66 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def code_sha256(paths: Iterable[Path]) -> str:
+    """Return a hash of Python files that comments, docstrings and layout do not change."""
+    digest = hashlib.sha256()
+    for path in sorted(paths):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        for node in ast.walk(tree):
+            body = getattr(node, "body", None)
+            if isinstance(body, list):
+                node.body = [item for item in body if not _is_docstring(item)]  # type: ignore[attr-defined]
+        digest.update(ast.unparse(tree).encode())
+    return digest.hexdigest()
+
+
+def describe_teacher(folder: Path) -> dict[str, Any]:
+    """Return a teacher's name and the hashes of its weights, config and tokenizer.
+
+    Raises:
+        MissingInputError: there is no model in this folder.
+    """
+    for name in (WEIGHTS_FILE, CONFIG_FILE):
+        if not (folder / name).is_file():
+            raise MissingInputError(f"{folder / name}: no such teacher; run: dvc repro train@teacher")
+    files = [folder / name for name in (CONFIG_FILE, *TOKENIZER_FILES) if (folder / name).is_file()]
+    return {
+        "name": folder.name,
+        "sha256": file_sha256(folder / WEIGHTS_FILE),
+        "files": {path.name: file_sha256(path) for path in files},
+    }
+
+
 def fingerprint(provenance: Mapping[str, Any]) -> str:
     """Hash everything that a shard's content depends on."""
     return hashlib.sha256(json.dumps(provenance, sort_keys=True).encode()).hexdigest()
 
 
-def is_finished(path: Path, expected_fingerprint: str) -> bool:
-    """Tell whether a whole, readable shard with this fingerprint is there."""
+def finished_summary(path: Path, expected_fingerprint: str) -> ShardSummary | None:
+    """Return the figures of a shard if it is there, whole, and has this fingerprint; else None."""
     if not path.is_file():
-        return False
+        return None
+    try:
+        # The fingerprint first, from the end of the file: a shard of another teacher need not be read.
+        if read_fingerprint(path) != expected_fingerprint:
+            return None
+        read_table(path)  # every page against its checksum, the pictures' as well
+        return summarise_shard(path)
+    except ShardError:
+        return None
+
+
+def read_fingerprint(path: Path) -> str | None:
+    """Return the fingerprint in a shard's metadata; None where it has none, ShardError when the file is broken."""
     try:
         provenance = json.loads(read_metadata(path).get(PROVENANCE_KEY, "{}"))
-        if provenance.get(FINGERPRINT) != expected_fingerprint:
-            return False
-        summarise_shard(path)  # reads every page but the pictures'
-    except (ShardError, json.JSONDecodeError):
-        return False
-    return True
+    except json.JSONDecodeError as error:
+        raise ShardError(f"{path}: {PROVENANCE_KEY} is no JSON ({error}); delete it and run: dvc repro") from error
+    return provenance.get(FINGERPRINT) if isinstance(provenance, dict) else None
 
 
 def summarise_shard(path: Path) -> ShardSummary:
-    """Count what a shard holds, without reading its pictures; ShardError when it is broken."""
+    """Count what a shard holds, without unpacking its pictures; ShardError when it is broken."""
     table = read_table(path, ["phrases", "reject_reason"])
     row_rejects: Counter[str] = Counter(reason for reason in table["reject_reason"].to_pylist() if reason)
     phrase_rejects: Counter[str] = Counter()
@@ -81,5 +127,10 @@ def summarise_shard(path: Path) -> ShardSummary:
         boxes=num_boxes,
         row_rejects=dict(sorted(row_rejects.items())),
         phrase_rejects=dict(sorted(phrase_rejects.items())),
+        fingerprint=read_fingerprint(path),
         sha256=file_sha256(path),
     )
+
+
+def _is_docstring(statement: ast.stmt) -> bool:
+    return isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)

@@ -1,0 +1,161 @@
+"""Which shards count as finished: whole, and made of exactly what is asked for now."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pipeline.data.records import GroundingRecord, ImageRef, Phrase, ScoredBox
+from pipeline.data.shards import PROVENANCE_KEY, write_shard
+from pipeline.errors import MissingInputError, ShardError
+from pipeline.pseudo_labels.manifest import (
+    FINGERPRINT,
+    ShardSummary,
+    code_sha256,
+    describe_teacher,
+    file_sha256,
+    fingerprint,
+    finished_summary,
+    summarise_shard,
+)
+
+WHOLE = Phrase(text="dog", char_spans=((0, 3),), boxes=(ScoredBox(xyxy=(0, 0, 5, 5), score=0.9),) * 2)
+BARE = Phrase(text="cat", char_spans=((4, 7),), reject_reason="below_min_score")
+
+
+def record(key: str, *phrases: Phrase, reason: str | None = None, image: bytes = b"picture") -> GroundingRecord:
+    return GroundingRecord(
+        key=key,
+        image=ImageRef(bytes=image),
+        height=10,
+        width=10,
+        caption="dog cat",
+        source="test",
+        phrases=phrases,
+        reject_reason=reason,
+    )
+
+
+@pytest.fixture
+def shard(tmp_path: Path) -> Path:
+    path = tmp_path / "part-00000.parquet"
+    # Incompressible bytes, so that a flipped one among them breaks no decompressor.
+    rows = [
+        record("a", WHOLE, BARE, image=bytes(range(256)) * 40),
+        record("b", BARE, reason="no_boxes"),
+        record("c", reason="image_unreadable"),
+    ]
+    write_shard(path, rows, GroundingRecord, {PROVENANCE_KEY: json.dumps({FINGERPRINT: "f1"})})
+    return path
+
+
+def test_summary_counts_rows_phrases_boxes_and_reasons(shard: Path) -> None:
+    summary = summarise_shard(shard)
+    assert summary == ShardSummary(
+        name="part-00000.parquet",
+        rows=3,
+        phrases=3,
+        boxes=2,
+        row_rejects={"image_unreadable": 1, "no_boxes": 1},
+        phrase_rejects={"below_min_score": 2},
+        fingerprint="f1",
+        sha256=file_sha256(shard),
+    )
+    assert ShardSummary(**json.loads(json.dumps(summary.to_dict()))) == summary
+
+
+def test_whole_shard_of_the_same_fingerprint_is_finished(shard: Path) -> None:
+    assert finished_summary(shard, "f1") == summarise_shard(shard)
+
+
+def test_other_missing_or_foreign_shards_are_not_finished(shard: Path, tmp_path: Path) -> None:
+    assert finished_summary(shard, "f2") is None
+    assert finished_summary(tmp_path / "part-00001.parquet", "f1") is None
+    for metadata in ({}, {PROVENANCE_KEY: "{not json"}, {PROVENANCE_KEY: "[]"}):
+        write_shard(shard, [], GroundingRecord, metadata)
+        assert finished_summary(shard, "f1") is None
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.9, 0.99])
+def test_cut_off_shard_is_not_finished(shard: Path, share: float) -> None:
+    data = shard.read_bytes()
+    shard.write_bytes(data[: int(len(data) * share)])
+    assert finished_summary(shard, "f1") is None
+    with pytest.raises(ShardError, match=r"part-00000\.parquet"):
+        summarise_shard(shard)
+
+
+def test_a_flipped_bit_in_a_picture_is_noticed(shard: Path) -> None:
+    data = bytearray(shard.read_bytes())
+    data[data.index(bytes(range(100, 140)))] ^= 1
+    shard.write_bytes(data)
+    assert finished_summary(shard, "f1") is None
+
+
+def test_fingerprint_depends_on_values_and_not_on_their_order() -> None:
+    first = fingerprint({"teacher": "t", "settings": {"a": 1, "b": 2}})
+    assert first == fingerprint({"settings": {"b": 2, "a": 1}, "teacher": "t"})
+    assert first != fingerprint({"teacher": "t", "settings": {"a": 1, "b": 3}})
+
+
+def test_teacher_is_its_weights_its_config_and_its_tokenizer(tmp_path: Path) -> None:
+    folder = tmp_path / "teacher"
+    folder.mkdir()
+    files = ("model.safetensors", "config.json", "tokenizer.json")
+    for name in files:
+        (folder / name).write_text(name)
+    before = describe_teacher(folder)
+    assert before["name"] == "teacher"
+    assert before["sha256"] == file_sha256(folder / "model.safetensors")
+    for name in files:
+        (folder / name).write_text(name + " changed")
+        after = describe_teacher(folder)
+        assert after != before
+        before = after
+    (folder / "training_log.csv").write_text("1,2")
+    assert describe_teacher(folder) == before
+
+
+@pytest.mark.parametrize("missing", ["model.safetensors", "config.json"])
+def test_missing_teacher_is_named(tmp_path: Path, missing: str) -> None:
+    for name in {"model.safetensors", "config.json"} - {missing}:
+        (tmp_path / name).write_text("x")
+    with pytest.raises(MissingInputError, match=f"{missing}: no such teacher; run: dvc repro train@teacher"):
+        describe_teacher(tmp_path)
+
+
+CODE = '''
+"""What it is."""
+def double(x):
+    """Twice."""
+    # really
+    return 2 * x
+'''
+
+
+@pytest.fixture
+def digest_of(tmp_path: Path) -> Callable[[str], str]:
+    def digest(code: str) -> str:
+        (tmp_path / "code.py").write_text(code, encoding="utf-8")
+        return code_sha256([tmp_path / "code.py"])
+
+    return digest
+
+
+def test_comments_and_docstrings_leave_the_hash_of_the_code(digest_of: Callable[[str], str]) -> None:
+    same = "def double(x):\n    '''Doubled…'''\n    return (2 *\n        x)\n"
+    assert digest_of(CODE) == digest_of(same)
+
+
+def test_code_that_does_something_else_has_another_hash(digest_of: Callable[[str], str]) -> None:
+    assert digest_of(CODE) != digest_of(CODE.replace("2 * x", "3 * x"))
+
+
+def test_hash_of_code_does_not_depend_on_the_order_of_files(tmp_path: Path) -> None:
+    for name in "ab":
+        (tmp_path / f"{name}.py").write_text(f"{name} = 1")
+    a, b = tmp_path / "a.py", tmp_path / "b.py"
+    assert code_sha256([a, b]) == code_sha256([b, a])
