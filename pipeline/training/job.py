@@ -5,12 +5,13 @@ from __future__ import annotations
 import csv
 import dataclasses
 import logging
+import math
 import os
 import shutil
-import tempfile
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +19,16 @@ import ray
 import ray.train
 import torch
 from ray.train.torch import TorchTrainer
+from tqdm.contrib.logging import logging_redirect_tqdm
 
-from glip_model.checkpoint import initialise_pretrained
-from glip_model.glip import GLIP
-from glip_model.text_encoder import load_tokenizer
+from glip_model.checkpoint import WEIGHTS_FILE
 from pipeline.cli import progress, quiet_libraries
 from pipeline.config import Config
 from pipeline.errors import MissingInputError, PipelineError, TrainingError
 from pipeline.training.batches import Worker
 from pipeline.training.checkpoints import discard_checkpoints
 from pipeline.training.loop import Progress, Trainer
+from pipeline.training.model_folder import SCRATCH_FOLDER, remove_unfinished, save_whole, starting_model
 from pipeline.training.samples import make_sources
 
 logger = logging.getLogger(__name__)
@@ -56,24 +57,36 @@ class Board:
     """Where the first worker pins its progress and the driver reads it."""
 
     def __init__(self) -> None:
-        self._entries: list[Progress] = []
+        self._entries: list[Progress | str] = []
         self._error: str | None = None
 
-    def pin(self, entry: Progress) -> None:
-        """Add an entry."""
+    def pin(self, entry: Progress | str) -> None:
+        """Add a report, or a line for the log."""
         self._entries.append(entry)
 
     def fail(self, message: str) -> None:
-        """Note a mistake of the user's, so that it reaches the driver as such."""
-        self._error = message
+        """Note a mistake of the user's, so that it reaches the driver as such; the first one counts."""
+        self._error = self._error or message
 
-    def read(self, start: int) -> list[Progress]:
+    def read(self, start: int) -> list[Progress | str]:
         """Return the entries from number ``start`` on."""
         return self._entries[start:]
 
     def error(self) -> str | None:
         """Return the noted mistake."""
         return self._error
+
+
+class _BoardHandler(logging.Handler):
+    """Sends log lines of a worker to the driver: Ray is told to keep workers' output away."""
+
+    def __init__(self, board: Any) -> None:
+        super().__init__(logging.INFO)
+        self._board = board
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Send one line."""
+        ray.get(self._board.pin.remote(self.format(record)))
 
 
 def train(name: str, config: Config, paths: Paths, log: Path | None) -> dict[str, Any]:
@@ -94,40 +107,38 @@ def train(name: str, config: Config, paths: Paths, log: Path | None) -> dict[str
     """
     run = config.train.runs[name]
     _check(name, config, paths)
-    for stale in ("config.json", "model.safetensors"):
-        (paths.out / stale).unlink(missing_ok=True)
+    scaling, threads = _scaling(config.train.num_workers)
+    remove_unfinished(paths.out)
     board = ray.remote(num_cpus=0)(Board).remote()
-    workers = config.train.num_workers
-    gpus = int(ray.cluster_resources().get("GPU", 0))
-    cores = max(1, int(ray.cluster_resources().get("CPU", 1)) // workers)
-    storage = tempfile.mkdtemp(prefix="glip-train-")
-    settings = {"name": name, "config": config, "paths": paths, "board": board, "threads": cores}
     trainer = TorchTrainer(
         _work,
-        train_loop_config=settings,
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=workers,
-            use_gpu=gpus >= workers,
-            resources_per_worker={"GPU": 1} if gpus >= workers else {"CPU": cores},
-        ),
+        train_loop_config={"name": name, "config": config, "paths": paths, "board": board, "threads": threads},
+        scaling_config=scaling,
         run_config=ray.train.RunConfig(
             name=name,
-            storage_path=storage,
+            storage_path=str(paths.out / SCRATCH_FOLDER),
             failure_config=ray.train.FailureConfig(max_failures=WORKER_RESTARTS),
         ),
     )
-    entries = _watch(trainer, board, name, run.steps)
-    shutil.rmtree(storage, ignore_errors=True)
+    try:
+        entries = _watch(trainer, board, name, run.steps)
+    finally:
+        shutil.rmtree(paths.out / SCRATCH_FOLDER, ignore_errors=True)
     if log is not None:
         _write_log(log, entries)
     discard_checkpoints(paths.checkpoints)
     last = entries[-1]
+    if last.unreadable_pictures:
+        logger.warning(
+            "train %s: %d pictures could not be read; other rows took their place", name, last.unreadable_pictures
+        )
     return {
         "steps": last.step,
-        "losses": {key: round(value, 4) for key, value in last.losses.items()},
+        "losses": {key: round(value, 4) if math.isfinite(value) else None for key, value in last.losses.items()},
         "images_per_s": round(sum(entry.images_per_s for entry in entries) / len(entries), 1),
         "data_wait_share": round(sum(entry.data_wait_share for entry in entries) / len(entries), 3),
         "skipped_steps": last.skipped_steps,
+        "unreadable_pictures": last.unreadable_pictures,
     }
 
 
@@ -138,8 +149,30 @@ def _check(name: str, config: Config, paths: Paths) -> None:
         raise MissingInputError(f"{paths.human}: no such folder; run: dvc repro prepare")
     if run.mixture.get("pseudo", 0) > 0 and paths.pseudo_labels is None:
         raise TrainingError(f"train.runs.{name}.mixture gives pseudo-labels weight; pass --pseudo-labels FOLDER")
-    if run.init == "teacher" and (paths.teacher is None or not (paths.teacher / "model.safetensors").is_file()):
+    if run.init == "teacher" and (paths.teacher is None or not (paths.teacher / WEIGHTS_FILE).is_file()):
         raise MissingInputError(f"train.runs.{name}.init is teacher, but {paths.teacher} holds no model")
+
+
+def _scaling(workers: int) -> tuple[ray.train.ScalingConfig, int]:
+    """Return what Ray shall give every worker, and its number of threads.
+
+    Raises:
+        TrainingError: Ray has too few cores; it would wait for more without a word.
+    """
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    if sum(int(node.get("GPU", 0)) for node in nodes) >= workers:
+        resources = {"GPU": 1.0}
+        threads = max(1, min(int(node.get("CPU", 1) / node["GPU"]) for node in nodes if node.get("GPU")))
+        return ray.train.ScalingConfig(num_workers=workers, use_gpu=True, resources_per_worker=resources), threads
+    cores = [int(node.get("CPU", 0)) for node in nodes]
+    # As many cores a worker as let all of them find a node.
+    share = next((n for n in range(max(cores, default=0), 0, -1) if sum(c // n for c in cores) >= workers), 0)
+    if not share:
+        raise TrainingError(
+            f"train.num_workers is {workers}, but Ray has {sum(cores)} CPU cores; set it to that at most"
+        )
+    resources = {"CPU": float(share)}
+    return ray.train.ScalingConfig(num_workers=workers, resources_per_worker=resources), share
 
 
 def _watch(trainer: TorchTrainer, board: Any, name: str, steps: int) -> list[Progress]:
@@ -154,38 +187,61 @@ def _watch(trainer: TorchTrainer, board: Any, name: str, steps: int) -> list[Pro
 
     thread = threading.Thread(target=fit, daemon=True)
     thread.start()
-    entries: list[Progress] = []
-    with progress(steps, f"train {name}", "steps") as bar:
+    # By step, because workers that Ray starts again report steps a second time.
+    entries: dict[int, Progress] = {}
+    seen = 0
+    with progress(steps, f"train {name}", "steps") as bar, logging_redirect_tqdm():
         while True:
             thread.join(POLL_SECONDS)
-            for entry in ray.get(board.read.remote(len(entries))):
-                entries.append(entry)
-                bar.update(entry.step - bar.n)
-                losses = " ".join(f"{key.removeprefix('loss_')} {value:.3f}" for key, value in entry.losses.items())
-                bar.set_postfix_str(f"{losses} · {entry.images_per_s:.0f} images/s")
-            if not thread.is_alive() and not ray.get(board.read.remote(len(entries))):
+            is_over = not thread.is_alive()
+            pinned = ray.get(board.read.remote(seen))
+            seen += len(pinned)
+            for entry in pinned:
+                if isinstance(entry, str):
+                    logger.warning("train %s: %s", name, entry)
+                else:
+                    entries[entry.step] = entry
+                    _show(bar, entry)
+            if is_over:
                 break
     message = ray.get(board.error.remote())
     if message:
         raise TrainingError(message)
     if failure:
         raise failure[0]
-    return entries
+    return [entries[step] for step in sorted(entries)]
+
+
+def _show(bar: Any, entry: Progress) -> None:
+    losses = " ".join(f"{key.removeprefix('loss_')} {value:.3f}" for key, value in entry.losses.items())
+    bar.set_postfix_str(f"{losses} · {entry.images_per_s:.0f} images/s", refresh=False)
+    bar.update(entry.step - bar.n)
 
 
 def _work(settings: Mapping[str, Any]) -> None:
     """Train in one worker process."""
     quiet_libraries()
+    board = settings["board"]
+    if ray.get(board.error.remote()):
+        return  # Ray started the workers again, but what failed would fail again.
     try:
         _train_worker(**settings)
     except PipelineError as error:
-        ray.get(settings["board"].fail.remote(str(error)))
+        ray.get(board.fail.remote(str(error)))
+        if ray.train.get_context().get_world_size() > 1:
+            raise  # ends the other workers, which would wait for this one
 
 
 def _train_worker(name: str, config: Config, paths: Paths, board: Any, threads: int) -> None:
     torch.set_num_threads(threads)
     context = ray.train.get_context()
     worker = Worker(rank=context.get_world_rank(), world_size=context.get_world_size())
+    report: Callable[[Progress], None] | None = None
+    if worker.rank == 0:
+        report = partial(_pin, board)
+        notes = logging.getLogger("pipeline")
+        notes.setLevel(logging.INFO)
+        notes.handlers = [_BoardHandler(board)]
     run = config.train.runs[name]
     model, tokenizer = starting_model(config, paths.teacher if run.init == "teacher" else None)
     if torch.cuda.is_available():
@@ -194,30 +250,13 @@ def _train_worker(name: str, config: Config, paths: Paths, board: Any, threads: 
     trainer = Trainer(
         model, tokenizer, sources, config.train, run, config.seed, checkpoints=paths.checkpoints, worker=worker
     )
-    trainer.run(lambda entry: ray.get(board.pin.remote(entry)) if worker.rank == 0 else None)
+    trainer.run(report)
     if worker.rank == 0:
         save_whole(model, tokenizer, paths.out)
 
 
-def starting_model(config: Config, teacher: Path | None) -> tuple[GLIP, Any]:
-    """Return the model to start from, and its tokenizer: the teacher's, or a fresh one with pretrained parts."""
-    if teacher is not None:
-        return GLIP.from_pretrained(teacher), load_tokenizer(teacher)
-    torch.manual_seed(config.seed)  # the same start in every worker
-    model = GLIP(config.model.glip_config())
-    initialise_pretrained(model, config.model.backbone_weights, config.model.text_weights)
-    source = config.model.text_weights
-    return model, load_tokenizer(config.model.glip_config().text.name if source in (None, "hub") else str(source))
-
-
-def save_whole(model: GLIP, tokenizer: Any, out: Path) -> None:
-    """Write the model into its folder file by file, weights last, so that weights mean a finished training."""
-    aside = out / f".saving-{os.getpid()}"
-    model.save_pretrained(aside, tokenizer)
-    files = sorted(aside.iterdir(), key=lambda path: path.suffix == ".safetensors")
-    for path in files:
-        os.replace(path, out / path.name)
-    aside.rmdir()
+def _pin(board: Any, entry: Progress) -> None:
+    ray.get(board.pin.remote(entry))
 
 
 def _write_log(path: Path, entries: list[Progress]) -> None:

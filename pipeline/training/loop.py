@@ -43,6 +43,7 @@ class Progress:
     losses: Mapping[str, float]
     """Means over steps and workers; NaN when every step was skipped."""
     learning_rate: float
+    """Of the next step, for weights that are neither biases nor of backbone or text encoder."""
     images_per_s: float
     data_wait_share: float
     """Share of the time in which this worker waited for data."""
@@ -174,7 +175,7 @@ class Trainer:
         return Progress(
             step=step,
             losses=dict(zip(window.sums, means, strict=True)),
-            learning_rate=float(self._scheduler.get_last_lr()[0]),
+            learning_rate=self.config.optim.learning_rate * self._scheduler.lr_lambdas[0](self._scheduler.last_epoch),
             images_per_s=steps * self.config.optim.batch_size / seconds,
             data_wait_share=window.waited / seconds,
             skipped_steps=self._skipped,

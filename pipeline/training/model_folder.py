@@ -1,0 +1,57 @@
+"""The folder of a model in training: where it starts from, how it is written, what a killed training left in it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from glip_model.checkpoint import CONFIG_FILE, WEIGHTS_FILE, initialise_pretrained
+from glip_model.glip import GLIP
+from glip_model.text_encoder import load_tokenizer
+from pipeline.config import Config
+from pipeline.errors import TrainingError
+
+SCRATCH_FOLDER = ".ray-train"
+"""Ray Train's own notes, which every node must see; removed in the end."""
+_ASIDE = ".saving-"
+
+
+def starting_model(config: Config, teacher: Path | None) -> tuple[GLIP, Any]:
+    """Return the model to start from, and its tokenizer: the teacher's, or a fresh one with pretrained parts.
+
+    Raises:
+        TrainingError: weights are missing or do not fit.
+    """
+    try:
+        if teacher is not None:
+            return GLIP.from_pretrained(teacher), load_tokenizer(teacher)
+        torch.manual_seed(config.seed)  # the same start in every worker
+        model = GLIP(config.model.glip_config())
+        initialise_pretrained(model, config.model.backbone_weights, config.model.text_weights)
+        source = config.model.text_weights
+        return model, load_tokenizer(model.config.text.name if source in (None, "hub") else str(source))
+    except (ValueError, OSError) as error:
+        where = f"{teacher} cannot be loaded" if teacher is not None else "section model of params.yaml"
+        raise TrainingError(f"{where}: {error}") from error
+
+
+def save_whole(model: GLIP, tokenizer: Any, out: Path) -> None:
+    """Write the model into its folder file by file, weights last, so that weights mean a finished training."""
+    aside = out / f"{_ASIDE}{os.getpid()}"
+    model.save_pretrained(aside, tokenizer)
+    files = sorted(aside.iterdir(), key=lambda path: path.suffix == ".safetensors")
+    for path in files:
+        os.replace(path, out / path.name)
+    aside.rmdir()
+
+
+def remove_unfinished(out: Path) -> None:
+    """Remove the model of an earlier training and what a killed one left; checkpoints stay."""
+    for name in (CONFIG_FILE, WEIGHTS_FILE):
+        (out / name).unlink(missing_ok=True)
+    for folder in (out / SCRATCH_FOLDER, *out.glob(f"{_ASIDE}*")):
+        shutil.rmtree(folder, ignore_errors=True)
