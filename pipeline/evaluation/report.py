@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from torchvision.ops import nms
 
+from glip_model.boxes import pairwise_iou
 from pipeline.config import ReportConfig
 from pipeline.data.drawing import draw_phrases
 from pipeline.data.images import load_image
@@ -101,16 +102,13 @@ def category_gains(comparison: Comparison) -> list[dict[str, Any]]:
 
 
 def choose_gallery(comparison: Comparison, count: int) -> list[int]:
-    """Return the pictures where the student gains most on novel objects over the teacher, and where it loses most."""
-    novel = {category.id for category in comparison.categories if category.split == "novel"}
+    """Return the pictures where the student gains most on novel objects over the teacher, and where it loses most.
+
+    An object counts as found when a box that the gallery would draw overlaps it by half; base objects break ties.
+    """
     gains = np.zeros(len(comparison.records))
     for model, sign in (("student", 1), ("teacher", -1)):
-        result = comparison.results[model]
-        for category, matches in zip(result.categories, result.matches, strict=True):
-            if category.id in novel:
-                # Matches at IoU 0.5, earlier ranks counting more.
-                weight = matches.matched[0] / np.sqrt(1 + np.arange(len(matches.images)))
-                gains += sign * np.bincount(matches.images, weight, minlength=len(gains))
+        gains += sign * _found_objects(comparison, comparison.predictions[model])
     order = np.argsort(-gains, kind="stable")
     losses = count // 4
     best, worst = order[: count - losses], order[max(0, len(order) - losses) :]
@@ -125,8 +123,7 @@ def draw_detections(comparison: Comparison, number: int, model: str | None) -> I
         boxes = [(item.category_id, ScoredBox(xyxy=item.xyxy)) for item in record.objects]
     else:
         found = comparison.predictions[model]
-        mine = found.by_number().get(number, np.zeros(0, np.int64))
-        mine = _best_apart(found, mine[found.scores[mine] >= SHOWN_SCORE])
+        mine = _shown_boxes(found, found.by_number(), number)
         boxes = [
             (int(found.labels[i]), ScoredBox(xyxy=tuple(found.boxes_xyxy[i].tolist()), score=float(found.scores[i])))
             for i in mine
@@ -177,10 +174,29 @@ def render_page(
     )
 
 
-def _best_apart(found: Predictions, mine: np.ndarray) -> np.ndarray:
-    """Keep, best first, boxes that no better box of any category overlaps by more than half: legible pictures."""
-    kept = nms(torch.from_numpy(found.boxes_xyxy[mine]), torch.from_numpy(found.scores[mine].copy()), 0.5)
+def _shown_boxes(found: Predictions, rows: Mapping[int, np.ndarray], number: int) -> np.ndarray:
+    """Return, best first, a picture's boxes that no better one of any category overlaps by half: legible pictures."""
+    mine = rows.get(number, np.zeros(0, np.int64))
+    mine = mine[found.scores[mine] >= SHOWN_SCORE]
+    kept = nms(torch.from_numpy(found.boxes_xyxy[mine]), torch.from_numpy(found.scores[mine]), 0.5)
     return np.asarray(mine[kept.numpy()])
+
+
+def _found_objects(comparison: Comparison, found: Predictions) -> np.ndarray:
+    """Return (pictures,) how many objects the shown boxes find, base ones at a tenth."""
+    weights = {category.id: 1.0 if category.split == "novel" else 0.1 for category in comparison.categories}
+    rows = found.by_number()
+    counts = np.zeros(len(comparison.records))
+    for number, record in enumerate(comparison.records):
+        mine = _shown_boxes(found, rows, number)
+        if not len(mine) or not record.objects:
+            continue
+        truth = torch.tensor([item.xyxy for item in record.objects])
+        labels = np.array([item.category_id for item in record.objects])
+        overlap = pairwise_iou(torch.from_numpy(found.boxes_xyxy[mine]), truth).numpy()
+        is_found = ((overlap >= 0.5) & (found.labels[mine][:, None] == labels)).any(axis=0)
+        counts[number] = sum(weights[int(label)] for label in labels[is_found])
+    return counts
 
 
 def _curves(comparison: Comparison, part: str) -> dict[str, str]:

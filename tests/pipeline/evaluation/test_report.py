@@ -125,9 +125,21 @@ def test_categories_are_sorted_by_gain_and_unseen_ones_left_out(comparison: Comp
 def test_the_gallery_opens_with_wins_and_ends_with_a_loss(comparison: Comparison) -> None:
     assert choose_gallery(comparison, 4) == [0, 1, 2, 3]
     assert choose_gallery(comparison, 1) == [0]
-    reversed_roles = {**comparison.results, "teacher": comparison.results["student"]}
-    reversed_roles["student"] = comparison.results["teacher"]
-    assert choose_gallery(replace(comparison, results=reversed_roles), 4)[0] == 3
+    found = comparison.predictions
+    swapped = {**found, "teacher": found["student"], "student": found["teacher"]}
+    assert choose_gallery(replace(comparison, predictions=swapped), 4)[0] == 3
+
+
+def test_boxes_too_weak_to_be_drawn_win_nothing(comparison: Comparison, make_predictions: Any) -> None:
+    student = make_predictions([(0, 9, RIGHT, 0.2), (2, 9, RIGHT, 0.4)])
+    found = {**comparison.predictions, "student": student, "teacher": make_predictions([])}
+    assert choose_gallery(replace(comparison, predictions=found), 2) == [2, 0]
+
+
+def test_a_win_on_a_novel_object_outweighs_one_on_a_base_object(comparison: Comparison, make_predictions: Any) -> None:
+    student = make_predictions([(0, 5, LEFT, 0.9), (3, 9, RIGHT, 0.4)])
+    found = {**comparison.predictions, "student": student, "teacher": make_predictions([])}
+    assert choose_gallery(replace(comparison, predictions=found), 2) == [3, 0]
 
 
 @pytest.mark.parametrize("count", [5, 8, 40])
