@@ -61,7 +61,8 @@ def choose_categories(
             budget -= cost
     ids = list(names)
     taken = {_reading(names[category]) for category in (*present, *never) if category in names}
-    for i in rng.permutation(len(ids))[: _draws(rng, config)]:
+    draws = _draws(rng, config)
+    for i in rng.permutation(len(ids))[:draws]:
         reading = _reading(names[ids[i]])
         cost = count_tokens(clean_name(names[ids[i]])) + 1
         if reading not in taken and cost <= budget:

@@ -1,0 +1,101 @@
+"""Parameter groups, schedules and the moving average."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from glip_model.glip import GLIP
+from pipeline.config import OptimConfig
+from pipeline.training.optim import WeightAverage, make_optimizer, make_scheduler
+
+
+@pytest.mark.parametrize("frozen_text", [True, False])
+def test_every_trained_parameter_is_in_one_group_with_its_rate_and_decay(
+    make_model: Callable[..., GLIP], optim_config: OptimConfig, frozen_text: bool
+) -> None:
+    model = make_model(frozen_text=frozen_text)
+    model.backbone.requires_grad_(True)
+    found: dict[int, tuple[float, float]] = {}
+    for group in make_optimizer(model, optim_config).param_groups:
+        for parameter in group["params"]:
+            assert id(parameter) not in found
+            found[id(parameter)] = group["lr"], group["weight_decay"]
+    expected = {}
+    for name, parameter in model.named_parameters():
+        rate = 1e-3 if name.startswith("backbone.") else 1e-4 if name.startswith("text_encoder.") else 2e-3
+        if parameter.requires_grad:
+            expected[id(parameter)] = (2 * rate, 0.0) if "bias" in name else (rate, 0.01)
+    assert found == expected
+    assert (1e-4 in {rate for rate, _ in found.values()}) is not frozen_text
+
+
+def test_head_biases_count_as_biases(make_model: Callable[..., GLIP], optim_config: OptimConfig) -> None:
+    """The published rule looks for "bias" anywhere in the name."""
+    model = make_model()
+    group = next(
+        group
+        for group in make_optimizer(model, optim_config).param_groups
+        if any(parameter is model.head.bias_lang for parameter in group["params"])
+    )
+    assert (group["lr"], group["weight_decay"]) == (4e-3, 0.0)
+    assert any(parameter is model.head.bias0 for parameter in group["params"])
+
+
+def rates(config: OptimConfig, total: int) -> list[float]:
+    parameter = nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.AdamW([parameter], lr=1.0)
+    scheduler = make_scheduler(optimizer, config, total)
+    found = []
+    for _ in range(total):
+        found.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    return found
+
+
+def test_step_schedule_warms_up_and_drops_twice(optim_config: OptimConfig) -> None:
+    found = rates(replace(optim_config, schedule="steps", warmup_steps=10, decay_at=(0.67, 0.89)), 100)
+    expected = [min(1.0, (i + 1) / 10) * (1.0 if i < 67 else 0.1 if i < 89 else 0.01) for i in range(100)]
+    assert found == pytest.approx(expected)
+
+
+def test_cosine_schedule_falls_from_one_towards_its_floor(optim_config: OptimConfig) -> None:
+    found = rates(replace(optim_config, schedule="cosine", warmup_steps=0), 100)
+    assert found == pytest.approx([0.01 + 0.99 * (1 + math.cos(math.pi * i / 100)) / 2 for i in range(100)])
+    assert found[0] == 1.0
+    assert found[-1] < 0.011
+
+
+def test_average_follows_its_definition() -> None:
+    model = nn.Linear(1, 1, bias=False)
+    model.weight.data.fill_(1.0)
+    average = WeightAverage(model, decay=0.5)
+    expected = 1.0
+    for n, value in enumerate([2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0], 1):
+        model.weight.data.fill_(value)
+        average.update(model)
+        decay = min(0.5, (1 + n) / (10 + n))
+        expected = decay * expected + (1 - decay) * value
+        assert float(average.shadow["weight"]) == pytest.approx(expected)
+    assert decay == 0.5  # warmed up by now
+    average.copy_to(model)
+    assert float(model.weight.detach()) == pytest.approx(expected)
+
+
+def test_average_survives_a_round_trip_and_passes_over_frozen_weights() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    model[0].requires_grad_(False)
+    average = WeightAverage(model, 0.9)
+    assert set(average.shadow) == {"1.weight", "1.bias"}
+    model[1].weight.data += 1
+    average.update(model)
+    other = WeightAverage(model, 0.9)
+    other.load_state_dict(average.state_dict())
+    assert other.updates == 1
+    assert torch.equal(other.shadow["1.weight"], average.shadow["1.weight"])

@@ -1,0 +1,325 @@
+"""Records to samples: prompts, spans, negatives, ignored tokens, and the order of rows."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from glip_model.alignment import tokenize_prompt
+from pipeline.config import SamplesConfig
+from pipeline.data.records import Category, DetectedObject, GroundingRecord
+from pipeline.errors import MissingInputError, TrainingError
+from pipeline.training.samples import (
+    DetectionSource,
+    GroundingSource,
+    Sample,
+    make_sources,
+    plan_samples,
+)
+
+Ground = Callable[..., GroundingSource]
+
+
+def rng(seed: int = 0) -> np.random.Generator:
+    return np.random.default_rng(seed)
+
+
+def count_words(text: str) -> int:
+    return len(text.split())
+
+
+def named(sample: Sample) -> list[tuple[tuple[float, ...], set[str]]]:
+    """Every box with the text of the phrases that name it."""
+    phrases = sample.prompt.phrases
+    return [(box, {phrases[i] for i in rows}) for box, rows in zip(sample.boxes, sample.box_phrases, strict=True)]
+
+
+# Detection
+
+
+@pytest.fixture
+def detection(tmp_path: Path, tiny: SimpleNamespace, samples_config: SamplesConfig) -> DetectionSource:
+    rows = [tiny.detection_record("a", ["apple", "sea", "apple"]), tiny.detection_record("b", [])]
+    return DetectionSource(tiny.write_detection(tmp_path, rows), samples_config, count_words)
+
+
+def test_boxes_are_named_by_their_category(detection: DetectionSource, tiny: SimpleNamespace) -> None:
+    record = tiny.detection_record("a", ["apple", "sea", "apple"])
+    for seed in range(10):
+        sample = detection.sample(0, rng(seed))
+        expected = [(item.xyxy, {name}) for item, name in zip(record.objects, ["apple", "sea", "apple"], strict=True)]
+        assert sample.key == "a"
+        assert named(sample) == expected
+        assert set(sample.prompt.phrases) >= {"apple", "sea"}
+        assert len(set(sample.prompt.phrases)) == len(sample.prompt.phrases)
+
+
+def test_picture_without_objects_has_a_prompt_of_negatives(detection: DetectionSource) -> None:
+    sample = detection.sample(1, rng())
+    assert sample.boxes == ()
+    assert sample.prompt.phrases
+
+
+def test_every_shard_is_read_with_its_own_vocabulary(
+    tmp_path: Path, tiny: SimpleNamespace, samples_config: SamplesConfig
+) -> None:
+    tiny.write_detection(tmp_path, [tiny.detection_record("a", ["apple"])])
+    other = [Category(id=10, name="Apfel_Baum (Garten)"), Category(id=20, name="Birne")]
+    tiny.write_detection(tmp_path, [tiny.detection_record("b", ["apple"])], other, number=1)
+    source = DetectionSource(tmp_path, samples_config, count_words)
+    assert named(source.sample(1, rng()))[0][1] == {"Apfel Baum"}
+
+
+def test_crowds_and_unknown_categories_are_neither_shown_as_boxes_nor_denied(
+    tmp_path: Path, tiny: SimpleNamespace, samples_config: SamplesConfig
+) -> None:
+    record = tiny.detection_record("a", ["apple", "sea"])
+    crowd = replace(record.objects[1], is_crowd=True)
+    stranger = DetectedObject(category_id=999, xyxy=(0, 0, 5, 5))
+    record = replace(record, objects=(record.objects[0], crowd, stranger))
+    config = replace(samples_config, max_negatives=10, full_negatives=1.0)
+    source = DetectionSource(tiny.write_detection(tmp_path, [record]), config, count_words)
+    sample = source.sample(0, rng())
+    assert [names for _, names in named(sample)] == [{"apple"}]
+    assert "sea" not in sample.prompt.phrases
+    assert len(sample.prompt.phrases) == 5
+
+
+# Grounding
+
+
+@pytest.fixture
+def ground(tmp_path: Path, tiny: SimpleNamespace, samples_config: SamplesConfig) -> Ground:
+    """Open a source over some rows, as captions unless told otherwise."""
+
+    def make(rows: list[GroundingRecord], ignore: bool = False, **settings: Any) -> GroundingSource:
+        config = replace(samples_config, **{"phrase_prompts": 0.0, "caption_negatives": 0, **settings})
+        return GroundingSource(tiny.write_grounding(tmp_path / "g", rows), config, count_words, ignore)
+
+    return make
+
+
+def rows_of(tiny: SimpleNamespace) -> list[GroundingRecord]:
+    names = list(tiny.COLOURS)
+    return [
+        tiny.grounding_record(f"g{i}", [names[i], names[(i + 1) % 6]], i, unlocated=[names[(i + 2) % 6]])
+        for i in range(6)
+    ]
+
+
+def test_caption_is_shown_as_it_stands(ground: Ground, tiny: SimpleNamespace) -> None:
+    record = rows_of(tiny)[0]
+    sample = ground([record]).sample(0, rng())
+    assert sample.prompt.text == record.caption
+    assert named(sample) == [(p.boxes[0].xyxy, {p.text}) for p in record.phrases[:2]]
+    assert sample.ignored_phrases == ()
+
+
+def test_box_of_two_phrases_is_one_box(ground: Ground, tiny: SimpleNamespace) -> None:
+    record = tiny.grounding_record("a", ["apple", "sea"])
+    same = replace(record.phrases[1], boxes=record.phrases[0].boxes)
+    sample = ground([replace(record, phrases=(record.phrases[0], same))]).sample(0, rng())
+    assert named(sample) == [(record.phrases[0].boxes[0].xyxy, {"one apple", "one sea"})]
+
+
+def test_phrases_without_boxes_are_ignored_on_request(ground: Ground, tiny: SimpleNamespace) -> None:
+    sample = ground(rows_of(tiny)[:1], ignore=True).sample(0, rng())
+    assert [sample.prompt.phrases[i] for i in sample.ignored_phrases] == ["one plum"]
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_packed_captions_keep_spans_and_speak_of_other_things(ground: Ground, tiny: SimpleNamespace, seed: int) -> None:
+    rows = rows_of(tiny)
+    source = ground(rows, ignore=True, caption_negatives=3, caption_negatives_none=0.0)
+    sample = source.sample(0, rng(seed))
+    assert named(sample) == [(p.boxes[0].xyxy, {p.text}) for p in rows[0].phrases[:2]]
+    assert [sample.prompt.phrases[i] for i in sample.ignored_phrases] == ["one plum"]
+    assert sample.prompt.text.split(". ").count(rows[0].caption) == 1
+    # Row 3 alone (lemon, sea, coal) shares no thing with row 0 (apple, pear, plum), located or not.
+    assert set(sample.prompt.segments) <= {rows[0].caption, rows[3].caption}
+
+
+def test_share_and_number_of_packed_captions(ground: Ground, tiny: SimpleNamespace) -> None:
+    names = list(tiny.COLOURS)
+    rows = [tiny.grounding_record(f"g{i}", [names[i]], i) for i in range(6)]
+    source = ground(rows, caption_negatives=4, caption_negatives_none=0.4, max_prompt_tokens=500)
+    draws = [len(source.sample(0, rng(seed)).prompt.segments) - 1 for seed in range(600)]
+    # Nothing with probability 0.4, else four draws or a number up to four; a draw of the row itself is discarded.
+    assert 0.35 < sum(number == 0 for number in draws) / 600 < 0.5
+    assert max(draws) == 4
+
+
+def test_own_place_among_packed_captions_varies(ground: Ground, tiny: SimpleNamespace) -> None:
+    rows = [tiny.grounding_record("a", ["apple"]), tiny.grounding_record("b", ["sea"])]
+    source = ground(rows, caption_negatives=1, caption_negatives_none=0.0)
+    places = Counter(source.sample(0, rng(seed)).prompt.segments.index(rows[0].caption) for seed in range(60))
+    assert set(places) == {0, 1}
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_phrase_list_has_positives_and_absent_negatives(ground: Ground, tiny: SimpleNamespace, seed: int) -> None:
+    rows = rows_of(tiny)
+    source = ground(rows, phrase_prompts=1.0, max_negatives=6, full_negatives=1.0)
+    sample = source.sample(0, rng(seed))
+    assert named(sample) == [(p.boxes[0].xyxy, {p.text}) for p in rows[0].phrases[:2]]
+    # "one plum" stands in the caption without a box: it is neither asked for nor denied.
+    assert set(sample.prompt.phrases) - {"one apple", "one pear"} <= {"one lemon", "one sea", "one coal"}
+    assert len(set(sample.prompt.phrases)) == len(sample.prompt.phrases)
+
+
+def test_repeated_phrase_is_asked_for_once_with_all_its_boxes(ground: Ground, tiny: SimpleNamespace) -> None:
+    record = tiny.grounding_record("a", ["apple", "sea"])
+    twin = replace(record.phrases[1], text="One Apple")
+    source = ground([replace(record, phrases=(record.phrases[0], twin))], phrase_prompts=1.0)
+    sample = source.sample(0, rng())
+    assert sample.prompt.phrases == ("one apple",)
+    assert sample.box_phrases == ((0,), (0,))
+
+
+def test_phrase_that_reads_as_nothing_is_shown_in_its_caption(ground: Ground, tiny: SimpleNamespace) -> None:
+    record = tiny.grounding_record("a", ["apple"])
+    record = replace(record, phrases=(replace(record.phrases[0], text="(apple)"),))
+    sample = ground([record], phrase_prompts=1.0, max_negatives=0).sample(0, rng())
+    assert sample.prompt.text == record.caption
+
+
+def test_rejected_rows_and_rows_without_boxes_are_left_out(ground: Ground, tiny: SimpleNamespace) -> None:
+    good = tiny.grounding_record("good", ["apple"])
+    rejected = replace(tiny.grounding_record("rejected", ["sea"]), reject_reason="no_boxes")
+    empty = tiny.grounding_record("empty", [], unlocated=["coal"])
+    source = ground([rejected, good, replace(empty, phrases=()), empty])
+    assert len(source) == 1
+    assert source.sample(0, rng()).key == "good"
+
+
+def test_shards_of_different_provenance_are_one_source(
+    tmp_path: Path, tiny: SimpleNamespace, samples_config: SamplesConfig
+) -> None:
+    for number, name in enumerate(["apple", "sea"]):
+        row = tiny.grounding_record(name, [name])
+        tiny.write_grounding(tmp_path, [row], number, {"glip.provenance": f'{{"shard": {number}}}'})
+    source = GroundingSource(tmp_path, samples_config, count_words, True)
+    assert [source.sample(row, rng()).key for row in range(len(source))] == ["apple", "sea"]
+
+
+@pytest.mark.parametrize(("kind", "budget"), [("detection", 11), ("captions", 20), ("phrases", 14)])
+def test_prompts_use_the_token_budget_and_stay_within_it(
+    human: Path, samples_config: SamplesConfig, tokenizer: Any, kind: str, budget: int
+) -> None:
+    config = replace(
+        samples_config,
+        max_prompt_tokens=budget,
+        max_negatives=30,
+        caption_negatives=10,
+        caption_negatives_none=0.0,
+        phrase_prompts=float(kind == "phrases"),
+    )
+    name = "detection" if kind == "detection" else "grounding"
+    source = make_sources(human, None, {name: 1.0}, config, tokenizer)[name]
+    prompts = [source.sample(row, rng(seed)).prompt for row in range(len(source)) for seed in range(5)]
+    lengths = [len(tokenize_prompt(tokenizer, prompt, 256).input_ids) for prompt in prompts]
+    assert budget - 3 <= max(lengths) <= budget
+
+
+def test_samples_are_a_function_of_row_and_chance_alone(
+    human: Path, samples_config: SamplesConfig, tokenizer: Any
+) -> None:
+    weights = {"detection": 1.0, "grounding": 1.0}
+    first, second = (make_sources(human, None, weights, samples_config, tokenizer) for _ in range(2))
+    for name in weights:
+        forwards = [first[name].sample(row, rng(row)) for row in range(8)]
+        backwards = [second[name].sample(row, rng(row)) for row in reversed(range(8))]
+        assert forwards == backwards[::-1]
+
+
+def test_digest_knows_what_changed(
+    human: Path, tiny: SimpleNamespace, samples_config: SamplesConfig, tokenizer: Any
+) -> None:
+    def digests() -> list[str]:
+        sources = make_sources(human, None, {"detection": 1.0, "grounding": 1.0}, samples_config, tokenizer)
+        return [source.digest() for source in sources.values()]
+
+    before = digests()
+    assert before == digests()
+    record = tiny.grounding_record("g0", ["apple", "pear"], 50)
+    box = replace(record.phrases[0].boxes[0], score=0.9)
+    rows = [replace(record, phrases=(replace(record.phrases[0], boxes=(box,)), record.phrases[1]))]
+    tiny.write_grounding(human / "grounding", rows)
+    tiny.write_detection(
+        human / "detection",
+        [tiny.detection_record("d", ["apple"])],
+        [replace(tiny.CATEGORIES[0], name="Apple")],
+    )
+    after = digests()
+    assert before[0] != after[0]
+    assert before[1] != after[1]
+
+
+# Sources and their mixture
+
+
+def test_only_sources_with_weight_are_opened(human: Path, samples_config: SamplesConfig, tokenizer: Any) -> None:
+    assert set(make_sources(human, None, {"detection": 1.0, "pseudo": 0.0}, samples_config, tokenizer)) == {"detection"}
+
+
+def test_pseudo_labels_need_a_folder(human: Path, samples_config: SamplesConfig, tokenizer: Any) -> None:
+    with pytest.raises(TrainingError, match="pass --pseudo-labels FOLDER"):
+        make_sources(human, None, {"pseudo": 1.0}, samples_config, tokenizer)
+    with pytest.raises(MissingInputError, match="no Parquet shards"):
+        make_sources(human, human / "nowhere", {"pseudo": 1.0}, samples_config, tokenizer)
+
+
+def test_pseudo_labels_ignore_what_they_did_not_locate_and_people_do_not(
+    human: Path, tiny: SimpleNamespace, samples_config: SamplesConfig, tokenizer: Any
+) -> None:
+    tiny.write_grounding(human / "grounding", rows_of(tiny))
+    config = replace(samples_config, phrase_prompts=0.0)
+    weights = {"grounding": 1.0, "pseudo": 1.0}
+    sources = make_sources(human, human / "grounding", weights, config, tokenizer)
+    assert sources["pseudo"].sample(0, rng()).ignored_phrases
+    assert not sources["grounding"].sample(0, rng()).ignored_phrases
+    believed = make_sources(human, human / "grounding", weights, replace(config, ignore_unlocated=False), tokenizer)
+    assert not believed["pseudo"].sample(0, rng()).ignored_phrases
+
+
+@given(
+    st.dictionaries(st.sampled_from(["detection", "grounding", "pseudo"]), st.floats(0.05, 5.0), min_size=1),
+    st.integers(1, 50),
+    st.integers(0, 400),
+)
+def test_mixture_has_its_proportions_in_every_stretch(weights: dict[str, float], size: int, start: int) -> None:
+    plan = plan_samples(dict.fromkeys(weights, size), weights, start + 200, seed=3)
+    counts = Counter(name for name, _ in plan[start:])
+    for name, weight in weights.items():
+        assert abs(counts[name] - 200 * weight / sum(weights.values())) < 8
+
+
+def test_no_row_comes_twice_before_all_came_once() -> None:
+    plan = plan_samples({"a": 7, "b": 5}, {"a": 1.0, "b": 2.0}, 120, seed=0)
+    for name, size in (("a", 7), ("b", 5)):
+        rows = [row for source, row in plan if source == name]
+        for start in range(0, len(rows) - size + 1, size):
+            assert sorted(rows[start : start + size]) == list(range(size))
+        assert rows[:size] != rows[size : 2 * size]
+
+
+def test_plan_depends_on_the_seed_and_not_on_its_length_or_the_order_of_weights() -> None:
+    sizes = {"a": 9, "b": 9}
+    plan = plan_samples(sizes, {"a": 1.0, "b": 2.0}, 60, seed=0)
+    assert plan == plan_samples(sizes, {"b": 2.0, "a": 1.0}, 60, seed=0)
+    assert plan[:30] == plan_samples(sizes, {"a": 1.0, "b": 2.0}, 30, seed=0)
+    assert plan != plan_samples(sizes, {"a": 1.0, "b": 2.0}, 60, seed=1)
+
+
+def test_weight_on_an_empty_source_is_an_error() -> None:
+    with pytest.raises(TrainingError, match=r"gives 'pseudo' weight 0\.5, but it has no usable rows"):
+        plan_samples({"detection": 3, "pseudo": 0}, {"detection": 0.5, "pseudo": 0.5}, 10, seed=0)
