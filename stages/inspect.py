@@ -3,6 +3,7 @@
 glip inspect data/pseudo_labels                              figures: rows, boxes, scores, phrases, reject reasons
 glip inspect data/pseudo_labels --keys | less                key and caption of every row
 glip inspect data/pseudo_labels --row KEY --save out.png     one pair, drawn
+glip inspect data/pseudo_labels --json                       the figures for a program
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ MAX_PIXELS = 1_000_000_000
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of this command."""
-    parser.add_argument("folder", type=Path, help="folder of part-*.parquet shards")
+    parser.add_argument("folder", type=Path, help="folder of part-*.parquet shards, or one of them")
     parser.add_argument("--row", metavar="KEY", help="show one pair instead of the figures")
     parser.add_argument("--save", type=Path, metavar="PICTURE", help="with --row: draw it into this file (.png, .jpg)")
     parser.add_argument("--keys", action="store_true", help="list key and caption of every row")
@@ -66,8 +67,8 @@ def _show_row(folder: Path, key: str, save: Path | None) -> None:
     try:
         save.parent.mkdir(parents=True, exist_ok=True)
         picture.save(save)
-    except ValueError as error:
-        raise ConfigError(f"--save {save}: {error}; name a file ending in .png or .jpg") from error
+    except (ValueError, OSError) as error:
+        raise ConfigError(f"--save {save}: {error}; name a file ending in .png or .jpg where you may write") from error
     print(f"drawn → {save}")
 
 

@@ -5,20 +5,24 @@ from __future__ import annotations
 import difflib
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.data.records import GROUNDING_SCHEMA, GroundingRecord
-from pipeline.data.shards import PROVENANCE_KEY, from_row, list_shards, read_metadata, read_table
+from pipeline.data.shards import KIND, KIND_KEY, PROVENANCE_KEY, from_row, list_shards, read_metadata, read_table
 from pipeline.errors import MissingInputError, ShardError
+from pipeline.pseudo_labels.manifest import FINGERPRINT
 
 SCORE_BINS = 10
 BAR_WIDTH = 40
 NEAR_KEYS = 3
+KEYS_COMPARED = 20_000
+"""Keys among which near ones are looked for; comparing millions would take minutes."""
 
 
 @dataclass
@@ -37,6 +41,9 @@ class Statistics:
     row_rejects: Counter[str] = field(default_factory=Counter)
     phrase_rejects: Counter[str] = field(default_factory=Counter)
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    """What all shards share of it; that of the first shard when there are several."""
+    provenances: int = 0
+    """Different ones among the shards: teachers, parsers or settings. More than one means that labels are mixed."""
 
     def to_dict(self, most_frequent: int) -> dict[str, Any]:
         """Return plain values for JSON."""
@@ -52,6 +59,7 @@ class Statistics:
             "row_rejects": dict(self.row_rejects),
             "phrase_rejects": dict(self.phrase_rejects),
             "provenance": dict(self.provenance),
+            "provenances": self.provenances,
         }
 
 
@@ -62,8 +70,8 @@ def collect_statistics(folder: Path) -> Statistics:
         MissingInputError: there are no shards.
         ShardError: a shard is broken or holds other records.
     """
-    total = Statistics()
-    for path in list_shards(folder):
+    total, seen = Statistics(), set()
+    for path in _grounding_shards(folder):
         table = read_table(path, ["phrases", "reject_reason"])
         total.shards += 1
         total.bytes += path.stat().st_size
@@ -71,9 +79,10 @@ def collect_statistics(folder: Path) -> Statistics:
         total.row_rejects.update(reason for reason in table["reject_reason"].to_pylist() if reason)
         for phrases in table["phrases"].to_pylist():
             _count_phrases(total, phrases or [])
-        provenance = read_metadata(path).get(PROVENANCE_KEY)
-        if provenance and not total.provenance:
-            total.provenance = json.loads(provenance)
+        provenance = _shared_provenance(path)
+        total.provenance = total.provenance or provenance
+        seen.add(json.dumps(provenance, sort_keys=True))
+    total.provenances = len(seen - {"{}"})
     return total
 
 
@@ -84,7 +93,7 @@ def format_statistics(stats: Statistics, title: str, most_frequent: int) -> str:
         f"  {stats.shards:,} shards, {stats.bytes / 1e6:,.1f} MB",
         f"  {stats.rows:,} rows, {stats.phrases:,} phrases, {stats.boxes:,} boxes "
         f"({stats.boxes / max(stats.rows, 1):.2f} a row)",
-        *_format_provenance(stats.provenance),
+        *_format_provenance(stats.provenance, stats.provenances),
         "",
         "boxes by score",
         *_bars({f"{i / SCORE_BINS:.1f}–{(i + 1) / SCORE_BINS:.1f}": count for i, count in enumerate(stats.scores)}),
@@ -106,22 +115,21 @@ def find_record(folder: Path, key: str) -> GroundingRecord:
         ShardError: a shard is broken or holds other records.
     """
     seen: list[str] = []
-    for path in list_shards(folder):
+    for path in _grounding_shards(folder):
         keys = read_table(path, ["key"])["key"].to_pylist()
         if key in keys:
             return _read_row(path, keys.index(key))
-        seen += keys
+        seen += keys[: KEYS_COMPARED - len(seen)]
     near = difflib.get_close_matches(key, seen, n=NEAR_KEYS, cutoff=0.3) or seen[:NEAR_KEYS]
-    raise MissingInputError(f"{folder}: no row has the key {key!r}; keys look like {', '.join(near)}; list with --keys")
+    hint = f"keys look like {', '.join(near)}" if near else "there are no rows"
+    raise MissingInputError(f"{folder}: no row has the key {key!r}; {hint}; list them with --keys")
 
 
-def list_keys(folder: Path) -> list[tuple[str, str]]:
-    """Return key and caption of every row."""
-    pairs = []
-    for path in list_shards(folder):
+def list_keys(folder: Path) -> Iterator[tuple[str, str]]:
+    """Yield key and caption of every row, shard by shard; errors as ``collect_statistics``."""
+    for path in _grounding_shards(folder):
         table = read_table(path, ["key", "caption"])
-        pairs += list(zip(table["key"].to_pylist(), table["caption"].to_pylist(), strict=True))
-    return pairs
+        yield from zip(table["key"].to_pylist(), table["caption"].to_pylist(), strict=True)
 
 
 def format_record(record: GroundingRecord) -> str:
@@ -132,23 +140,52 @@ def format_record(record: GroundingRecord) -> str:
     for phrase in record.phrases:
         spans = ", ".join(f"{start}–{end}" for start, end in phrase.char_spans)
         lines.append(f"  {phrase.text}  [{spans}]" + (f"  no box: {phrase.reject_reason}" if not phrase.boxes else ""))
-        lines += [
-            f"    {box.score:.3f}  ({', '.join(f'{side:.0f}' for side in box.xyxy)})" for box in phrase.boxes
-        ]
+        lines += [f"    {box.score:.3f}  ({', '.join(f'{side:.0f}' for side in box.xyxy)})" for box in phrase.boxes]
     return "\n".join(lines)
 
 
+def _grounding_shards(folder: Path) -> Iterator[Path]:
+    """Yield the shards of a folder, or one that is named itself, each when its turn comes to be looked at."""
+    for path in [folder] if folder.is_file() else _list_shards(folder):
+        kind = read_metadata(path).get(KIND_KEY)
+        if kind != KIND[GroundingRecord]:
+            raise ShardError(
+                f"{path}: holds {kind or 'no'} records; expected grounding records, that is pseudo-labels or human "
+                "grounding data"
+            )
+        yield path
+
+
+def _list_shards(folder: Path) -> list[Path]:
+    try:
+        return list_shards(folder)
+    except MissingInputError:
+        below = sorted({str(path.parent) for path in folder.glob("*/part-*.parquet")}) if folder.is_dir() else []
+        if below:
+            raise MissingInputError(f"{folder}: no shards here; look into {' or '.join(below)}") from None
+        raise
+
+
+def _shared_provenance(path: Path) -> dict[str, Any]:
+    """Return a shard's provenance without what belongs to this shard alone."""
+    try:
+        provenance = json.loads(read_metadata(path).get(PROVENANCE_KEY, "{}"))
+    except json.JSONDecodeError as error:
+        raise ShardError(f"{path}: {PROVENANCE_KEY} is no JSON ({error}); write the shard anew") from error
+    return {name: value for name, value in provenance.items() if name not in ("input", FINGERPRINT)}
+
+
 def _read_row(path: Path, row: int) -> GroundingRecord:
-    file = pq.ParquetFile(path)
-    missing = [name for name in GROUNDING_SCHEMA.names if name not in file.schema_arrow.names]
-    if missing:
-        raise ShardError(f"{path}: no column {missing[0]!r}; expected a shard of grounding records")
-    for group in range(file.num_row_groups):
-        rows = file.metadata.row_group(group).num_rows
-        if row < rows:
-            table = file.read_row_group(group, columns=GROUNDING_SCHEMA.names)
-            return from_row(GroundingRecord, table.slice(row, 1).to_pylist()[0])
-        row -= rows
+    try:
+        file = pq.ParquetFile(path, page_checksum_verification=True)
+        for group in range(file.num_row_groups):
+            rows = file.metadata.row_group(group).num_rows
+            if row < rows:
+                table = file.read_row_group(group, columns=GROUNDING_SCHEMA.names)
+                return from_row(GroundingRecord, table.slice(row, 1).to_pylist()[0])
+            row -= rows
+    except (pa.ArrowException, OSError, TypeError) as error:  # TypeError: a column is missing
+        raise ShardError(f"{path}: not a readable shard of grounding records ({error}); write it anew") from error
     raise AssertionError("the row was found among the keys of this file")
 
 
@@ -164,15 +201,19 @@ def _count_phrases(total: Statistics, phrases: list[dict[str, Any]]) -> None:
             total.scores[min(SCORE_BINS - 1, int(box["score"] * SCORE_BINS))] += 1
 
 
-def _format_provenance(provenance: Mapping[str, Any]) -> list[str]:
+def _format_provenance(provenance: Mapping[str, Any], count: int) -> list[str]:
     if not provenance:
         return ["  no provenance: not made by the pseudo_label stage"]
     teacher = provenance.get("teacher", {})
     settings = ", ".join(f"{key} {value}" for key, value in provenance.get("settings", {}).items())
-    return [
-        f"  teacher {teacher.get('name')} (sha256 {str(teacher.get('sha256'))[:12]}…), parser {provenance.get('parser')}",
+    lines = [
+        f"  teacher {teacher.get('name')} (sha256 {str(teacher.get('sha256'))[:12]}…)",
+        f"  parser {provenance.get('parser')}",
         f"  {settings}",
     ]
+    if count > 1:
+        lines.append(f"  MIXED: {count} different teachers, parsers or settings; this is the first of them")
+    return lines
 
 
 def _bars(counts: Mapping[str, int]) -> list[str]:

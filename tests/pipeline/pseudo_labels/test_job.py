@@ -1,4 +1,4 @@
-"""The pseudo_label stage on a real local Ray with a small random teacher: whole, interrupted, and with broken inputs."""
+"""The pseudo_label stage on a real local Ray with a small random teacher: whole, interrupted, with broken inputs."""
 
 from __future__ import annotations
 

@@ -1,0 +1,95 @@
+"""``glip inspect``: what it prints, draws, and answers to mistakes."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from pipeline.data.records import GroundingRecord, ImageRef, Phrase, ScoredBox
+from pipeline.data.shards import shard_name, write_shard
+from stages.glip import main
+
+
+def row(key: str, image: bytes) -> GroundingRecord:
+    dog = Phrase(text="dog", char_spans=((2, 5),), boxes=(ScoredBox(xyxy=(4, 4, 20, 20), score=0.75),))
+    return GroundingRecord(
+        key=key, image=ImageRef(bytes=image), height=32, width=48, caption="a dog", source="t", phrases=(dog,)
+    )
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    data = io.BytesIO()
+    Image.new("RGB", (48, 32), "teal").save(data, "PNG")
+    write_shard(tmp_path / "labels" / shard_name(0), [row("k1", data.getvalue()), row("k2", b"x")], GroundingRecord)
+    return tmp_path / "labels"
+
+
+def glip_inspect(*words: object) -> int:
+    with pytest.raises(SystemExit) as ended:
+        main(["inspect", *map(str, words)])
+    return int(ended.value.code or 0)
+
+
+def test_figures(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert glip_inspect(folder) == 0
+    page = capsys.readouterr().out
+    assert page.startswith(f"{folder}\n")
+    assert "2 rows, 2 phrases, 2 boxes" in page
+
+
+def test_figures_as_json(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert glip_inspect(folder, "--json", "--top", 1) == 0
+    figures = json.loads(capsys.readouterr().out)
+    assert figures["boxes"] == 2
+    assert figures["most_frequent_phrases"] == {"dog": 2}
+
+
+def test_keys(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert glip_inspect(folder, "--keys") == 0
+    assert capsys.readouterr().out == "k1\ta dog\nk2\ta dog\n"
+
+
+def test_one_pair_drawn(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    picture = tmp_path / "new" / "pair.png"
+    assert glip_inspect(folder, "--row", "k1", "--save", picture) == 0
+    assert "“a dog”" in capsys.readouterr().out
+    with Image.open(picture) as drawn:
+        assert drawn.width == 480
+        assert drawn.height > 320
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--row", "k9"], "no row has the key 'k9'; keys look like k"),
+        (["--row", "k2", "--save", "pair.png"], "row k2: image_unreadable"),
+        (["--row", "k1", "--save", "pair.nonsense"], "name a file ending in .png or .jpg"),
+        (["--save", "pair.png"], "name it with --row KEY"),
+    ],
+)
+def test_mistakes_exit_2_with_a_message(
+    folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    words: list[str],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert glip_inspect(folder, *words) == 2
+    err = capsys.readouterr().err
+    assert message in err
+    assert "Traceback" not in err
+
+
+def test_broken_shards_and_empty_folders_exit_2(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / shard_name(0)).write_bytes(b"PAR1")
+    assert glip_inspect(folder) == 2
+    assert "part-00000.parquet: not a readable Parquet file" in capsys.readouterr().err
+    assert glip_inspect(folder / "nothing") == 2
+    assert "no Parquet shards" in capsys.readouterr().err
