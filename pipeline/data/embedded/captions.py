@@ -1,7 +1,7 @@
 """Captions of the embedded scenes, as people write them: sentences, lists and alt-text fragments, with exact spans.
 
-Counts, sizes and spatial relations are true of the scene; adjectives of taste are free. A mention's span is its noun
-phrase without determiner and count ("small dog" in "the small dog", "cups" in "three cups").
+Counts and spatial relations are true of the scene, sizes of what the caption speaks of; adjectives of taste are free. A
+mention's span is its noun phrase without determiner and count ("small dog" in "the small dog", "cups" in "three cups").
 """
 
 from __future__ import annotations
@@ -15,13 +15,24 @@ from pipeline.data.embedded.scenes import SceneObject
 from pipeline.data.embedded.sprites import Concept
 from pipeline.data.records import Phrase, ScoredBox, Span
 
-TASTE = ("cute", "nice", "lovely", "funny", "pretty", "little", "beautiful", "shiny", "cartoon")
+TASTE = ("cute", "nice", "lovely", "funny", "pretty", "simple", "beautiful", "shiny", "cartoon")
 NUMBERS = {2: ("two", "2", "a couple of"), 3: ("three", "3", "several"), 4: ("four", "4", "several"), 5: ("five", "5")}
 CLEAR_RATIO = 1.35
 """How many times larger one object must be before a caption calls it so."""
 CLEAR_OFFSET = 0.18
 """Share of the picture's side by which two objects must differ in place before a caption says so."""
-OPENINGS = ("", "", "", "a picture of ", "an illustration of ", "there is ", "photo of ", "look at ", "I can see ", "here is ")
+OPENINGS = (
+    "",
+    "",
+    "",
+    "a picture of ",
+    "an illustration of ",
+    "there is ",
+    "photo of ",
+    "look at ",
+    "I can see ",
+    "here is ",
+)
 ENDINGS = ("", "", "", ".", " on a colorful background", " on a plain background", ", illustration", " - clipart")
 JUNK_BEFORE = ("Free download: ", "HD wallpaper - ", "NEW! ", "clipart | ", "IMG_2041 ", "Stock vector ")
 JUNK_AFTER = (
@@ -100,7 +111,7 @@ def write_caption(rng: np.random.Generator, mentions: Sequence[Mention], image_s
         _write_relation(rng, writer, order, image_size)
     else:
         writer.write(_pick(rng, OPENINGS))
-        _write_list(rng, writer, order)
+        _write_list(rng, writer, order, order)
         writer.write(_pick(rng, ENDINGS))
     if rng.random() < 0.5 and writer.text[:1].isalpha():
         writer.text = writer.text[0].upper() + writer.text[1:]
@@ -125,7 +136,7 @@ def write_expression(
     """Return an expression that singles out one object, or None when no simple one does."""
     for i in rng.permutation(len(objects)):
         target = objects[i]
-        rivals = [other for other in objects if other.concept is target.concept and other is not target]
+        rivals = [other for other in objects if other is not target and _is_called(other.concept, target.concept.name)]
         if not rivals:
             size = size_word(target, [other for other in objects if other is not target])
             adjective = f"{size} " if size and rng.random() < 0.5 else ""
@@ -173,20 +184,23 @@ def _write_relation(
     relation = "near"
     if len(first.objects) == 1 and len(second.objects) == 1:
         relation = relation_word(first.objects[0], second.objects[0], image_size)
-    verb = "is" if len(first.objects) == 1 else "are"
+    verb = "is" if len(first.objects) == 1 and not _is_always_plural(first.concept) else "are"
     writer.mention(rng, first, _adjective(rng, first, mentions))
     writer.write(f" {verb} {relation} " if rng.random() < 0.6 else f" {relation} ")
     writer.mention(rng, second, _adjective(rng, second, mentions))
     if len(mentions) > 2:
-        writer.write(_pick(rng, (", with ", ", and there is also ", " beside ", ". We also see ")))
-        _write_list(rng, writer, mentions[2:])
+        writer.write(_pick(rng, (", with ", ", and there is also ", " plus ", ". We also see ")))
+        _write_list(rng, writer, mentions[2:], mentions)
     writer.write(_pick(rng, ("", "", ".")))
 
 
-def _write_list(rng: np.random.Generator, writer: CaptionWriter, mentions: Sequence[Mention]) -> None:
-    for i, mention in enumerate(mentions):
+def _write_list(
+    rng: np.random.Generator, writer: CaptionWriter, listed: Sequence[Mention], mentions: Sequence[Mention]
+) -> None:
+    """Write some of a caption's mentions as a list; sizes are seen against all of them."""
+    for i, mention in enumerate(listed):
         if i:
-            last = i == len(mentions) - 1
+            last = i == len(listed) - 1
             writer.write(_pick(rng, (" and ", " with ", " and also ")) if last else ", ")
         writer.mention(rng, mention, _adjective(rng, mention, mentions))
 
@@ -202,11 +216,21 @@ def _adjective(rng: np.random.Generator, mention: Mention, mentions: Sequence[Me
 def _determiner(rng: np.random.Generator, noun: str, count: int, concept: Concept) -> str:
     if count > 1:
         return _pick(rng, NUMBERS.get(count, ("many",))) + " "
-    if concept.name == concept.plural and concept.name.endswith("s"):
+    if _is_always_plural(concept):
         return "some "
     if rng.random() < 0.2:
         return _pick(rng, ("the ", "one ", "this "))
-    return "an " if noun[0] in "aeiou" else "a "
+    return "an " if noun.startswith(("a", "e", "i", "o", "u", "hour")) else "a "
+
+
+def _is_always_plural(concept: Concept) -> bool:
+    """Say whether a noun is plural even for one thing ("scissors"); "sheep" is not."""
+    return concept.name == concept.plural and concept.name.endswith("s")
+
+
+def _is_called(concept: Concept, name: str) -> bool:
+    """Say whether people may understand a name as this concept: "camera" also means a movie camera."""
+    return concept.name == name or concept.name.endswith(f" {name}")
 
 
 def _place_word(target: SceneObject, rivals: Sequence[SceneObject], image_size: int) -> str:

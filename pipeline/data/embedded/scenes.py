@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageEnhance
 
 from pipeline.data.embedded.sprites import STYLES, Concept
@@ -18,8 +19,12 @@ from pipeline.data.records import Box
 
 MIN_SIDE_SHARE, MAX_SIDE_SHARE = 0.38, 0.62
 """Longest side of an object as a share of the picture's."""
-MAX_HIDDEN_SHARE = 0.35
-"""Of any object at most this share of its box lies under the box of another."""
+MAX_SHARED_BOX = 0.35
+"""Two boxes share at most this part of the smaller one."""
+MIN_VISIBLE_SHARE = 0.6
+"""Of every object at least this part stays in sight, whatever is drawn over it."""
+VISIBLE_ALPHA = 64
+"""A sprite's pixels above this, of 255, count as the object; its box is tight around them."""
 MAX_ROTATION_DEGREES = 25.0
 SAME_AGAIN_SHARE = 0.3
 """Probability that an object repeats the concept before it, so that plurals occur."""
@@ -44,6 +49,40 @@ class SceneObject:
     def side(self) -> float:
         """Geometric mean of width and height in pixels."""
         return math.sqrt((self.box[2] - self.box[0]) * (self.box[3] - self.box[1]))
+
+
+class _Canvas:
+    """The picture while it is drawn, and which object each of its pixels shows."""
+
+    def __init__(self, image: Image.Image) -> None:
+        self.image = image
+        self.boxes: list[Box] = []
+        self._owners: NDArray[np.int16] = np.full((image.height, image.width), -1, np.int16)
+        self._areas: list[int] = []
+        self._visible: NDArray[np.int64] = np.zeros(0, np.int64)
+
+    def has_room(self, mask: NDArray[np.bool_], box: Box) -> bool:
+        """Say whether an object, True in its mask, fits here without hiding too much of the others."""
+        if any(_shared_share(box, other) > MAX_SHARED_BOX for other in self.boxes):
+            return False
+        return bool((self._visible - self._covered(mask, box) >= MIN_VISIBLE_SHARE * np.array(self._areas)).all())
+
+    def draw(self, sprite: Image.Image, mask: NDArray[np.bool_], box: Box) -> None:
+        """Draw an object over the others."""
+        self._visible = np.append(self._visible - self._covered(mask, box), mask.sum())
+        self._region(box)[mask] = len(self._areas)
+        self._areas.append(int(mask.sum()))
+        self.boxes.append(box)
+        self.image.paste(sprite, (int(box[0]), int(box[1])), sprite)
+
+    def _covered(self, mask: NDArray[np.bool_], box: Box) -> NDArray[np.int64]:
+        """Count the pixels of every object that the mask would hide."""
+        hidden = self._region(box)[mask]
+        return np.bincount(hidden[hidden >= 0], minlength=len(self._areas))
+
+    def _region(self, box: Box) -> NDArray[np.int16]:
+        x1, y1, x2, y2 = map(int, box)
+        return self._owners[y1:y2, x1:x2]
 
 
 @dataclass(frozen=True)
@@ -76,7 +115,7 @@ def compose_scene(
         image_size: side in pixels.
         num_objects: fewest and most objects; an object that finds no free place is left out, the first always fits.
     """
-    image = _background(rng, image_size)
+    canvas = _Canvas(_background(rng, image_size))
     objects: list[SceneObject] = []
     cumulative = np.cumsum(weights)
     for _ in range(int(rng.integers(num_objects[0], num_objects[1] + 1))):
@@ -85,12 +124,12 @@ def compose_scene(
         else:
             concept = concepts[int(np.searchsorted(cumulative, rng.random() * cumulative[-1]))]
         sprite = _vary(rng, concept.sprites[int(rng.integers(len(STYLES)))], image_size)
-        place = _find_place(rng, sprite.size, image_size, [placed.box for placed in objects])
-        if place is not None:
-            image.paste(sprite, place, sprite)
-            box = (place[0], place[1], place[0] + sprite.width, place[1] + sprite.height)
-            objects.append(SceneObject(concept, (float(box[0]), float(box[1]), float(box[2]), float(box[3]))))
-    return Scene(image, tuple(objects))
+        mask = np.asarray(sprite.getchannel("A")) > VISIBLE_ALPHA
+        box = _find_place(rng, canvas, mask)
+        if box is not None:
+            canvas.draw(sprite, mask, box)
+            objects.append(SceneObject(concept, box))
+    return Scene(canvas.image, tuple(objects))
 
 
 def _vary(rng: np.random.Generator, sprite: Image.Image, image_size: int) -> Image.Image:
@@ -103,7 +142,7 @@ def _vary(rng: np.random.Generator, sprite: Image.Image, image_size: int) -> Ima
         sprite = sprite.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     angle = rng.uniform(-MAX_ROTATION_DEGREES, MAX_ROTATION_DEGREES)
     sprite = sprite.rotate(angle, Image.Resampling.BILINEAR, expand=True)
-    visible = sprite.getchannel("A").point(lambda alpha: 255 if alpha > 64 else 0).getbbox()
+    visible = sprite.getchannel("A").point(lambda alpha: 255 if alpha > VISIBLE_ALPHA else 0).getbbox()
     sprite = sprite.crop(visible) if visible else sprite
     alpha = sprite.getchannel("A")
     colour = ImageEnhance.Brightness(sprite.convert("RGB")).enhance(rng.uniform(0.8, 1.15))
@@ -112,19 +151,18 @@ def _vary(rng: np.random.Generator, sprite: Image.Image, image_size: int) -> Ima
     return colour
 
 
-def _find_place(
-    rng: np.random.Generator, size: tuple[int, int], image_size: int, taken: Sequence[Box]
-) -> tuple[int, int] | None:
+def _find_place(rng: np.random.Generator, canvas: _Canvas, mask: NDArray[np.bool_]) -> Box | None:
+    height, width = mask.shape
     for _ in range(PLACEMENT_TRIES):
-        x = int(rng.integers(0, max(1, image_size - size[0] + 1)))
-        y = int(rng.integers(0, max(1, image_size - size[1] + 1)))
-        box = (x, y, x + size[0], y + size[1])
-        if all(_hidden_share(box, other) <= MAX_HIDDEN_SHARE for other in taken):
-            return x, y
+        x = int(rng.integers(0, max(1, canvas.image.width - width + 1)))
+        y = int(rng.integers(0, max(1, canvas.image.height - height + 1)))
+        box = (float(x), float(y), float(x + width), float(y + height))
+        if canvas.has_room(mask, box):
+            return box
     return None
 
 
-def _hidden_share(new: Box, old: Box) -> float:
+def _shared_share(new: Box, old: Box) -> float:
     """Return the shared area as a share of the smaller of the two boxes."""
     width = min(new[2], old[2]) - max(new[0], old[0])
     height = min(new[3], old[3]) - max(new[1], old[1])
