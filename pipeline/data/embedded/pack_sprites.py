@@ -1,4 +1,4 @@
-"""Pack emoji art into the one file that the embedded data set draws from. For maintenance; using the data needs none of it.
+"""Pack emoji art into the one file that the embedded data set draws from; for maintenance, using the data needs none.
 
 Run: python -m pipeline.data.embedded.pack_sprites GOOGLE.tgz TWITTER.tgz --out pipeline/data/embedded/sprites.parquet
 
@@ -13,6 +13,7 @@ import argparse
 import io
 import json
 import tarfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -86,15 +87,17 @@ def _pluralise(name: str) -> str:
 def _read_members(archive: Path, names: list[str]) -> list[bytes]:
     """Read files out of a package archive, in one pass."""
     if not archive.is_file():
-        raise MissingInputError(f"{archive}: no such file; get it with: npm pack emoji-datasource-google@16.0.0")
+        raise MissingInputError(f"{archive}: no such file; get it with: npm pack NAME@16.0.0 (names: --help)")
     wanted = set(names)
     found: dict[str, bytes] = {}
-    with tarfile.open(archive, "r:gz") as tar:
-        for member in tar:
-            if member.name in wanted and member.isfile():
-                stream = tar.extractfile(member)
-                assert stream is not None
-                found[member.name] = stream.read()
+    try:
+        with tarfile.open(archive, "r:gz") as tar:
+            for member in tar:
+                stream = tar.extractfile(member) if member.name in wanted and member.isfile() else None
+                if stream is not None:
+                    found[member.name] = stream.read()
+    except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
+        raise MissingInputError(f"{archive}: not a readable package ({error}); get it again") from error
     missing = sorted(wanted - set(found))
     if missing:
         raise MissingInputError(f"{archive}: holds no {missing[0]} ({len(missing)} missing); is it version 16.0.0?")
