@@ -78,7 +78,9 @@ def seeded_weights(shapes: dict[str, list[int]], config: GLIPConfig) -> dict[str
 
 def make_batch(case: Case, targets: tuple[GroundingTarget, ...] | None = None) -> GroundingBatch:
     pixels = torch.zeros(case.meta["padded_shape"])
-    mean, std = (torch.tensor(v)[:, None, None] for v in (case.config.backbone.pixel_mean, case.config.backbone.pixel_std))
+    mean, std = (
+        torch.tensor(v)[:, None, None] for v in (case.config.backbone.pixel_mean, case.config.backbone.pixel_std)
+    )
     sizes = []
     for i, picture in enumerate(case.meta["images"]):
         rgb = torch.from_numpy(recipe().image(picture["name"], picture["height"], picture["width"]))
