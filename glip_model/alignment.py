@@ -30,7 +30,8 @@ def tokenize_prompt(tokenizer: Any, prompt: Prompt, max_tokens: int) -> Tokenize
     char_to_token: dict[int, int] = {}
     for token, (start, end) in enumerate(encoded["offset_mapping"]):
         for char in range(start, end):
-            char_to_token[char] = token
+            # Some characters become several tokens, such as Hangul; as published, the first one counts.
+            char_to_token.setdefault(char, token)
     positive_map = torch.zeros(len(prompt.char_spans), length, dtype=torch.bool)
     for row, spans in enumerate(prompt.char_spans):
         for start, end in token_spans(char_to_token, spans):
@@ -80,5 +81,6 @@ def phrase_scores(token_logits: Tensor, positive_map: Tensor) -> Tensor:
         )
     weights = positive_map.float()
     weights = weights / weights.sum(-1, keepdim=True).clamp(min=1.0)
-    # The mean is over probabilities, not over logits.
-    return token_logits.float().sigmoid() @ weights.transpose(1, 2)
+    with torch.autocast(token_logits.device.type, enabled=False):  # the product would be rounded to half precision
+        # The mean is over probabilities, not over logits.
+        return token_logits.float().sigmoid() @ weights.transpose(1, 2)
