@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -65,13 +65,13 @@ def _timm_body(name: str) -> tuple[nn.Module, tuple[int, ...]]:
     import timm
 
     try:
-        probe = timm.create_model(name, features_only=True, pretrained=False)
+        probe: Any = timm.create_model(name, features_only=True, pretrained=False)
         reductions = probe.feature_info.reduction()
         indices = tuple(reductions.index(stride) for stride in STRIDES)
-        body: nn.Module = timm.create_model(name, features_only=True, pretrained=False, out_indices=indices)
+        body: Any = timm.create_model(name, features_only=True, pretrained=False, out_indices=indices)
     except (RuntimeError, ValueError) as error:
         raise ValueError(f"timm model {name!r} gives no feature maps at strides 8, 16 and 32: {error}") from error
-    return body, tuple(body.feature_info.channels())  # type: ignore[operator, union-attr]
+    return body, tuple(body.feature_info.channels())
 
 
 def _stem_and_stages(body: nn.Module) -> tuple[list[nn.Module], list[nn.Module]]:

@@ -1,10 +1,10 @@
-"""Weights and config as one folder, pretrained weights for a fresh model, and the names of the published checkpoints."""
+"""Weights and config as one folder, pretrained weights for a fresh model, names of the published checkpoints."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +111,8 @@ def _read_weights(path: str) -> dict[str, Tensor]:
 
 
 # Our names to the published ones, first match wins. Everything else is the same on both sides.
-_PUBLISHED_RULES = [
+_Rules = list[tuple[str, str | Callable[[re.Match[str]], str]]]
+_PUBLISHED_RULES: _Rules = [
     (r"backbone\.body\.", r"backbone.body."),
     (r"fpn\.inner\.(\d)\.", lambda m: f"backbone.fpn.fpn_inner{int(m[1]) + 2}."),
     (r"fpn\.layer\.(\d)\.", lambda m: f"backbone.fpn.fpn_layer{int(m[1]) + 2}."),
@@ -130,14 +131,14 @@ _TEXT_LAYER_RULES = {
     "output": "output.dense",
     "output_norm": "output.LayerNorm",
 }
-_DYCONV_RULES = [
+_BRANCH = {"coarser": 0, "same": 1, "finer": 2}
+_DYCONV_RULES: _Rules = [
     (r"(coarser|same|finer)\.norm\.", lambda m: f"DyConv.{_BRANCH[m[1]]}.bn."),
     (r"(coarser|same|finer)\.", lambda m: f"DyConv.{_BRANCH[m[1]]}.conv."),
     (r"scale_attention\.", "AttnConv.1."),
     (r"activation\.squeeze\.", "relu.fc.0."),
     (r"activation\.expand\.", "relu.fc.2."),
 ]
-_BRANCH = {"coarser": 0, "same": 1, "finer": 2}
 _IGNORED = re.compile(
     r"\.relative_position_index$|^rpn\.anchor_generator\.|\.position_ids$|^rpn\.head\.cls_logits\."
     r"|^rpn\.tunable_linear\.|^rpn\.head\.mlm_head\.|^rpn\.loss_evaluator\."
@@ -153,11 +154,7 @@ def published_name(name: str, fused: bool) -> str:
         # Fused layers are three modules in a row in the published tower: fusion, BERT layer, DyConv.
         index = 3 * layer + ("fuse", "text", "dyconv").index(part) if fused else layer
         return f"rpn.head.dyhead_tower.{index}.{_published_tower_rest(part, rest)}"
-    for pattern, replacement in _PUBLISHED_RULES:
-        translated, count = re.subn("^" + pattern, replacement, name)
-        if count:
-            return translated
-    return name
+    return _translate(name, _PUBLISHED_RULES)
 
 
 def _published_tower_rest(part: str, rest: str) -> str:
@@ -166,11 +163,15 @@ def _published_tower_rest(part: str, rest: str) -> str:
     if part == "text":
         module, _, leaf = rest.rpartition(".")
         return f"{_TEXT_LAYER_RULES[module]}.{leaf}"
-    for pattern, replacement in _DYCONV_RULES:
-        translated, count = re.subn("^" + pattern, replacement, rest)
+    return _translate(rest, _DYCONV_RULES)
+
+
+def _translate(name: str, rules: _Rules) -> str:
+    for pattern, replacement in rules:
+        translated, count = re.subn("^" + pattern, replacement, name)
         if count:
             return translated
-    return rest
+    return name
 
 
 def from_published(weights: Mapping[str, Tensor], config: GLIPConfig) -> dict[str, Tensor]:

@@ -105,7 +105,7 @@ class GLIPConfig:
     drop_block: float = 0.3
     """DropBlock probability on the maps entering the P3 and P4 output convolutions in training; 0 turns it off."""
     deformable: bool = True
-    """Deformable convolutions in the DyConv layers (published); False takes plain ones, several times faster on a CPU."""
+    """Deformable convolutions in the DyConv layers (published); plain ones are several times faster on a CPU."""
     anchor_scale: float = 8.0
     """Side of the one square anchor per location, in strides."""
     # Assignment and losses

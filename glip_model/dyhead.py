@@ -33,7 +33,9 @@ class DeformableConv(nn.Module):
     def forward(self, x: Tensor, offset: Tensor | None, modulation: Tensor | None) -> Tensor:
         """Convolve (B, C, h, w); offsets (B, 18, h', w') and modulation (B, 9, h', w') fit the output's size."""
         if offset is None or modulation is None:
-            return self.norm(F.conv2d(x, self.weight, self.bias, stride=self.stride, padding=1))
+            y = F.conv2d(x, self.weight, self.bias, stride=self.stride, padding=1)
+            plain: Tensor = self.norm(y)
+            return plain
         # Always float32: sampling positions lose whole pixels in half precision.
         with torch.autocast(x.device.type, enabled=False):
             y = deform_conv2d(
@@ -45,7 +47,8 @@ class DeformableConv(nn.Module):
                 padding=1,
                 mask=modulation.float(),
             )
-        return self.norm(y)
+        normed: Tensor = self.norm(y)
+        return normed
 
 
 class DyReLU(nn.Module):

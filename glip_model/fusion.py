@@ -63,7 +63,7 @@ class BiDirectionalAttention(nn.Module):
         return self.out_v_proj(self._merge(to_visual)), self.out_l_proj(self._merge(to_text))
 
     def _split(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (B, h, N or T, embed_dim / h)
+        return x.view(*x.shape[:-1], self.num_heads, -1).transpose(1, 2)  # (B, h, N or T, embed_dim / h)
 
     def _merge(self, x: Tensor) -> Tensor:
         return x.transpose(1, 2).flatten(2)
@@ -118,9 +118,7 @@ class TowerTextLayer(nn.Module):
             for projection in (self.query, self.key, self.value)
         )
         dropout = self.dropout if self.training else 0.0
-        context = F.scaled_dot_product_attention(
-            query, key, value, attn_mask=mask[:, None, None, :], dropout_p=dropout
-        )
+        context = F.scaled_dot_product_attention(query, key, value, attn_mask=mask[:, None, None, :], dropout_p=dropout)
         context = self.attention_output(context.transpose(1, 2).flatten(2))
         text = self.attention_norm(text + F.dropout(context, self.dropout, self.training))
         hidden = clamp_half(F.gelu(clamp_half(self.intermediate(text))))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -115,11 +115,10 @@ class GLIP(nn.Module):
     def _run(
         self, layer: Callable[..., Any], levels: list[Tensor], text: Tensor, mask: Tensor
     ) -> tuple[list[Tensor], Tensor]:
-        if self.config.activation_checkpointing and torch.is_grad_enabled():
-            result: tuple[list[Tensor], Tensor] = checkpoint(layer, levels, text, mask, use_reentrant=False)
-            return result
-        result = layer(levels, text, mask)
-        return result
+        recompute = self.config.activation_checkpointing and torch.is_grad_enabled()
+        arguments = (levels, text, mask)
+        updated = checkpoint(layer, *arguments, use_reentrant=False) if recompute else layer(*arguments)
+        return cast(tuple[list[Tensor], Tensor], updated)
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> GLIP:

@@ -78,8 +78,12 @@ class GLIPPredictor:
             Per picture the best ``max_detections`` over all prompts; ``phrase_index`` counts ``names``.
 
         Raises:
-            ValueError: a name is empty or alone too long for a prompt.
+            ValueError: there are no names, or one is empty or alone too long for a prompt.
         """
+        if not names:
+            raise ValueError("detect needs at least one category name, got none")
+        if not images:
+            return []
         chunks = chunk_categories(names, self.tokenizer, self.model.config.text.max_tokens, max_prompt_categories)
         parts: list[list[Detections]] = [[] for _ in images]
         for chunk in chunks:

@@ -32,7 +32,13 @@ def resize_size(height: int, width: int, short_side: int, long_side: int) -> tup
 
 
 def image_to_tensor(image: Image.Image, config: BackboneConfig) -> Tensor:
-    """Return an RGB picture as (3, h, w) float32, in the channel order and normalisation of the backbone."""
+    """Return an RGB picture as (3, h, w) float32, in the channel order and normalisation of the backbone.
+
+    Raises:
+        ValueError: the picture is of another mode.
+    """
+    if image.mode != "RGB":
+        raise ValueError(f"pictures must be RGB, got mode {image.mode!r}; convert it: image.convert('RGB')")
     # np.array copies, so that the tensor never shares the picture's read-only buffer.
     pixels = torch.from_numpy(np.array(image, dtype=np.uint8)).permute(2, 0, 1).float()
     if config.bgr:
@@ -57,7 +63,15 @@ def collate(
         size_divisor: padded height and width are multiples of it.
         targets: their token dimension is padded as well.
         text_states: (T, D) each, when a frozen encoder has computed them.
+
+    Raises:
+        ValueError: there are no pictures, or not one of everything for each.
     """
+    if not images:
+        raise ValueError("a batch needs at least one picture, got none")
+    for name, parts in (("prompts", prompts), ("targets", targets), ("text_states", text_states)):
+        if parts is not None and len(parts) != len(images):
+            raise ValueError(f"{len(images)} pictures need one of everything each, got {len(parts)} {name}")
     sizes = tuple((int(image.shape[1]), int(image.shape[2])) for image in images)
     height, width = (-(-max(side) // size_divisor) * size_divisor for side in zip(*sizes, strict=True))
     pixel_values = torch.zeros(len(images), 3, height, width)

@@ -30,7 +30,8 @@ class Mlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (…, C) to (…, C)."""
-        return self.fc2(F.gelu(self.fc1(x)))
+        mapped: Tensor = self.fc2(F.gelu(self.fc1(x)))
+        return mapped
 
 
 class WindowAttention(nn.Module):
@@ -54,12 +55,14 @@ class WindowAttention(nn.Module):
         """
         windows, n, dim = x.shape
         q, k, v = self.qkv(x).view(windows, n, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)  # each (windows, h, n, d)
-        table = self.relative_position_bias_table[self.relative_position_index.reshape(-1)]
+        index = self.get_buffer("relative_position_index").reshape(-1)
+        table = self.relative_position_bias_table[index]
         bias = table.view(n, n, self.num_heads).permute(2, 0, 1).unsqueeze(0)  # (1, h, n, n)
         if mask is not None:
             bias = (bias + mask.unsqueeze(1)).repeat(windows // mask.shape[0], 1, 1, 1)  # (windows, h, n, n)
         x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype))
-        return self.proj(x.transpose(1, 2).reshape(windows, n, dim))
+        projected: Tensor = self.proj(x.transpose(1, 2).reshape(windows, n, dim))
+        return projected
 
 
 class SwinBlock(nn.Module):
@@ -117,7 +120,8 @@ class PatchMerging(nn.Module):
         """Map (B, H, W, C) to (B, ⌈H/2⌉, ⌈W/2⌉, 2C)."""
         x = F.pad(x, (0, 0, 0, x.shape[2] % 2, 0, x.shape[1] % 2))
         corners = [x[:, row::2, column::2] for column in (0, 1) for row in (0, 1)]
-        return self.reduction(self.norm(torch.cat(corners, -1)))
+        merged: Tensor = self.reduction(self.norm(torch.cat(corners, -1)))
+        return merged
 
 
 class SwinStage(nn.Module):
@@ -142,7 +146,8 @@ class PatchEmbed(nn.Module):
     def forward(self, pixel_values: Tensor) -> Tensor:
         """Map (B, 3, H, W) to (B, ⌈H/4⌉, ⌈W/4⌉, C)."""
         pixel_values = F.pad(pixel_values, (0, -pixel_values.shape[3] % 4, 0, -pixel_values.shape[2] % 4))
-        return self.norm(self.proj(pixel_values).permute(0, 2, 3, 1))
+        cells: Tensor = self.norm(self.proj(pixel_values).permute(0, 2, 3, 1))
+        return cells
 
 
 class SwinTransformer(nn.Module):

@@ -1,0 +1,1 @@
+"""Entry points: one a DVC stage, and the glip command."""

@@ -1,0 +1,1 @@
+"""Records, shards, pictures, and readers of raw data sets."""

@@ -1,0 +1,1 @@
+"""Benchmarks, their metrics, and the report."""

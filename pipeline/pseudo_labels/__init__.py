@@ -1,0 +1,1 @@
+"""A teacher labels web pairs; looking at the result."""

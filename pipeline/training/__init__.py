@@ -1,0 +1,1 @@
+"""Records to samples to a trained model."""

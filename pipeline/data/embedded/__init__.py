@@ -1,0 +1,1 @@
+"""The emoji scenes that ship with the project."""
