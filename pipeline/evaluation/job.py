@@ -68,10 +68,10 @@ def predict_splits(config: EvaluateConfig, model: Path, records: Path, out: Path
     if not (model / "model.safetensors").is_file():
         raise MissingInputError(f"{model}: no model there; run: dvc repro train")
     work = _plan(config, records)
-    pool = _start_actors(config, model, len(work))
     tables: dict[Path, list[Any]] = {}
     tasks: dict[str, list[str]] = {}
-    with progress(sum(shard.rows for shard in work), f"evaluate {model.name}", "rows") as bar, _errors_as_raised():
+    bar = progress(sum(shard.rows for shard in work), f"evaluate {model.name}", "rows")
+    with bar, _errors_as_raised(), _actor_pool(config, model, len(work)) as pool:
         results = pool.map(lambda actor, shard: actor.predict.remote(shard.path, shard.task, shard.number), work)
         for shard, table in zip(work, results, strict=True):
             tables.setdefault(out / shard.split / f"{shard.task}.parquet", []).append(table)
@@ -104,14 +104,20 @@ def _plan(config: EvaluateConfig, records: Path) -> list[_Shard]:
     return work
 
 
-def _start_actors(config: EvaluateConfig, model: Path, num_shards: int) -> Any:
-    """Return a pool of model processes that share the CPU threads, or hold a GPU each."""
+@contextmanager
+def _actor_pool(config: EvaluateConfig, model: Path, num_shards: int) -> Iterator[Any]:
+    """Start model processes that share the CPU threads, or hold a GPU each; end them with the ``with`` block."""
     resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
     gpus, cpus = int(resources.get("GPU", 0)), int(resources.get("CPU", 1))
     count = max(1, min(config.num_actors, num_shards, gpus or cpus))
     threads = max(1, min(cpus, os.cpu_count() or 1) // count)
     actor = ray.remote(num_cpus=0 if gpus else threads, num_gpus=1 if gpus else 0)(PredictActor)
-    return ray.util.ActorPool([actor.remote(model.resolve(), config, threads) for _ in range(count)])
+    actors: list[Any] = [actor.remote(model.resolve(), config, threads) for _ in range(count)]
+    try:
+        yield ray.util.ActorPool(actors)
+    finally:
+        for each in actors:
+            ray.kill(each)  # now, rather than when the last reference goes: whoever comes next needs the cores
 
 
 @contextmanager
