@@ -1,11 +1,19 @@
-"""GLIP in pure PyTorch: grounded language-image detection, training and inference."""
+"""GLIP in pure PyTorch: grounded language-image detection, training and inference.
 
-from glip_model.config import PRESETS, GLIPConfig
-from glip_model.glip import GLIP
-from glip_model.losses import GroundingCriterion
-from glip_model.predictor import GLIPPredictor
-from glip_model.prompts import Prompt, caption_prompt, category_prompt
-from glip_model.structures import Detections, GLIPOutput, GroundingBatch, GroundingTarget
+The public names are imported when they are first used: reading settings must not cost the seconds that torch and
+transformers take to load.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from glip_model.config import PRESETS, GLIPConfig
+    from glip_model.glip import GLIP
+    from glip_model.losses import GroundingCriterion
+    from glip_model.predictor import GLIPPredictor
+    from glip_model.prompts import Prompt, caption_prompt, category_prompt
+    from glip_model.structures import Detections, GLIPOutput, GroundingBatch, GroundingTarget
 
 __all__ = [
     "GLIP",
@@ -21,3 +29,25 @@ __all__ = [
     "caption_prompt",
     "category_prompt",
 ]
+
+_HOME = {
+    "GLIP": "glip",
+    "PRESETS": "config",
+    "Detections": "structures",
+    "GLIPConfig": "config",
+    "GLIPOutput": "structures",
+    "GLIPPredictor": "predictor",
+    "GroundingBatch": "structures",
+    "GroundingCriterion": "losses",
+    "GroundingTarget": "structures",
+    "Prompt": "prompts",
+    "caption_prompt": "prompts",
+    "category_prompt": "prompts",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name from its module."""
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
