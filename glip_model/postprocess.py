@@ -78,7 +78,8 @@ def _suppress(boxes: Tensor, scores: Tensor, phrases: Tensor, config: GLIPConfig
     """Return the indices that stay, best first."""
     # Inclusive corners: with one pixel added at the far side, plain IoU is the published "+1" IoU.
     inclusive = boxes + boxes.new_tensor([0.0, 0.0, 1.0, 1.0])
-    kept: Tensor = batched_nms(inclusive, scores, phrases, config.nms_threshold)
+    # batched_nms moves phrases far apart; in single precision that would round the boxes of later phrases.
+    kept: Tensor = batched_nms(inclusive.double(), scores.double(), phrases, config.nms_threshold)
     if len(kept) > config.max_detections:
         kept = kept[scores[kept] >= scores[kept[config.max_detections - 1]]]
     return kept
