@@ -1,0 +1,197 @@
+"""The predictor around a tiny model: batching, chunks of categories, saving and loading."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from glip_model.config import BackboneConfig, FusionConfig, GLIPConfig, SwinConfig, TextConfig
+from glip_model.glip import GLIP
+from glip_model.predictor import GLIPPredictor
+from glip_model.prompts import Prompt, caption_prompt, category_prompt
+from glip_model.structures import Detections
+
+TINY = GLIPConfig(
+    backbone=BackboneConfig(swin=SwinConfig(embed_dim=8, depths=(1, 1, 1, 1), num_heads=(1, 1, 1, 1), window_size=4)),
+    text=TextConfig(
+        hidden_size=16, num_layers=1, num_heads=2, intermediate_size=16, max_tokens=24, frozen=True, encoding="segments"
+    ),
+    fusion=FusionConfig(num_layers=1, embed_dim=16, num_heads=2, text_num_heads=2, text_intermediate_size=16),
+    channels=16,
+    num_levels=3,
+    norm_groups=4,
+    deformable=False,
+    anchor_scale=4.0,
+    score_threshold=0.0,
+    max_detections=20,
+    test_short_side=64,
+    test_long_side=96,
+)
+NAMES = ["red apple", "pear", "plum", "kite", "traffic_light", "dog", "cat", "smörgåsbord", "cup"]
+
+
+def make_model(config: GLIPConfig = TINY) -> GLIP:
+    torch.manual_seed(3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # libraries' own, while they build
+        model = GLIP(config)
+    with torch.no_grad():  # random weights hardly differ between words; these do
+        model.text_encoder.body.embeddings.word_embeddings.weight.mul_(50)
+        model.head.text_projection.weight.mul_(10)
+        model.head.bbox_pred.weight.mul_(50)
+    return model
+
+
+@pytest.fixture
+def predictor(tokenizer: Any) -> GLIPPredictor:
+    return GLIPPredictor(make_model(), tokenizer)
+
+
+def picture(height: int, width: int, seed: int = 0) -> Image.Image:
+    pixels = np.random.default_rng(seed).integers(0, 256, (height // 8, width // 8, 3), dtype=np.uint8)
+    return Image.fromarray(pixels).resize((width, height), Image.Resampling.NEAREST)
+
+
+def same(left: Detections, right: Detections, tolerance: float = 1e-4) -> None:
+    torch.testing.assert_close(left.scores, right.scores, rtol=0, atol=tolerance)
+    assert left.phrase_index.tolist() == right.phrase_index.tolist()
+    torch.testing.assert_close(left.boxes_xyxy, right.boxes_xyxy, rtol=0, atol=100 * tolerance)
+    assert left.phrases == right.phrases
+    assert left.char_spans == right.char_spans
+
+
+def test_grounding_answers_for_every_picture_in_its_own_pixels(predictor: GLIPPredictor) -> None:
+    images = [picture(64, 64), picture(128, 160, seed=1), picture(40, 80, seed=2)]
+    prompts = [
+        caption_prompt("a red apple on a pear", [[(2, 11)], [(17, 21)]]),
+        caption_prompt("kites", [[(0, 5)]]),
+        category_prompt(["dog", "cat"]),
+    ]
+    found = predictor.ground(images, prompts)
+    assert len(found) == 3
+    for image, prompt, detections in zip(images, prompts, found, strict=True):
+        assert 0 < len(detections) <= TINY.max_detections
+        assert detections.phrases == prompt.phrases
+        assert detections.char_spans == prompt.char_spans
+        assert set(detections.phrase_index.tolist()) == set(range(len(prompt.phrases)))
+        assert detections.scores.tolist() == sorted(detections.scores.tolist(), reverse=True)
+        boxes = detections.boxes_xyxy
+        assert (boxes >= 0).all()
+        assert (boxes[:, 0::2] <= image.width).all()
+        assert (boxes[:, 1::2] <= image.height).all()
+        assert boxes[:, 2].max() > 0.7 * image.width  # scaled up to the picture, not left at the model's size
+
+
+def test_pictures_of_one_size_do_not_depend_on_their_batch(predictor: GLIPPredictor) -> None:
+    images = [picture(64, 64, seed) for seed in range(3)]
+    prompts = [category_prompt(["dog"]), category_prompt(["pear", "red apple"]), category_prompt(["cat"])]
+    together = predictor.ground(images, prompts)
+    for image, prompt, detections in zip(images, prompts, together, strict=True):
+        same(predictor.ground([image], [prompt])[0], detections)
+
+
+def test_the_same_words_again_come_from_the_cache_and_change_nothing(predictor: GLIPPredictor) -> None:
+    prompt = category_prompt(NAMES[:3])
+    first = predictor.ground([picture(64, 64)], [prompt])[0]
+    calls: list[int] = []
+    predictor.model.text_encoder.register_forward_hook(lambda *_: calls.append(1))
+    same(predictor.ground([picture(64, 64)], [prompt])[0], first, tolerance=0.0)
+    assert calls == []
+
+
+@pytest.mark.parametrize("encoding", ["joint", "segments"])
+def test_detecting_is_grounding_chunk_by_chunk(tokenizer: Any, encoding: Any) -> None:
+    config = replace(TINY, text=replace(TINY.text, encoding=encoding), max_detections=7)
+    predictor = GLIPPredictor(make_model(config), tokenizer)
+    images = [picture(64, 64), picture(64, 96, seed=1)]
+    found = predictor.detect(images, NAMES, max_prompt_categories=2)
+    for i, detections in enumerate(found):
+        rows = []
+        for start in range(0, len(NAMES), 2):
+            part = predictor.ground(images, [category_prompt(NAMES[start : start + 2])] * 2)[i]
+            rows += [
+                (score, start + phrase, box)
+                for score, phrase, box in zip(
+                    part.scores.tolist(), part.phrase_index.tolist(), part.boxes_xyxy.tolist(), strict=True
+                )
+            ]
+        expected = sorted(rows, key=lambda row: -row[0])[:7]
+        assert detections.scores.tolist() == pytest.approx([score for score, _, _ in expected], abs=1e-5)
+        assert detections.phrase_index.tolist() == [phrase for _, phrase, _ in expected]
+        assert detections.boxes_xyxy.flatten().tolist() == pytest.approx(
+            [x for _, _, box in expected for x in box], abs=1e-2
+        )
+        assert detections.phrases == tuple(NAMES)
+        assert detections.char_spans == ()
+
+
+def test_more_names_than_a_prompt_holds_are_all_asked_for(predictor: GLIPPredictor) -> None:
+    names = [f"{colour} {thing}" for colour in ("red", "blue", "green") for thing in NAMES]
+    config = replace(predictor.model.config, max_detections=10_000)
+    predictor.model.config = config
+    (found,) = predictor.detect([picture(64, 64)], names)
+    assert set(found.phrase_index.tolist()) == set(range(len(names)))
+
+
+def test_a_phrase_beyond_the_token_limit_is_never_found(predictor: GLIPPredictor) -> None:
+    caption = "dog " * 30
+    (found,) = predictor.ground([picture(64, 64)], [caption_prompt(caption, [[(0, 3)], [(100, 103)]])])
+    assert set(found.phrase_index.tolist()) == {0}
+
+
+def test_a_prompt_that_asks_for_nothing_finds_nothing(predictor: GLIPPredictor) -> None:
+    (found,) = predictor.ground([picture(64, 64)], [caption_prompt("a dog", [])])
+    assert len(found) == 0
+    assert found.boxes_xyxy.shape == (0, 4)
+
+
+def test_no_pictures_give_no_detections(predictor: GLIPPredictor) -> None:
+    assert predictor.ground([], []) == []
+    assert predictor.detect([], ["dog"]) == []
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ([], "at least one category name"),
+        (["dog", " _ "], "is empty"),
+        (["dog " * 30], r"30 tokens; a prompt holds 22"),
+    ],
+)
+def test_names_that_cannot_be_asked_for_are_refused(
+    predictor: GLIPPredictor, names: Sequence[str], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        predictor.detect([picture(64, 64)], names)
+
+
+def test_a_prompt_for_every_picture_is_asked_for(predictor: GLIPPredictor) -> None:
+    with pytest.raises(ValueError, match="2 pictures need as many prompts, got 1"):
+        predictor.ground([picture(64, 64)] * 2, [Prompt(("dog",), ([(0, 3)],))])
+
+
+def test_a_greyscale_picture_is_refused_with_advice(predictor: GLIPPredictor) -> None:
+    with pytest.raises(ValueError, match=r"mode 'L'; convert it"):
+        predictor.ground([picture(64, 64).convert("L")], [category_prompt(["dog"])])
+
+
+def test_a_saved_predictor_finds_the_same(predictor: GLIPPredictor, tmp_path: Path) -> None:
+    predictor.model.save_pretrained(tmp_path, predictor.tokenizer)
+    loaded = GLIPPredictor.from_pretrained(tmp_path)
+    assert not loaded.model.training
+    images, prompts = [picture(64, 80)], [category_prompt(NAMES[:4])]
+    same(loaded.ground(images, prompts)[0], predictor.ground(images, prompts)[0], tolerance=0.0)
+
+
+def test_predicting_builds_no_graph(predictor: GLIPPredictor) -> None:
+    (found,) = predictor.ground([picture(64, 64)], [category_prompt(["dog"])])
+    assert not found.scores.requires_grad
+    assert not predictor.model.training
