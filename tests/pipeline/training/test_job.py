@@ -1,0 +1,141 @@
+"""Training under Ray Train: one worker or two, workers that fail, mistakes that reach the driver."""
+
+from __future__ import annotations
+
+import csv
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import psutil
+import pytest
+
+from glip_model.glip import GLIP
+from pipeline.config import Config, RunConfig, TrainConfig
+from pipeline.data.records import ImageRef
+from pipeline.errors import MissingInputError, TrainingError
+from pipeline.training.job import Paths, train
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_running")]
+Run = Callable[..., tuple[dict[str, Any], list[dict[str, str]]]]
+
+
+@pytest.fixture
+def run(config: Config, train_config: TrainConfig, human: Path, tmp_path: Path) -> Run:
+    def run_training(
+        out: str = "model",
+        workers: int = 1,
+        steps: int = 4,
+        folder: Path = human,
+        mixture: dict[str, float] | None = None,
+        teacher: Path | None = None,
+        **settings: Any,
+    ) -> tuple[dict[str, Any], list[dict[str, str]]]:
+        tiny_run = RunConfig(
+            init="pretrained" if teacher is None else "teacher",
+            steps=steps,
+            mixture=mixture or {"detection": 1.0, "grounding": 1.0},
+        )
+        changed = replace(train_config, num_workers=workers, runs={"tiny": tiny_run}, **settings)
+        paths = Paths(human=folder, pseudo_labels=None, teacher=teacher, out=tmp_path / out)
+        metrics = train("tiny", replace(config, train=changed), paths, tmp_path / f"{out}.csv")
+        with (tmp_path / f"{out}.csv").open(encoding="utf-8") as file:
+            return metrics, list(csv.DictReader(file))
+
+    return run_training
+
+
+needs_two_cores = pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="two workers need two cores")
+
+
+@needs_two_cores
+def test_two_workers_learn_what_one_learns(run: Run, tmp_path: Path) -> None:
+    metrics, log = run("one")
+    metrics_of_two, log_of_two = run("two", workers=2)
+    assert [row["step"] for row in log] == ["1", "2", "3", "4"]
+    for name in ("loss", "loss_token", "loss_box", "loss_centerness"):
+        values = [[float(row[name]) for row in rows] for rows in (log, log_of_two)]
+        assert values[1] == pytest.approx(values[0], rel=1e-3), name
+        assert metrics_of_two["losses"][name] == pytest.approx(metrics["losses"][name], rel=1e-3)
+    assert metrics["steps"] == 4
+    assert metrics["skipped_steps"] == metrics["unreadable_pictures"] == 0
+    for out in ("one", "two"):
+        assert {path.name for path in (tmp_path / out).iterdir()} >= {"config.json", "model.safetensors"}
+        assert not (tmp_path / out / "checkpoints").exists()
+        assert not [path for path in (tmp_path / out).iterdir() if path.name.startswith(".")]
+        assert GLIP.from_pretrained(tmp_path / out).config.channels == 32
+
+
+def test_training_continues_from_a_teacher(run: Run, tmp_path: Path) -> None:
+    run("teacher", steps=2)
+    metrics, _ = run("student", steps=1, teacher=tmp_path / "teacher")
+    assert metrics["steps"] == 1
+    with pytest.raises(MissingInputError, match=r"init is teacher, but .*nowhere holds no model"):
+        run(teacher=tmp_path / "nowhere")
+
+
+@pytest.mark.slow
+def test_killed_worker_is_replaced_and_the_log_has_no_gap(run: Run, tmp_path: Path, caplog: Any) -> None:
+    _, expected = run("whole", steps=40)
+
+    def kill_when_checkpoints_are_there() -> None:
+        while len(list((tmp_path / "killed" / "checkpoints").glob("step-*"))) != 2:
+            time.sleep(0.02)
+        # Only a process that this test started through its own Ray.
+        children = psutil.Process().children(recursive=True)
+        next(child for child in children if "RayTrainWorker" in " ".join(child.cmdline())).kill()
+
+    killer = threading.Thread(target=kill_when_checkpoints_are_there)
+    killer.start()
+    metrics, found = run("killed", steps=40)
+    killer.join()
+    assert metrics["steps"] == 40
+    assert "resuming after step" in caplog.text
+    assert [row["loss"] for row in found] == [row["loss"] for row in expected]
+
+
+@needs_two_cores
+def test_mistake_in_one_of_two_workers_reaches_the_driver(
+    run: Run, human: Path, tiny: SimpleNamespace, tmp_path: Path
+) -> None:
+    """The other worker would wait for it for half an hour."""
+    bad = replace(tiny.detection_record("bad", ["apple"]), image=ImageRef(path=str(tmp_path / "gone.png")))
+    tiny.write_detection(tmp_path / "detection", [bad])
+    with pytest.raises(TrainingError, match="20 pictures of the detection data in a row cannot be read"):
+        run(workers=2, folder=tmp_path, mixture={"detection": 1.0})
+
+
+def test_pictures_that_cannot_be_read_are_reported(
+    run: Run, tiny: SimpleNamespace, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [tiny.detection_record(f"d{i}", ["apple"], i) for i in range(4)]
+    tiny.write_detection(tmp_path / "detection", [*rows, replace(rows[0], image=ImageRef(bytes=b"no picture"))])
+    with caplog.at_level(logging.WARNING):
+        metrics, _ = run(folder=tmp_path, mixture={"detection": 1.0})
+    assert metrics["unreadable_pictures"] >= 3
+    assert f"{metrics['unreadable_pictures']} pictures could not be read" in caplog.text
+
+
+def test_more_workers_than_cores_is_an_error(run: Run) -> None:
+    with pytest.raises(TrainingError, match=r"train.num_workers is 4096, but Ray has \d+ CPU cores"):
+        run(workers=4096)
+
+
+def test_missing_data_is_found_before_any_worker_starts(run: Run, tmp_path: Path) -> None:
+    with pytest.raises(MissingInputError, match="no such folder; run: dvc repro prepare"):
+        run(folder=tmp_path / "nowhere")
+    with pytest.raises(TrainingError, match="pass --pseudo-labels FOLDER"):
+        run(mixture={"pseudo": 1.0})
+
+
+def test_batch_that_cannot_be_divided_is_reported(run: Run, train_config: TrainConfig) -> None:
+    odd = replace(train_config.optim, batch_size=3)
+    if (os.cpu_count() or 1) >= 2:
+        with pytest.raises(TrainingError, match=r"must be divisible by train\.num_workers"):
+            run(workers=2, optim=odd)

