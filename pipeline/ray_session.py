@@ -29,6 +29,8 @@ def ray_session() -> Iterator[None]:
         yield
         return
     os.environ.setdefault("RAY_DEDUP_LOGS", "0")
+    # The native part of Ray prints what it could not do for actors to restart; what fails reaches us as an exception.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     os.environ.setdefault("RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS", "0")
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
     address = os.environ.get("RAY_ADDRESS")
