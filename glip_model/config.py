@@ -146,6 +146,8 @@ class GLIPConfig:
                 f"text width in the tower (={self.text_size}) must be divisible by "
                 f"fusion.text_num_heads (={self.fusion.text_num_heads})"
             )
+        if self.text.encoding == "segments" and not self.text.frozen:
+            raise ValueError("text.encoding 'segments' needs text.frozen: its states are computed outside of training")
         if self.backbone.kind == "timm" and not self.backbone.timm_name:
             raise ValueError("backbone.kind is 'timm' but backbone.timm_name is empty; name a timm model")
 

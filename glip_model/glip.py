@@ -94,12 +94,13 @@ class GLIP(nn.Module):
         Args:
             batch: see ``GroundingBatch``; its targets are not looked at. With ``text_states`` the text encoder
                 does not run.
+
+        Raises:
+            ValueError: ``text_states`` are of another shape, or absent where prompts are encoded segment by segment.
         """
         mask = batch.attention_mask
+        text = self._encode(batch)
         levels = self.fpn(self.backbone(batch.pixel_values))
-        text = batch.text_states
-        if text is None:
-            text = self.text_encoder(batch.input_ids, mask)
         if self.text_projection is not None:
             text = self.text_projection(text)
         if not self.config.fusion.enabled:
@@ -111,6 +112,18 @@ class GLIP(nn.Module):
         logits, deltas, centerness = self.head(levels, text)
         sizes = tuple((level.shape[-2], level.shape[-1]) for level in levels)
         return GLIPOutput(token_logits=logits, box_deltas=deltas, centerness=centerness, level_sizes=sizes)
+
+    def _encode(self, batch: GroundingBatch) -> Tensor:
+        text = batch.text_states
+        if text is None:
+            if self.config.text.encoding == "segments":
+                # Tokens do not tell where a segment ends; encoded as one string they would get other states.
+                raise ValueError("text.encoding is 'segments': the batch needs text_states, see TextStateCache")
+            return cast(Tensor, self.text_encoder(batch.input_ids, batch.attention_mask))
+        expected = (*batch.attention_mask.shape, self.config.text.hidden_size)
+        if text.shape != expected:
+            raise ValueError(f"text_states must be (B, T, hidden_size) = {expected}, got {tuple(text.shape)}")
+        return text
 
     def _run(
         self, layer: Callable[..., Any], levels: list[Tensor], text: Tensor, mask: Tensor

@@ -12,12 +12,13 @@ def resolve_source(name: str) -> str:
     """Turn ``package:NAME/path/inside`` into a path on disk; return any other name (path or hub id) unchanged.
 
     Raises:
-        ValueError: the package is not installed or holds no such file.
+        ValueError: the package is not installed or holds no such file or folder.
     """
     if not name.startswith(PACKAGE_PREFIX):
         return name
     package, _, inside = name.removeprefix(PACKAGE_PREFIX).partition("/")
-    spec = importlib.util.find_spec(package)
+    # A dotted name would import its parent; files of a sub-package are named by their path.
+    spec = importlib.util.find_spec(package) if package.isidentifier() else None
     if spec is None or not spec.submodule_search_locations:
         raise ValueError(f"{name}: the package {package!r} is not installed; install it or name a local path")
     root = Path(next(iter(spec.submodule_search_locations)))

@@ -68,11 +68,14 @@ def load_tokenizer(source: str | Path) -> Any:
     """Load a fast WordPiece tokenizer from a folder, ``package:`` path or hub id, without truncation or padding.
 
     Raises:
-        ValueError: the tokenizer is not a fast one, so characters cannot be mapped to tokens.
+        ValueError: there is none, or it is not a fast one, so characters cannot be mapped to tokens.
     """
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(resolve_source(str(source)))
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(resolve_source(str(source)))
+    except OSError as error:
+        raise ValueError(f"{source}: no tokenizer could be loaded from there: {error}") from error
     if not tokenizer.is_fast:
         raise ValueError(f"{source}: needs a fast tokenizer (tokenizer.json) to map characters to tokens")
     # Some tokenizer files have truncation and padding baked in; the project decides both for itself.
@@ -86,8 +89,14 @@ class TextStateCache:
     """States of prompts under a frozen encoder, each string encoded once and kept while there is room.
 
     With ``encoding: joint`` a prompt is one string. With ``segments`` each segment is encoded alone, as
-    ``[CLS] segment . [SEP]``, and the states are put together so that their tokens are exactly those of the whole
-    prompt: [CLS] of the first segment, the inner tokens of all, [SEP] of the last.
+    ``[CLS] segment . [SEP]`` (the last one without a period, like the prompt), and the states are put together so
+    that their tokens are exactly those of the whole prompt: [CLS] of the first segment, the inner tokens of all, [SEP]
+    of the last.
+
+    Args:
+        encoder: must not change while the cache lives.
+        tokenizer: of the encoder's vocabulary.
+        capacity: strings kept at most; at 384 dimensions and ten tokens a string takes 15 kB on the encoder's device.
     """
 
     def __init__(self, encoder: TextEncoder, tokenizer: Any, capacity: int = 50_000) -> None:

@@ -107,7 +107,7 @@ def _plan(config: EvaluateConfig, records: Path) -> list[_Shard]:
 @contextmanager
 def _actor_pool(config: EvaluateConfig, model: Path, num_shards: int) -> Iterator[Any]:
     """Start model processes that share the CPU threads, or hold a GPU each; end them with the ``with`` block."""
-    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    resources: dict[str, float] = ray.cluster_resources()
     gpus, cpus = int(resources.get("GPU", 0)), int(resources.get("CPU", 1))
     count = max(1, min(config.num_actors, num_shards, gpus or cpus))
     threads = max(1, min(cpus, os.cpu_count() or 1) // count)

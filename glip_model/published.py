@@ -1,0 +1,162 @@
+"""The published checkpoints: their parameter names to ours and back, completely and strictly.
+
+Source: the module tree of the published implementation, listed name by name in the project's specification.
+"""
+
+from __future__ import annotations
+
+import pickle
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from glip_model.checkpoint import load_strictly
+from glip_model.config import GLIPConfig
+from glip_model.glip import GLIP
+
+SCALES = "head.scales"
+"""Our one vector of box scales per level; the published model keeps as many modules of one number each."""
+_Rules = list[tuple[str, str | Callable[[re.Match[str]], str]]]
+# First match wins; a name that no rule matches is the same on both sides.
+_RULES: _Rules = [
+    (r"fpn\.inner\.(\d)\.", lambda m: f"backbone.fpn.fpn_inner{int(m[1]) + 2}."),
+    (r"fpn\.layer\.(\d)\.", lambda m: f"backbone.fpn.fpn_layer{int(m[1]) + 2}."),
+    (r"fpn\.top\.(\d)\.", lambda m: f"backbone.fpn.top_blocks.p{int(m[1]) + 6}."),
+    (r"text_encoder\.body\.", r"language_backbone.body.model."),
+    (r"head\.text_projection\.", r"rpn.head.dot_product_projection_text."),
+    (r"head\.", r"rpn.head."),
+]
+_TEXT_LAYER_NAMES = {
+    "query": "attention.self.query",
+    "key": "attention.self.key",
+    "value": "attention.self.value",
+    "attention_output": "attention.output.dense",
+    "attention_norm": "attention.output.LayerNorm",
+    "intermediate": "intermediate.dense",
+    "output": "output.dense",
+    "output_norm": "output.LayerNorm",
+}
+_BRANCHES = {"coarser": 0, "same": 1, "finer": 2}
+_DYCONV_RULES: _Rules = [
+    (r"(coarser|same|finer)\.norm\.", lambda m: f"DyConv.{_BRANCHES[m[1]]}.bn."),
+    (r"(coarser|same|finer)\.", lambda m: f"DyConv.{_BRANCHES[m[1]]}.conv."),
+    (r"scale_attention\.", "AttnConv.1."),
+    (r"activation\.squeeze\.", "relu.fc.0."),
+    (r"activation\.expand\.", "relu.fc.2."),
+]
+_IGNORED = re.compile(
+    r"\.relative_position_index$|^rpn\.anchor_generator\.|\.position_ids$|^rpn\.head\.cls_logits\."
+    r"|^rpn\.tunable_linear\.|^rpn\.head\.mlm_head\.|^rpn\.loss_evaluator\."
+)
+"""Entries of published checkpoints that the model computes for itself or that no released model uses."""
+
+
+def load_published(path: str | Path, config: GLIPConfig) -> GLIP:
+    """Build a model from a published ``.pth`` file.
+
+    Args:
+        path: a file that holds the state dict under ``model``, with or without what a training left beside it.
+        config: the preset of that checkpoint.
+
+    Returns:
+        The model in eval mode, on the CPU.
+
+    Raises:
+        ValueError: the file is missing, unreadable, or of another model.
+    """
+    try:
+        # Tensors and plain containers alone: a pickle from elsewhere must not run code.
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise ValueError(f"{path}: not readable as a published checkpoint: {error}") from error
+    weights = content.get("model", content) if isinstance(content, Mapping) else None
+    if not isinstance(weights, Mapping):
+        raise ValueError(f"{path}: expected a dict with the weights under 'model', got {type(content).__name__}")
+    model = GLIP(config)
+    try:
+        load_strictly(model, from_published(weights, config), str(path))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    return model.eval()
+
+
+def from_published(weights: Mapping[str, Tensor], config: GLIPConfig) -> dict[str, Tensor]:
+    """Rename a published state dict to our names, strictly.
+
+    Args:
+        weights: names as in the published checkpoints; a prefix ``module.`` on all of them is stripped.
+        config: the model that they are for.
+
+    Raises:
+        ValueError: lists every published name that no parameter of ours wants, and every one that is missing.
+    """
+    if weights and all(name.startswith("module.") for name in weights):
+        weights = {name.removeprefix("module."): value for name, value in weights.items()}
+    with torch.device("meta"):
+        expected = GLIP(config).state_dict()
+    renamed: dict[str, Tensor] = {}
+    used: set[str] = set()
+    missing: list[str] = []
+    for name in expected:
+        sources = published_names(name, config)
+        absent = [source for source in sources if source not in weights]
+        missing += absent
+        used.update(sources)
+        if not absent:
+            found = [weights[source] for source in sources]
+            renamed[name] = torch.cat(found) if name == SCALES else found[0]
+    unknown = [name for name in weights if name not in used and not _IGNORED.search(name)]
+    if missing or unknown:
+        raise ValueError(
+            f"published names do not fit this model: {len(missing)} missing ({', '.join(missing)}), "
+            f"{len(unknown)} unknown ({', '.join(unknown)})"
+        )
+    return renamed
+
+
+def to_published(weights: Mapping[str, Tensor], config: GLIPConfig) -> dict[str, Tensor]:
+    """Rename one of our state dicts to the published names; the ignored entries of those are not made up.
+
+    Raises:
+        ValueError: the model has parts that the published one lacks.
+    """
+    if config.text.projected_size is not None or config.backbone.kind != "swin":
+        raise ValueError("a model with text.projected_size or a timm backbone has no published names")
+    renamed: dict[str, Tensor] = {}
+    for name, value in weights.items():
+        targets = published_names(name, config)
+        renamed.update(zip(targets, torch.split(value, 1) if name == SCALES else [value], strict=True))
+    return renamed
+
+
+def published_names(name: str, config: GLIPConfig) -> list[str]:
+    """Translate one of our parameter names to the published one, or to one per level for ``head.scales``."""
+    if name == SCALES:
+        return [f"rpn.head.scales.{level}.scale" for level in range(config.num_levels)]
+    tower = re.fullmatch(r"tower\.(\d+)\.(fuse|text|dyconv)\.(.+)", name)
+    if tower is None:
+        return [_translate(name, _RULES)]
+    layer, part, rest = int(tower[1]), tower[2], tower[3]
+    # Fused layers are three modules in a row in the published tower: fusion, BERT layer, DyConv.
+    index = 3 * layer + ("fuse", "text", "dyconv").index(part) if config.fusion.enabled else layer
+    return [f"rpn.head.dyhead_tower.{index}.{_published_tower_rest(part, rest)}"]
+
+
+def _published_tower_rest(part: str, rest: str) -> str:
+    if part == "fuse":
+        return "b_attn." + rest
+    if part == "text":
+        module, _, leaf = rest.rpartition(".")
+        return f"{_TEXT_LAYER_NAMES[module]}.{leaf}"
+    return _translate(rest, _DYCONV_RULES)
+
+
+def _translate(name: str, rules: _Rules) -> str:
+    for pattern, replacement in rules:
+        translated, count = re.subn("^" + pattern, replacement, name)
+        if count:
+            return translated
+    return name
