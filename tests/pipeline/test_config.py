@@ -49,7 +49,7 @@ def test_shipped_params_load() -> None:
         ("evaluate.splits", ["val"], "evaluate.splits[0] is 'val'; expected one of dev, test"),
         ("train.runs.student.mixture", {"pseudos": 1.0}, "train.runs.student.mixture names 'pseudos'"),
         ("train.runs.student.mixture", {"pseudo": 0.0}, "no weight above 0"),
-        ("prepare.embedded.max_objects", 1, "prepare.embedded.max_objects is 1; expected at least 2"),
+        ("prepare.embedded.max_objects", 0, "prepare.embedded.max_objects is 0; expected at least 1"),
         ("model.preset", "glip_xl", "model.preset is 'glip_xl'; expected one of"),
         ("model.overrides.chanels", 8, "chanels is not a model setting"),
         ("model.overrides.channels", 97, "channels (=97) must be divisible by norm_groups"),
