@@ -8,7 +8,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export DVC_NO_ANALYTICS := 1
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help setup repro seeds test check lock clean
+.PHONY: help setup repro seeds test check bench lock clean
 
 help: ## show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -38,6 +38,9 @@ check: $(READY) ## format, lint and types
 
 lock: $(READY) ## write requirements.lock anew from pyproject.toml
 	$(BIN)/pip-compile --quiet --upgrade --generate-hashes --no-emit-index-url --no-emit-trusted-host --no-emit-find-links --no-header --no-annotate --allow-unsafe --strip-extras --extra dev --output-file requirements.lock pyproject.toml
+
+bench: $(READY) ## speed and memory as ratios against named baselines (about half an hour)
+	$(BIN)/python tests/benchmarks/model_speed.py
 
 clean: ## remove what a run writes; the environment stays
 	rm -rf data models metrics/*.json plots reports

@@ -18,7 +18,7 @@ from torch import Tensor
 from glip_model.backbone import fetch_timm_weights, load_backbone_weights
 from glip_model.config import GLIPConfig
 from glip_model.glip import GLIP
-from glip_model.pretrained import resolve_source
+from glip_model.pretrained import resolve_folder, resolve_source
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -50,8 +50,12 @@ def _write_whole(path: Path, write: Callable[[Path], object]) -> None:
         aside.unlink(missing_ok=True)
 
 
-def load_model(folder: str | Path) -> GLIP:
-    """Read a folder that ``save_model`` wrote.
+def load_model(name: str | Path, revision: str | None = None) -> GLIP:
+    """Read a folder that ``save_model`` wrote, or such a one on the hub.
+
+    Args:
+        name: path, ``package:`` path or hub id.
+        revision: branch, tag or commit of a hub id.
 
     Returns:
         The model in eval mode, on the CPU.
@@ -59,10 +63,10 @@ def load_model(folder: str | Path) -> GLIP:
     Raises:
         ValueError: a file is missing or broken, or names and shapes do not fit the config.
     """
-    folder = Path(folder)
-    for name in (CONFIG_FILE, WEIGHTS_FILE):
-        if not (folder / name).is_file():
-            raise ValueError(f"{folder}: no {name}; expected a folder written by save_pretrained")
+    folder = resolve_folder(name, revision)
+    for file in (CONFIG_FILE, WEIGHTS_FILE):
+        if not (folder / file).is_file():
+            raise ValueError(f"{folder}: no {file}; expected a folder written by save_pretrained")
     try:
         model = GLIP(GLIPConfig.from_dict(json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))))
         weights = load_file(folder / WEIGHTS_FILE)

@@ -12,10 +12,9 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.ops import deform_conv2d
 
-TAPS = 9
-"""Sampling points of a 3×3 kernel."""
+from glip_model.deformable import TAPS, deformable_conv2d
+
 DYRELU_REDUCTION = 4
 
 
@@ -38,14 +37,8 @@ class DeformableConv(nn.Module):
             return plain
         # Always float32: sampling positions lose whole pixels in half precision.
         with torch.autocast(x.device.type, enabled=False):
-            y = deform_conv2d(
-                x.float(),
-                offset.float(),
-                self.weight.float(),
-                self.bias.float(),
-                stride=self.stride,
-                padding=1,
-                mask=modulation.float(),
+            y = deformable_conv2d(
+                x.float(), offset.float(), modulation.float(), self.weight.float(), self.bias.float(), self.stride
             )
         normed: Tensor = self.norm(y)
         return normed

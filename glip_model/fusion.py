@@ -42,6 +42,10 @@ class BiDirectionalAttention(nn.Module):
     def forward(self, visual: Tensor, text: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Attend in both directions.
 
+        Heads are wide (256) and captions short, so no cell is ever projected to heads: what a projection of all N cells
+        would meet is projected back to C first, T rows instead of N. Exactly the same mathematics in another order,
+        with ``h T`` in place of ``embed_dim`` columns in every product over the cells.
+
         Args:
             visual: (B, N, C).
             text: (B, T, D).
@@ -50,23 +54,36 @@ class BiDirectionalAttention(nn.Module):
         Returns:
             Updates of the visual side (B, N, C) and of the text side (B, T, D).
         """
-        query, key = self._split(self.v_proj(visual)), self._split(self.l_proj(text))
-        visual_values, text_values = self._split(self.values_v_proj(visual)), self._split(self.values_l_proj(text))
-        dropout = self.dropout if self.training else 0.0
+        tokens = text.shape[1]
+        key = self._split(self.l_proj(text)) * (self.l_proj.out_features // self.num_heads) ** -0.5  # (B, h, T, d)
+        query_weight, query_bias = self._per_head(self.v_proj.weight), self._per_head(self.v_proj.bias)
+        folded_key = (key @ query_weight).flatten(1, 2)  # (B, hT, C)
+        key_bias = (key @ query_bias.unsqueeze(-1)).flatten(1)  # (B, hT)
+        logits = clamp_half(visual @ folded_key.transpose(1, 2) + key_bias.unsqueeze(1))  # (B, N, hT)
+
         # Cells look at real tokens only.
-        to_visual = F.scaled_dot_product_attention(
-            query, key, text_values, attn_mask=mask[:, None, None, :], dropout_p=dropout
+        per_head = torch.unflatten(logits, -1, (self.num_heads, tokens)).masked_fill(
+            ~mask[:, None, None, :], -torch.inf
         )
+        to_tokens = F.dropout(per_head.softmax(-1), self.dropout, self.training).flatten(2)  # (B, N, hT)
+        text_values = self._split(self.values_l_proj(text))  # (B, h, T, d)
+        out_weight = self._per_head(self.out_v_proj.weight.T)  # (h, d, C)
+        to_visual = to_tokens @ (text_values @ out_weight).flatten(1, 2) + self.out_v_proj.bias
+
         # Tokens look at every cell without any mask, padded picture area included: outputs depend slightly on how
         # a batch is padded, and released weights were trained so.
-        to_text = F.scaled_dot_product_attention(key, query, visual_values, dropout_p=dropout)
-        return self.out_v_proj(self._merge(to_visual)), self.out_l_proj(self._merge(to_text))
+        to_cells = F.dropout(logits.softmax(1), self.dropout, self.training).transpose(1, 2)  # (B, hT, N)
+        seen = torch.unflatten(to_cells @ visual, 1, (self.num_heads, tokens))  # (B, h, T, C)
+        value_weight, value_bias = self._per_head(self.values_v_proj.weight), self._per_head(self.values_v_proj.bias)
+        share = torch.unflatten(to_cells.sum(-1), 1, (self.num_heads, tokens)).unsqueeze(-1)  # 1 but for dropout
+        context = seen @ value_weight.transpose(1, 2) + share * value_bias.unsqueeze(1)  # (B, h, T, d)
+        return to_visual, self.out_l_proj(context.transpose(1, 2).flatten(2))
 
     def _split(self, x: Tensor) -> Tensor:
-        return x.view(*x.shape[:-1], self.num_heads, -1).transpose(1, 2)  # (B, h, N or T, embed_dim / h)
+        return torch.unflatten(x, -1, (self.num_heads, -1)).transpose(1, 2)  # (B, h, T, embed_dim / h)
 
-    def _merge(self, x: Tensor) -> Tensor:
-        return x.transpose(1, 2).flatten(2)
+    def _per_head(self, parameter: Tensor) -> Tensor:
+        return torch.unflatten(parameter, 0, (self.num_heads, -1))  # (h, embed_dim / h, …)
 
 
 class VLFuse(nn.Module):
@@ -93,7 +110,7 @@ class VLFuse(nn.Module):
         visual = visual + self.gamma_v * to_visual
         text = text + self.gamma_l * to_text
         parts = visual.transpose(1, 2).split([height * width for height, width in sizes], -1)
-        return [part.unflatten(-1, tuple(size)) for part, size in zip(parts, sizes, strict=True)], text
+        return [torch.unflatten(part, -1, tuple(size)) for part, size in zip(parts, sizes, strict=True)], text
 
 
 class TowerTextLayer(nn.Module):
@@ -114,7 +131,7 @@ class TowerTextLayer(nn.Module):
     def forward(self, text: Tensor, mask: Tensor) -> Tensor:
         """Map (B, T, D) with its (B, T) bool mask to (B, T, D)."""
         query, key, value = (
-            projection(text).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+            torch.unflatten(projection(text), -1, (self.num_heads, -1)).transpose(1, 2)
             for projection in (self.query, self.key, self.value)
         )
         dropout = self.dropout if self.training else 0.0

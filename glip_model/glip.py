@@ -134,11 +134,19 @@ class GLIP(nn.Module):
         return cast(tuple[list[Tensor], Tensor], updated)
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path) -> GLIP:
-        """Load a model that ``save_pretrained`` wrote; in eval mode. See ``checkpoint.load_model`` for errors."""
+    def from_pretrained(cls, name: str | Path, revision: str | None = None) -> GLIP:
+        """Load a model that ``save_pretrained`` wrote; in eval mode.
+
+        Args:
+            name: folder, ``package:`` path or hub id.
+            revision: branch, tag or commit of a hub id.
+
+        Raises:
+            ValueError: it is missing, broken, or its weights do not fit its config.
+        """
         from glip_model.checkpoint import load_model
 
-        return load_model(folder)
+        return load_model(name, revision)
 
     def save_pretrained(self, folder: str | Path, tokenizer: Any = None) -> None:
         """Write config.json, model.safetensors and, when given, the tokenizer's files into ``folder``."""

@@ -2,43 +2,134 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 
 from glip_model.alignment import TokenizedPrompt, tokenize_prompt
 from glip_model.glip import GLIP
+from glip_model.images import ImageLike, open_image
 from glip_model.postprocess import read_off
-from glip_model.preprocess import collate, image_to_tensor, resize_size
-from glip_model.prompts import Prompt, category_prompt, chunk_categories
-from glip_model.structures import Detections
+from glip_model.preprocess import collate, image_to_tensor, padded_size, resize_size
+from glip_model.pretrained import resolve_folder
+from glip_model.prompts import Prompt, caption_prompt, category_prompt, chunk_categories
+from glip_model.structures import CharSpans, Detections
 from glip_model.text_encoder import TextStateCache, load_tokenizer
+
+PhraseParser = Callable[[str], Sequence[CharSpans]]
+"""Finds the phrases of a caption: per phrase its half-open character pieces."""
 
 
 class GLIPPredictor:
-    """A model with everything around it: resizing, tokenising, batching, reading off.
+    """A model with everything around it: opening, resizing, tokenising, batching, reading off.
+
+    What is found in a picture does not depend on the pictures beside it: only pictures of one padded size run together.
 
     Args:
         model: put into eval mode and moved to ``device``.
         tokenizer: a fast tokenizer of the model's vocabulary.
-        device: torch device.
+        device: torch device; None takes the first GPU, or the CPU where there is none.
+        dtype: of the arithmetic; ``torch.bfloat16`` runs under autocast, weights and box arithmetic stay float32.
+        compile_model: compile the model with ``torch.compile``, on the first picture of every padded size and token
+            count. That takes minutes each time: for pictures of one size, and many of them.
     """
 
-    def __init__(self, model: GLIP, tokenizer: Any, device: str | torch.device = "cpu") -> None:
-        self.model = model.to(device).eval()
+    def __init__(
+        self,
+        model: GLIP,
+        tokenizer: Any,
+        device: str | torch.device | None = None,
+        dtype: torch.dtype = torch.float32,
+        compile_model: bool = False,
+    ) -> None:
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.model = model.to(self.device).to(memory_format=torch.channels_last).eval()
         self.tokenizer = tokenizer
-        self.device = torch.device(device)
+        self.dtype = dtype
+        self._forward = torch.compile(self.model, dynamic=False) if compile_model else self.model
         # Inference never changes the encoder, so its states can be kept whether or not it was trained.
         self._text_states = TextStateCache(self.model.text_encoder, tokenizer)
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, device: str | torch.device = "cpu") -> GLIPPredictor:
-        """Load model and tokenizer from one folder; ValueError when something is missing there."""
-        return cls(GLIP.from_pretrained(folder), load_tokenizer(folder), device)
+    def from_pretrained(
+        cls,
+        name: str | Path,
+        device: str | torch.device | None = None,
+        dtype: torch.dtype = torch.float32,
+        compile_model: bool = False,
+    ) -> GLIPPredictor:
+        """Load model and tokenizer from one folder or hub id; ValueError when something is missing there."""
+        folder = resolve_folder(name)
+        return cls(GLIP.from_pretrained(folder), load_tokenizer(folder), device, dtype, compile_model)
+
+    def predict(
+        self,
+        images: ImageLike | Sequence[ImageLike],
+        prompt: Sequence[str] | str,
+        *,
+        spans: Sequence[CharSpans] | None = None,
+        parser: PhraseParser | None = None,
+        min_score: float = 0.0,
+        batch_size: int = 8,
+    ) -> list[Detections]:
+        """Find what the prompt names.
+
+        Args:
+            images: one picture or any number of them, of any sizes; ``images.open_image`` says what a picture may be.
+                They are opened batch by batch. An array or tensor of four dimensions is a sequence of pictures.
+            prompt: category names, as many as you like; or a caption.
+            spans: with a caption, the character pieces of each phrase to find.
+            parser: with a caption, finds the phrases. With neither, they are what stands between its periods:
+                ``"a cat. a remote control."`` asks for two.
+            min_score: boxes below are left out, 0 to 1.
+            batch_size: pictures that are open at a time.
+
+        Returns:
+            Per picture its detections, best first; of one picture a list of one.
+
+        Raises:
+            ValueError: the prompt is empty or asks for nothing, a name or caption is too long for the model, or a
+                picture cannot be opened (``ImageError``).
+        """
+        sources = cast(Sequence[ImageLike], [images] if _is_single(images) else images)
+        if isinstance(prompt, str):
+            caption = self._caption(prompt, spans, parser)
+        elif spans is not None or parser is not None:
+            raise ValueError("spans and parser belong to a caption, but the prompt is a list of names")
+        results: list[Detections] = []
+        for start in range(0, len(sources), batch_size):
+            opened = [open_image(source) for source in sources[start : start + batch_size]]
+            if isinstance(prompt, str):
+                batch = self.ground(opened, [caption] * len(opened))
+            else:
+                batch = self.detect(opened, prompt)
+            results += [detections.above(min_score) for detections in batch]
+        return results
+
+    def _caption(self, text: str, spans: Sequence[CharSpans] | None, parser: PhraseParser | None) -> Prompt:
+        if spans is not None and parser is not None:
+            raise ValueError("give spans or a parser, not both")
+        if spans is None:
+            spans = parser(text) if parser is not None else phrases_between_periods(text)
+        prompt = caption_prompt(text, spans)
+        if not prompt.char_spans:
+            raise ValueError(f"no phrases in the caption {text[:60]!r}; name some by spans")
+        limit = self.model.config.text.max_tokens
+        for phrase, tokens in zip(prompt.phrases, self.tokenize(prompt).positive_map, strict=True):
+            if not tokens.any():
+                raise ValueError(
+                    f"phrase {phrase[:60]!r} lies beyond the {limit} tokens that the model reads; "
+                    "shorten the caption, or pass a list of names, which is divided"
+                )
+        return prompt
 
     def ground(self, images: Sequence[Image.Image], prompts: Sequence[Prompt]) -> list[Detections]:
         """Find each prompt's phrases in its picture, all pictures in one batch.
@@ -101,15 +192,47 @@ class GLIPPredictor:
     @torch.inference_mode()
     def _run(self, images: Sequence[Image.Image], prompts: Sequence[TokenizedPrompt]) -> list[Detections]:
         config = self.model.config
-        tensors = []
-        for image in images:
-            height, width = resize_size(image.height, image.width, config.test_short_side, config.test_long_side)
-            resized = image.resize((width, height), Image.Resampling.BILINEAR)
-            tensors.append(image_to_tensor(resized, config.backbone))
-        states = self._text_states([prompt.prompt.segments for prompt in prompts])
-        batch = collate(tensors, prompts, size_divisor=config.size_divisor, text_states=states).to(self.device)
-        sizes = [(image.height, image.width) for image in images]
-        return read_off(self.model(batch), batch, [prompt.positive_map for prompt in prompts], sizes, config)
+        groups: dict[tuple[int, int], list[int]] = {}
+        sizes = [
+            resize_size(image.height, image.width, config.test_short_side, config.test_long_side) for image in images
+        ]
+        for i, size in enumerate(sizes):
+            groups.setdefault(padded_size(size, config.size_divisor), []).append(i)
+        found: dict[int, Detections] = {}
+        with self._precision():
+            states = self._text_states([prompt.prompt.segments for prompt in prompts])
+            for rows in groups.values():
+                tensors = [image_to_tensor(_resize(images[i], sizes[i]), config.backbone) for i in rows]
+                batch = collate(
+                    tensors,
+                    [prompts[i] for i in rows],
+                    size_divisor=config.size_divisor,
+                    text_states=[states[i] for i in rows],
+                ).to(self.device)
+                originals = [(images[i].height, images[i].width) for i in rows]
+                maps = [prompts[i].positive_map for i in rows]
+                found.update(zip(rows, read_off(self._forward(batch), batch, maps, originals, config), strict=True))
+        return [found[i] for i in range(len(images))]
+
+    def _precision(self) -> Any:
+        if self.dtype == torch.float32:
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=self.dtype)
+
+
+def phrases_between_periods(text: str) -> list[CharSpans]:
+    """Return the span of each phrase of a text like ``"a cat. a remote control."``, blanks at its ends left out."""
+    return [[(match.start(), match.end())] for match in re.finditer(r"[^\s.](?:[^.]|\.(?=\S))*(?<!\s)", text)]
+
+
+def _is_single(images: Any) -> bool:
+    if isinstance(images, np.ndarray | Tensor):
+        return images.ndim < 4
+    return isinstance(images, Image.Image | str | Path)
+
+
+def _resize(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    return image.resize((size[1], size[0]), Image.Resampling.BILINEAR)
 
 
 def _merge(parts: Sequence[Detections], limit: int) -> Detections:

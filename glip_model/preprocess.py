@@ -31,6 +31,12 @@ def resize_size(height: int, width: int, short_side: int, long_side: int) -> tup
     return (short_side, other) if height < width else (other, short_side)
 
 
+def padded_size(size: tuple[int, int], divisor: int) -> tuple[int, int]:
+    """Return the (height, width) that a picture of this size is padded to when it is alone in its batch."""
+    height, width = size
+    return -(-height // divisor) * divisor, -(-width // divisor) * divisor
+
+
 def image_to_tensor(image: Image.Image, config: BackboneConfig) -> Tensor:
     """Return an RGB picture as (3, h, w) float32, in the channel order and normalisation of the backbone.
 
@@ -73,7 +79,7 @@ def collate(
         if parts is not None and len(parts) != len(images):
             raise ValueError(f"{len(images)} pictures need one of everything each, got {len(parts)} {name}")
     sizes = tuple((int(image.shape[1]), int(image.shape[2])) for image in images)
-    height, width = (-(-max(side) // size_divisor) * size_divisor for side in zip(*sizes, strict=True))
+    height, width = padded_size((max(h for h, _ in sizes), max(w for _, w in sizes)), size_divisor)
     pixel_values = torch.zeros(len(images), 3, height, width)
     tokens = max(len(prompt.input_ids) for prompt in prompts)
     input_ids = torch.zeros(len(prompts), tokens, dtype=torch.int64)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from pathlib import Path
 
 PACKAGE_PREFIX = "package:"
@@ -26,3 +27,28 @@ def resolve_source(name: str) -> str:
     if not path.resolve().is_relative_to(root.resolve()) or not path.exists():
         raise ValueError(f"{name}: the package {package!r} holds no {inside!r} (looked in {root})")
     return str(path)
+
+
+def resolve_folder(name: str | Path, revision: str | None = None) -> Path:
+    """Return the folder of a saved model: a local one, one inside a package, or one fetched from the hub.
+
+    Args:
+        name: path, ``package:`` path, or hub id such as ``owner/model``.
+        revision: branch, tag or commit of a hub id.
+
+    Raises:
+        ValueError: there is no such folder, and the hub does not deliver it either.
+    """
+    path = Path(resolve_source(str(name)))
+    if path.is_dir():
+        return path
+    if isinstance(name, Path) or not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        raise ValueError(f"{name}: no such folder; expected one written by save_pretrained, or a hub id owner/model")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        # Data alone: nothing that is unpickled or run.
+        return Path(snapshot_download(name, revision=revision, allow_patterns=["*.json", "*.safetensors", "vocab.txt"]))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise ValueError(f"{name}: neither a folder here nor a model that the hub delivers: {error}") from error

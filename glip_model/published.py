@@ -9,12 +9,13 @@ import pickle
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from glip_model.checkpoint import load_strictly
-from glip_model.config import GLIPConfig
+from glip_model.config import PRESETS, GLIPConfig, glip_l, glip_t
 from glip_model.glip import GLIP
 
 SCALES = "head.scales"
@@ -54,12 +55,12 @@ _IGNORED = re.compile(
 """Entries of published checkpoints that the model computes for itself or that no released model uses."""
 
 
-def load_published(path: str | Path, config: GLIPConfig) -> GLIP:
+def load_published(path: str | Path, config: GLIPConfig | None = None) -> GLIP:
     """Build a model from a published ``.pth`` file.
 
     Args:
         path: a file that holds the state dict under ``model``, with or without what a training left beside it.
-        config: the preset of that checkpoint.
+        config: of that checkpoint; None finds the preset by the names and shapes in it.
 
     Returns:
         The model in eval mode, on the CPU.
@@ -75,12 +76,39 @@ def load_published(path: str | Path, config: GLIPConfig) -> GLIP:
     weights = content.get("model", content) if isinstance(content, Mapping) else None
     if not isinstance(weights, Mapping):
         raise ValueError(f"{path}: expected a dict with the weights under 'model', got {type(content).__name__}")
-    model = GLIP(config)
     try:
-        load_strictly(model, from_published(weights, config), str(path))
+        weights = _without_prefix(weights)
+        config = config or PRESETS[guess_preset(weights)]()
+        renamed = from_published(weights, config)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+    model = GLIP(config)
+    load_strictly(model, renamed, str(path))
     return model.eval()
+
+
+def guess_preset(weights: Mapping[str, Any]) -> str:
+    """Return the preset that a published state dict is of; B, C and T share one.
+
+    Raises:
+        ValueError: it is none of them.
+    """
+    patches = _without_prefix(weights).get("backbone.body.patch_embed.proj.weight")
+    width = patches.shape[0] if isinstance(patches, Tensor) and patches.ndim else None
+    if width == glip_l().backbone.swin.embed_dim:
+        return "glip_l"
+    if width == glip_t().backbone.swin.embed_dim:
+        return "glip_t" if any(".b_attn." in name for name in weights) else "glip_t_a"
+    raise ValueError(
+        "holds no weights of a published GLIP: no backbone.body.patch_embed.proj.weight of width 96 or 192"
+    )
+
+
+def _without_prefix(weights: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Strip ``module.`` where all names carry it, as parallel training leaves them."""
+    if weights and all(name.startswith("module.") for name in weights):
+        return {name.removeprefix("module."): value for name, value in weights.items()}
+    return weights
 
 
 def from_published(weights: Mapping[str, Tensor], config: GLIPConfig) -> dict[str, Tensor]:
@@ -93,8 +121,7 @@ def from_published(weights: Mapping[str, Tensor], config: GLIPConfig) -> dict[st
     Raises:
         ValueError: lists every published name that no parameter of ours wants, and every one that is missing.
     """
-    if weights and all(name.startswith("module.") for name in weights):
-        weights = {name.removeprefix("module."): value for name, value in weights.items()}
+    weights = _without_prefix(weights)
     with torch.device("meta"):
         expected = GLIP(config).state_dict()
     renamed: dict[str, Tensor] = {}

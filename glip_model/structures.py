@@ -6,10 +6,16 @@ Masks are True where the data is real. Boxes are ``xyxy`` corners in pixels; siz
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
+
+from glip_model.drawing import LabelledBox, draw_boxes
 
 CharSpans = list[tuple[int, int]]
 """The half-open character pieces of one phrase in its caption, for example ``[(0, 5)]``."""
@@ -93,3 +99,64 @@ class Detections:
     def __len__(self) -> int:
         """Count the boxes."""
         return int(self.scores.shape[0])
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Per box the phrase that it answers."""
+        return tuple(self.phrases[i] for i in self.phrase_index.tolist())
+
+    @property
+    def spans(self) -> tuple[CharSpans, ...]:
+        """Per box where its phrase stands in the caption; empty pieces where categories were asked for."""
+        return tuple(self.char_spans[i] if self.char_spans else [] for i in self.phrase_index.tolist())
+
+    def above(self, min_score: float) -> Detections:
+        """Return the boxes that score at least ``min_score``, 0 to 1."""
+        kept = self.scores >= min_score
+        return replace(
+            self,
+            boxes_xyxy=self.boxes_xyxy[kept],
+            scores=self.scores[kept],
+            phrase_index=self.phrase_index[kept],
+        )
+
+    def to_coco(self, image_id: int = 0, category_ids: Sequence[int] | None = None) -> list[dict[str, Any]]:
+        """Return the boxes as entries of a COCO results file.
+
+        Args:
+            image_id: written into every entry.
+            category_ids: per phrase its category; None counts the phrases from 1, as COCO does.
+
+        Raises:
+            ValueError: there are fewer categories than phrases.
+        """
+        ids = range(1, len(self.phrases) + 1) if category_ids is None else category_ids
+        if len(ids) < len(self.phrases):
+            raise ValueError(f"{len(self.phrases)} phrases need a category each, got {len(ids)}")
+        return [
+            {"image_id": image_id, "category_id": ids[i], "bbox": [x1, y1, x2 - x1, y2 - y1], "score": score}
+            for (x1, y1, x2, y2), score, i in zip(
+                self.boxes_xyxy.tolist(), self.scores.tolist(), self.phrase_index.tolist(), strict=True
+            )
+        ]
+
+    def to_supervision(self) -> Any:
+        """Return a ``supervision.Detections``; ImportError when that library is not installed."""
+        import supervision
+
+        return supervision.Detections(
+            xyxy=self.boxes_xyxy.numpy(),
+            confidence=self.scores.numpy(),
+            class_id=self.phrase_index.numpy().astype(int),
+            data={"class_name": np.array(self.labels, dtype=str)},
+        )
+
+    def draw(self, image: Image.Image, caption: str = "") -> Image.Image:
+        """Return the picture with the boxes, a colour for every phrase, and a caption beneath unless it is empty."""
+        boxes = [
+            LabelledBox((x1, y1, x2, y2), label, score, group)
+            for (x1, y1, x2, y2), label, score, group in zip(
+                self.boxes_xyxy.tolist(), self.labels, self.scores.tolist(), self.phrase_index.tolist(), strict=True
+            )
+        ]
+        return draw_boxes(image, boxes, caption)

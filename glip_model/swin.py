@@ -185,16 +185,30 @@ class SwinTransformer(nn.Module):
         return maps
 
 
-@lru_cache(maxsize=64)
 def shift_mask(rows: int, columns: int, window: int, shift: int) -> Tensor:
     """Return (rows·columns, n, n) of 0 or ``CROSS_REGION`` for windows of a cyclically shifted, padded map."""
+    if torch.compiler.is_compiling():  # sizes may be symbols there
+        return _shift_mask(rows, columns, window, shift)
+    return _cached_shift_mask(rows, columns, window, shift)
+
+
+@lru_cache(maxsize=64)
+def _cached_shift_mask(rows: int, columns: int, window: int, shift: int) -> Tensor:
     with torch.inference_mode(False):  # a cached mask serves training too, whoever asked first
-        region = torch.zeros(rows * window, columns * window)
-        edges = (slice(0, -window), slice(-window, -shift), slice(-shift, None))
-        for i, (vertical, horizontal) in enumerate((v, h) for v in edges for h in edges):
-            region[vertical, horizontal] = i
-        windows = region.view(rows, window, columns, window).transpose(1, 2).reshape(-1, window * window)
-        return (windows.unsqueeze(1) != windows.unsqueeze(2)) * CROSS_REGION
+        return _shift_mask(rows, columns, window, shift)
+
+
+def _shift_mask(rows: int, columns: int, window: int, shift: int) -> Tensor:
+    vertical, horizontal = (_bands(count * window, window, shift) for count in (rows, columns))
+    region = vertical[:, None] * 3 + horizontal
+    windows = region.view(rows, window, columns, window).transpose(1, 2).reshape(-1, window * window)
+    return (windows.unsqueeze(1) != windows.unsqueeze(2)) * CROSS_REGION
+
+
+def _bands(length: int, window: int, shift: int) -> Tensor:
+    """Number cells by where the shift took them from: 0 in all windows but the last, 1 and 2 in its two parts."""
+    cell = torch.arange(length)
+    return (cell >= length - window).long() + (cell >= length - shift).long()
 
 
 def _relative_position_index(window: int) -> Tensor:

@@ -96,12 +96,13 @@ class TextStateCache:
     Args:
         encoder: must not change while the cache lives.
         tokenizer: of the encoder's vocabulary.
-        capacity: strings kept at most; at 384 dimensions and ten tokens a string takes 15 kB on the encoder's device.
+        capacity: bytes kept at most, on the encoder's device; what is used the longest ago goes first.
     """
 
-    def __init__(self, encoder: TextEncoder, tokenizer: Any, capacity: int = 50_000) -> None:
+    def __init__(self, encoder: TextEncoder, tokenizer: Any, capacity: int = 1 << 29) -> None:
         self.encoder, self.tokenizer, self.capacity = encoder, tokenizer, capacity
         self._states: OrderedDict[str, Tensor] = OrderedDict()
+        self._bytes = 0
 
     @torch.no_grad()
     def __call__(self, prompts: Sequence[Sequence[str]]) -> list[Tensor]:
@@ -113,8 +114,8 @@ class TextStateCache:
         texts = [self._strings(segments) for segments in prompts]
         self._encode_missing([text for strings in texts for text in strings])
         joined = [self._join([self._states[text] for text in strings]) for strings in texts]
-        while len(self._states) > self.capacity:
-            self._states.popitem(last=False)
+        while self._bytes > self.capacity:
+            self._bytes -= self._states.popitem(last=False)[1].nbytes
         return joined
 
     def _strings(self, segments: Sequence[str]) -> list[str]:
@@ -158,3 +159,4 @@ class TextStateCache:
         states = self.encoder(input_ids, mask)
         for (text, ids), state in zip(strings, states, strict=False):
             self._states[text] = state[: len(ids)].clone()
+            self._bytes += self._states[text].nbytes

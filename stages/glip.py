@@ -1,6 +1,9 @@
 """The ``glip`` command: one word in front of what the project can do outside of a DVC run.
 
-glip inspect DIR      look at Parquet shards of pseudo-labels or human grounding data
+glip predict PICTURE… --text "a cat. a remote control." --model DIR    find things in pictures
+glip convert FILE.pth DIR                                             published checkpoint → folder of this project
+glip export DIR --onnx FILE                                           model → ONNX
+glip inspect DIR                                                      look at Parquet shards of pseudo-labels
 """
 
 from __future__ import annotations
@@ -12,7 +15,12 @@ from collections.abc import Sequence
 
 from pipeline.cli import call
 
-COMMANDS = {"inspect": "stages.inspect"}
+COMMANDS = {
+    "convert": "stages.convert",
+    "export": "stages.export",
+    "inspect": "stages.inspect",
+    "predict": "stages.predict",
+}
 """Subcommand to the module that runs it; imported only when it is asked for, so that ``--help`` stays quick."""
 
 

@@ -12,9 +12,10 @@ import argparse
 import json
 from pathlib import Path
 
+from glip_model.images import ImageError
 from pipeline.cli import run_stage
 from pipeline.data.drawing import draw_phrases
-from pipeline.data.images import ImageError, load_image
+from pipeline.data.images import load_image
 from pipeline.errors import ConfigError, ShardError
 from pipeline.pseudo_labels.inspection import (
     collect_statistics,

@@ -19,9 +19,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from glip_model.images import ImageError, decode_image
 from pipeline.config import PrepareConfig, SourceConfig
 from pipeline.data.embedded import tables as embedded
-from pipeline.data.images import ImageError, decode_image, read_file
+from pipeline.data.images import read_file
 from pipeline.data.records import (
     Box,
     CaptionRecord,

@@ -11,10 +11,11 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
+from glip_model.images import ImageError
 from glip_model.predictor import GLIPPredictor
 from glip_model.prompts import caption_prompt
 from pipeline.config import EvaluateConfig
-from pipeline.data.images import ImageError, load_image
+from pipeline.data.images import load_image
 from pipeline.data.records import DetectionRecord, GroundingRecord
 from pipeline.data.shards import list_shards, read_categories, read_shard
 from pipeline.errors import BenchmarkError

@@ -81,6 +81,10 @@ class NounPhraseParser:
             found = {id(row): self._phrases(doc) for row, doc in zip(usable, docs, strict=True)}
         return [self._record(row, found.get(id(row))) for row in rows]
 
+    def char_spans(self, caption: str) -> list[list[tuple[int, int]]]:
+        """Return where the phrases of one caption stand in it; the parser of ``GLIPPredictor.predict``."""
+        return [list(phrase.char_spans) for phrase in self._phrases(self._nlp(caption))]
+
     def _record(self, row: CaptionRecord, phrases: tuple[Phrase, ...] | None) -> PhrasesRecord:
         reason = self._reject_reason(row.caption) if phrases is None else (None if phrases else "no_phrases")
         return PhrasesRecord(key=row.key, caption=row.caption, phrases=phrases or (), reject_reason=reason)

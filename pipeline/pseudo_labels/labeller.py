@@ -8,10 +8,11 @@ from typing import Protocol
 
 from PIL import Image
 
+from glip_model.images import ImageError
 from glip_model.prompts import Prompt, caption_prompt
 from glip_model.structures import Detections
 from pipeline.config import PseudoLabelConfig
-from pipeline.data.images import ImageError, load_image
+from pipeline.data.images import load_image
 from pipeline.data.records import CaptionRecord, GroundingRecord, Phrase, PhrasesRecord
 from pipeline.errors import ShardError
 from pipeline.pseudo_labels.selection import select_boxes

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from glip_model.alignment import TokenizedPrompt
 from glip_model.config import GLIPConfig
+from glip_model.images import ImageError
 from glip_model.preprocess import collate
 from glip_model.structures import GroundingBatch, GroundingTarget
 from pipeline.config import RunConfig, TrainConfig
-from pipeline.data.images import ImageError
 from pipeline.errors import TrainingError
 from pipeline.training.augment import prepare_sample
 from pipeline.training.samples import SampleSource, plan_samples

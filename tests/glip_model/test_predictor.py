@@ -15,9 +15,9 @@ from PIL import Image
 
 from glip_model.config import BackboneConfig, FusionConfig, GLIPConfig, SwinConfig, TextConfig
 from glip_model.glip import GLIP
-from glip_model.predictor import GLIPPredictor
+from glip_model.predictor import GLIPPredictor, phrases_between_periods
 from glip_model.prompts import Prompt, caption_prompt, category_prompt
-from glip_model.structures import Detections
+from glip_model.structures import Detections, GroundingBatch
 
 TINY = GLIPConfig(
     backbone=BackboneConfig(swin=SwinConfig(embed_dim=8, depths=(1, 1, 1, 1), num_heads=(1, 1, 1, 1), window_size=4)),
@@ -195,3 +195,124 @@ def test_predicting_builds_no_graph(predictor: GLIPPredictor) -> None:
     (found,) = predictor.ground([picture(64, 64)], [category_prompt(["dog"])])
     assert not found.scores.requires_grad
     assert not predictor.model.training
+
+
+def test_pictures_of_other_sizes_beside_it_change_nothing(predictor: GLIPPredictor) -> None:
+    images = [picture(64, 64), picture(64, 96, seed=1), picture(40, 120, seed=2), picture(64, 64, seed=3)]
+    prompts = [category_prompt(NAMES[:3])] * 4
+    for image, detections in zip(images, predictor.ground(images, prompts), strict=True):
+        same(predictor.ground([image], prompts[:1])[0], detections)
+
+
+def test_predict_takes_names_and_pictures_of_every_kind(predictor: GLIPPredictor, tmp_path: Path) -> None:
+    image = picture(64, 80)
+    image.save(tmp_path / "a.png")
+    pixels = np.array(image)
+    kinds = [image, str(tmp_path / "a.png"), tmp_path / "a.png", f"file://{tmp_path}/a.png", pixels]
+    kinds += [torch.from_numpy(pixels).permute(2, 0, 1), torch.from_numpy(pixels).permute(2, 0, 1) / 255]
+    expected = predictor.detect([image], NAMES)[0]
+    for kind in kinds:
+        (found,) = predictor.predict(kind, NAMES)
+        same(found, expected)
+    for several in (kinds, pixels[None].repeat(5, 0)):
+        results = predictor.predict(several, NAMES, batch_size=2)
+        assert len(results) == len(several)
+        for found in results:
+            same(found, expected)
+
+
+def test_a_caption_asks_for_what_stands_between_its_periods(predictor: GLIPPredictor) -> None:
+    caption = "a red apple. a pear."
+    spans = [[(0, 11)], [(13, 19)]]
+    (found,) = predictor.predict(picture(64, 64), caption)
+    assert found.phrases == ("a red apple", "a pear")
+    same(found, predictor.ground([picture(64, 64)], [caption_prompt(caption, spans)])[0])
+    same(predictor.predict(picture(64, 64), caption, spans=spans)[0], found)
+    same(predictor.predict(picture(64, 64), caption, parser=lambda text: spans)[0], found)
+    assert set(found.spans[0][0]) <= {0, 11, 13, 19}
+
+
+@pytest.mark.parametrize(
+    ("text", "phrases"),
+    [
+        ("a cat. a remote control.", ["a cat", "a remote control"]),
+        ("cat", ["cat"]),
+        ("  cat  .  dog  ", ["cat", "dog"]),
+        ("cat.dog. 2.5 litre bottle .", ["cat.dog", "2.5 litre bottle"]),
+        ("...", []),
+        ("", []),
+        ("一只狗. 红苹果.", ["一只狗", "红苹果"]),
+    ],
+)
+def test_phrases_between_periods(text: str, phrases: list[str]) -> None:
+    assert [text[start:end] for ((start, end),) in phrases_between_periods(text)] == phrases
+
+
+def test_low_scores_are_left_out_on_request(predictor: GLIPPredictor) -> None:
+    (everything,) = predictor.predict(picture(64, 64), NAMES)
+    bound = float(everything.scores[5])
+    (found,) = predictor.predict(picture(64, 64), NAMES, min_score=bound)
+    same(found, everything.above(bound))
+    assert 0 < len(found) < len(everything)
+    assert float(found.scores.min()) >= bound
+
+
+@pytest.mark.parametrize(
+    ("prompt", "options", "message"),
+    [
+        ("", {}, "caption is empty"),
+        ("...", {}, "no phrases in the caption"),
+        ([], {}, "at least one category name"),
+        ("a dog", {"parser": lambda text: []}, "no phrases in the caption"),
+        ("a dog", {"spans": [[(2, 9)]]}, "not inside the caption"),
+        ("dog. " * 30, {}, "beyond the 24 tokens"),
+        (["dog"], {"spans": [[(0, 3)]]}, "belong to a caption"),
+        ("a dog", {"spans": [[(2, 5)]], "parser": lambda text: []}, "not both"),
+    ],
+)
+def test_prompts_that_cannot_be_asked_for_are_refused(
+    predictor: GLIPPredictor, prompt: Any, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        predictor.predict(picture(64, 64), prompt, **options)
+
+
+def test_bfloat16_finds_about_the_same(predictor: GLIPPredictor) -> None:
+    half = GLIPPredictor(predictor.model, predictor.tokenizer, "cpu", torch.bfloat16)
+    (exact,) = predictor.predict(picture(64, 64), NAMES[:2])
+    (rounded,) = half.predict(picture(64, 64), NAMES[:2])
+    assert rounded.scores.dtype == torch.float32
+    torch.testing.assert_close(rounded.scores[:5], exact.scores[:5], rtol=0, atol=0.05)
+
+
+@pytest.mark.parametrize("encoding", ["joint", "segments"])
+def test_the_whole_model_is_one_graph(encoding: Any) -> None:
+    config = replace(TINY, deformable=True, text=replace(TINY.text, encoding=encoding))
+    model = make_model(config).eval()
+    # Without a code generator behind it: what is looked for are breaks in the graph, which fullgraph refuses.
+    compiled = torch.compile(model, fullgraph=True, backend="eager", dynamic=False)
+    batch = GroundingBatch(
+        pixel_values=torch.randn(1, 3, 64, 96),
+        image_sizes=((64, 96),),
+        input_ids=torch.randint(1000, 2000, (1, 9)),
+        attention_mask=torch.arange(9)[None] < 7,
+        text_states=torch.randn(1, 9, 16) if encoding == "segments" else None,
+    )
+    with torch.inference_mode(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the compiler's own
+        traced, plain = compiled(batch), model(batch)
+    torch.testing.assert_close(traced.token_logits, plain.token_logits)
+    torch.testing.assert_close(traced.box_deltas, plain.box_deltas)
+
+
+def test_compiling_is_asked_for_and_changes_nothing(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled_with: dict[str, Any] = {}
+
+    def compile_nothing(model: GLIP, **options: Any) -> GLIP:
+        compiled_with.update(options)
+        return model
+
+    monkeypatch.setattr(torch, "compile", compile_nothing)
+    predictor = GLIPPredictor(make_model(), tokenizer, "cpu", compile_model=True)
+    assert compiled_with == {"dynamic": False}
+    assert len(predictor.predict(picture(64, 64), NAMES)[0]) > 0

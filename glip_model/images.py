@@ -1,0 +1,130 @@
+"""Pictures from anywhere: paths, URLs, PIL pictures, arrays and tensors to RGB, or refused with a reason."""
+
+from __future__ import annotations
+
+import io
+import struct
+import warnings
+import zlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+if TYPE_CHECKING:  # what reads pictures alone does not wait for torch
+    from torch import Tensor
+
+ImageLike: TypeAlias = "Image.Image | str | Path | np.ndarray[Any, Any] | Tensor"
+"""What the predictor takes for a picture; see ``open_image``."""
+
+MAX_PIXELS = 100_000_000
+"""Pictures with more are refused unless another limit is given; 10,000 × 10,000 needs 300 MB as RGB."""
+
+# What Pillow's decoders and its EXIF reader raise over broken files, by trial with thousands of them.
+_DECODER_ERRORS = (
+    UnidentifiedImageError,
+    OSError,
+    ValueError,
+    TypeError,
+    SyntaxError,
+    EOFError,
+    LookupError,
+    ArithmeticError,
+    RuntimeError,
+    MemoryError,
+    struct.error,
+    zlib.error,
+)
+
+
+class ImageError(ValueError):
+    """A picture that cannot be used; ``reason`` is ``image_missing``, ``image_unreadable`` or ``image_too_large``."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(detail)
+        self.reason = reason
+
+
+def decode_image(data: bytes, max_pixels: int) -> Image.Image:
+    """Decode a picture of any format PIL reads to upright RGB; of an animation the first frame.
+
+    Args:
+        data: encoded bytes, untrusted.
+        max_pixels: pictures with more are refused from their header, before anything is unpacked.
+
+    Raises:
+        ImageError: ``image_unreadable`` or ``image_too_large``.
+    """
+    try:
+        with warnings.catch_warnings():
+            # Our own limit is checked below, and what is wrong with a picture beyond use is raised: warnings are noise.
+            warnings.simplefilter("ignore")
+            return _decode(data, max_pixels)
+    except ImageError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise ImageError("image_too_large", str(error)) from error
+    except _DECODER_ERRORS as error:
+        raise ImageError("image_unreadable", str(error)) from error
+
+
+def open_image(source: ImageLike, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Return a picture as RGB.
+
+    Args:
+        source: a path or a URL of any file system that fsspec knows; a PIL picture, taken as it lies; an array
+            (H, W, 3), (H, W, 4) or (H, W) of uint8 in RGB order; a tensor (3, H, W) of uint8, or of floats in [0, 1].
+        max_pixels: limit for files, see ``decode_image``.
+
+    Raises:
+        ImageError: there is no such file, or it is no picture.
+        ValueError: an array or tensor of another shape, type or range.
+    """
+    if isinstance(source, Image.Image):
+        return source.convert("RGB")
+    if isinstance(source, str | Path):
+        return _from_file(str(source), max_pixels)
+    return _from_array(source) if isinstance(source, np.ndarray) else _from_tensor(source)
+
+
+def _from_file(url: str, max_pixels: int) -> Image.Image:
+    import fsspec
+
+    try:
+        with fsspec.open(url, "rb") as file:
+            data = file.read()
+    except (OSError, ValueError, ImportError) as error:  # ImportError: a file system whose package is not installed
+        raise ImageError("image_missing", f"{url}: cannot be read: {error}") from error
+    try:
+        return decode_image(data, max_pixels)
+    except ImageError as error:
+        raise ImageError(error.reason, f"{url}: {error}") from error
+
+
+def _from_array(pixels: np.ndarray[Any, Any]) -> Image.Image:
+    is_picture = pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] in (3, 4))
+    if pixels.dtype != np.uint8 or not is_picture or 0 in pixels.shape:
+        raise ValueError(f"an array must be (H, W, 3) of uint8, got {pixels.shape} of {pixels.dtype}")
+    return Image.fromarray(pixels).convert("RGB")
+
+
+def _from_tensor(tensor: Tensor) -> Image.Image:
+    if tensor.ndim != 3 or tensor.shape[0] != 3 or 0 in tensor.shape:
+        raise ValueError(f"a tensor must be (3, H, W), got {tuple(tensor.shape)}")
+    pixels: np.ndarray[Any, Any] = tensor.detach().float().cpu().numpy().transpose(1, 2, 0)
+    if tensor.is_floating_point():
+        if not ((pixels >= 0) & (pixels <= 1)).all():
+            raise ValueError("a tensor of floats must lie in [0, 1]; give pixels of 0 to 255 as uint8")
+        pixels = (pixels * 255).round()
+    elif tensor.element_size() != 1:
+        raise ValueError(f"a tensor must be of uint8 or floats, got {tensor.dtype}")
+    return Image.fromarray(pixels.astype(np.uint8))
+
+
+def _decode(data: bytes, max_pixels: int) -> Image.Image:
+    image = Image.open(io.BytesIO(data))
+    if image.width * image.height > max_pixels:
+        raise ImageError("image_too_large", f"{image.width}×{image.height} pixels; the limit is {max_pixels}")
+    image.seek(0)
+    return ImageOps.exif_transpose(image).convert("RGB")

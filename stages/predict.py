@@ -1,0 +1,116 @@
+"""Find things in pictures, by name or by caption.
+
+    glip predict street.jpg --text "a cat. a remote control." --model models/glip_t --save out/
+    glip predict *.jpg --caption "two dogs chase a red frisbee" --model models/student
+
+--text names what to find, divided by periods; more names than one prompt holds are divided over several. --caption
+takes a sentence and finds its noun phrases by spaCy. Pictures are paths or URLs. Without --save the detections are
+printed as one line of JSON per picture; with it every picture is written with its boxes, beside detections.jsonl.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import Any, TextIO
+
+import torch
+from PIL import Image
+
+from glip_model.images import ImageError, open_image
+from glip_model.predictor import GLIPPredictor, phrases_between_periods
+from glip_model.structures import Detections
+from pipeline.cli import progress
+from pipeline.config import load_config
+from pipeline.errors import ConfigError, PipelineError
+
+logger = logging.getLogger(__name__)
+
+DETECTIONS_FILE = "detections.jsonl"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of this command."""
+    parser.add_argument("pictures", nargs="+", help="paths or URLs")
+    asked = parser.add_mutually_exclusive_group(required=True)
+    asked.add_argument("--text", help='what to find, divided by periods: "a cat. a remote control."')
+    asked.add_argument("--caption", help="a sentence whose noun phrases are found")
+    parser.add_argument("--model", required=True, help="folder or hub id, such as models/student")
+    parser.add_argument("--min-score", type=float, default=0.3, help="boxes below are left out (default: %(default)s)")
+    parser.add_argument("--save", type=Path, help="folder for pictures and JSON")
+    parser.add_argument("--device", help="torch device (default: a GPU where there is one)")
+    parser.add_argument("--bf16", action="store_true", help="compute in bfloat16: faster, scores differ a little")
+    parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="settings of the parser of --caption")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Predict picture by picture; one that cannot be read is reported and the others go on."""
+    try:
+        predictor = GLIPPredictor.from_pretrained(
+            args.model, args.device, torch.bfloat16 if args.bf16 else torch.float32
+        )
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    prompt, options = _prompt(args)
+    if args.save:
+        args.save.mkdir(parents=True, exist_ok=True)
+    broken = 0
+    lines = (args.save / DETECTIONS_FILE).open("w", encoding="utf-8") if args.save else sys.stdout
+    try:
+        with progress(len(args.pictures), "predict", "pictures") as bar:
+            for number, source in enumerate(args.pictures):
+                try:
+                    image = open_image(source)
+                    (found,) = predictor.predict(image, prompt, min_score=args.min_score, **options)
+                except ImageError as error:
+                    logger.warning("predict: %s", error)
+                    broken += 1
+                except ValueError as error:
+                    raise ConfigError(str(error)) from error
+                else:
+                    _write(lines, source, image, found)
+                    if args.save:
+                        found.draw(image, args.text or args.caption).save(args.save / _file_name(number, source))
+                bar.update()
+    finally:
+        if args.save:
+            lines.close()
+    if args.save:
+        logger.info("predict: %d pictures → %s", len(args.pictures) - broken, args.save)
+    if broken:
+        raise PipelineError(f"{broken} of {len(args.pictures)} pictures could not be read; they are named above")
+
+
+def _prompt(args: argparse.Namespace) -> tuple[list[str] | str, dict[str, Any]]:
+    """Return the prompt for ``predict`` and its options."""
+    if args.text is not None:
+        names = [args.text[start:end] for ((start, end),) in phrases_between_periods(args.text)]
+        if not names:
+            raise ConfigError(
+                '--text names nothing; write what to find, divided by periods: "a cat. a remote control."'
+            )
+        return names, {}
+    from pipeline.phrases.noun_phrases import NounPhraseParser  # spaCy takes seconds to load
+
+    return args.caption, {"parser": NounPhraseParser(load_config(args.params).phrases).char_spans}
+
+
+def _write(lines: TextIO, source: str, image: Image.Image, found: Detections) -> None:
+    entry = {
+        "picture": source,
+        "height": image.height,
+        "width": image.width,
+        "boxes_xyxy": [[round(side, 2) for side in box] for box in found.boxes_xyxy.tolist()],
+        "scores": [round(score, 4) for score in found.scores.tolist()],
+        "labels": list(found.labels),
+    }
+    print(json.dumps(entry, ensure_ascii=False), file=lines, flush=True)
+
+
+def _file_name(number: int, source: str) -> str:
+    """Return a name that neither repeats nor leaves the folder, whatever the source is called."""
+    stem = "".join(c if c.isalnum() or c in "-_" else "_" for c in Path(source).stem)[:60]
+    return f"{number:04d}_{stem}.jpg"

