@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -81,6 +82,22 @@ def test_a_saved_model_comes_back_to_the_bit(config: GLIPConfig, tmp_path: Path)
     assert same(loaded.state_dict(), model.state_dict())
     assert not any(module.training for module in loaded.modules())
     assert all(p.device.type == "cpu" for p in loaded.parameters())
+
+
+def test_a_model_from_the_hub_loads_at_its_revision(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, str]] = []
+
+    def deliver(name: str, *, revision: str, **_: Any) -> str:
+        asked.append((name, revision))
+        return str(folder)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", deliver)
+    monkeypatch.chdir(tmp_path)
+    loaded = GLIP.from_pretrained("owner/glip", revision="v2")
+    assert asked == [("owner/glip", "v2")]
+    assert same(loaded.state_dict(), make_model().state_dict())
 
 
 def test_saving_leaves_the_model_as_it_was(tmp_path: Path) -> None:
