@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import io
 import random
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from glip_model.images import ImageError, decode_image
+from glip_model.images import ImageError, decode_image, open_image
 
 REASONS = ("image_missing", "image_unreadable", "image_too_large")
 LIMIT = 10_000
@@ -125,3 +127,172 @@ def test_errors_that_decoders_raise_besides_their_own_are_refusals() -> None:
     flags = bytearray(encode(gradient(), "DDS"))
     flags[80:84] = (1).to_bytes(4, "little")  # pixel format flags that Pillow answers with NotImplementedError
     assert reason_of(bytes(flags)) == "image_unreadable"
+
+
+# Pictures of every kind
+
+
+def same(image: Image.Image, pixels: np.ndarray[Any, Any]) -> bool:
+    return image.mode == "RGB" and np.array_equal(np.asarray(image), pixels)
+
+
+def test_a_picture_is_opened_by_path_text_and_url(tmp_path: Path) -> None:
+    path = tmp_path / "a picture #1 ü.png"
+    gradient().save(path)
+    for source in (path, str(path), f"file://{path}"):
+        assert same(open_image(source), np.asarray(gradient()))
+
+
+def test_a_picture_is_opened_from_any_file_system_that_fsspec_knows() -> None:
+    import fsspec
+
+    with fsspec.open("memory://pictures/gradient.png", "wb") as file:
+        file.write(encode(gradient()))
+    assert same(open_image("memory://pictures/gradient.png"), np.asarray(gradient()))
+
+
+def test_a_file_is_turned_upright_and_a_picture_taken_as_it_lies(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    (tmp_path / "turned.png").write_bytes(encode(gradient(), exif=exif))
+    assert open_image(tmp_path / "turned.png").size == (20, 30)
+    with Image.open(tmp_path / "turned.png") as image:
+        assert open_image(image).size == (30, 20)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "LA", "P", "RGBA", "CMYK", "1", "YCbCr", "HSV"])
+def test_pil_pictures_of_every_mode_become_rgb(mode: str) -> None:
+    image = open_image(gradient().convert(mode))
+    assert same(image, np.asarray(gradient().convert(mode).convert("RGB")))
+
+
+def test_a_pil_picture_is_not_changed() -> None:
+    source = gradient().convert("RGBA")
+    before = source.tobytes()
+    image = open_image(source)
+    image.paste((1, 2, 3), (0, 0, 30, 20))
+    assert (source.mode, source.tobytes()) == ("RGBA", before)
+
+
+def test_missing_files_are_refused_with_their_name(tmp_path: Path) -> None:
+    for source in (tmp_path / "none.png", f"file://{tmp_path}/none.png", "memory://no/such.png"):
+        with pytest.raises(ImageError, match=f"{Path(str(source)).name}: cannot be read") as caught:
+            open_image(source)
+        assert caught.value.reason == "image_missing"
+
+
+def test_a_folder_is_no_picture(tmp_path: Path) -> None:
+    with pytest.raises(ImageError, match=f"{tmp_path}: cannot be read"):
+        open_image(tmp_path)
+
+
+def test_an_unknown_kind_of_url_is_refused() -> None:
+    with pytest.raises(ImageError, match=r"nosuchscheme://bucket/a\.png: cannot be read") as caught:
+        open_image("nosuchscheme://bucket/a.png")
+    assert caught.value.reason == "image_missing"
+
+
+def test_broken_and_large_files_are_refused_with_their_name_and_reason(tmp_path: Path) -> None:
+    path = tmp_path / "broken.png"
+    path.write_bytes(encode(gradient())[:60])
+    with pytest.raises(ImageError, match=f"{path}: ") as caught:
+        open_image(path)
+    assert caught.value.reason == "image_unreadable"
+    path.write_bytes(encode(gradient()))
+    with pytest.raises(ImageError, match=f"{path}: 30×20 pixels; the limit is 599") as caught:
+        open_image(path, max_pixels=599)
+    assert caught.value.reason == "image_too_large"
+    assert open_image(path, max_pixels=600).size == (30, 20)
+
+
+def random_pixels(*shape: int, seed: int = 0) -> np.ndarray[Any, Any]:
+    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
+def test_arrays_are_rgb_grey_or_rgb_with_a_transparency_that_is_left_out() -> None:
+    colour, grey, transparent = random_pixels(5, 7, 3), random_pixels(5, 7), random_pixels(5, 7, 4)
+    assert same(open_image(colour), colour)
+    assert same(open_image(grey), np.stack([grey] * 3, -1))
+    assert same(open_image(transparent), transparent[..., :3])
+
+
+def test_views_into_larger_arrays_are_read_as_they_look() -> None:
+    whole = random_pixels(10, 14, 3)
+    for view in (whole[::2, ::-1], whole[..., ::-1], whole.transpose(1, 0, 2), whole[3:4, 5:6]):
+        assert same(open_image(view), view.copy())
+
+
+def test_a_changed_array_does_not_change_its_picture() -> None:
+    pixels = random_pixels(5, 7, 3)
+    image, before = open_image(pixels), pixels.copy()
+    pixels[:] = 0
+    assert same(image, before)
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.zeros((5, 7, 3)),
+        np.zeros((5, 7, 3), np.int64),
+        np.zeros((5, 7, 3), np.uint16),
+        np.zeros((5, 7, 3), bool),
+        np.zeros((3, 5, 7), np.uint8),
+        np.zeros((5, 7, 1), np.uint8),
+        np.zeros((5, 7, 2), np.uint8),
+        np.zeros((1, 5, 7, 3), np.uint8),
+        np.zeros(5, np.uint8),
+        np.zeros((0, 7, 3), np.uint8),
+        np.zeros((5, 0), np.uint8),
+    ],
+    ids=lambda array: f"{array.shape} {array.dtype}",
+)
+def test_arrays_of_another_shape_or_type_are_refused_with_what_they_are(array: np.ndarray[Any, Any]) -> None:
+    with pytest.raises(ValueError, match="an array must be") as caught:
+        open_image(array)
+    assert f"got {array.shape} of {array.dtype}" in str(caught.value)
+
+
+def test_tensors_are_of_bytes_or_of_floats_up_to_one() -> None:
+    pixels = random_pixels(5, 7, 3)
+    tensor = torch.from_numpy(pixels).permute(2, 0, 1)
+    assert same(open_image(tensor), pixels)
+    assert same(open_image(tensor.contiguous()), pixels)
+    assert same(open_image(tensor / 255), pixels)
+    assert same(open_image(tensor.double() / 255), pixels)
+    assert same(open_image((tensor.float() / 255).requires_grad_()), pixels)
+
+
+@given(st.floats(0, 1, width=32))
+def test_a_float_becomes_the_nearest_byte(value: float) -> None:
+    image = open_image(torch.full((3, 1, 1), value))
+    byte = np.asarray(image)[0, 0, 0]
+    assert abs(int(byte) - value * 255) <= 0.5 + 1e-4
+    assert image.getpixel((0, 0)) == (byte,) * 3
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_read_to_its_own_precision(dtype: torch.dtype) -> None:
+    tensor = torch.linspace(0, 1, 3 * 4 * 5).view(3, 4, 5).to(dtype)
+    expected = (tensor.float() * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
+    assert same(open_image(tensor), expected)
+
+
+@pytest.mark.parametrize("shape", [(5, 7, 3), (1, 5, 7), (4, 5, 7), (1, 3, 5, 7), (5, 7), (3,), (3, 0, 7), (3, 5, 0)])
+def test_tensors_of_another_shape_are_refused_with_their_shape(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"a tensor must be \(3, H, W\), got") as caught:
+        open_image(torch.zeros(shape))
+    assert str(shape) in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [-0.01, 1.01, 255.0, float("nan"), float("inf")])
+def test_floats_beyond_one_are_refused_with_advice(value: float) -> None:
+    tensor = torch.zeros(3, 5, 7)
+    tensor[1, 2, 3] = value
+    with pytest.raises(ValueError, match=r"must lie in \[0, 1\]; give pixels of 0 to 255 as uint8"):
+        open_image(tensor)
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.int16])
+def test_tensors_of_wide_integers_are_refused(dtype: torch.dtype) -> None:
+    with pytest.raises(ValueError, match=f"must be of uint8 or floats, got {dtype}"):
+        open_image(torch.zeros(3, 5, 7, dtype=dtype))
