@@ -102,15 +102,15 @@ def test_dropblock_changes_the_two_finest_levels_alone() -> None:
     torch.testing.assert_close(dropped[2:], plain[2:], rtol=0, atol=0)
 
 
-def kept(fpn: FPN, batch: int, height: int, width: int) -> Tensor:
+def kept(fpn: FPN, batch: int, height: int, width: int, lateral: int = 0) -> Tensor:
     """Return what DropBlock multiplies a map of ones by, (batch, C, height, width), read off the finest level.
 
-    Every lateral gives ones and nothing comes from above; the output convolution passes its input on.
+    One lateral gives ones, the others nothing; the output convolution passes its input on.
     """
     with torch.no_grad():
         for parameter in fpn.parameters():
             parameter.zero_()
-        fpn.inner[0].bias.fill_(1.0)
+        fpn.inner[lateral].bias.fill_(1.0)
         fpn.layer[0].weight[:, :, 1, 1] = torch.eye(4)
         maps = [torch.zeros(batch, c, *s) for c, s in zip(WIDTHS, [(height, width), (4, 4), (2, 2)], strict=True)]
         return fpn([x.double() for x in maps])[0]
@@ -145,6 +145,14 @@ def test_what_is_left_is_scaled_up_so_that_the_mean_stays() -> None:
         keep = kept(fpn, 4, 30, 40)
         assert keep.mean().item() == pytest.approx(1.0)
         assert len(keep.unique()) == 2  # 0 and one scale
+
+
+@pytest.mark.parametrize("lateral", [1, 2])
+def test_the_map_that_continues_downwards_stays_whole(lateral: int) -> None:
+    torch.manual_seed(5)
+    keep = kept(make_fpn(drop_block=0.9).train(), 4, 30, 40, lateral)
+    # Were a coarser map dropped on its way, its scale would stand beside the finest map's own.
+    assert keep.mean().item() == pytest.approx(1.0)
 
 
 def test_blocks_start_with_a_ninth_of_the_probability() -> None:
