@@ -280,6 +280,21 @@ def test_missing_unknown_and_misshapen_weights_are_listed(config: BackboneConfig
     assert all(torch.equal(value, before[name]) for name, value in backbone.body.state_dict().items())
 
 
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"layers.0.blocks.0.norm1.bias": None}, "1 missing"),
+        ({"layers.0.blocks.0.norm3.bias": torch.zeros(8)}, "1 unknown"),
+        ({"layers.0.blocks.0.norm1.bias": torch.zeros(9)}, "1 of other shapes"),
+    ],
+    ids=["missing", "unknown", "misshapen"],
+)
+def test_one_weight_that_does_not_fit_is_enough(change: dict[str, Tensor | None], problem: str) -> None:
+    weights = original_release(make_backbone(SWIN)) | change
+    with pytest.raises(ValueError, match=problem):
+        load_backbone_weights(make_backbone(SWIN), {n: v for n, v in weights.items() if v is not None}, "release")
+
+
 def test_weights_of_another_model_do_not_fit() -> None:
     with pytest.raises(ValueError, match="does not fit the backbone"):
         load_backbone_weights(make_backbone(EFFICIENTNET), timm_swin().state_dict(), "timm")
