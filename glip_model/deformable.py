@@ -23,7 +23,7 @@ def deformable_conv2d(
     """Convolve with a 3×3 kernel whose points are moved and weighted cell by cell; padding 1.
 
     Args:
-        x: (B, C, H, W) float32.
+        x: (B, C, H, W).
         offset: (B, 2·K, h, w) in cells of ``x``, row before column for every point.
         modulation: (B, K, h, w).
         weight: (C', C, 3, 3).
@@ -31,11 +31,15 @@ def deformable_conv2d(
         stride: of the output over ``x``.
 
     Returns:
-        (B, C', h, w). Points outside of ``x`` read zero, those at its edge are blended with zero.
+        (B, C', h, w), under autocast in its type. Points outside of ``x`` read zero, those at its edge are blended
+        with zero.
     """
+    # At least float32 up to the matrix product: sampling positions lose whole cells in half precision.
+    x, offset, modulation = (part if part.dtype == torch.float64 else part.float() for part in (x, offset, modulation))
     if x.is_cuda:
-        y: Tensor = deform_conv2d(x, offset, weight, bias, stride=stride, padding=1, mask=modulation)
-        return y
+        with torch.autocast("cuda", enabled=False):
+            y: Tensor = deform_conv2d(x, offset, weight, bias, stride=stride, padding=1, mask=modulation)
+            return y
     index, share = _corners(offset, modulation, (x.shape[-2], x.shape[-1]), stride)
     cells = x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])  # (BHW, C)
     sampled = _blend(cells, index, share)  # (BhwK, C)

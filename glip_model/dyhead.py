@@ -35,11 +35,7 @@ class DeformableConv(nn.Module):
             y = F.conv2d(x, self.weight, self.bias, stride=self.stride, padding=1)
             plain: Tensor = self.norm(y)
             return plain
-        # Always float32: sampling positions lose whole pixels in half precision.
-        with torch.autocast(x.device.type, enabled=False):
-            y = deformable_conv2d(
-                x.float(), offset.float(), modulation.float(), self.weight.float(), self.bias.float(), self.stride
-            )
+        y = deformable_conv2d(x, offset, modulation, self.weight, self.bias, self.stride)
         normed: Tensor = self.norm(y)
         return normed
 

@@ -394,12 +394,17 @@ def test_a_text_encoder_with_another_activation_is_refused(tmp_path: Path) -> No
         initialise_pretrained(model, None, str(tmp_path))
 
 
+@pytest.mark.parametrize("has_bars", [True, False])
 def test_loading_text_weights_says_nothing_and_leaves_the_librarys_voice_as_it_was(
-    capfd: pytest.CaptureFixture[str],
+    has_bars: bool, capfd: pytest.CaptureFixture[str]
 ) -> None:
     from transformers.utils import logging
 
-    before = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    initialise_pretrained(to_minilm(), None, MINILM)
-    assert (logging.get_verbosity(), logging.is_progress_bar_enabled()) == before
+    verbosity, had_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    (logging.enable_progress_bar if has_bars else logging.disable_progress_bar)()
+    try:
+        initialise_pretrained(to_minilm(), None, MINILM)
+        assert (logging.get_verbosity(), logging.is_progress_bar_enabled()) == (verbosity, has_bars)
+    finally:
+        (logging.enable_progress_bar if had_bars else logging.disable_progress_bar)()
     assert "".join(capfd.readouterr()) == ""
