@@ -100,36 +100,30 @@ def _spread(rows: Sequence[Mapping[str, float]]) -> dict[str, dict[str, Any]]:
 def _run_experiment(seed: int) -> str:
     """Run one experiment and return its name; stages that the cache knows already are not run again."""
     name = f"seed-{seed}"
-    command = [sys.executable, "-m", "dvc", "exp", "run", "--temp", "--force", "--name", name]
-    done = subprocess.run([*command, "--set-param", f"seed={seed}"], check=False)
+    dvc = [sys.executable, "-m", "dvc", "exp"]
+    if _git("for-each-ref", _reference(name)):  # of an earlier call; what has not changed comes from the cache
+        subprocess.run([*dvc, "remove", "--quiet", name], check=True)
+    done = subprocess.run([*dvc, "run", "--temp", "--name", name, "--set-param", f"seed={seed}"], check=False)
     if done.returncode:
         raise PipelineError(f"seed {seed}: dvc exp run ended with status {done.returncode}; its output is above")
     return name
 
 
 def _metrics_at(revision: str, model: str) -> Any:
-    shown = subprocess.run(
-        ["git", "show", f"{_experiment_ref(revision)}:metrics/{model}.json"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if shown.returncode:
-        raise PipelineError(f"experiment {revision} holds no metrics/{model}.json: {shown.stderr.strip()}")
-    return json.loads(shown.stdout)
+    return json.loads(_git("show", f"{_reference(revision)}:metrics/{model}.json"))
 
 
-def _experiment_ref(name: str) -> str:
-    listed = subprocess.run(
-        ["git", "for-each-ref", "--sort=-committerdate", "--format=%(refname)", "refs/exps"],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    refs = [ref for ref in listed.stdout.split() if ref.rsplit("/", 1)[-1] == name]
-    if not refs:
-        raise PipelineError(f"DVC recorded no experiment named {name}; see: dvc exp list")
-    return refs[0]
+def _reference(experiment: str) -> str:
+    """Return where git keeps an experiment that started from the present commit."""
+    commit = _git("rev-parse", "HEAD").strip()
+    return f"refs/exps/{commit[:2]}/{commit[2:]}/{experiment}"
+
+
+def _git(*arguments: str) -> str:
+    done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise PipelineError(f"git {' '.join(arguments)}: {done.stderr.strip()}")
+    return done.stdout
 
 
 if __name__ == "__main__":
