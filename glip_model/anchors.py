@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 import torch
 from torch import Tensor
 
+from glip_model.cached import cached_by_size
 
+
+@cached_by_size
 def anchor_grid(
     level_sizes: tuple[tuple[int, int], ...], strides: tuple[int, ...], anchor_scale: float, device: torch.device
 ) -> Tensor:
@@ -16,22 +17,6 @@ def anchor_grid(
     An anchor is ``anchor_scale`` strides wide and centred on (stride - 1) / 2 of its cell; for scale 8 and stride 8
     the first is (-28, -28, 35, 35), as published. Anchors that leave the picture stay.
     """
-    if torch.compiler.is_compiling():  # sizes may be symbols there
-        return _grid(level_sizes, strides, anchor_scale, device)
-    return _cached_grid(level_sizes, strides, anchor_scale, device)
-
-
-@lru_cache(maxsize=32)
-def _cached_grid(
-    level_sizes: tuple[tuple[int, int], ...], strides: tuple[int, ...], anchor_scale: float, device: torch.device
-) -> Tensor:
-    with torch.inference_mode(False):  # a cached grid serves training too, whoever asked first
-        return _grid(level_sizes, strides, anchor_scale, device)
-
-
-def _grid(
-    level_sizes: tuple[tuple[int, int], ...], strides: tuple[int, ...], anchor_scale: float, device: torch.device
-) -> Tensor:
     grids = []
     for (height, width), stride in zip(level_sizes, strides, strict=True):
         half = (anchor_scale * stride - 1) / 2

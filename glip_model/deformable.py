@@ -51,7 +51,7 @@ def deformable_conv2d(
 
 def _blend(cells: Tensor, index: Tensor, share: Tensor) -> Tensor:
     """Return (M, C): per row of ``index`` (M, 4) those cells (…, C), weighed by ``share`` (M, 4) and summed."""
-    if torch.compiler.is_exporting():  # ONNX has no bags
+    if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]  # ONNX has no bags
         first, *others = (cells[index[:, k]] * share[:, k, None] for k in range(4))
         return sum(others, first)
     return F.embedding_bag(index, cells, mode="sum", per_sample_weights=share)

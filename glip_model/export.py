@@ -65,7 +65,7 @@ def export_onnx(model: GLIP, path: str | Path, num_tokens: int) -> None:
 
     Raises:
         ValueError: the model reads fewer tokens.
-        ImportError: onnx or onnxscript is not installed.
+        ImportError: onnx is not installed.
     """
     config = model.config
     if not 3 <= num_tokens <= config.text.max_tokens:
@@ -73,17 +73,19 @@ def export_onnx(model: GLIP, path: str | Path, num_tokens: int) -> None:
     has_states = config.text.encoding == "segments"
     text = torch.randn(1, num_tokens, config.text.hidden_size) if has_states else torch.full((1, num_tokens), 1000)
     example = (torch.randn(1, 3, 320, 480), text, torch.ones(1, num_tokens, dtype=torch.bool))
-    height, width = (torch.export.Dim(name, min=2, max=128) * config.size_divisor for name in ("rows", "columns"))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's own
         torch.onnx.export(
             ExportedGLIP(model).eval(),
             example,
             str(path),
-            dynamo=True,
+            # torch.export reasons about every size as a symbol: minutes for a small model, no end for a published one.
+            dynamo=False,
             opset_version=OPSET,
             input_names=["pixel_values", "text_states" if has_states else "input_ids", "attention_mask"],
             output_names=list(OUTPUTS),
-            dynamic_shapes=({2: height, 3: width}, {}, {}),
-            verbose=False,
+            dynamic_axes={
+                "pixel_values": {2: "height", 3: "width"},
+                **{name: {1: "anchors"} for name in OUTPUTS},
+            },
         )

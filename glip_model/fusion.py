@@ -110,7 +110,7 @@ class VLFuse(nn.Module):
         visual = visual + self.gamma_v * to_visual
         text = text + self.gamma_l * to_text
         parts = visual.transpose(1, 2).split([height * width for height, width in sizes], -1)
-        return [torch.unflatten(part, -1, tuple(size)) for part, size in zip(parts, sizes, strict=True)], text
+        return [part.reshape(*part.shape[:2], *size) for part, size in zip(parts, sizes, strict=True)], text
 
 
 class TowerTextLayer(nn.Module):

@@ -7,13 +7,12 @@ Sources: Swin Transformer (Liu et al., ICCV 2021); GLIP's published backbone, wh
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from glip_model.cached import cached_by_size
 from glip_model.config import SwinConfig
 
 CROSS_REGION = -100.0
@@ -185,20 +184,9 @@ class SwinTransformer(nn.Module):
         return maps
 
 
+@cached_by_size
 def shift_mask(rows: int, columns: int, window: int, shift: int) -> Tensor:
     """Return (rows·columns, n, n) of 0 or ``CROSS_REGION`` for windows of a cyclically shifted, padded map."""
-    if torch.compiler.is_compiling():  # sizes may be symbols there
-        return _shift_mask(rows, columns, window, shift)
-    return _cached_shift_mask(rows, columns, window, shift)
-
-
-@lru_cache(maxsize=64)
-def _cached_shift_mask(rows: int, columns: int, window: int, shift: int) -> Tensor:
-    with torch.inference_mode(False):  # a cached mask serves training too, whoever asked first
-        return _shift_mask(rows, columns, window, shift)
-
-
-def _shift_mask(rows: int, columns: int, window: int, shift: int) -> Tensor:
     vertical, horizontal = (_bands(count * window, window, shift) for count in (rows, columns))
     region = vertical[:, None] * 3 + horizontal
     windows = region.view(rows, window, columns, window).transpose(1, 2).reshape(-1, window * window)
