@@ -43,4 +43,4 @@ bench: $(READY) ## speed and memory as ratios against named baselines (about hal
 	$(BIN)/python tests/benchmarks/model_speed.py
 
 clean: ## remove what a run writes; the environment stays
-	rm -rf data models metrics/*.json plots reports
+	git clean -fdxq data models metrics plots reports

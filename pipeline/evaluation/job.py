@@ -7,6 +7,7 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from glip_model.predictor import GLIPPredictor
 from pipeline.cli import progress, quiet_libraries
 from pipeline.config import EvaluateConfig
 from pipeline.data.shards import list_shards, read_table
-from pipeline.errors import MissingInputError, PipelineError
+from pipeline.errors import BenchmarkError, MissingInputError, PipelineError
 from pipeline.evaluation.benchmark import TASKS, predict_shard
 from pipeline.evaluation.predictions import write_predictions
 
@@ -42,10 +43,20 @@ class PredictActor:
     def __init__(self, model: Path, config: EvaluateConfig, num_threads: int) -> None:
         quiet_libraries()
         torch.set_num_threads(num_threads)
-        self._predictor = GLIPPredictor.from_pretrained(model, "cuda" if torch.cuda.is_available() else "cpu")
-        model_config = self._predictor.model.config
-        self._predictor.model.config = dataclasses.replace(model_config, max_detections=config.max_detections)
-        self._config = config
+        self._model, self._config = model, config
+
+    @cached_property
+    def _predictor(self) -> GLIPPredictor:
+        # Not in __init__: an error there would reach the stage as the death of an actor, without its message.
+        try:
+            predictor = GLIPPredictor.from_pretrained(self._model, "cuda" if torch.cuda.is_available() else "cpu")
+        except (ValueError, OSError) as error:
+            raise BenchmarkError(
+                f"{self._model}: not a usable model ({error}); run: dvc repro train@{self._model.name}"
+            ) from error
+        model_config = predictor.model.config
+        predictor.model.config = dataclasses.replace(model_config, max_detections=self._config.max_detections)
+        return predictor
 
     def predict(self, path: Path, task: str, first_number: int) -> Any:
         """Return the predictions of one shard."""
@@ -63,7 +74,7 @@ def predict_splits(config: EvaluateConfig, model: Path, records: Path, out: Path
     Raises:
         MissingInputError: the model, or every task of a split, is not there.
         ShardError: a shard of records is broken.
-        BenchmarkError: a picture is missing or broken.
+        BenchmarkError: the model cannot be loaded, or a picture is missing or broken.
     """
     if not (model / "model.safetensors").is_file():
         raise MissingInputError(f"{model}: no model there; run: dvc repro train")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -18,9 +17,6 @@ from pipeline.data.records import CaptionRecord, PhrasesRecord
 from pipeline.data.shards import PROVENANCE_KEY, list_shards, read_shard, write_shard
 from pipeline.errors import PipelineError
 from pipeline.phrases.noun_phrases import NounPhraseParser, count_phrases
-
-MOST_FREQUENT = 20
-"""Phrases that the metrics name."""
 
 
 @dataclass
@@ -43,7 +39,6 @@ class Figures:
             "rows": self.rows,
             "phrases": self.phrases.total(),
             "unique_phrases": len(self.phrases),
-            "most_frequent": _most_frequent(self.phrases),
             "rejects": dict(sorted(self.rejects.items())),
         }
 
@@ -76,7 +71,7 @@ def extract_phrases(config: PhrasesConfig, records: Path, out: Path) -> dict[str
     """Parse all shards of ``records``; Ray must be running.
 
     Returns:
-        Metrics: rows, phrases, unique phrases, the most frequent ones, rejects by reason.
+        Metrics: rows, phrases, unique phrases, rejects by reason.
 
     Raises:
         MissingInputError: there are no shards, or the parser is not installed.
@@ -100,9 +95,3 @@ def extract_phrases(config: PhrasesConfig, records: Path, out: Path) -> dict[str
     if errors:
         raise min(errors, key=str)  # the same one whichever came first
     return total.to_metrics()
-
-
-def _most_frequent(phrases: Mapping[str, int]) -> dict[str, int]:
-    # Equal counts go by name, because shards finish in any order.
-    ranked = sorted(phrases.items(), key=lambda item: (-item[1], item[0]))
-    return dict(ranked[:MOST_FREQUENT])

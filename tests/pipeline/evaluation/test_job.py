@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -135,3 +136,13 @@ def test_a_missing_model_or_split_is_named(model: Path, records: Path, tmp_path:
         predict_splits(CONFIG, tmp_path / "nothing", records, tmp_path / "out")
     with pytest.raises(MissingInputError, match="test: no detection, grounding, referring records"):
         predict_splits(replace(CONFIG, splits=("test",)), model, records, tmp_path / "out")
+
+
+def test_a_broken_model_is_a_message_not_a_dead_actor(
+    model: Path, records: Path, tmp_path: Path, ray_running: None
+) -> None:
+    broken = shutil.copytree(model, tmp_path / "student")
+    (broken / "model.safetensors").write_bytes(b"half a file")
+    with pytest.raises(BenchmarkError, match=r"not a usable model \(.*run: dvc repro train@student") as caught:
+        predict_splits(CONFIG, broken, records, tmp_path / "out")
+    assert "Traceback" not in str(caught.value)

@@ -48,7 +48,6 @@ def test_shard_i_belongs_to_shard_i_in_the_same_order(web: Path, tmp_path: Path)
         "rows": 5,
         "phrases": 4,
         "unique_phrases": 4,
-        "most_frequent": {"cat": 1, "dog": 1, "dogs": 1, "zebra": 1},
         "rejects": {"caption_empty": 1, "caption_too_long": 1},
     }
 
@@ -86,5 +85,5 @@ def test_metrics_do_not_depend_on_the_order_of_shards() -> None:
         forward.add(figures)
     for figures in reversed(shards):
         backward.add(figures)
-    assert list(forward.to_metrics()["most_frequent"].items()) == list(backward.to_metrics()["most_frequent"].items())
     assert forward.to_metrics() == backward.to_metrics()
+    assert forward.to_metrics()["unique_phrases"] == 40
