@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,8 +14,13 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # keeps a warn
 
 import ray
 
+from pipeline.errors import MissingInputError
+
 CODE_ROOT = Path(__file__).resolve().parent.parent
 """Folder that holds the packages, shipped to a cluster that is joined."""
+
+CONNECT_SECONDS = 10.0
+"""How long the head of a cluster may take to answer."""
 
 OBJECT_STORE_BYTES = 1 << 30
 """Shared memory of a local Ray: pictures pass through it shard by shard, 1 GiB holds dozens of shards."""
@@ -25,6 +31,9 @@ def ray_session() -> Iterator[None]:
     """Connect to Ray for the length of a ``with`` block; a local Ray ends with it, a joined cluster stays.
 
     Inside a running session (a test, a notebook) it does nothing and leaves Ray running.
+
+    Raises:
+        MissingInputError: no cluster answers at ``RAY_ADDRESS``.
     """
     if ray.is_initialized():
         yield
@@ -36,11 +45,7 @@ def ray_session() -> Iterator[None]:
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
     address = os.environ.get("RAY_ADDRESS")
     if address:
-        # The cluster gets this checkout's code, whatever its nodes have installed; data and models go by path.
-        code = [str(CODE_ROOT / package) for package in ("glip_model", "pipeline")]
-        runtime_env = {"py_modules": code, "excludes": ["**/__pycache__"]}
-        with _native_stderr_discarded():
-            ray.init(address=address, runtime_env=runtime_env, logging_level=logging.ERROR, log_to_driver=False)
+        _join(address)
     else:
         with _native_stderr_discarded():
             ray.init(
@@ -54,6 +59,36 @@ def ray_session() -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _join(address: str) -> None:
+    """Connect to a cluster, which gets this checkout's code, whatever its nodes have installed.
+
+    Data and models go by path: the nodes must see the same files, and their processes work in the same folder.
+    """
+    folder = Path.cwd()
+
+    def enter_folder() -> None:
+        if folder.is_dir():
+            os.chdir(folder)
+
+    runtime_env = {
+        "py_modules": [str(CODE_ROOT / package) for package in ("glip_model", "pipeline")],
+        "excludes": ["**/__pycache__"],
+        "worker_process_setup_hook": enter_folder,
+    }
+    host, _, port = address.rpartition(":")
+    try:
+        if port.isdecimal() and "/" not in host:
+            # Where nobody listens, Ray would try for minutes and end the process.
+            socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
+        with _native_stderr_discarded():
+            ray.init(address=address, runtime_env=runtime_env, logging_level=logging.ERROR, log_to_driver=False)
+    except (OSError, ValueError) as error:
+        raise MissingInputError(
+            f"RAY_ADDRESS={address}: no Ray cluster answers there ({error}); "
+            "start one with: ray start --head, or unset RAY_ADDRESS to run on this machine alone"
+        ) from error
 
 
 @contextmanager
