@@ -43,8 +43,11 @@ def save_model(model: GLIP, folder: str | Path, tokenizer: Any = None) -> None:
 
 def _write_whole(path: Path, write: Callable[[Path], object]) -> None:
     aside = path.with_name(f".{path.name}.{os.getpid()}")
+    aside.touch()
+    mode = aside.stat().st_mode  # as the user's umask has it; safetensors makes its files private
     try:
         write(aside)
+        aside.chmod(mode)
         os.replace(aside, path)
     finally:
         aside.unlink(missing_ok=True)

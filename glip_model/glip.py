@@ -71,7 +71,7 @@ class PredictionHead(nn.Module):
         logits = clamp_half(cells @ tokens.transpose(1, 2) + bias.unsqueeze(1))
         boxes = [(self.bbox_pred(x) * self.scales[i]).flatten(2) for i, x in enumerate(levels)]
         centerness = [self.centerness(x).flatten(2) for x in levels]
-        return logits, torch.cat(boxes, 2).transpose(1, 2), torch.cat(centerness, 2).squeeze(1)
+        return logits, torch.cat(boxes, 2).transpose(1, 2), torch.cat(centerness, 2).flatten(1)
 
 
 class GLIP(nn.Module):

@@ -127,6 +127,10 @@ def test_a_tokenizer_is_saved_beside_the_weights(tokenizer: Any, tmp_path: Path)
     GLIP.from_pretrained(tmp_path)
 
 
+def test_whoever_may_read_the_folder_may_read_the_weights(folder: Path) -> None:
+    assert len({path.stat().st_mode for path in folder.iterdir()}) == 1
+
+
 def test_saving_again_replaces_the_model(folder: Path) -> None:
     second = make_model(replace(TINY, channels=32), seed=1)
     second.save_pretrained(folder)
