@@ -6,6 +6,8 @@ import io
 import struct
 import warnings
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -38,6 +40,10 @@ _DECODER_ERRORS = (
 )
 
 
+_ORIENTATION, _LYING = 0x0112, range(5, 9)
+"""The EXIF tag that says how a camera was held, and its values for pictures that are turned by a quarter."""
+
+
 class ImageError(ValueError):
     """A picture that cannot be used; ``reason`` is ``image_missing``, ``image_unreadable`` or ``image_too_large``."""
 
@@ -56,11 +62,44 @@ def decode_image(data: bytes, max_pixels: int) -> Image.Image:
     Raises:
         ImageError: ``image_unreadable`` or ``image_too_large``.
     """
+    with _picture_errors():
+        return ImageOps.exif_transpose(_open(data, max_pixels)).convert("RGB")
+
+
+def check_image(data: bytes, max_pixels: int, side: int) -> tuple[tuple[int, int], Image.Image]:
+    """Find out whether a picture can be decoded, without the cost of all its pixels where the format allows.
+
+    Args:
+        data: encoded bytes, untrusted.
+        max_pixels: as for ``decode_image``.
+        side: least height and width in pixels of the picture that comes back, where the original has them.
+
+    Returns:
+        (height, width) as ``decode_image`` would return it, and the upright RGB picture, perhaps smaller.
+
+    Raises:
+        ImageError: as ``decode_image``.
+    """
+    with _picture_errors():
+        image = _open(data, max_pixels)
+        width, height = image.size
+        is_lying = image.getexif().get(_ORIENTATION) in _LYING
+        # A JPEG is read to its end, so that a truncated one is found, but its blocks are unpacked to a few pixels only.
+        is_reduced = image.draft("RGB", (side, side)) is not None
+        upright = ImageOps.exif_transpose(image).convert("RGB")
+        if not is_reduced:
+            return (upright.height, upright.width), upright
+        return ((width, height) if is_lying else (height, width)), upright
+
+
+@contextmanager
+def _picture_errors() -> Iterator[None]:
+    """Turn what decoders raise and warn of into ImageErrors."""
     try:
         with warnings.catch_warnings():
-            # Our own limit is checked below, and what is wrong with a picture beyond use is raised: warnings are noise.
+            # Our own limit is checked, and what is wrong with a picture beyond use is raised: warnings are noise.
             warnings.simplefilter("ignore")
-            return _decode(data, max_pixels)
+            yield
     except ImageError:
         raise
     except Image.DecompressionBombError as error:
@@ -122,9 +161,10 @@ def _from_tensor(tensor: Tensor) -> Image.Image:
     return Image.fromarray(pixels.astype(np.uint8))
 
 
-def _decode(data: bytes, max_pixels: int) -> Image.Image:
+def _open(data: bytes, max_pixels: int) -> Image.Image:
+    """Read a picture's header; of an animation the first frame's."""
     image = Image.open(io.BytesIO(data))
     if image.width * image.height > max_pixels:
         raise ImageError("image_too_large", f"{image.width}×{image.height} pixels; the limit is {max_pixels}")
     image.seek(0)
-    return ImageOps.exif_transpose(image).convert("RGB")
+    return image

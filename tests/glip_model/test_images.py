@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from glip_model.images import ImageError, decode_image, open_image
+from glip_model.images import ImageError, check_image, decode_image, open_image
 
 REASONS = ("image_missing", "image_unreadable", "image_too_large")
 LIMIT = 10_000
@@ -49,6 +49,9 @@ def test_every_mode_and_format_becomes_rgb_of_the_same_size(mode: str, file_form
     image = decode_image(data, LIMIT)
     assert image.mode == "RGB"
     assert image.size == (30, 20)
+    size, small = check_image(data, LIMIT, 4)
+    assert (size, small.mode) == ((20, 30), "RGB")
+    assert min(small.size) >= 4
 
 
 def test_palette_with_transparency_decodes_without_a_warning() -> None:
@@ -64,6 +67,10 @@ def test_exif_orientation_is_applied(orientation: int) -> None:
     pixels[:10, :15] = 255  # upper left quarter of the stored picture
     image = decode_image(encode(Image.fromarray(pixels), "PNG", exif=exif), LIMIT)
     assert image.size == ((30, 20) if orientation <= 4 else (20, 30))
+    for file_format in ("PNG", "JPEG", "TIFF", "WEBP"):
+        size, small = check_image(encode(Image.fromarray(pixels), file_format, exif=exif), LIMIT, 4)
+        assert size == (image.height, image.width)
+        assert (small.width > small.height) == (image.width > image.height)
     quarters = np.asarray(image.convert("L"))
     height, width = quarters.shape
     is_bottom, is_right = bool(quarters[-1].any()), bool(quarters[:, -1].any())
@@ -82,6 +89,17 @@ def test_of_an_animation_the_first_frame_counts() -> None:
 @pytest.mark.parametrize("data", [b"", b"GIF89a", b"<html>404</html>", encode(gradient())[:60]])
 def test_what_is_no_picture_is_unreadable(data: bytes) -> None:
     assert reason_of(data) == "image_unreadable"
+
+
+@pytest.mark.parametrize("file_format", ["PNG", "JPEG"])
+def test_a_truncated_picture_is_found_without_unpacking_it_whole(file_format: str) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    data = encode(Image.fromarray(noise), file_format)
+    assert check_image(data, LIMIT, 8)[0] == (64, 64)
+    for length in (len(data) // 2, len(data) - 200):
+        with pytest.raises(ImageError) as caught:
+            check_image(data[:length], LIMIT, 8)
+        assert caught.value.reason == reason_of(data[:length]) == "image_unreadable"
 
 
 def test_large_pictures_are_refused_at_their_header() -> None:
@@ -111,16 +129,22 @@ def test_broken_files_are_refused_and_never_crash(file_format: str, seed: int) -
     data = bytearray(encode(gradient(), file_format, **options))
     for _ in range(chance.randint(1, 5)):
         data[chance.randrange(min(len(data), 250))] = chance.randrange(256)
-    reason = ""
-    try:
-        image = decode_image(bytes(data), LIMIT)
-    except ImageError as error:
-        reason = error.reason
-    if reason:
-        assert reason in REASONS
+    decoded, checked = (outcome(look, bytes(data)) for look in (decode_image, lambda *given: check_image(*given, 8)))
+    if isinstance(decoded, str):
+        assert decoded in REASONS
+        assert checked == decoded
     else:
-        assert image.mode == "RGB"
-        assert image.width * image.height <= LIMIT
+        assert decoded.mode == "RGB"
+        assert decoded.width * decoded.height <= LIMIT
+        assert checked[0] == (decoded.height, decoded.width)
+
+
+def outcome(look: Any, data: bytes) -> Any:
+    """Return what a look at a picture gives, or the reason why it gives nothing."""
+    try:
+        return look(data, LIMIT)
+    except ImageError as error:
+        return error.reason
 
 
 def test_errors_that_decoders_raise_besides_their_own_are_refusals() -> None:
