@@ -59,38 +59,48 @@ class EmbeddedConfig:
         _check_range(self, 32, 2048, "image_size")
 
 
-@dataclass(frozen=True, kw_only=True)
-class SourceConfig:
-    """One raw data set: which reader reads it, and from where."""
-
-    reader: str
-    """Name of a reader in ``pipeline.data.sources``: ``embedded``, ``coco_detection``, ``coco_captions`` …"""
-    annotations: str | None
-    """Annotation file; null where the reader needs none."""
-    images: str | None
-    """Folder of the pictures; null where the reader needs none."""
+SourceEntry = Mapping[str, Any]
+"""One raw data set, ``{reader: NAME, …}`` with the reader's own options beside it, or ``{mixture: NAME}``. Either may
+have ``repeat``, how often its rows come in one pass of training, and a reader ``name``, what its records are called."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PrepareConfig:
     """Section ``prepare``: raw data sets into records."""
 
-    human: tuple[SourceConfig, ...]
-    web: tuple[SourceConfig, ...]
-    dev: tuple[SourceConfig, ...]
-    test: tuple[SourceConfig, ...]
+    data_root: str
+    """Where relative paths and URLs of all sources start: a folder or a URL such as ``s3://bucket/raw``."""
+    human: tuple[SourceEntry, ...]
+    web: tuple[SourceEntry, ...]
+    dev: tuple[SourceEntry, ...]
+    test: tuple[SourceEntry, ...]
+    held_out: tuple[SourceEntry, ...]
+    """Data sets whose pictures are kept out of ``human`` and ``web``, besides ``dev`` and ``test``: by id where both
+    sides have one, by perceptual hash otherwise."""
+    mixtures: Mapping[str, tuple[SourceEntry, ...]]
+    """Named groups of sources."""
     embedded: EmbeddedConfig
+    pictures: Literal["embed", "reference", "unread"]
+    """``embed`` stores the bytes of pictures in the shards. ``reference`` opens each picture once and stores its URL,
+    with a byte range inside of an archive. ``unread`` believes the annotations' sizes and never opens one: for
+    annotations alone, without the check by perceptual hash."""
     rows_per_shard: int
-    """Records in one Parquet shard."""
+    """Records in one Parquet shard at most."""
+    shard_mb: int
+    """Megabytes of pictures in one Parquet shard, about."""
     max_reject_share: float
-    """The stage stops when a larger share of a source's rows was rejected, 0 to 1."""
+    """The stage stops when a larger share of a folder's rows was rejected, 0 to 1. Held-out pictures do not count."""
     max_image_pixels: int
     """Pictures with more pixels are refused before they are decoded."""
 
     def __post_init__(self) -> None:
-        """Check ranges."""
-        _check_range(self, 1, None, "rows_per_shard", "max_image_pixels")
+        """Check ranges and the form of sources."""
+        _check_range(self, 1, None, "rows_per_shard", "shard_mb", "max_image_pixels")
         _check_range(self, 0, 1, "max_reject_share")
+        for role in ("human", "web", "dev", "test", "held_out"):
+            _check_sources(role, getattr(self, role), self.mixtures)
+        for name, sources in self.mixtures.items():
+            _check_sources(f"mixtures.{name}", sources, None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,6 +170,10 @@ class SamplesConfig:
     """Probability of a horizontal flip."""
     max_prompt_tokens: int
     """Token budget of a training prompt, at most ``model`` text.max_tokens."""
+    detection_prompts: Literal["sampled", "all", "all_shuffled"]
+    """What pictures with category boxes are asked for. ``sampled``: what they show and sampled negatives, as published
+    for pre-training. ``all``: every category in the order of the vocabulary, as published for fine-tuning;
+    ``all_shuffled``: in random order. A vocabulary beyond the token budget is sampled with all its negatives."""
     max_negatives: int
     """Negative category names drawn into a detection prompt; 85 as published."""
     full_negatives: float
@@ -357,6 +371,8 @@ def _parse(kind: Any, value: Any, where: str) -> Any:
 def _parse_scalar(kind: type, value: Any, where: str) -> Any:
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
+    if issubclass(kind, str) and isinstance(value, str):
+        return kind(value)
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         # YAML 1.1 reads 1e-4 as a string; say so instead of leaving the reader puzzled.
         hint = " (write 1.0e-4 rather than 1e-4)" if kind is float and isinstance(value, str) else ""
@@ -365,23 +381,56 @@ def _parse_scalar(kind: type, value: Any, where: str) -> Any:
 
 
 def _parse_section(cls: Any, value: Any, where: str) -> Any:
-    if not isinstance(value, dict):
-        raise ConfigError(f"{where or 'the file'} is {value!r}; expected a mapping of settings")
-    hints = typing.get_type_hints(cls)
+    parsed = parse_options(typing.get_type_hints(cls), {}, value, where)
+    try:
+        return cls(**parsed)
+    except ConfigError as error:
+        raise ConfigError(f"{where}.{error}" if where else str(error)) from None
+
+
+def parse_options(hints: Mapping[str, Any], defaults: Mapping[str, Any], values: Any, where: str) -> dict[str, Any]:
+    """Check a mapping of settings against types.
+
+    Args:
+        hints: setting to type, as in the dataclasses of this module; subclasses of str are made of strings.
+        defaults: settings that may be left out, with what they are then.
+        values: what params.yaml says.
+        where: dotted name for messages.
+
+    Raises:
+        ConfigError: a setting is unknown, missing or mistyped.
+    """
     prefix = f"{where}." if where else ""
-    for name in value:
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{where or 'the file'} is {values!r}; expected a mapping of settings")
+    for name in values:
         if name not in hints:
             close = difflib.get_close_matches(str(name), hints, n=1)
             known = f"did you mean {close[0]}?" if close else f"settings here: {', '.join(hints)}"
             raise ConfigError(f"{prefix}{name} is not a setting; {known}")
-    missing = [name for name in hints if name not in value]
+    missing = [name for name in hints if name not in values and name not in defaults]
     if missing:
         raise ConfigError(f"{prefix}{missing[0]} is missing; add it to params.yaml")
-    parsed = {name: _parse(kind, value[name], prefix + name) for name, kind in hints.items()}
-    try:
-        return cls(**parsed)
-    except ConfigError as error:
-        raise ConfigError(f"{prefix}{error}") from None
+    return {
+        name: _parse(kind, values[name], prefix + name) if name in values else defaults[name]
+        for name, kind in hints.items()
+    }
+
+
+def _check_sources(where: str, sources: tuple[SourceEntry, ...], mixtures: Mapping[str, Any] | None) -> None:
+    """Check the form of sources; with ``mixtures`` None they are those of a mixture, which names readers alone."""
+    for i, source in enumerate(sources):
+        place = f"{where}[{i}]"
+        if ("reader" in source) == ("mixture" in source) or ("mixture" in source and mixtures is None):
+            wanted = "a reader" if mixtures is None else "a reader or a mixture"
+            raise ConfigError(f"{place} must name {wanted}, found {dict(source)!r}")
+        if mixtures is not None and "mixture" in source:
+            if source["mixture"] not in mixtures:
+                raise ConfigError(f"{place} names mixture {source['mixture']!r}; mixtures: {', '.join(mixtures)}")
+            parse_options({"mixture": str, "repeat": int}, {"repeat": 1}, source, place)
+        repeat = source.get("repeat", 1)
+        if not isinstance(repeat, int) or isinstance(repeat, bool) or repeat < 1:
+            raise ConfigError(f"{place}.repeat is {repeat!r}; expected a whole number of at least 1")
 
 
 def _check_range(section: Any, low: float, high: float | None, *names: str) -> None:

@@ -6,8 +6,13 @@ import warnings
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import settings
 
 from pipeline.ray_session import ray_session
+
+# Machines are busy: how long an example takes says nothing about it.
+settings.register_profile("busy", deadline=None)
+settings.load_profile("busy")
 
 
 @pytest.fixture(scope="session")

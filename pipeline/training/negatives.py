@@ -34,12 +34,13 @@ def choose_categories(
     count_tokens: TokenCount,
     never: Iterable[int] = (),
 ) -> list[int]:
-    """Choose the categories of a detection prompt, as published for pre-training.
+    """Choose the categories of a detection prompt, as published.
 
-    The categories present come first into the token budget, in random order; with probability ``full_negatives``
-    ``max_negatives`` draws are made from all categories, else a uniform number from 1 on; drawn positives are
-    discarded and negatives kept while they fit; then everything is shuffled. One improvement: a negative that reads
-    like something present (another data set's id for the same name) is discarded too.
+    Where ``detection_prompts`` asks for all categories and they fit, those. Else, as for pre-training: the categories
+    present come first into the token budget, in random order; with probability ``full_negatives`` ``max_negatives``
+    draws are made from all categories, else a uniform number from 1 on; drawn positives are discarded and negatives
+    kept while they fit; then everything is shuffled. One improvement: a negative that reads like something present
+    (another data set's id for the same name) is discarded too.
 
     Args:
         present: ids in the picture.
@@ -53,6 +54,10 @@ def choose_categories(
         Ids in prompt order; at least one. Categories that overflow the budget are left out with their boxes.
     """
     budget = config.max_prompt_tokens - SPECIAL_TOKENS
+    if config.detection_prompts != "sampled":
+        whole = list(names)
+        if sum(count_tokens(clean_name(names[category])) + 1 for category in whole) <= budget:
+            return whole if config.detection_prompts == "all" else [whole[i] for i in rng.permutation(len(whole))]
     shown: list[int] = []
     for i in rng.permutation(len(present)):
         cost = count_tokens(clean_name(names[present[i]])) + 1  # and its period
@@ -76,7 +81,8 @@ def choose_categories(
 
 
 def _draws(rng: np.random.Generator, config: SamplesConfig) -> int:
-    if rng.random() < config.full_negatives or config.max_negatives == 0:
+    always_full = config.detection_prompts != "sampled"
+    if always_full or rng.random() < config.full_negatives or config.max_negatives == 0:
         return config.max_negatives
     return int(rng.integers(1, config.max_negatives + 1))
 

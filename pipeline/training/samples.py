@@ -27,7 +27,7 @@ from pipeline.data.records import (
     ImageRef,
     Phrase,
 )
-from pipeline.data.shards import from_row, list_shards, read_categories, read_table
+from pipeline.data.shards import from_row, list_shards, read_categories, read_repeat, read_table
 from pipeline.errors import TrainingError
 from pipeline.training.negatives import SPECIAL_TOKENS, TokenCount, choose_categories, has_head_in, word_forms
 
@@ -71,9 +71,9 @@ class DetectionSource(SampleSource):
         digests = []
         for path in list_shards(folder):
             names = {category.id: category.name for category in read_categories(path)}
-            table = read_table(path, DETECTION_SCHEMA.names)
-            self._rows += [(table, i, names) for i in range(len(table))]
-            digests.append(f"{_digest(table)} {names}")
+            table, repeat = read_table(path, DETECTION_SCHEMA.names), read_repeat(path)
+            self._rows += [(table, i, names) for _ in range(repeat) for i in range(len(table))]
+            digests.append(f"{_digest(table)} {names} {repeat}")
         self._digest = hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
     def __len__(self) -> int:
@@ -113,9 +113,11 @@ class GroundingSource(SampleSource):
 
     def __init__(self, folder: Path, config: SamplesConfig, count_tokens: TokenCount, ignore_unlocated: bool) -> None:
         self._config, self._count_tokens, self._ignore_unlocated = config, count_tokens, ignore_unlocated
-        tables = [read_table(path, GROUNDING_SCHEMA.names) for path in list_shards(folder)]
+        tables = [
+            read_table(path, GROUNDING_SCHEMA.names) for path in list_shards(folder) for _ in range(read_repeat(path))
+        ]
         # Rejected rows and rows without boxes have nothing to teach.
-        self._table = pa.concat_tables([table.filter(pa.array(_has_boxes(table))) for table in tables])
+        self._table = pa.concat_tables([table.filter(pa.array(_has_boxes(table), pa.bool_())) for table in tables])
         columns = self._table.select(["caption", "phrases"]).to_pylist()
         self._captions = [row["caption"] for row in columns]
         self._phrases = [[p["text"] for p in row["phrases"]] for row in columns]

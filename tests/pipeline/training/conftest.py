@@ -50,6 +50,7 @@ def samples_config() -> SamplesConfig:
         long_side=2 * SIDE,
         flip=0.5,
         max_prompt_tokens=40,
+        detection_prompts="sampled",
         max_negatives=4,
         full_negatives=0.5,
         caption_negatives=2,

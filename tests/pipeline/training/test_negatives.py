@@ -18,6 +18,7 @@ CONFIG = SamplesConfig(
     long_side=64,
     flip=0.0,
     max_prompt_tokens=40,
+    detection_prompts="sampled",
     max_negatives=5,
     full_negatives=0.5,
     caption_negatives=0,
@@ -101,6 +102,28 @@ def test_order_is_random() -> None:
     )
     assert len(orders) == 6
     assert min(orders.values()) > 20
+
+
+def test_all_categories_are_asked_for_in_order_or_shuffled() -> None:
+    names = {i: f"name{i}" for i in (7, 3, 9, 1)}
+    config = replace(CONFIG, detection_prompts="all")
+    shuffled = replace(CONFIG, detection_prompts="all_shuffled")
+    orders = set()
+    for seed in range(40):
+        chance = np.random.default_rng(seed)
+        assert choose_categories([3], names, chance, config, count_words) == [7, 3, 9, 1]
+        orders.add(tuple(choose_categories([3], names, chance, shuffled, count_words)))
+    assert len(orders) > 10
+    assert {frozenset(order) for order in orders} == {frozenset(names)}
+
+
+def test_a_vocabulary_beyond_the_budget_is_sampled_with_all_its_negatives() -> None:
+    names = {i: f"name{i}" for i in range(100)}
+    config = replace(CONFIG, detection_prompts="all", full_negatives=0.0, max_negatives=100)
+    for seed in range(10):
+        shown = choose_categories([4], names, np.random.default_rng(seed), config, count_words)
+        assert 4 in shown
+        assert len(shown) == 19  # two words each with the period, in a budget of 38
 
 
 def test_no_negatives_when_none_are_asked_for() -> None:

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from glip_model.alignment import tokenize_prompt
 from pipeline.config import SamplesConfig
 from pipeline.data.records import Category, DetectedObject, GroundingRecord
+from pipeline.data.shards import REPEAT_KEY, shard_name, write_shard
 from pipeline.errors import MissingInputError, TrainingError
 from pipeline.training.samples import (
     DetectionSource,
@@ -114,6 +115,14 @@ def rows_of(tiny: SimpleNamespace) -> list[GroundingRecord]:
         tiny.grounding_record(f"g{i}", [names[i], names[(i + 1) % 6]], i, unlocated=[names[(i + 2) % 6]])
         for i in range(6)
     ]
+
+
+def test_rows_come_as_often_as_their_shards_say(tmp_path: Path, tiny: SimpleNamespace, samples_config: Any) -> None:
+    records = [tiny.grounding_record("a", ["apple"]), tiny.grounding_record("b", ["pear"], 1)]
+    for number, (record, repeat) in enumerate(zip(records, ("3", "1"), strict=True)):
+        write_shard(tmp_path / shard_name(number), [record], GroundingRecord, {REPEAT_KEY: repeat})
+    source = GroundingSource(tmp_path, samples_config, count_words, ignore_unlocated=False)
+    assert [source.sample(row, rng()).key for row in range(len(source))] == ["a", "a", "a", "b"]
 
 
 def test_caption_is_shown_as_it_stands(ground: Ground, tiny: SimpleNamespace) -> None:
@@ -218,6 +227,7 @@ def test_prompts_use_the_token_budget_and_stay_within_it(
     config = replace(
         samples_config,
         max_prompt_tokens=budget,
+        detection_prompts="sampled",
         max_negatives=30,
         caption_negatives=10,
         caption_negatives_none=0.0,
