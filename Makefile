@@ -40,6 +40,7 @@ lock: $(READY) ## write requirements.lock anew from pyproject.toml
 	$(BIN)/pip-compile --quiet --upgrade --generate-hashes --no-emit-index-url --no-emit-trusted-host --no-emit-find-links --no-header --no-annotate --allow-unsafe --strip-extras --extra dev --output-file requirements.lock pyproject.toml
 
 bench: $(READY) ## speed and memory as ratios against named baselines (about half an hour)
+	$(BIN)/python tests/benchmarks/data_speed.py
 	$(BIN)/python tests/benchmarks/model_speed.py
 
 clean: ## remove what a run writes; the environment stays

@@ -60,8 +60,8 @@ def call(run: Callable[[argparse.Namespace], None], args: argparse.Namespace) ->
     return 0
 
 
-def progress(total: int, description: str, unit: str) -> tqdm[Any]:
-    """Return a progress bar over ``total`` units; a context manager with ``update`` and ``set_postfix_str``.
+def progress(total: int | None, description: str, unit: str) -> tqdm[Any]:
+    """Return a progress bar over ``total`` units, None where nobody knows how many; a context manager with ``update``.
 
     Off a terminal it prints a line now and then instead of redrawing, so that logs stay readable.
     """

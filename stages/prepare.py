@@ -33,10 +33,14 @@ def run(args: argparse.Namespace) -> None:
     if args.metrics:
         write_json(args.metrics, metrics)
     rows = sum(folder["rows"] for folder in metrics.values())
-    rejects = sum(sum(folder["rejects"].values()) for folder in metrics.values())
+    held_out = sum(folder["rejects"].get("held_out", 0) for folder in metrics.values())
+    rejects = sum(sum(folder["rejects"].values()) for folder in metrics.values()) - held_out
     boxes = sum(folder["boxes"] for folder in metrics.values())
     dropped = sum(sum(folder["dropped_boxes"].values()) for folder in metrics.values())
-    figures = f"{rows} rows, {rejects} rejected, {boxes} boxes, {dropped} dropped, {time.monotonic() - start:.0f} s"
+    figures = f"{rows} rows, {rejects} rejected, {boxes} boxes, {dropped} dropped"
+    if held_out:
+        figures += f", {held_out} held out because models are judged by their pictures"
+    figures += f", {time.monotonic() - start:.0f} s"
     logger.info("prepare: %s → %s", figures, args.out)
 
 

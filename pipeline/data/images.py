@@ -1,17 +1,16 @@
-"""The picture that a record refers to: from its bytes or its path to RGB."""
+"""The picture that a record refers to: from its bytes or its place to RGB."""
 
 from __future__ import annotations
-
-from pathlib import Path
 
 from PIL import Image
 
 from glip_model.images import ImageError, decode_image
+from pipeline.data.filesystem import read_bytes
 from pipeline.data.records import ImageRef
 
 
 def load_image(ref: ImageRef, max_pixels: int) -> Image.Image:
-    """Decode the picture that a record refers to, from its bytes or its path.
+    """Decode the picture that a record refers to, from its bytes, its path, its URL or its range of a file.
 
     Raises:
         ImageError: as ``decode_image``, or ``image_missing``.
@@ -20,14 +19,4 @@ def load_image(ref: ImageRef, max_pixels: int) -> Image.Image:
         return decode_image(ref.bytes, max_pixels)
     if ref.path is None:
         raise ImageError("image_missing", "the record holds neither bytes nor a path")
-    return decode_image(read_file(Path(ref.path)), max_pixels)
-
-
-def read_file(path: Path) -> bytes:
-    """Return the bytes of a picture's file; ImageError ``image_missing`` when there is no such regular file."""
-    try:
-        if not path.is_file():
-            raise ImageError("image_missing", f"{path}: no such file")
-        return path.read_bytes()
-    except (OSError, ValueError) as error:  # ValueError: a name that no file can have, with a null character in it
-        raise ImageError("image_missing", str(error)) from error
+    return decode_image(read_bytes(ref.path), max_pixels)

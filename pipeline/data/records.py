@@ -32,10 +32,12 @@ ROW_REJECT_REASONS = (
     "no_phrases",
     "no_boxes",
     "duplicate_key",
+    "held_out",
+    "row_malformed",
 )
 """Why a row may be refused; every stage counts its rejects by these."""
 
-BOX_DROP_REASONS = ("box_malformed", "box_degenerate", "category_unknown")
+BOX_DROP_REASONS = ("box_malformed", "box_degenerate", "category_unknown", "span_empty", "picture_unknown")
 """Why a box of a raw data set may be left out while its picture stays; ``prepare`` counts them by these."""
 
 Box = tuple[float, float, float, float]

@@ -33,14 +33,15 @@ R = TypeVar("R", CaptionRecord, PhrasesRecord, GroundingRecord, DetectionRecord)
 
 KIND = {CaptionRecord: "caption", PhrasesRecord: "phrases", GroundingRecord: "grounding", DetectionRecord: "detection"}
 VERSION_KEY, KIND_KEY = "glip.schema_version", "glip.kind"
-CATEGORIES_KEY, PROVENANCE_KEY = "glip.categories", "glip.provenance"
+CATEGORIES_KEY, PROVENANCE_KEY, REPEAT_KEY = "glip.categories", "glip.provenance", "glip.repeat"
 ROW_GROUP_ROWS = 256
-"""Rows that a reader unpacks at once; with 1-MB pictures a quarter of a gigabyte."""
+ROW_GROUP_BYTES = 32 << 20
+"""Rows, and bytes of pictures, that a reader unpacks at once: a row group ends with whichever comes first."""
 
 
-def shard_name(number: int) -> str:
-    """Return the file name of a shard."""
-    return f"part-{number:05d}.parquet"
+def shard_name(number: int, split: int = 0) -> str:
+    """Return the file name of a shard; ``split`` counts the files of a part that needed several."""
+    return f"part-{number:05d}{f'_{split:03d}' if split else ''}.parquet"
 
 
 def list_shards(folder: str | Path) -> list[Path]:
@@ -53,7 +54,7 @@ def list_shards(folder: str | Path) -> list[Path]:
 
 
 def write_shard(
-    path: Path, records: Sequence[Record], record_type: type, metadata: Mapping[str, str] | None = None
+    path: Path, records: Iterable[Record], record_type: type, metadata: Mapping[str, str] | None = None
 ) -> None:
     """Write records to one file, aside first and then renamed, so that readers never see a part of it.
 
@@ -63,13 +64,78 @@ def write_shard(
         record_type: decides the schema.
         metadata: further key-value pairs of the file; schema version and kind are added here.
     """
-    schema = SCHEMAS[record_type].with_metadata(
-        {VERSION_KEY: SCHEMA_VERSION, KIND_KEY: KIND[record_type], **(metadata or {})}
-    )
-    table = pa.Table.from_pylist([_to_row(record) for record in records], schema=schema)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    with ShardWriter(path, record_type, metadata) as shard:
+        for record in records:
+            shard.append(record)
+
+
+class ShardWriter:
+    """A shard that is written row group by row group, and appears when the ``with`` block ends without an exception.
+
+    Args:
+        path: file to write; its folder is created.
+        record_type: decides the schema.
+        metadata: key-value pairs of the file; schema version and kind are added here.
+
+    Attributes:
+        metadata: may get further keys until the block ends; those stand in the file's metadata alone, not in its Arrow
+            schema.
+        rows: so far.
+        bytes: of the pictures so far, as they are encoded.
+    """
+
+    def __init__(self, path: Path, record_type: type, metadata: Mapping[str, str] | None = None) -> None:
+        first = {VERSION_KEY: SCHEMA_VERSION, KIND_KEY: KIND[record_type], **(metadata or {})}
+        self.path, self.metadata, self._schema = path, dict(first), SCHEMAS[record_type].with_metadata(first)
+        self._aside = path.with_name(f".{path.name}.{os.getpid()}")
+        self._group: list[dict[str, Any]] = []
+        self._group_bytes = 0
+        self.rows = self.bytes = 0
+
+    def __enter__(self) -> ShardWriter:
+        """Begin the file beside its place."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = pq.ParquetWriter(self._aside, self._schema, compression="zstd", write_page_checksum=True)
+        return self
+
+    def append(self, record: Record) -> None:
+        """Add a row."""
+        image = getattr(record, "image", None)
+        size = len(image.bytes) if image is not None and image.bytes is not None else 0
+        self._group.append(_to_row(record))
+        self.rows, self.bytes, self._group_bytes = self.rows + 1, self.bytes + size, self._group_bytes + size
+        if len(self._group) == ROW_GROUP_ROWS or self._group_bytes >= ROW_GROUP_BYTES:
+            self._write_group()
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Put the file in its place, or remove it after an exception."""
+        try:
+            with self._file:
+                if kind is None:
+                    self._write_group()
+                    first = _decode_metadata(self._schema.metadata)
+                    self._file.add_key_value_metadata({k: v for k, v in self.metadata.items() if k not in first})
+            if kind is None:
+                os.replace(self._aside, self.path)
+        finally:
+            self._aside.unlink(missing_ok=True)
+
+    def _write_group(self) -> None:
+        if self._group:
+            self._file.write_table(pa.Table.from_pylist(self._group, schema=self._schema))
+        self._group, self._group_bytes = [], 0
+
+
+def keep_rows(path: Path, rows: Sequence[int], metadata: Mapping[str, str]) -> None:
+    """Write a shard again with some of its rows, in their order, and further metadata.
+
+    Raises:
+        ShardError: the file is missing or broken.
+    """
+    table = read_table(path).take(pa.array(rows, pa.int64()))
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
+        table = table.replace_schema_metadata({**read_metadata(path), **metadata})
         pq.write_table(table, aside, compression="zstd", row_group_size=ROW_GROUP_ROWS, write_page_checksum=True)
         os.replace(aside, path)
     finally:
@@ -85,7 +151,8 @@ def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
     with _shard_errors(path):
         # Every page carries a checksum: a flipped bit is an error and never a slightly different caption.
         file = pq.ParquetFile(path, page_checksum_verification=True)
-        _check_columns(path, file.schema_arrow, columns)
+        kind = _decode_metadata(file.metadata.metadata).get(KIND_KEY)
+        _check_columns(path, kind, file.schema_arrow, columns)
         table = file.read(columns=None if columns is None else list(columns))
         table.validate(full=True)
         return table
@@ -108,7 +175,7 @@ def read_shard(path: Path, record_type: type[R]) -> list[R]:
 def read_metadata(path: Path) -> dict[str, str]:
     """Return the key-value metadata of a shard; ShardError when it is missing or broken."""
     with _shard_errors(path):
-        return _decode_metadata(pq.read_schema(path))
+        return _decode_metadata(pq.read_metadata(path).metadata)
 
 
 def categories_to_metadata(categories: Iterable[Category]) -> dict[str, str]:
@@ -125,6 +192,11 @@ def read_categories(path: Path) -> list[Category]:
         return [Category(**entry) for entry in json.loads(raw)]
     except (json.JSONDecodeError, TypeError) as error:
         raise ShardError(f"{path}: {CATEGORIES_KEY} is no vocabulary ({error}); write the shard anew") from error
+
+
+def read_repeat(path: Path) -> int:
+    """Return how often the rows of a shard come in one pass of training; 1 where nobody said."""
+    return int(read_metadata(path).get(REPEAT_KEY, "1"))
 
 
 def from_row(record_type: type[R], row: Mapping[str, Any]) -> R:
@@ -154,8 +226,7 @@ def _shard_errors(path: Path) -> Iterator[None]:
         raise ShardError(f"{path}: not a readable Parquet file ({detail}); delete it and run: dvc repro") from error
 
 
-def _check_columns(path: Path, found: pa.Schema, columns: Sequence[str] | None) -> None:
-    kind = _decode_metadata(found).get(KIND_KEY)
+def _check_columns(path: Path, kind: str | None, found: pa.Schema, columns: Sequence[str] | None) -> None:
     promised = next((SCHEMAS[record_type] for record_type, name in KIND.items() if name == kind), pa.schema([]))
     for column in found.names if columns is None else columns:
         if column not in found.names:
@@ -167,8 +238,8 @@ def _check_columns(path: Path, found: pa.Schema, columns: Sequence[str] | None) 
             )
 
 
-def _decode_metadata(schema: pa.Schema) -> dict[str, str]:
-    return {key.decode(): value.decode() for key, value in (schema.metadata or {}).items()}
+def _decode_metadata(metadata: Mapping[bytes, bytes] | None) -> dict[str, str]:
+    return {key.decode(): value.decode() for key, value in (metadata or {}).items() if key != b"ARROW:schema"}
 
 
 def _phrase_from_row(row: Mapping[str, Any]) -> Phrase:

@@ -13,10 +13,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.data.provenance import FINGERPRINT
 from pipeline.data.records import GROUNDING_SCHEMA, GroundingRecord
 from pipeline.data.shards import KIND, KIND_KEY, PROVENANCE_KEY, from_row, list_shards, read_metadata, read_table
 from pipeline.errors import MissingInputError, ShardError
-from pipeline.pseudo_labels.manifest import FINGERPRINT
 
 SCORE_BINS = 10
 BAR_WIDTH = 40

@@ -25,19 +25,16 @@ from glip_model.predictor import GLIPPredictor
 from pipeline.cli import progress, quiet_libraries, write_json
 from pipeline.config import PseudoLabelConfig
 from pipeline.data import images
+from pipeline.data.provenance import FINGERPRINT, code_sha256, file_sha256, fingerprint
 from pipeline.data.records import SCHEMA_VERSION, CaptionRecord, GroundingRecord, PhrasesRecord
 from pipeline.data.shards import PROVENANCE_KEY, list_shards, read_metadata, read_shard, write_shard
 from pipeline.errors import MissingInputError, RejectLimitError, ShardError
 from pipeline.pseudo_labels import labeller, selection
 from pipeline.pseudo_labels.labeller import PseudoLabeller
 from pipeline.pseudo_labels.manifest import (
-    FINGERPRINT,
     MANIFEST_FILE,
     ShardSummary,
-    code_sha256,
     describe_teacher,
-    file_sha256,
-    fingerprint,
     finished_summary,
     summarise_shard,
 )

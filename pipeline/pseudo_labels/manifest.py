@@ -8,22 +8,20 @@ checking copies; while it is missing, the folder is not complete.
 
 from __future__ import annotations
 
-import ast
 import dataclasses
-import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from glip_model.checkpoint import CONFIG_FILE, WEIGHTS_FILE
+from pipeline.data.provenance import FINGERPRINT, file_sha256
 from pipeline.data.shards import PROVENANCE_KEY, read_metadata, read_table
 from pipeline.errors import MissingInputError, ShardError
 
 MANIFEST_FILE = "manifest.json"
-FINGERPRINT = "fingerprint"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt")
 """Files beside the weights that decide how captions are read, where the teacher has them."""
 
@@ -46,25 +44,6 @@ class ShardSummary:
         return dataclasses.asdict(self)
 
 
-def file_sha256(path: Path) -> str:
-    """Return the hash of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def code_sha256(paths: Iterable[Path]) -> str:
-    """Return a hash of Python files that comments, docstrings and layout do not change."""
-    digest = hashlib.sha256()
-    for path in sorted(paths):
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        for node in ast.walk(tree):
-            body = getattr(node, "body", None)
-            if isinstance(body, list):
-                node.body = [item for item in body if not _is_docstring(item)]  # type: ignore[attr-defined]
-        digest.update(ast.unparse(tree).encode())
-    return digest.hexdigest()
-
-
 def describe_teacher(folder: Path) -> dict[str, Any]:
     """Return a teacher's name and the hashes of its weights, config and tokenizer.
 
@@ -80,11 +59,6 @@ def describe_teacher(folder: Path) -> dict[str, Any]:
         "sha256": file_sha256(folder / WEIGHTS_FILE),
         "files": {path.name: file_sha256(path) for path in files},
     }
-
-
-def fingerprint(provenance: Mapping[str, Any]) -> str:
-    """Hash everything that a shard's content depends on."""
-    return hashlib.sha256(json.dumps(provenance, sort_keys=True).encode()).hexdigest()
 
 
 def finished_summary(path: Path, expected_fingerprint: str) -> ShardSummary | None:
@@ -130,7 +104,3 @@ def summarise_shard(path: Path) -> ShardSummary:
         fingerprint=read_fingerprint(path),
         sha256=file_sha256(path),
     )
-
-
-def _is_docstring(statement: ast.stmt) -> bool:
-    return isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)

@@ -26,6 +26,10 @@ pytestmark = [
 ]
 
 
+SHOWN = 35
+"""Pictures of the fifty that training sees."""
+
+
 def make_params(folder: Path) -> Path:
     params: dict[str, Any] = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
     pictures = str(COCO / "train2017")
@@ -39,7 +43,12 @@ def make_params(folder: Path) -> Path:
         "annotations": str(COCO / "annotations/captions_train2017.json"),
         "images": pictures,
     }
-    params["prepare"].update(human=[boxes], web=[captions], dev=[boxes], test=[], rows_per_shard=30)
+    # The last pictures are for evaluation; they are in the files for training too, and must be found there.
+    truth = json.loads((COCO / "annotations/instances_train2017.json").read_text(encoding="utf-8"))
+    truth["images"] = truth["images"][SHOWN:]
+    (folder / "dev.json").write_text(json.dumps(truth), encoding="utf-8")
+    judged = {**boxes, "annotations": str(folder / "dev.json")}
+    params["prepare"].update(human=[boxes], web=[captions], dev=[judged], test=[], rows_per_shard=20)
     params["train"].update(num_workers=1, log_every=1, checkpoint_every=100)
     params["train"]["optim"]["batch_size"] = 4
     params["train"]["runs"]["teacher"].update(steps=3, mixture={"detection": 1.0})
@@ -83,10 +92,12 @@ def read_all(folder: Path, kind: type) -> list[Any]:
 
 
 def test_detection_records_hold_the_coco_boxes(run: Path) -> None:
-    records = read_all(run / "records/human/detection", DetectionRecord)
     truth = json.loads((COCO / "annotations/instances_train2017.json").read_text(encoding="utf-8"))
-    assert len(records) == len(truth["images"]) == 50
-    assert sum(len(record.objects) for record in records) == len(truth["annotations"])
+    shown = {image["id"] for image in truth["images"][:SHOWN]}
+    expected = [row for row in truth["annotations"] if row["image_id"] in shown]
+    records = read_all(run / "records/human/detection", DetectionRecord)
+    assert len(records) == SHOWN
+    assert sum(len(record.objects) for record in records) == len(expected)
     assert len(read_categories(list_shards(run / "records/human/detection")[0])) == 80
     for record in records:
         for item in record.objects:
@@ -95,10 +106,21 @@ def test_detection_records_hold_the_coco_boxes(run: Path) -> None:
             assert 0 <= y1 < y2 <= record.height
 
 
+def test_pictures_of_evaluation_are_kept_out_of_training(run: Path) -> None:
+    judged = {record.image.bytes for record in read_all(run / "records/dev/detection", DetectionRecord)}
+    assert len(judged) == 50 - SHOWN
+    for folder, kind in (("human/detection", DetectionRecord), ("web", CaptionRecord)):
+        shown = {record.image.bytes for record in read_all(run / "records" / folder, kind)}
+        assert len(shown) == SHOWN
+        assert not shown & judged
+    metrics = json.loads((run / "prepare.json").read_text(encoding="utf-8"))
+    assert metrics["human/detection"]["rejects"] == {"held_out": 50 - SHOWN}
+
+
 def test_every_caption_is_a_web_pair_with_its_phrases(run: Path) -> None:
     pairs = read_all(run / "records/web", CaptionRecord)
     parsed = read_all(run / "phrases", PhrasesRecord)
-    assert len(pairs) >= 250
+    assert len(pairs) >= 5 * SHOWN
     assert [pair.key for pair in pairs] == [row.key for row in parsed]
     assert len({pair.key for pair in pairs}) == len(pairs)
     for row in parsed:

@@ -10,7 +10,6 @@ import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import Literal
 
 import numpy as np
 
@@ -25,6 +24,7 @@ from pipeline.data.embedded.captions import (
 )
 from pipeline.data.embedded.scenes import Scene, compose_scene
 from pipeline.data.embedded.sprites import Concept, load_concepts, split_concepts
+from pipeline.data.raw import Part, RawTable, SourceContext
 from pipeline.data.records import (
     CaptionRecord,
     Category,
@@ -36,11 +36,9 @@ from pipeline.data.records import (
     Record,
     ScoredBox,
 )
-from pipeline.data.shards import categories_to_metadata
-from pipeline.data.tables import DroppedBox, RecordTable, Reject, RowReader
+from pipeline.errors import ConfigError
 
 SOURCE = "embedded"
-Role = Literal["human", "web", "dev", "test"]
 # Every kind of picture draws from a stream of its own, so that no picture serves two roles.
 _STREAMS = {"human_detection": 1, "human_grounding": 2, "web": 3, "dev": 4, "test": 5}
 
@@ -58,26 +56,36 @@ class _Pool:
 _Make = Callable[[np.random.Generator, _Pool, EmbeddedConfig], Record | None]
 
 
-def tables_for(role: Role, config: EmbeddedConfig, seed: int) -> list[RecordTable]:
-    """Return the tables of one role."""
-    vocabulary = categories_to_metadata(categories(config, with_novel=role != "human"))
+def read_embedded(context: SourceContext) -> list[RawTable]:
+    """Emoji scenes that ship with the project; every role has its own pictures."""
+    config = context.config.embedded
+    counts = {"human_detection": config.human_detection, "human_grounding": config.human_grounding, "web": config.web}
+    counts |= {"dev": config.dev, "test": config.test}
 
-    def shards(make: _Make, stream: str) -> Callable[[int, int], RowReader]:
-        return lambda start, stop: partial(_rows, make, stream, config, seed, start, stop)
+    def table(kind: type, make: _Make, stream: str, folder: str | None = None) -> RawTable:
+        def parts(rows_per_part: int) -> Iterator[Part]:
+            for start in range(0, counts[stream], rows_per_part):
+                stop = min(start + rows_per_part, counts[stream])
+                name = f"{stream} {start} to {stop}"
+                rows = partial(_rows, make, stream, config, context.seed, start, stop)
+                yield Part(name, f"{name} of {config} with seed {context.seed}", rows, stop - start)
 
-    if role == "human":
-        detection, grounding = shards(_detection, "human_detection"), shards(_grounding, "human_grounding")
+        vocabulary = tuple(categories(config, with_novel=context.role != "human")) if kind is DetectionRecord else ()
+        return RawTable(kind, parts, counts[stream], vocabulary, folder)
+
+    if context.role == "human":
         return [
-            RecordTable("detection", DetectionRecord, config.human_detection, vocabulary, detection),
-            RecordTable("grounding", GroundingRecord, config.human_grounding, {}, grounding),
+            table(DetectionRecord, _detection, "human_detection"),
+            table(GroundingRecord, _grounding, "human_grounding"),
         ]
-    if role == "web":
-        return [RecordTable("", CaptionRecord, config.web, {}, shards(_web, "web"))]
-    count = config.dev if role == "dev" else config.test
+    if context.role == "web":
+        return [table(CaptionRecord, _web, "web")]
+    if context.role not in ("dev", "test"):
+        raise ConfigError(f"prepare.{context.role}: reader 'embedded' has pictures of its own for every other role")
     return [
-        RecordTable("detection", DetectionRecord, count, vocabulary, shards(_detection, role)),
-        RecordTable("grounding", GroundingRecord, count, {}, shards(_grounding, role)),
-        RecordTable("referring", GroundingRecord, count, {}, shards(_referring, role)),
+        table(DetectionRecord, _detection, context.role),
+        table(GroundingRecord, _grounding, context.role),
+        table(GroundingRecord, _referring, context.role, "referring"),
     ]
 
 
@@ -104,9 +112,7 @@ def web_truth(config: EmbeddedConfig, seed: int, number: int) -> GroundingRecord
     return _grounding_record(scene, writer.text, writer.phrases(pool.base))
 
 
-def _rows(
-    make: _Make, stream: str, config: EmbeddedConfig, seed: int, start: int, stop: int
-) -> Iterator[Record | Reject | DroppedBox]:
+def _rows(make: _Make, stream: str, config: EmbeddedConfig, seed: int, start: int, stop: int) -> Iterator[Record]:
     pool = _pool(config, with_novel=not stream.startswith("human"))
     for number in range(start, stop):
         record = make(_generator(stream, seed, number), pool, config)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import random
 from pathlib import Path
@@ -15,7 +16,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.data import shards
 from pipeline.data.records import (
     SCHEMA_VERSION,
     SCHEMAS,
@@ -29,7 +29,21 @@ from pipeline.data.records import (
     PhrasesRecord,
     ScoredBox,
 )
-from pipeline.data.shards import list_shards, read_categories, read_metadata, read_shard, read_table, write_shard
+from pipeline.data.shards import (
+    CATEGORIES_KEY,
+    ROW_GROUP_BYTES,
+    ROW_GROUP_ROWS,
+    ShardWriter,
+    categories_to_metadata,
+    keep_rows,
+    list_shards,
+    read_categories,
+    read_metadata,
+    read_repeat,
+    read_shard,
+    read_table,
+    write_shard,
+)
 from pipeline.errors import MissingInputError, ShardError
 
 numbers = st.floats(0, 4096, width=32)
@@ -117,15 +131,46 @@ def test_an_interrupted_write_leaves_the_old_shard_and_nothing_else(
     path = tmp_path / "part-00000.parquet"
     write_shard(path, [grounding(1)], GroundingRecord)
 
-    def fill_the_disk(table: pa.Table, where: Path, **options: Any) -> None:
-        where.write_bytes(b"half a sha")
+    def fill_the_disk(writer: pq.ParquetWriter, table: pa.Table) -> None:
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(shards.pq, "write_table", fill_the_disk)
+    monkeypatch.setattr(pq.ParquetWriter, "write_table", fill_the_disk)
     with pytest.raises(OSError, match="No space"):
         write_shard(path, [grounding(2)], GroundingRecord)
     assert os.listdir(tmp_path) == ["part-00000.parquet"]
     assert read_shard(path, GroundingRecord) == [grounding(1)]
+
+
+def test_row_groups_end_at_a_number_of_rows_or_of_bytes(tmp_path: Path) -> None:
+    path = tmp_path / "part-00000.parquet"
+    large = dataclasses.replace(grounding(0), image=ImageRef(bytes=bytes(ROW_GROUP_BYTES // 2)))
+    rows = [*[grounding(i) for i in range(ROW_GROUP_ROWS + 3)], large, large, large]
+    write_shard(path, rows, GroundingRecord)
+    groups = pq.ParquetFile(path).metadata
+    assert [groups.row_group(i).num_rows for i in range(groups.num_row_groups)] == [ROW_GROUP_ROWS, 5, 1]
+    assert [row.key for row in read_shard(path, GroundingRecord)] == [row.key for row in rows]
+
+
+def test_metadata_may_grow_while_a_shard_is_written(tmp_path: Path) -> None:
+    path = tmp_path / "part-00000.parquet"
+    with ShardWriter(path, GroundingRecord, {"early": "1"}) as shard:
+        shard.append(grounding(1))
+        shard.metadata["late"] = "2"
+    metadata = read_metadata(path)
+    assert (metadata["early"], metadata["late"]) == ("1", "2")
+    assert pq.read_schema(path).metadata[b"early"] == b"1"
+    assert read_shard(path, GroundingRecord) == [grounding(1)]
+
+
+def test_some_rows_are_kept_with_all_that_the_file_says(tmp_path: Path) -> None:
+    path = tmp_path / "part-00000.parquet"
+    write_shard(path, [grounding(i) for i in range(4)], GroundingRecord, {"a": "b"})
+    keep_rows(path, [3, 1], {"c": "d"})
+    assert read_shard(path, GroundingRecord) == [grounding(3), grounding(1)]
+    assert {"a": "b", "c": "d"}.items() <= read_metadata(path).items()
+    keep_rows(path, [], {})
+    assert read_shard(path, GroundingRecord) == []
+    assert read_repeat(path) == 1
 
 
 def test_shards_are_listed_in_order_and_half_written_ones_are_not(tmp_path: Path) -> None:
@@ -248,7 +293,7 @@ def test_some_columns_can_be_read_alone(tmp_path: Path) -> None:
 def test_a_vocabulary_travels_in_the_metadata(tmp_path: Path) -> None:
     categories = [Category(id=7, name="façade"), Category(id=90, name="zebra", split="novel")]
     path = tmp_path / "part-00000.parquet"
-    write_shard(path, [], DetectionRecord, shards.categories_to_metadata(categories))
+    write_shard(path, [], DetectionRecord, categories_to_metadata(categories))
     assert read_categories(path) == categories
     assert read_shard(path, DetectionRecord) == []
 
@@ -256,7 +301,7 @@ def test_a_vocabulary_travels_in_the_metadata(tmp_path: Path) -> None:
 @pytest.mark.parametrize("vocabulary", ["no json", '[{"id": 1}]', "[1]", "7"])
 def test_a_broken_vocabulary_is_a_shard_error(tmp_path: Path, vocabulary: str) -> None:
     path = tmp_path / "part-00000.parquet"
-    write_shard(path, [], DetectionRecord, {shards.CATEGORIES_KEY: vocabulary})
+    write_shard(path, [], DetectionRecord, {CATEGORIES_KEY: vocabulary})
     with pytest.raises(ShardError, match="is no vocabulary"):
         read_categories(path)
 

@@ -8,19 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.data.provenance import FINGERPRINT, code_sha256, file_sha256, fingerprint
 from pipeline.data.records import GroundingRecord, ImageRef, Phrase, ScoredBox
 from pipeline.data.shards import PROVENANCE_KEY, write_shard
 from pipeline.errors import MissingInputError, ShardError
-from pipeline.pseudo_labels.manifest import (
-    FINGERPRINT,
-    ShardSummary,
-    code_sha256,
-    describe_teacher,
-    file_sha256,
-    fingerprint,
-    finished_summary,
-    summarise_shard,
-)
+from pipeline.pseudo_labels.manifest import ShardSummary, describe_teacher, finished_summary, summarise_shard
 
 WHOLE = Phrase(text="dog", char_spans=((0, 3),), boxes=(ScoredBox(xyxy=(0, 0, 5, 5), score=0.9),) * 2)
 BARE = Phrase(text="cat", char_spans=((4, 7),), reject_reason="below_min_score")

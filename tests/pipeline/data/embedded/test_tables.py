@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import pickle
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,11 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from pipeline.config import load_config
+from pipeline.config import EmbeddedConfig, load_config
 from pipeline.data.embedded.sprites import split_concepts
-from pipeline.data.embedded.tables import Role, categories, tables_for, web_truth
-from pipeline.data.records import CaptionRecord, GroundingRecord
+from pipeline.data.embedded.tables import categories, read_embedded, web_truth
+from pipeline.data.raw import RawTable, SourceContext
+from pipeline.data.records import CaptionRecord, DetectionRecord, GroundingRecord
 
 ROOT = Path(__file__).resolve().parents[4]
 CONFIG = dataclasses.replace(
@@ -29,13 +31,23 @@ CONFIG = dataclasses.replace(
     novel_concepts=15,
 )
 BASE, NOVEL = (frozenset(names) for names in split_concepts(CONFIG.base_concepts, CONFIG.novel_concepts))
-ROLES: tuple[Role, ...] = ("human", "web", "dev", "test")
+ROLES = ("human", "web", "dev", "test")
+KINDS: dict[str, type] = {"": CaptionRecord, "detection": DetectionRecord, "grounding": GroundingRecord}
 
 
-def read(role: Role, folder: str, seed: int = 0, **changes: Any) -> list[Any]:
-    config = dataclasses.replace(CONFIG, **changes)
-    (table,) = [table for table in tables_for(role, config, seed) if table.folder == folder]
-    return list(table.shard(0, table.num_rows)())
+def tables_for(role: str, config: EmbeddedConfig, seed: int) -> dict[str, RawTable]:
+    prepare = dataclasses.replace(load_config(ROOT / "params.yaml").prepare, embedded=config)
+    folders = {kind: folder for folder, kind in KINDS.items()}
+    tables = read_embedded(SourceContext(role=role, name="embedded", config=prepare, seed=seed))
+    return {table.folder or folders[table.record_type]: table for table in tables}
+
+
+def rows(table: RawTable, rows_per_part: int = 1000) -> list[Any]:
+    return [row for part in table.parts(rows_per_part) for row in pickle.loads(pickle.dumps(part.rows))()]
+
+
+def read(role: str, folder: str, seed: int = 0, **changes: Any) -> list[Any]:
+    return rows(tables_for(role, dataclasses.replace(CONFIG, **changes), seed)[folder])
 
 
 def names_in(text: str, names: frozenset[str]) -> set[str]:
@@ -44,7 +56,7 @@ def names_in(text: str, names: frozenset[str]) -> set[str]:
 
 @pytest.fixture(scope="module")
 def everything() -> dict[str, list[Any]]:
-    return {f"{role}/{t.folder}": list(t.shard(0, t.num_rows)()) for role in ROLES for t in tables_for(role, CONFIG, 0)}
+    return {f"{role}/{f}": rows(table) for role in ROLES for f, table in tables_for(role, CONFIG, 0).items()}
 
 
 def test_human_data_shows_and_names_base_concepts_alone(everything: dict[str, list[Any]]) -> None:
@@ -177,10 +189,11 @@ def test_seeds_change_pictures_and_captions_and_not_the_vocabulary() -> None:
     assert not {record.image.bytes for record in first} & {record.image.bytes for record in second}
     for role in ("human", "dev"):
         tables = [tables_for(role, CONFIG, seed) for seed in (0, 1)]
-        assert [t.metadata for t in tables[0]] == [t.metadata for t in tables[1]]
+        assert [t.categories for t in tables[0].values()] == [t.categories for t in tables[1].values()]
 
 
 def test_rows_are_the_same_however_they_are_cut_into_shards() -> None:
-    (table,) = tables_for("web", CONFIG, 0)
-    cut = [record for start in range(0, 21, 7) for record in table.shard(start, start + 7)()]
-    assert cut == list(table.shard(0, 21)())
+    table = tables_for("web", CONFIG, 0)[""]
+    assert rows(table, 7) == rows(table, 1000)
+    assert [part.num_rows for part in table.parts(50)] == [50, 50, 20]
+    assert table.num_rows == 120

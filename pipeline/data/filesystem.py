@@ -1,0 +1,360 @@
+"""Files behind paths and URLs: opened by fsspec, named without credentials, kept inside their folder.
+
+Everything that raw data names (``file_name`` of an annotation file, a member of an archive) is untrusted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import lzma
+import posixpath
+import re
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import IO, Any
+from urllib.parse import quote, unquote
+
+from fsspec.core import OpenFile, url_to_fs
+from fsspec.implementations.local import LocalFileSystem
+
+from glip_model.images import ImageError
+from pipeline.errors import MissingInputError
+
+_RANGE = re.compile(r"(?P<url>.*)#bytes=(?P<first>\d{1,15})-(?P<last>-1|\d{1,15})", re.DOTALL)
+_SCHEME = re.compile(r"[A-Za-z][\w+.-]*(://|::)")
+_LOCAL = re.compile(r"(file|local)://")
+_HTTP = re.compile(r"https?://")
+# What may stand before the host. A secret key of S3 may hold slashes, a port is no secret.
+_LOGIN = re.compile(r"(?<=://)([^/?#]*@|[^/?#:@]*:(?!\d*(?:[/?#]|$)).*@)", re.DOTALL)
+_SECRET_CHARS = 4
+"""Shorter pieces of a URL are no secrets, and stand in many a message."""
+_URL_IN_TEXT = re.compile(r"[A-Za-z][\w+.-]*://[^\s'\"<>]+")
+_VERSIONS = (
+    *("ETag", "etag", "md5Hash", "Content-MD5", "Digest", "checksum", "blob_id", "CRC"),
+    *("mtime", "LastModified", "Last-Modified", "last_modified", "modified", "updated", "created"),
+)
+"""What file systems call the version of a file, the surest first."""
+
+_STORE_ERRORS: tuple[type[Exception], ...] = ()
+try:
+    import botocore.exceptions
+
+    _STORE_ERRORS += (botocore.exceptions.BotoCoreError, botocore.exceptions.ClientError)
+except ImportError:  # without s3fs
+    pass
+try:
+    import aiohttp
+
+    _STORE_ERRORS += (aiohttp.ClientError,)
+except ImportError:  # without the file systems that speak HTTP
+    pass
+READ_ERRORS: tuple[type[Exception], ...] = (OSError, ValueError, ImportError, RuntimeError, *_STORE_ERRORS)
+"""What file systems raise over things that are not there or not allowed; stores derive theirs from Exception alone."""
+_BROKEN_OFF: tuple[type[Exception], ...] = (
+    OSError,
+    EOFError,
+    UnicodeDecodeError,
+    zlib.error,
+    lzma.LZMAError,
+    *_STORE_ERRORS,
+)
+"""What reading an open file raises when its bytes are wrong or end before."""
+
+
+def redact(url: str) -> str:
+    """Return a path or URL without what may be secret in it: user and password, query, fragments but byte ranges."""
+    if not _SCHEME.match(url):
+        return url
+    matched = _RANGE.fullmatch(url)
+    plain = matched["url"] if matched else url
+    kept = []
+    for link in plain.split("::"):
+        place, mark, _ = _LOGIN.sub("***@", link, count=1).partition("?")
+        kept.append(place.partition("#")[0] + ("?***" if mark else ""))
+    return "::".join(kept) + url[len(plain) :]
+
+
+def has_credentials(url: str) -> bool:
+    """Tell whether a URL names a user or a password."""
+    return bool(_SCHEME.match(url)) and any(_LOGIN.search(link) for link in url.split("::"))
+
+
+def join(root: str, path: str) -> str:
+    """Return ``path`` below ``root``; a URL or an absolute path stays as it is."""
+    if _SCHEME.match(path) or path.startswith("/") or not root:
+        return path
+    return f"{root.rstrip('/')}/{path}" if root != "/" else f"/{path}"
+
+
+def join_inside(folder: str, name: str) -> str:
+    """Return the place of a file that raw data names, below ``folder``.
+
+    Raises:
+        ImageError: ``image_outside_folder``, the name leaves the folder; ``image_missing``, no file can have it.
+    """
+    if not isinstance(name, str) or not name or "\0" in name or _RANGE.fullmatch(name) or not _is_text(name):
+        raise ImageError("image_missing", f"no file can be called {name!r:.200}")
+    clean = posixpath.normpath(name.replace("\\", "/"))
+    # fsspec reads "a::b" and "a://b" as file systems inside one another.
+    is_odd = "::" in name or "://" in name or re.match("[A-Za-z]:", name)
+    if is_odd or clean.startswith(("../", "/")) or clean in {"..", "."}:
+        raise ImageError("image_outside_folder", f"{name!r:.200} leaves its folder")
+    if not _SCHEME.match(folder):
+        return f"{folder.rstrip('/') if folder else '.'}/{clean}"
+    if _HTTP.match(folder):  # servers take "%2e%2e" for "..", and nothing after "?" or "#" for a part of the name
+        clean = quote(clean, safe="/:@!$&'()*+,;=~")
+    inner, chain, outer = folder.partition("::")  # zip://folder::s3://bucket/archive.zip
+    return f"{inner if inner.endswith('://') else inner.rstrip('/') + '/'}{clean}{chain}{outer}"
+
+
+def byte_range(url: str, first: int, length: int) -> str:
+    """Return the URL of ``length`` bytes of a file from ``first`` on."""
+    return f"{url}#bytes={first}-{first + length - 1}"
+
+
+def read_bytes(url: str) -> bytes:
+    """Return a file, or the range of one that ``byte_range`` made.
+
+    Raises:
+        ImageError: ``image_missing``; the message names the place without credentials.
+    """
+    (result,) = read_many([url])
+    if isinstance(result, ImageError):
+        raise result
+    return result
+
+
+def read_many(urls: Sequence[str]) -> list[bytes | ImageError]:
+    """Read many files or ranges, from remote file systems at the same time; in the order of ``urls``."""
+    results: dict[int, bytes | ImageError] = {}
+    remote: dict[int, tuple[Any, list[tuple[int, str]]]] = {}
+    for i, url in enumerate(urls):
+        plain, first, end = _parse_range(url)
+        try:
+            if end is not None and end <= first:
+                results[i] = b"" if end == first else ImageError("image_missing", f"{redact(url)}: an empty range")
+            elif _LOCAL.match(plain) or not _SCHEME.match(plain):
+                results[i] = _read_local(Path(_LOCAL.sub("", plain, count=1)), first, end)
+            else:
+                filesystem, path = url_to_fs(plain)
+                remote.setdefault(id(filesystem), (filesystem, []))[1].append((i, path))
+        except Exception as error:  # a single bad name ends nothing, and stores raise errors of their own
+            results[i] = _missing(url, error)
+    for filesystem, places in remote.values():
+        asked = [urls[i] for i, _ in places]
+        found = _read_remote(filesystem, [path for _, path in places], asked)
+        results |= zip((i for i, _ in places), found, strict=True)
+    return [results[i] for i in range(len(urls))]
+
+
+def _parse_range(url: str) -> tuple[str, int, int | None]:
+    matched = _RANGE.fullmatch(url)
+    return (matched["url"], int(matched["first"]), int(matched["last"]) + 1) if matched else (url, 0, None)
+
+
+def _read_local(path: Path, first: int, end: int | None) -> bytes:
+    _refuse_odd(path)
+    with path.open("rb") as file:
+        if end is None:
+            return file.read()
+        if end > path.stat().st_size:  # asked before memory is taken for it
+            raise EOFError("the file ends before")
+        file.seek(first)
+        return file.read(end - first)
+
+
+def _refuse_odd(path: Path) -> None:
+    """Raise OSError for what is there and no file: pipes and devices may never end, or never begin."""
+    if not path.is_file():
+        raise OSError("a folder, a pipe or a device, and no file") if path.exists() else FileNotFoundError(path)
+
+
+def _read_remote(filesystem: Any, paths: list[str], urls: list[str]) -> list[bytes | ImageError]:
+    """Read files of one file system, as many at a time as it likes."""
+    ranges = [(first, end) if end is not None else (None, None) for _, first, end in map(_parse_range, urls)]
+    try:
+        found = filesystem.cat_ranges(paths, *map(list, zip(*ranges, strict=True)), on_error="return")
+    except Exception as error:
+        # One name that its file system chokes on fails them all: find out which.
+        if len(paths) == 1:
+            return [_missing(urls[0], error)]
+        return [
+            result for path, url in zip(paths, urls, strict=True) for result in _read_remote(filesystem, [path], [url])
+        ]
+    return [_cut(data, url) for data, url in zip(found, urls, strict=True)]
+
+
+def _cut(data: bytes | Exception, url: str) -> bytes | ImageError:
+    """Make sure that what a file system sent is what was asked for."""
+    if isinstance(data, Exception):
+        return _missing(url, data)
+    _, first, end = _parse_range(url)
+    if end is None:
+        return data
+    if len(data) > end - first:  # a server that knows no ranges sends all of the file
+        data = data[first:end]
+    return data if len(data) == end - first else _missing(url, EOFError("the file ends before"))
+
+
+def _missing(url: str, error: Exception) -> ImageError:
+    return ImageError("image_missing", f"{redact(url)}: {describe(error, url)}")
+
+
+@contextmanager
+def open_file(url: str, mode: str = "rb", compression: str | None = None) -> Iterator[IO[Any]]:
+    """Open a file for reading; gzip and the like by its name when ``compression`` is ``infer``.
+
+    Raises:
+        MissingInputError: it is not there, or a read fails and nobody catches that.
+    """
+    try:
+        filesystem, path = _locate(url)
+        if isinstance(filesystem, LocalFileSystem):
+            _refuse_odd(Path(path))
+        encoding = None if "b" in mode else "utf-8"
+        opened = OpenFile(filesystem, path, mode, compression, encoding)
+        file = opened.open()
+    except Exception as error:
+        raise MissingInputError(f"{redact(url)}: {describe(error, url)}; mend the path in params.yaml") from error
+    with closing(opened):
+        try:
+            yield file
+        except _BROKEN_OFF as error:
+            raise MissingInputError(f"{redact(url)}: {describe(error, url)}; fetch the file again") from error
+
+
+def list_files(pattern: str) -> list[str]:
+    """Return the files that a path or URL stands for, sorted: itself, a glob, or ``{00000..00331}`` for numbers.
+
+    Raises:
+        MissingInputError: there is none.
+    """
+    found: list[str] = []
+    for plain in expand_braces(pattern):
+        try:
+            found += _glob(plain) if _is_glob(plain) else [_existing(plain)]
+        except Exception as error:
+            raise MissingInputError(
+                f"{redact(plain)}: {describe(error, plain)}; mend the path in params.yaml"
+            ) from error
+    if not found:
+        raise MissingInputError(f"{redact(pattern)}: no file matches; mend the pattern in params.yaml")
+    return list(dict.fromkeys(found))
+
+
+def _is_glob(url: str) -> bool:
+    # "?" begins a query in URLs of the web. A local file may be called like a pattern.
+    is_pattern = re.search(r"[*\[]" if _HTTP.match(url) else r"[*?\[]", url) is not None
+    return is_pattern and (bool(_SCHEME.match(url)) or not Path(url).is_file())
+
+
+def _glob(pattern: str) -> list[str]:
+    filesystem, path = _locate(pattern)
+    filesystem.invalidate_cache()  # listings of before
+    found = filesystem.glob(path, detail=True)
+    if isinstance(filesystem, LocalFileSystem):
+        matches = [match for match in found if Path(match).is_file()]
+    else:
+        matches = [match for match, info in found.items() if info["type"] != "directory"]
+    return [_url(filesystem, path, match, pattern) for match in sorted(matches)]
+
+
+def _existing(url: str) -> str:
+    filesystem, path = _locate(url)
+    if isinstance(filesystem, LocalFileSystem):
+        _refuse_odd(Path(path))
+    elif filesystem.info(path)["type"] == "directory":
+        raise OSError("a folder; name the files in it, as with *.parquet at its end")
+    return _url(filesystem, path, path, url)
+
+
+def _locate(url: str) -> tuple[Any, str]:
+    """Return the file system of a path or URL and the path in it."""
+    if _SCHEME.match(url):
+        filesystem, path = url_to_fs(url)
+        return filesystem, path
+    return LocalFileSystem(), str(LocalFileSystem._strip_protocol(url))
+
+
+def _url(filesystem: Any, path: str, match: str, pattern: str) -> str:
+    """Return the URL of a match, written as the pattern is whose path is ``path``."""
+    if not _SCHEME.match(pattern):
+        return match
+    inner, chain, outer = pattern.partition("::")
+    if inner.endswith(path):
+        return f"{inner.removesuffix(path)}{match}{chain}{outer}"
+    return str(filesystem.unstrip_protocol(match))
+
+
+def expand_braces(pattern: str) -> list[str]:
+    """Expand ``{00000..00331}`` to numbers of that width and ``{a,b}`` to its choices, as shells do."""
+    for matched in re.finditer(r"\{([^{}]*)\}", pattern):
+        choices = _choices(matched[1])
+        if choices:
+            before, after = pattern[: matched.start()], pattern[matched.end() :]
+            expanded = (whole for choice in choices for whole in expand_braces(before + choice + after))
+            return list(dict.fromkeys(expanded))
+    return [pattern]
+
+
+def _choices(text: str) -> Iterable[str]:
+    """Return what stands between braces one by one; nothing when it is neither numbers nor choices."""
+    numbers = re.fullmatch(r"(\d+)\.\.(\d+)", text)
+    if numbers is None:
+        return text.split(",") if "," in text else ()
+    first, last = numbers.groups()
+    is_padded = any(len(number) > 1 and number.startswith("0") for number in (first, last))
+    width = max(len(first), len(last)) if is_padded else 0
+    step = 1 if int(first) <= int(last) else -1
+    return [str(i).zfill(width) for i in range(int(first), int(last) + step, step)]
+
+
+def file_identity(url: str) -> str:
+    """Return what changes when a file does: its place with size and modification time, or the store's own version.
+
+    Raises:
+        MissingInputError: it is not there.
+    """
+    try:
+        filesystem, path = _locate(url)
+        info = filesystem.info(path)
+    except Exception as error:
+        raise MissingInputError(f"{redact(url)}: {describe(error, url)}; mend the path in params.yaml") from error
+    version = next((str(info[name]) for name in _VERSIONS if info.get(name)), None)
+    if version is None:  # then a query may tell files apart that are called alike
+        version = hashlib.sha256(url.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+    return f"{redact(url)} {info.get('size')} {version}"
+
+
+def describe(error: Exception, url: str) -> str:
+    """Say what a file system found, in one line and without the URL's secrets."""
+    if isinstance(error, FileNotFoundError):
+        return "no such file"
+    text = " ".join(str(error).split()) or type(error).__name__
+    text = _URL_IN_TEXT.sub(lambda matched: redact(matched[0]), text)
+    for secret in sorted(_secrets(url), key=len, reverse=True):
+        text = text.replace(secret, "***")
+    return text[:300]
+
+
+def _secrets(url: str) -> set[str]:
+    """Return the pieces of a URL that ``redact`` cuts out, as they are and as servers write them."""
+    found: set[str] = set()
+    for link in url.split("::") if _SCHEME.match(url) else ():
+        login = _LOGIN.search(link)
+        if login:
+            found |= {login[0][:-1], *re.split("[:/@]", login[0])}
+        query = _LOGIN.sub("", link, count=1).partition("?")[2]
+        found |= {query, *re.split("[&=#]", query)}
+    return {piece for piece in found | {unquote(piece) for piece in found} if len(piece) >= _SECRET_CHARS}
+
+
+def _is_text(name: str) -> bool:
+    """Tell whether a name can be written: JSON can hold half a surrogate pair."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -1,0 +1,1 @@
+"""Readers of raw data sets, a module for every family of formats."""

@@ -1,0 +1,61 @@
+"""Pictures and annotations joined on disk, against a join in memory."""
+
+from __future__ import annotations
+
+import gc
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.data.raw import DroppedBox
+from pipeline.data.readers.spool import Spool
+
+ids = st.integers(-3, 3) | st.sampled_from(["a", "b"]) | st.none()
+
+
+@given(st.lists(ids), st.lists(st.tuples(ids, st.integers())), st.integers(1, 5), st.booleans())
+def test_every_picture_comes_once_with_its_annotations(
+    pictures: list[Any], annotations: list[tuple[Any, int]], step: int, annotations_first: bool
+) -> None:
+    spool = Spool()
+    if annotations_first:
+        spool.add_annotations(annotations)
+    spool.add_pictures((key, [key, i]) for i, key in enumerate(pictures))
+    if not annotations_first:
+        spool.add_annotations(annotations)
+    found = [row for start in range(0, len(spool), step) for row in spool.read(start, start + step)]
+    expected = []
+    for i, key in enumerate(pictures):
+        mine = [value for owner, value in annotations if owner == key and owner is not None]
+        expected.append(([key, i], mine if pictures.index(key) == i else []))
+    assert found == expected
+    owners = dict.fromkeys(str(owner) for owner, _ in annotations if owner is not None)
+    assert list(spool.annotated()) == list(owners)
+    rows = [row for part in spool.parts("file", "x", iter, step) for row in part.rows()]  # type: ignore[arg-type]
+    strays = [row for row in rows if isinstance(row, DroppedBox)]
+    known = set(pictures) - {None}
+    assert len(strays) == (sum(owner not in known for owner, _ in annotations) if pictures else 0)
+
+
+def test_parts_cut_the_pictures_and_carry_their_own_alone() -> None:
+    spool = Spool()
+    spool.add_pictures((i, i) for i in range(25_000))
+    spool.add_annotations((i, i * 2) for i in range(25_000))
+    parts = list(spool.parts("file", "version 1", iter, 10_000))  # type: ignore[arg-type]
+    assert [part.num_rows for part in parts] == [10_000, 10_000, 5_000]
+    assert len({part.identity for part in parts}) == 3
+    assert next(parts[2].rows()) == (20_000, [40_000])
+
+
+def test_the_file_goes_with_the_spool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    spool = Spool()
+    spool.add_pictures([(1, 1)])
+    assert len(list(tmp_path.iterdir())) == 1
+    del spool
+    gc.collect()
+    assert list(tmp_path.iterdir()) == []
