@@ -24,12 +24,15 @@ from pipeline.errors import MissingInputError
 
 _RANGE = re.compile(r"(?P<url>.*)#bytes=(?P<first>\d{1,15})-(?P<last>-1|\d{1,15})", re.DOTALL)
 _SCHEME = re.compile(r"[A-Za-z][\w+.-]*(://|::)")
+_CHAIN = re.compile(r"::(?=[A-Za-z][\w+.-]*://)")
 _LOCAL = re.compile(r"(file|local)://")
 _HTTP = re.compile(r"https?://")
 # What may stand before the host. A secret key of S3 may hold slashes, a port is no secret.
-_LOGIN = re.compile(r"(?<=://)([^/?#]*@|[^/?#:@]*:(?!\d*(?:[/?#]|$)).*@)", re.DOTALL)
+_LOGIN = re.compile(r"(?<=://)([^/?#:@]*:(?!\d*(?:[/?#]|$)).*@|[^/?#]*@)", re.DOTALL)
 _SECRET_CHARS = 4
 """Shorter pieces of a URL are no secrets, and stand in many a message."""
+_MAX_NAME_BYTES = 4096
+"""More than Linux and the stores allow for a whole path."""
 _URL_IN_TEXT = re.compile(r"[A-Za-z][\w+.-]*://[^\s'\"<>]+")
 _VERSIONS = (
     *("ETag", "etag", "md5Hash", "Content-MD5", "Digest", "checksum", "blob_id", "CRC"),
@@ -70,7 +73,7 @@ def redact(url: str) -> str:
     matched = _RANGE.fullmatch(url)
     plain = matched["url"] if matched else url
     kept = []
-    for link in plain.split("::"):
+    for link in _CHAIN.split(plain):
         place, mark, _ = _LOGIN.sub("***@", link, count=1).partition("?")
         kept.append(place.partition("#")[0] + ("?***" if mark else ""))
     return "::".join(kept) + url[len(plain) :]
@@ -78,7 +81,7 @@ def redact(url: str) -> str:
 
 def has_credentials(url: str) -> bool:
     """Tell whether a URL names a user or a password."""
-    return bool(_SCHEME.match(url)) and any(_LOGIN.search(link) for link in url.split("::"))
+    return bool(_SCHEME.match(url)) and any(_LOGIN.search(link) for link in _CHAIN.split(url))
 
 
 def join(root: str, path: str) -> str:
@@ -94,7 +97,7 @@ def join_inside(folder: str, name: str) -> str:
     Raises:
         ImageError: ``image_outside_folder``, the name leaves the folder; ``image_missing``, no file can have it.
     """
-    if not isinstance(name, str) or not name or "\0" in name or _RANGE.fullmatch(name) or not _is_text(name):
+    if not isinstance(name, str) or not name or not _is_file_name(name):
         raise ImageError("image_missing", f"no file can be called {name!r:.200}")
     clean = posixpath.normpath(name.replace("\\", "/"))
     # fsspec reads "a::b" and "a://b" as file systems inside one another.
@@ -332,29 +335,26 @@ def describe(error: Exception, url: str) -> str:
     """Say what a file system found, in one line and without the URL's secrets."""
     if isinstance(error, FileNotFoundError):
         return "no such file"
-    text = " ".join(str(error).split()) or type(error).__name__
-    text = _URL_IN_TEXT.sub(lambda matched: redact(matched[0]), text)
+    if has_credentials(url):  # stores take pieces of a password for names, and say so
+        return type(error).__name__
+    text = str(error)
     for secret in sorted(_secrets(url), key=len, reverse=True):
         text = text.replace(secret, "***")
-    return text[:300]
+    text = _URL_IN_TEXT.sub(lambda matched: redact(matched[0]), text)
+    return (" ".join(text.split()) or type(error).__name__)[:300]
 
 
 def _secrets(url: str) -> set[str]:
-    """Return the pieces of a URL that ``redact`` cuts out, as they are and as servers write them."""
-    found: set[str] = set()
-    for link in url.split("::") if _SCHEME.match(url) else ():
-        login = _LOGIN.search(link)
-        if login:
-            found |= {login[0][:-1], *re.split("[:/@]", login[0])}
-        query = _LOGIN.sub("", link, count=1).partition("?")[2]
-        found |= {query, *re.split("[&=#]", query)}
-    return {piece for piece in found | {unquote(piece) for piece in found} if len(piece) >= _SECRET_CHARS}
+    """Return the pieces of a URL's query, as they are and as servers write them."""
+    queries = [link.partition("?")[2] for link in _CHAIN.split(url)] if _SCHEME.match(url) else []
+    found = {piece for query in queries for piece in (query, *re.split("[&=#]", query))}
+    return {piece for piece in found | set(map(unquote, found)) if len(piece) >= _SECRET_CHARS}
 
 
-def _is_text(name: str) -> bool:
-    """Tell whether a name can be written: JSON can hold half a surrogate pair."""
+def _is_file_name(name: str) -> bool:
+    """Tell whether some file may have this name."""
     try:
-        name.encode()
-    except UnicodeEncodeError:
+        encoded = name.encode()
+    except UnicodeEncodeError:  # JSON can hold half a surrogate pair
         return False
-    return True
+    return b"\0" not in encoded and len(encoded) <= _MAX_NAME_BYTES and not _RANGE.fullmatch(name)

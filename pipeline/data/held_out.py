@@ -10,19 +10,23 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 
 import imagehash
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 HASH_BITS = 64
 MAX_DISTANCE = 4
-"""Bits in which hashes of copies may differ; see tests/pipeline/data/test_held_out.py for what that finds."""
+"""Bits in which hashes of copies may differ; see tests/pipeline/data/test_held_out.py for what that finds.
+
+Half of a hash's bits are set, so that the distances of pictures are even.
+"""
 MIN_CONTRAST = 8.0
 """Standard deviation of grey values, 0 to 255, below which a picture shows too little to be known by its looks."""
-_BANDS = MAX_DISTANCE + 1
-"""Hashes that differ in at most ``MAX_DISTANCE`` bits are equal in one of these bands at least."""
+_CUTS = [band * HASH_BITS // (MAX_DISTANCE + 1) for band in range(MAX_DISTANCE + 2)]
+_BANDS = [(first, (1 << (last - first)) - 1) for first, last in pairwise(_CUTS)]
+"""First bit and mask of bands; hashes that differ in at most ``MAX_DISTANCE`` bits are equal in one band or more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,10 +67,14 @@ class HeldOut:
                 looks.add(seen.looks)
         self.ids = frozenset(ids)
         self._namespaces = frozenset(map(_namespace, ids))
-        self._looks: NDArray[np.uint64] = np.array(sorted(looks), np.uint64)
-        # Per band the hashes sorted by their bits there, so that the few to compare with are found by bisection.
-        self._orders = [np.argsort(_band(self._looks, band), kind="stable") for band in range(_BANDS)]
-        self._sorted = [_band(self._looks, band)[order] for band, order in enumerate(self._orders)]
+        self._looks = frozenset(looks)
+        # Per band the hashes by their bits there: only the few under the same bits are compared.
+        self._near: list[dict[int, list[int]]] = []
+        for first, mask in _BANDS:
+            by_bits: dict[int, list[int]] = {}
+            for value in sorted(looks):
+                by_bits.setdefault(value >> first & mask, []).append(value)
+            self._near.append(by_bits)
 
     def __len__(self) -> int:
         """Count what is known: ids and hashes."""
@@ -74,30 +82,23 @@ class HeldOut:
 
     def digest(self) -> str:
         """Hash what is known, whatever the order it was given in."""
-        known = "\n".join(sorted(self.ids)).encode() + self._looks.tobytes()
-        return hashlib.sha256(known).hexdigest()
+        digest = hashlib.sha256("\n".join(sorted(self.ids)).encode())
+        for value in sorted(self._looks):
+            digest.update(value.to_bytes(HASH_BITS // 8, "little"))
+        return digest.hexdigest()
 
     def has(self, seen: Sighting) -> bool:
         """Tell whether a picture is one of these."""
         if seen.picture_id is not None and _namespace(seen.picture_id) in self._namespaces:
             return seen.picture_id in self.ids
-        if seen.looks is None or not len(self._looks):
+        if seen.looks is None:
             return False
-        wanted = np.uint64(seen.looks)
-        for band in range(_BANDS):
-            bits = _band(np.array([wanted]), band)[0]
-            first, last = np.searchsorted(self._sorted[band], [bits, bits + np.uint64(1)])
-            near = self._looks[self._orders[band][first:last]]
-            if len(near) and int(np.bitwise_count(near ^ wanted).min()) <= MAX_DISTANCE:
-                return True
+        for (first, mask), by_bits in zip(_BANDS, self._near, strict=True):
+            for value in by_bits.get(seen.looks >> first & mask, ()):
+                if (value ^ seen.looks).bit_count() <= MAX_DISTANCE:
+                    return True
         return False
 
 
 def _namespace(picture_id: str) -> str:
     return picture_id.partition("/")[0]
-
-
-def _band(hashes: NDArray[np.uint64], band: int) -> NDArray[np.uint64]:
-    """Return a hash's bits of one band, as a small number."""
-    first, last = band * HASH_BITS // _BANDS, (band + 1) * HASH_BITS // _BANDS
-    return (hashes >> np.uint64(first)) & np.uint64((1 << (last - first)) - 1)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import io
 import random
+import struct
+import time
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -320,3 +323,185 @@ def test_floats_beyond_one_are_refused_with_advice(value: float) -> None:
 def test_tensors_of_wide_integers_are_refused(dtype: torch.dtype) -> None:
     with pytest.raises(ValueError, match=f"must be of uint8 or floats, got {dtype}"):
         open_image(torch.zeros(3, 5, 7, dtype=dtype))
+
+
+# Pictures that are only looked at
+
+
+def photograph(width: int = 96, height: int = 72) -> Image.Image:
+    """Return something that JPEG does not pack into a few bytes, bright in its upper left quarter alone."""
+    pixels = random_pixels(height, width, 3) // 4
+    pixels[: height // 2, : width // 2] += 190
+    return Image.fromarray(pixels)
+
+
+def looks(data: bytes, side: int = 8, limit: int = LIMIT) -> tuple[Any, Any]:
+    """Return what both ways of looking at a picture find: (height, width), or the reason why it cannot be used."""
+    decoded = outcome(lambda given, _: decode_image(given, limit), data)
+    checked = outcome(lambda given, _: check_image(given, limit, side), data)
+    sizes = decoded if isinstance(decoded, str) else (decoded.height, decoded.width)
+    return sizes, checked if isinstance(checked, str) else checked[0]
+
+
+def bright_corner(image: Image.Image) -> tuple[bool, bool]:
+    """Tell whether the bright quarter is at the bottom, and whether at the right."""
+    grey = np.asarray(image.convert("L"), np.float64)
+    rows, columns = grey.mean(1), grey.mean(0)
+    return bool(rows[0] < rows[-1]), bool(columns[0] < columns[-1])
+
+
+ENCODINGS: dict[str, bytes] = {
+    "grey JPEG": encode(photograph().convert("L"), "JPEG"),
+    "CMYK JPEG": encode(photograph().convert("CMYK"), "JPEG"),
+    "progressive JPEG": encode(photograph(), "JPEG", progressive=True),
+    "JPEG without subsampling": encode(photograph(), "JPEG", subsampling="4:4:4"),
+    "JPEG with restarts": encode(photograph(), "JPEG", restart_marker_rows=1),
+    "two JPEGs in one": encode(photograph(), "MPO", save_all=True, append_images=[gradient()]),
+    "palette PNG": encode(photograph().quantize(16)),
+    "transparent PNG": encode(photograph().convert("RGBA")),
+    "16-bit PNG": encode(Image.fromarray(random_pixels(72, 96).astype(np.uint16) * 257)),
+    "one-bit PNG": encode(photograph().convert("1")),
+    "animated PNG": encode(photograph(), save_all=True, append_images=[photograph().rotate(180)]),
+    "animated GIF": encode(photograph(), "GIF", save_all=True, append_images=[photograph().rotate(180)]),
+    "animated WebP": encode(photograph(), "WEBP", save_all=True, append_images=[photograph().rotate(180)]),
+    "TIFF of two pages": encode(photograph(), "TIFF", save_all=True, append_images=[gradient()]),
+    "JPEG inside of a TIFF": encode(photograph(), "TIFF", compression="jpeg"),
+    "JPEG 2000": encode(photograph(), "JPEG2000"),
+    "BMP": encode(photograph(), "BMP"),
+    "lossless WebP": encode(photograph(), "WEBP", lossless=True),
+}
+
+
+@pytest.mark.parametrize("kind", ENCODINGS)
+@pytest.mark.parametrize("side", [1, 8, 30, 72, 1000])
+def test_a_look_finds_the_size_that_decoding_gives(kind: str, side: int) -> None:
+    image = decode_image(ENCODINGS[kind], LIMIT)
+    size, small = check_image(ENCODINGS[kind], LIMIT, side)
+    assert size == (image.height, image.width) == (72, 96)
+    assert small.mode == "RGB"
+    assert min(small.size) >= min(side, 72)
+    assert bright_corner(small) == bright_corner(image)
+
+
+def test_a_jpeg_is_unpacked_to_a_few_pixels_alone() -> None:
+    data = encode(photograph(640, 480), "JPEG")
+    for side, expected in ((8, (80, 60)), (60, (80, 60)), (61, (160, 120)), (240, (320, 240)), (241, (640, 480))):
+        size, small = check_image(data, 640 * 480, side)
+        assert (size, small.size) == ((480, 640), expected)
+
+
+@pytest.mark.parametrize("orientation", range(10))  # 0 and 9 mean nothing
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "TIFF", "WEBP", "MPO"])
+@pytest.mark.parametrize("shape", [(96, 72), (72, 96), (80, 80)], ids=["lying", "standing", "square"])
+def test_a_look_turns_pictures_as_decoding_does(file_format: str, orientation: int, shape: tuple[int, int]) -> None:
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    data = encode(photograph(*shape), file_format, exif=exif)
+    image = decode_image(data, LIMIT)
+    size, small = check_image(data, LIMIT, 8)
+    assert size == (image.height, image.width)
+    assert bright_corner(small) == bright_corner(image)
+    assert abs(small.width / small.height - image.width / image.height) < 0.1
+
+
+# Type and count of the entry, its value or where that is, and what follows: a byte, text, a long, a share, many shorts.
+@pytest.mark.parametrize(
+    "entry",
+    [
+        struct.pack("<HI4s", 1, 1, b"\6\0\0\0"),
+        struct.pack("<HI4s", 2, 2, b"6\0\0\0"),
+        struct.pack("<HII", 4, 1, 6),
+        struct.pack("<HII", 5, 1, 26) + bytes(4) + struct.pack("<II", 6, 1),
+        struct.pack("<HII", 5, 1, 26) + bytes(4) + struct.pack("<II", 6, 0),
+        struct.pack("<HIHH", 3, 2, 6, 6),
+        struct.pack("<HII", 5, 1, 9999),
+        struct.pack("<HII", 99, 99, 99),
+        b"",
+    ],
+    ids=["byte", "text", "long", "share", "share of nothing", "shorts", "beyond the end", "unknown", "cut"],
+)
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG"])
+def test_an_orientation_of_an_odd_type_is_taken_alike(file_format: str, entry: bytes) -> None:
+    exif = b"Exif\0\0II*\0" + struct.pack("<IHH", 8, 1, ORIENTATION) + entry
+    decoded, checked = looks(encode(photograph(), file_format, exif=exif))
+    assert checked == decoded
+
+
+@pytest.mark.parametrize("kind", ENCODINGS)
+def test_what_breaks_off_is_refused_by_both_alike(kind: str) -> None:
+    data = ENCODINGS[kind]
+    refused = 0
+    for length in {*range(0, len(data), max(1, len(data) // 60)), *range(len(data) - 20, len(data))}:
+        decoded, checked = looks(data[:length])
+        assert checked == decoded
+        refused += isinstance(decoded, str)
+    assert refused >= 10
+
+
+@pytest.mark.parametrize("kind", ["grey JPEG", "progressive JPEG", "palette PNG", "transparent PNG"])
+def test_half_a_picture_is_unreadable(kind: str) -> None:
+    data = ENCODINGS[kind]
+    for length in (0, 10, len(data) // 2, len(data) * 9 // 10):
+        assert looks(data[:length]) == ("image_unreadable", "image_unreadable")
+
+
+def claim(data: bytes, width: int, height: int) -> bytes:
+    """Return a JPEG or PNG whose header says another size."""
+    if data.startswith(b"\x89PNG"):
+        header = data[12:16] + struct.pack(">II", width, height) + data[24:29]
+        return data[:12] + header + struct.pack(">I", zlib.crc32(header)) + data[33:]
+    start = next(data.index(marker) for marker in (b"\xff\xc0", b"\xff\xc2") if marker in data)
+    return data[: start + 5] + struct.pack(">HH", height, width) + data[start + 9 :]
+
+
+@pytest.mark.parametrize("kind", ["grey JPEG", "CMYK JPEG", "progressive JPEG", "palette PNG", "16-bit PNG"])
+@pytest.mark.parametrize("size", [(101, 100), (60_000, 60_000), (65_000, 2), (1, 10_001)])
+def test_bombs_are_refused_by_what_their_header_says(kind: str, size: tuple[int, int]) -> None:
+    bomb = claim(ENCODINGS[kind], *size)
+    start = time.process_time()
+    assert looks(bomb) == ("image_too_large", "image_too_large")
+    assert looks(bomb[: len(bomb) // 2]) == ("image_too_large", "image_too_large")  # nothing behind the header counts
+    assert time.process_time() - start < 1
+
+
+def test_a_picture_may_be_as_large_as_its_limit() -> None:
+    for kind in ("grey JPEG", "palette PNG"):
+        assert looks(ENCODINGS[kind], limit=96 * 72) == ((72, 96), (72, 96))
+        assert looks(ENCODINGS[kind], limit=96 * 72 - 1) == ("image_too_large", "image_too_large")
+
+
+@given(
+    st.binary(max_size=200), st.sampled_from([b"", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF89a", b"II*\0", b"BM"])
+)
+def test_bytes_of_any_kind_are_judged_alike(data: bytes, magic: bytes) -> None:
+    decoded, checked = looks(magic + data)
+    assert checked == decoded
+    assert decoded in REASONS or isinstance(decoded, tuple)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.sampled_from(list(ENCODINGS)), st.integers(0, 2**32), st.sampled_from([1, 8, 30]))
+def test_changed_pictures_are_judged_alike(kind: str, seed: int, side: int) -> None:
+    chance = random.Random(seed)
+    data = bytearray(ENCODINGS[kind])
+    for _ in range(chance.randint(1, 5)):
+        place = chance.randrange(chance.choice([min(len(data), 700), len(data)]))
+        if chance.random() < 0.7:
+            data[place] = chance.randrange(256)
+        elif chance.random() < 0.5:
+            del data[place : place + chance.randint(1, 20)]
+        else:
+            data[place:place] = chance.randbytes(chance.randint(1, 20))
+    decoded, checked = looks(bytes(data), side)
+    assert checked == decoded
+
+
+@pytest.mark.parametrize("sampling", [0x11, 0x12, 0x13, 0x14, 0x21, 0x22, 0x23, 0x31, 0x33, 0x41, 0x44, 0x00, 0x55])
+@pytest.mark.parametrize("place", [11, 14, 17])
+def test_odd_sampling_is_refused_or_read_by_both(sampling: int, place: int) -> None:
+    # Whether libjpeg can bring colours to the size of the picture might depend on the size that it unpacks to.
+    data = bytearray(ENCODINGS["JPEG without subsampling"])
+    data[data.index(b"\xff\xc0") + place] = sampling
+    for side in (1, 8, 20, 40):
+        decoded, checked = looks(bytes(data), side)
+        assert checked == decoded

@@ -11,8 +11,8 @@ from pipeline.errors import MissingInputError
 
 _LISTED = "annotations_without_background.json"
 """The benchmark's own copy of Roboflow's file, without the category above the others."""
-_FLAT = {"train": "train_", "valid": "val_", "mini_val": "minival_", "test": "test_"}
-"""What the benchmark's files are called by split where all pictures lie in one folder, as pistols has it."""
+_FLAT = {"train": "train_", "valid": "val_", "test": "test_"}
+"""How the names of the benchmark's files begin where the pictures of all splits lie in one folder, as in pistols."""
 MANUAL_PROMPTS = {
     "penguin": "penguin, which is black and white",
     "puffin": "puffin with orange beaks",
@@ -42,7 +42,8 @@ def read_odinw(
 
     Options:
         folder: of the data set, above its splits.
-        split: ``train``, ``valid``, ``test``, or ``mini_val``, where the paper judges EgoHands and VehiclesOpenImages.
+        split: ``train``, ``valid``, ``test``, or ``mini_val``, on which GLIP's configs judge EgoHands and
+            VehiclesOpenImages.
         prompts: ``original`` asks for class names, ``manual`` for the paper's words where it has some.
     """
     file, images = _open(folder, split)
@@ -55,7 +56,9 @@ def read_odinw(
 def _open(folder: Url, split: str) -> tuple[CocoFile, Url]:
     """Return the annotations of a split and the folder of its pictures."""
     below = Url(join(folder, split))
-    found = [(below, _LISTED), (below, "_annotations.coco.json"), (folder, f"{_FLAT[split]}{_LISTED}")]
+    found = [(below, _LISTED), (below, "_annotations.coco.json")]
+    if split in _FLAT:
+        found.append((folder, f"{_FLAT[split]}{_LISTED}"))
     for images, name in found:
         try:
             return CocoFile(Url(join(images, name))), images
@@ -63,7 +66,7 @@ def _open(folder: Url, split: str) -> tuple[CocoFile, Url]:
             reason = error
     raise MissingInputError(
         f"{redact(below)}: no {found[1][1]}; expected a COCO export of Roboflow in folders train, valid and test, or "
-        f"{found[2][1]} above them"
+        f"all pictures in one folder beside val_{_LISTED} and its like"
     ) from reason
 
 

@@ -14,7 +14,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.data.raw import DroppedBox, RawDetection, Reject, SourceContext, Url
-from pipeline.data.readers.coco import coco_picture_id, corners, read_coco_captions, read_coco_detection
+from pipeline.data.readers.coco import (
+    coco_picture_id,
+    corners,
+    read_coco_captions,
+    read_coco_detection,
+    whole_number,
+)
 from pipeline.data.readers.lvis import read_lvis
 from pipeline.data.readers.objects365 import read_objects365
 from pipeline.data.readers.odinw import MANUAL_PROMPTS, read_odinw
@@ -191,6 +197,80 @@ def test_corners_are_four_numbers_or_nothing(bbox: Any) -> None:
     found = corners(bbox)
     assert len(found) in (0, 4)
     assert all(isinstance(side, float) for side in found)
+
+
+@pytest.mark.parametrize("bbox", ["1234", {"1": 0, "2": 0, "3": 0, "4": 0}, 5, [[1, 2, 3, 4]]])
+def test_what_only_looks_like_four_numbers_is_no_box(bbox: Any) -> None:
+    assert corners(bbox) == ()
+
+
+def test_numbers_may_be_written_in_other_ways(tmp_path: Path, context: SourceContext, read_rows: Read) -> None:
+    images = [{"id": 1.0, "file_name": "a.jpg", "height": 30.0, "width": "40"}]
+    annotations = [
+        {"image_id": "1", "bbox": ["1", 1, 9.0, "9"], "category_id": 3.0, "iscrowd": "0"},
+        {"image_id": 1, "bbox": [1, 1, 9, 9], "category_id": "3", "iscrowd": "1"},
+        {"image_id": 1, "bbox": [1, 1, 9, 9], "category_id": True},
+    ]
+    (table,) = read_coco_detection(context, **write(tmp_path, coco(images, annotations, [{"id": 3.0, "name": "dog"}])))
+    dropped, record = read_rows(table, pictures="unread")
+    assert dropped == DroppedBox("a.jpg", "category_unknown")
+    assert (record.height, record.width) == (30, 40)
+    assert [(item.category_id, item.is_crowd) for item in record.objects] == [(3, False), (3, True)]
+
+
+@pytest.mark.parametrize("side", [None, 0, -5, 30.5, "30.5", "wide", "", "9" * 5000, 1e300, float("inf"), True, [30]])
+def test_a_size_that_is_none_rejects_only_pictures_that_stay_unread(
+    side: Any, tmp_path: Path, picture: Encode, context: SourceContext, read_rows: Read
+) -> None:
+    if side == float("inf"):
+        assert whole_number(side) is None  # the parser takes no such number
+        return
+    (tmp_path / "a.jpg").write_bytes(picture())
+    images = [{"id": 1, "file_name": "a.jpg", "height": side, "width": 40}]
+    (table,) = read_coco_detection(context, **write(tmp_path, coco(images, [])))
+    assert read_rows(table, pictures="unread") == [Reject("a.jpg", "image_unreadable")]
+    assert [row.height for row in read_rows(table)] == [30]
+
+
+@given(st.integers() | st.floats() | st.text(max_size=20) | st.none() | st.booleans() | st.lists(st.integers()))
+def test_a_whole_number_is_the_number_itself_or_nothing(value: Any) -> None:
+    found = whole_number(value)
+    assert found is None or found == float(value) or found == value
+
+
+def test_categories_come_by_their_ids(tmp_path: Path, context: SourceContext) -> None:
+    categories = [{"id": 90, "name": "cat"}, {"id": 3, "name": "dog"}]
+    (table,) = read_coco_detection(context, **write(tmp_path, coco([{"id": 1, "file_name": "a.jpg"}], [], categories)))
+    assert table.categories == (Category(id=3, name="dog"), Category(id=90, name="cat"))
+
+
+def test_captions_of_unknown_pictures_and_pictures_without_an_id_are_counted(
+    tmp_path: Path, picture: Encode, context: SourceContext, read_rows: Read
+) -> None:
+    (tmp_path / "a.jpg").write_bytes(picture())
+    images = [{"id": 1, "file_name": "a.jpg"}, {"file_name": "b.jpg"}, "picture"]
+    annotations = [{"image_id": 1, "caption": "a dog"}, {"image_id": 7, "caption": "of nothing"}, {"caption": "lost"}]
+    (table,) = read_coco_captions(context, **write(tmp_path, {"images": images, "annotations": annotations}))
+    rows = read_rows(table)
+    assert rows[:2] == [DroppedBox(str(tmp_path / "annotations.json"), "picture_unknown")] * 2
+    assert rows[2].caption == "a dog"
+    assert rows[3:] == [Reject("b.jpg", "row_malformed"), Reject("picture None", "row_malformed")]
+
+
+def test_half_a_surrogate_pair_harms_nobody(tmp_path: Path, context: SourceContext, read_rows: Read) -> None:
+    images = [{"id": "\ud800", "file_name": "\ud800.jpg", "height": 30, "width": 40}]
+    annotations = [{"image_id": "\ud800", "bbox": [1, 1, 9, 9], "category_id": 3}]
+    (table,) = read_coco_detection(context, **write(tmp_path, coco(images, annotations, [{"id": 3, "name": "\ud800"}])))
+    (record,) = read_rows(table, pictures="unread")
+    assert len(record.objects) == 1
+    assert (record.image.path + table.categories[0].name).encode()
+
+
+def test_secrets_of_a_folder_stay_out_of_what_parts_are_known_by(tmp_path: Path, context: SourceContext) -> None:
+    paths = write(tmp_path, coco([{"id": 1, "file_name": "a.jpg"}], []))
+    (table,) = read_coco_detection(context, **{**paths, "images": Url("https://me:hunter2@host/coco?token=hunter2")})
+    (part,) = table.parts(10)
+    assert "hunter2" not in part.identity + part.name
 
 
 @pytest.mark.parametrize(

@@ -41,6 +41,30 @@ def test_every_picture_comes_once_with_its_annotations(
     assert len(strays) == (sum(owner not in known for owner, _ in annotations) if pictures else 0)
 
 
+@pytest.mark.parametrize("key", [7, 7.0, "7"])
+@pytest.mark.parametrize("owner", [7, 7.0, "7"])
+def test_ids_are_the_same_however_they_are_written(key: Any, owner: Any) -> None:
+    spool = Spool()
+    spool.add_pictures([(key, "picture")])
+    spool.add_annotations([(owner, "box")])
+    assert spool.read(0, 1) == [("picture", ["box"])]
+
+
+@pytest.mark.parametrize("key", [None, True, 7.5, float("nan"), float("inf"), [7], {"id": 7}])
+def test_what_is_no_id_joins_nothing(key: Any) -> None:
+    spool = Spool()
+    spool.add_pictures([(key, "picture"), (key, "again")])
+    spool.add_annotations([(key, "box")])
+    assert spool.read(0, 2) == [("picture", []), ("again", [])]
+
+
+def test_ids_that_are_no_text_are_told_apart() -> None:
+    spool = Spool()
+    spool.add_pictures([("\ud800", 1), ("\ud801", 2), ("a\0b", 3), ("a\0c", 4)])
+    spool.add_annotations([("\ud801", "second"), ("a\0c", "fourth")])
+    assert spool.read(0, 4) == [(1, []), (2, ["second"]), (3, []), (4, ["fourth"])]
+
+
 def test_parts_cut_the_pictures_and_carry_their_own_alone() -> None:
     spool = Spool()
     spool.add_pictures((i, i) for i in range(25_000))
