@@ -10,6 +10,8 @@ from typing import Any
 from glip_model.structures import CharSpans
 from glip_model.text_encoder import SEPARATOR
 
+_MARKED = re.compile(r"([^\[\]]*)\[([^\[\]]*)\]([^\[\]]*)")
+
 
 @dataclass(frozen=True)
 class Prompt:
@@ -42,20 +44,35 @@ def clean_name(name: str) -> str:
 def category_prompt(names: Sequence[str]) -> Prompt:
     """Return a detection prompt, one phrase a name, without a final period.
 
+    A name may stand in words that help to see what is meant, and is then marked: of "[puffin] with orange beaks" the
+    phrase is "puffin". ODinW's manual prompts are such.
+
     Raises:
         ValueError: there are no names, or one is empty after cleaning.
     """
     if not names:
         raise ValueError("a prompt needs at least one category name, got none")
-    cleaned = tuple(clean_name(name) for name in names)
-    for name, clean in zip(names, cleaned, strict=True):
-        if not clean:
+    segments: list[str] = []
+    spans: list[CharSpans] = []
+    start = 0
+    for name in names:
+        text, (begin, end) = _text_and_span(name)
+        if not text[begin:end].strip():
             raise ValueError(f"category name {name!r} is empty after cleaning; give it a readable name")
-    spans, start = [], 0
-    for name in cleaned:
-        spans.append([(start, start + len(name))])
-        start += len(name) + len(SEPARATOR)
-    return Prompt(cleaned, tuple(spans))
+        segments.append(text)
+        spans.append([(start + begin, start + end)])
+        start += len(text) + len(SEPARATOR)
+    return Prompt(tuple(segments), tuple(spans))
+
+
+def _text_and_span(name: str) -> tuple[str, tuple[int, int]]:
+    """Return a category as it is asked for, and where in it the name stands."""
+    text = clean_name(name)
+    marked = _MARKED.fullmatch(text)
+    if marked is None:
+        return text, (0, len(text))
+    before, inside, after = marked.groups()
+    return before + inside + after, (len(before), len(before) + len(inside))
 
 
 def caption_prompt(caption: str, char_spans: Sequence[CharSpans]) -> Prompt:
@@ -110,7 +127,7 @@ def chunk_categories(
     chunks: list[list[int]] = [[]]
     used = 2  # [CLS] and [SEP]
     for i, name in enumerate(names):
-        cost = len(tokenizer(clean_name(name), add_special_tokens=False)["input_ids"]) + 1  # and its period
+        cost = len(tokenizer(_text_and_span(name)[0], add_special_tokens=False)["input_ids"]) + 1  # and its period
         if cost + 1 > max_tokens:
             raise ValueError(f"category name {name[:60]!r} has {cost - 1} tokens; a prompt holds {max_tokens - 2}")
         full = max_categories is not None and len(chunks[-1]) >= max_categories

@@ -27,8 +27,10 @@ _SCHEME = re.compile(r"[A-Za-z][\w+.-]*(://|::)")
 _CHAIN = re.compile(r"::(?=[A-Za-z][\w+.-]*://)")
 _LOCAL = re.compile(r"(file|local)://")
 _HTTP = re.compile(r"https?://")
-# What may stand before the host. A secret key of S3 may hold slashes, a port is no secret.
-_LOGIN = re.compile(r"(?<=://)([^/?#:@]*:(?!\d*(?:[/?#]|$)).*@|[^/?#]*@)", re.DOTALL)
+# What may stand before the host. A secret key of S3 may hold slashes, a port is no secret, Azure has a container there.
+_LOGIN = re.compile(
+    r"(?<=://)([^/?#:@]*:(?!\d*(?:[/?#]|$)).*@|[^/?#@]*:[^/?#]*@|(?<!abfs://)(?<!abfss://)[^/?#]*@)", re.DOTALL
+)
 _SECRET_CHARS = 4
 """Shorter pieces of a URL are no secrets, and stand in many a message."""
 _MAX_NAME_BYTES = 4096

@@ -36,7 +36,21 @@ def test_category_prompt_is_the_published_text() -> None:
     assert prompt.phrases == ("person", "traffic light", "dog")
 
 
-@pytest.mark.parametrize(("names", "message"), [([], "at least one"), (["dog", "(x)"], r"'\(x\)' is empty")])
+def test_a_marked_name_is_the_phrase_and_the_words_around_it_are_not() -> None:
+    prompt = category_prompt(["dog", "there is a [package] on the porch", "[puffin] with orange_beaks", "cat"])
+    assert prompt.text == "dog. there is a package on the porch. puffin with orange beaks. cat"
+    assert prompt.phrases == ("dog", "package", "puffin", "cat")
+
+
+@pytest.mark.parametrize("name", ["a [b] c [d]", "]a[", "[a", "a]"])
+def test_brackets_that_mark_no_name_stay(name: str) -> None:
+    assert category_prompt([name]).phrases == (name,)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [([], "at least one"), (["dog", "(x)"], r"'\(x\)' is empty"), (["a [] b"], "is empty"), (["a [ ] b"], "is empty")],
+)
 def test_category_prompt_refuses_what_has_no_text(names: list[str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         category_prompt(names)

@@ -21,7 +21,7 @@ from pipeline.data.raw import (
     SourceContext,
     Url,
 )
-from pipeline.data.readers.json_stream import stream_json
+from pipeline.data.readers.json_stream import JsonStream
 from pipeline.data.readers.spool import Spool, text_id
 from pipeline.data.records import CaptionRecord, Category, DetectionRecord
 from pipeline.errors import MissingInputError
@@ -87,10 +87,11 @@ class CocoFile:
 
     def __init__(self, url: Url) -> None:
         self.url, self.label, self.identity = url, redact(url), file_identity(url)
+        self._json = JsonStream(url)
 
     def rows(self, name: str) -> Iterator[Values]:
-        """Yield the entries of a list, see ``stream_json``."""
-        return stream_json(self.url, f"{name}.item")
+        """Yield the entries of a list, see ``JsonStream``."""
+        return self._json.entries(name)
 
     def spool(self, values: Callable[[Values], Any]) -> Spool:
         """Join pictures and annotations on disk.

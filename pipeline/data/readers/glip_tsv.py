@@ -16,7 +16,6 @@ from functools import partial
 from itertools import islice
 from typing import IO, Any
 
-import ijson
 import yaml
 from fsspec.core import url_to_fs
 
@@ -36,8 +35,9 @@ from pipeline.data.raw import (
     SourceContext,
     Url,
 )
+from pipeline.data.readers.json_stream import JsonStream
 from pipeline.data.readers.lines import PROBED_LINES
-from pipeline.data.readers.spool import temporary_database
+from pipeline.data.readers.spool import temporary_database, text_id
 from pipeline.data.records import Category, DetectionRecord, GroundingRecord
 from pipeline.errors import MissingInputError
 
@@ -161,22 +161,13 @@ class _PictureIndex:
         self._base = temporary_database(self)
         self._base.execute("CREATE TABLE pictures (id TEXT PRIMARY KEY, line INTEGER) WITHOUT ROWID")
         self._base.execute("BEGIN")
-        with open_file(url, compression="infer") as stream:
-            try:
-                pairs = ((key, line) for key, line in ijson.kvitems(stream, "") if _is_line(line))
-                self._base.executemany("INSERT OR REPLACE INTO pictures VALUES (?, ?)", pairs)
-            except (ijson.JSONError, UnicodeError, EOFError, OSError) as error:
-                raise _not_json(url, error) from error
+        pairs = ((text_id(key), line) for key, line in JsonStream(url).pairs() if _is_line(line))
+        self._base.executemany("INSERT OR REPLACE INTO pictures VALUES (?, ?)", pairs)
         self._base.execute("COMMIT")
 
     def line(self, picture: Any) -> int:
         """Return the line of a picture, ``NOWHERE`` when it has none."""
-        if not isinstance(picture, str | int):
-            return NOWHERE
-        try:
-            found = self._base.execute("SELECT line FROM pictures WHERE id = ?", (str(picture),)).fetchone()
-        except UnicodeError:  # half a surrogate pair
-            return NOWHERE
+        found = self._base.execute("SELECT line FROM pictures WHERE id = ?", (text_id(picture),)).fetchone()
         return NOWHERE if found is None else int(found[0])
 
 
@@ -347,8 +338,8 @@ def _read_label_map(url: str) -> dict[str, int]:
             names = [line.decode("utf-8", "replace").strip() for line in file]
         ids = {name: number for number, name in enumerate(names, start=1) if name}
     else:
-        content = _load_json(url)
-        found = content.get("label_to_idx", content) if isinstance(content, dict) else None
+        content = dict(JsonStream(url).pairs())
+        found = content.get("label_to_idx", content)
         ids = {name: number for name, number in found.items() if _is_line(number)} if isinstance(found, dict) else {}
     ids.pop(BACKGROUND, None)
     if not ids:
@@ -364,19 +355,6 @@ def _names_in(labels: TsvFile) -> dict[str, int]:
             items = _objects(_parse(_columns(file, offset)[1])) or []
             names |= {item["class"] for item in items if isinstance(item, dict) and isinstance(item.get("class"), str)}
     return {name: number for number, name in enumerate(sorted(names), start=1)}
-
-
-def _load_json(url: str) -> Any:
-    with open_file(url) as file:
-        try:
-            return json.load(file)
-        except (ValueError, RecursionError) as error:
-            raise _not_json(url, error) from error
-
-
-def _not_json(url: str, error: Exception) -> MissingInputError:
-    detail = " ".join(str(error).split())[:200]
-    return MissingInputError(f"{redact(url)}: not readable as JSON: {detail}; fetch the file again")
 
 
 def _parse(text: str) -> Any:

@@ -14,17 +14,18 @@ _LISTED = "annotations_without_background.json"
 _FLAT = {"train": "train_", "valid": "val_", "test": "test_"}
 """How the names of the benchmark's files begin where the pictures of all splits lie in one folder, as in pistols."""
 MANUAL_PROMPTS = {
-    "penguin": "penguin, which is black and white",
-    "puffin": "puffin with orange beaks",
-    "stingray": "stingray which is flat and round",
+    "penguin": "[penguin], which is black and white",
+    "puffin": "[puffin] with orange beaks",
+    "stingray": "[stingray] which is flat and round",
     "Cottontail-Rabbit": "rabbit",
-    "hand": "hand of a person",
+    "hand": "[hand] of a person",
     "CoW": "flat mushroom",
     "chanterelle": "yellow mushroom",
-    "package": "there is a package on the porch",
-    "pothole": "there are some holes on the road",
+    "package": "there is a [package] on the porch",
+    "pothole": "there are some [holes] on the road",
 }
-"""Class name to the words that the paper's table 10 asks for; sentences are for models trained on grounding data."""
+"""Class name to the words of the paper's table 10, see ``category_prompt``; sentences are for models trained on
+grounding data."""
 
 
 def read_odinw(

@@ -19,7 +19,7 @@ from pipeline.data.raw import (
     Url,
 )
 from pipeline.data.readers.coco import corners
-from pipeline.data.readers.json_stream import stream_json
+from pipeline.data.readers.json_stream import JsonStream
 from pipeline.data.readers.spool import Spool
 from pipeline.data.records import Category, DetectionRecord, GroundingRecord
 from pipeline.errors import MissingInputError
@@ -46,7 +46,7 @@ def read_visual_genome_objects(
         min_count: names that fewer objects have are no categories.
     """
     counts: Counter[str] = Counter()
-    for row in stream_json(objects, "item"):
+    for row in JsonStream(objects).entries():
         counts.update(name for item in _list(row, "objects") if (name := _name(item)) is not None)
     names = sorted(name for name, count in counts.items() if count >= min_count)
     ids = {name: number for number, name in enumerate(names, start=1)}
@@ -83,13 +83,13 @@ def read_visual_genome_regions(
 def _spool(url: Url, image_data: Url, values: Callable[[Values], list[Any]], without_coco: bool) -> Spool:
     spool = Spool()
     fields = ("image_id", "url", "height", "width", "coco_id")
-    kept = (row for row in stream_json(image_data, "item") if not (without_coco and row.get("coco_id") is not None))
+    kept = (row for row in JsonStream(image_data).entries() if not (without_coco and row.get("coco_id") is not None))
     spool.add_pictures((row.get("image_id"), [row.get(name) for name in fields]) for row in kept)
     if not len(spool):
         raise MissingInputError(f"{redact(image_data)}: no pictures in it; expected Visual Genome's image_data.json")
     # Older releases call the picture "id".
     spool.add_annotations(
-        (row.get("image_id", row.get("id")), item) for row in stream_json(url, "item") for item in values(row)
+        (row.get("image_id", row.get("id")), item) for row in JsonStream(url).entries() for item in values(row)
     )
     return spool
 

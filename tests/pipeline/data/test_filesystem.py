@@ -88,6 +88,8 @@ def missing(url: str) -> str:
         ("https://host/a.tar?token=abc#bytes=5-9", "https://host/a.tar?***#bytes=5-9"),
         ("simplecache::https://me:pass@host/a?sig=abc", "simplecache::https://***@host/a?***"),
         ("zip://a.jpg::s3://KEY:SECRET@b/a.zip", "zip://a.jpg::s3://***@b/a.zip"),
+        ("abfs://container@account.dfs.core.windows.net/a", "abfs://container@account.dfs.core.windows.net/a"),
+        ("abfs://me:pass@account/a", "abfs://***@account/a"),
         ("http://[broken/a?b", "http://[broken/a?***"),
     ],
 )

@@ -312,7 +312,7 @@ def test_file_that_is_no_list_of_references_is_refused(read: Read, refs: Any) ->
     [
         ("", "not readable as JSON"),
         (json.dumps(instances())[:-300], "not readable as JSON"),
-        ("[]", "none of the 1 pictures"),
+        ("[]", "not readable as JSON"),
         (instances(images=[]), "none of the 1 pictures"),
         (instances(images=[{"id": 7, "file_name": "other.jpg"}]), "none of the 1 pictures"),
     ],

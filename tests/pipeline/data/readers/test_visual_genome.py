@@ -98,7 +98,7 @@ def test_every_region_is_a_caption_of_its_own(
         ("objects", "[", "not readable as JSON"),
         ("objects", "", "not readable as JSON"),
         ("image_data", "[]", "no pictures in it"),
-        ("image_data", "{}", "no pictures in it"),
+        ("image_data", "{}", "not readable as JSON"),
     ],
 )
 def test_other_files_are_told(
