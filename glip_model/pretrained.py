@@ -7,6 +7,8 @@ import re
 from pathlib import Path
 
 PACKAGE_PREFIX = "package:"
+DATA_FILES = ["*.json", "*.safetensors", "vocab.txt", "merges.txt"]
+"""What is fetched of a model on the hub."""
 
 
 def resolve_source(name: str) -> str:
@@ -49,6 +51,6 @@ def resolve_folder(name: str | Path, revision: str | None = None) -> Path:
 
     try:
         # Data alone: nothing that is unpickled or run.
-        return Path(snapshot_download(name, revision=revision, allow_patterns=["*.json", "*.safetensors", "vocab.txt"]))
+        return Path(snapshot_download(name, revision=revision, allow_patterns=DATA_FILES))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise ValueError(f"{name}: neither a folder here nor a model that the hub delivers: {error}") from error

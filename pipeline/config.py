@@ -1,7 +1,7 @@
 """Config: the sections of params.yaml as frozen dataclasses; the one place that reads that file.
 
-Every value stands in params.yaml and has no second default here. Unknown, missing and mistyped settings and values out
-of range are ConfigErrors that name the setting; a misspelt one gets a suggestion.
+Values stand in params.yaml; the few that have a default here may be left out. Unknown, missing and mistyped settings
+and values out of range are ConfigErrors that name the setting; a misspelt one gets a suggestion.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import difflib
 import types
 import typing
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -238,13 +238,19 @@ class PhrasesConfig:
 
     spacy_model: str
     """Importable spaCy pipeline package."""
+    extractor: Literal["noun_chunks", "grammar"] = "noun_chunks"
+    """spaCy's noun chunks, cleaned; or the grammar of GLIP's published demo, as it is, to compare with."""
     batch_size: int
     max_caption_chars: int
     """Longer captions are rejected as ``caption_too_long``."""
     max_words: int
     """Longer phrases are left out."""
     stop_heads: tuple[str, ...]
-    """Head nouns that name nothing to point at, in lower case."""
+    """Head nouns that name a medium or nothing to point at, in lower case; they are cut off a phrase."""
+    abstract_heads: tuple[str, ...] = ()
+    """Head nouns that nobody can draw a box around, in lower case; phrases that end in one are left out."""
+    merge_repeats: bool = True
+    """Make one phrase with several spans of those that differ by case, hyphens or number alone."""
 
     def __post_init__(self) -> None:
         """Check ranges."""
@@ -255,8 +261,13 @@ class PhrasesConfig:
 class PseudoLabelConfig:
     """Section ``pseudo_label``: what of the teacher's output is kept."""
 
-    min_score: float
-    """Boxes below this score are dropped, 0 to 1. Higher is cleaner and sparser; the paper uses 0.5."""
+    min_score: float = 0.5
+    """Boxes below this score are dropped, 0 to 1. Higher is cleaner and sparser; the paper's is the default."""
+    min_score_by_source: Mapping[str, float] = field(default_factory=dict)
+    """Other values for the rows of some sources."""
+    flip_agreement: bool = False
+    """Ask about the mirrored picture too; a box's score is then the mean of what it and its mirror image got. Costs
+    twice the time, and is of no use where captions tell left from right."""
     nms_threshold: float
     """IoU above which boxes of one phrase suppress one another."""
     compete_threshold: float
@@ -269,6 +280,8 @@ class PseudoLabelConfig:
     max_area_share: float
     """Boxes that cover a larger share of the picture are dropped, 0 to 1."""
     batch_size: int
+    decode_timeout_s: float
+    """A picture that takes longer to decode is rejected as ``image_timeout``."""
     num_actors: int
     """Labelling processes at most; Ray starts as many as the cluster carries."""
     max_reject_share: float
@@ -278,6 +291,9 @@ class PseudoLabelConfig:
         """Check ranges."""
         _check_range(self, 0, 1, "min_score", "nms_threshold", "compete_threshold", "max_area_share")
         _check_range(self, 0, 1, "max_reject_share")
+        for source, score in self.min_score_by_source.items():
+            if not 0 <= score <= 1:
+                raise ConfigError(f"min_score_by_source.{source} is {score}; expected 0 to 1")
         _check_range(self, 1, None, "max_boxes_per_phrase", "batch_size", "num_actors")
 
 
@@ -381,7 +397,10 @@ def _parse_scalar(kind: type, value: Any, where: str) -> Any:
 
 
 def _parse_section(cls: Any, value: Any, where: str) -> Any:
-    parsed = parse_options(typing.get_type_hints(cls), {}, value, where)
+    fields, absent = dataclasses.fields(cls), dataclasses.MISSING
+    defaults = {each.name: each.default for each in fields if each.default is not absent}
+    defaults |= {each.name: each.default_factory() for each in fields if each.default_factory is not absent}
+    parsed = parse_options(typing.get_type_hints(cls), defaults, value, where)
     try:
         return cls(**parsed)
     except ConfigError as error:

@@ -49,6 +49,7 @@ def ray_session() -> Iterator[None]:
     else:
         with _native_stderr_discarded():
             ray.init(
+                address="local",  # and not a cluster that somebody else started on this machine
                 num_cpus=os.cpu_count(),
                 object_store_memory=OBJECT_STORE_BYTES,
                 include_dashboard=False,

@@ -3,6 +3,7 @@
 glip predict PICTURE… --text "a cat. a remote control." --model DIR    find things in pictures
 glip convert FILE.pth DIR                                             published checkpoint → folder of this project
 glip export DIR --onnx FILE                                           model → ONNX
+glip plan                                                             what labelling will take, before it is paid for
 glip inspect DIR                                                      look at Parquet shards of pseudo-labels
 """
 
@@ -19,6 +20,7 @@ COMMANDS = {
     "convert": "stages.convert",
     "export": "stages.export",
     "inspect": "stages.inspect",
+    "plan": "stages.plan",
     "predict": "stages.predict",
 }
 """Subcommand to the module that runs it; imported only when it is asked for, so that ``--help`` stays quick."""

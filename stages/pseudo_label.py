@@ -14,6 +14,7 @@ from pathlib import Path
 
 from pipeline.cli import run_stage, write_json
 from pipeline.config import load_config
+from pipeline.data.storage import to_place
 from pipeline.pseudo_labels.job import Inputs, pseudo_label
 from pipeline.ray_session import ray_session
 
@@ -22,10 +23,10 @@ logger = logging.getLogger(__name__)
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of this stage."""
-    parser.add_argument("--records", type=Path, required=True, help="shards of web pairs")
-    parser.add_argument("--phrases", type=Path, required=True, help="shards of their phrases")
-    parser.add_argument("--teacher", type=Path, required=True, help="folder of the teacher model")
-    parser.add_argument("--out", type=Path, required=True, help="folder for shards of pseudo-labels")
+    parser.add_argument("--records", required=True, help="shards of web pairs: a folder or a URL such as s3://…")
+    parser.add_argument("--phrases", required=True, help="shards of their phrases")
+    parser.add_argument("--teacher", required=True, help="folder of a GLIP model, or module:function of your own")
+    parser.add_argument("--out", required=True, help="place for shards of pseudo-labels")
     parser.add_argument("--metrics", type=Path, help="JSON file for counts")
 
 
@@ -33,10 +34,10 @@ def run(args: argparse.Namespace) -> None:
     """Label every shard that is not finished."""
     config = load_config(args.params)
     inputs = Inputs(
-        records=args.records.resolve(),
-        phrases=args.phrases.resolve(),
-        teacher=args.teacher.resolve(),
-        out=args.out.resolve(),
+        records=to_place(args.records),
+        phrases=to_place(args.phrases),
+        teacher=args.teacher,
+        out=to_place(args.out),
     )
     with ray_session():
         metrics = pseudo_label(inputs, config.pseudo_label, config.prepare.max_image_pixels)

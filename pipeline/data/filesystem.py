@@ -42,20 +42,20 @@ _VERSIONS = (
 )
 """What file systems call the version of a file, the surest first."""
 
-_STORE_ERRORS: tuple[type[Exception], ...] = ()
+STORE_ERRORS: tuple[type[Exception], ...] = ()
 try:
     import botocore.exceptions
 
-    _STORE_ERRORS += (botocore.exceptions.BotoCoreError, botocore.exceptions.ClientError)
+    STORE_ERRORS += (botocore.exceptions.BotoCoreError, botocore.exceptions.ClientError)
 except ImportError:  # without s3fs
     pass
 try:
     import aiohttp
 
-    _STORE_ERRORS += (aiohttp.ClientError,)
+    STORE_ERRORS += (aiohttp.ClientError,)
 except ImportError:  # without the file systems that speak HTTP
     pass
-READ_ERRORS: tuple[type[Exception], ...] = (OSError, ValueError, ImportError, RuntimeError, *_STORE_ERRORS)
+READ_ERRORS: tuple[type[Exception], ...] = (OSError, ValueError, ImportError, RuntimeError, *STORE_ERRORS)
 """What file systems raise over things that are not there or not allowed; stores derive theirs from Exception alone."""
 _BROKEN_OFF: tuple[type[Exception], ...] = (
     OSError,
@@ -63,7 +63,7 @@ _BROKEN_OFF: tuple[type[Exception], ...] = (
     UnicodeDecodeError,
     zlib.error,
     lzma.LZMAError,
-    *_STORE_ERRORS,
+    *STORE_ERRORS,
 )
 """What reading an open file raises when its bytes are wrong or end before."""
 
@@ -79,6 +79,11 @@ def redact(url: str) -> str:
         place, mark, _ = _LOGIN.sub("***@", link, count=1).partition("?")
         kept.append(place.partition("#")[0] + ("?***" if mark else ""))
     return "::".join(kept) + url[len(plain) :]
+
+
+def is_url(text: str) -> bool:
+    """Tell URLs, chains of them as well, from paths on disk."""
+    return bool(_SCHEME.match(text))
 
 
 def has_credentials(url: str) -> bool:

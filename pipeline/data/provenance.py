@@ -9,14 +9,16 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from upath import UPath
+
 FINGERPRINT = "fingerprint"
 """Name in a shard's provenance of the hash over everything that its rows depend on."""
 
 
-def file_sha256(path: Path) -> str:
+def file_sha256(path: Path | UPath) -> str:
     """Return the hash of a file's bytes."""
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]  # files of stores have readinto too
 
 
 def code_sha256(paths: Iterable[Path]) -> str:

@@ -27,6 +27,7 @@ ROW_REJECT_REASONS = (
     "image_unreadable",
     "image_too_large",
     "image_outside_folder",
+    "image_timeout",
     "caption_empty",
     "caption_too_long",
     "no_phrases",

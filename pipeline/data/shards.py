@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.data.filesystem import READ_ERRORS, STORE_ERRORS, describe
+from pipeline.data.provenance import FINGERPRINT, file_sha256
 from pipeline.data.records import (
     SCHEMA_VERSION,
     SCHEMAS,
@@ -27,13 +28,18 @@ from pipeline.data.records import (
     Record,
     ScoredBox,
 )
-from pipeline.errors import MissingInputError, ShardError
+from pipeline.data.storage import Place, list_files, patiently, read_source, replacing
+from pipeline.errors import MissingInputError, ShardError, StorageError
 
+P = TypeVar("P", bound=Place)
 R = TypeVar("R", CaptionRecord, PhrasesRecord, GroundingRecord, DetectionRecord)
 
 KIND = {CaptionRecord: "caption", PhrasesRecord: "phrases", GroundingRecord: "grounding", DetectionRecord: "detection"}
 VERSION_KEY, KIND_KEY = "glip.schema_version", "glip.kind"
 CATEGORIES_KEY, PROVENANCE_KEY, REPEAT_KEY = "glip.categories", "glip.provenance", "glip.repeat"
+ROWS_SHA256_KEY = "glip.rows_sha256"
+"""A hash over all rows, in every file's metadata: whether two shards hold the same is seen from their ends alone."""
+_WRITE_ERRORS: tuple[type[Exception], ...] = (OSError, *STORE_ERRORS)
 ROW_GROUP_ROWS = 256
 ROW_GROUP_BYTES = 32 << 20
 """Rows, and bytes of pictures, that a reader unpacks at once: a row group ends with whichever comes first."""
@@ -44,17 +50,19 @@ def shard_name(number: int, split: int = 0) -> str:
     return f"part-{number:05d}{f'_{split:03d}' if split else ''}.parquet"
 
 
-def list_shards(folder: str | Path) -> list[Path]:
+def list_shards(folder: P) -> list[P]:
     """Return the shards of a folder in order; raise MissingInputError when there are none."""
-    folder = Path(folder)
-    found = sorted(folder.glob("part-*.parquet")) if folder.is_dir() else []
+    try:
+        found = list_files(folder, "part-*.parquet")
+    except READ_ERRORS as error:
+        raise MissingInputError(f"{folder}: {describe(error, str(folder))}; is the place right?") from error
     if not found:
         raise MissingInputError(f"{folder}: no Parquet shards (part-*.parquet); run: dvc repro")
     return found
 
 
 def write_shard(
-    path: Path, records: Iterable[Record], record_type: type, metadata: Mapping[str, str] | None = None
+    path: Place, records: Iterable[Record], record_type: type, metadata: Mapping[str, str] | None = None
 ) -> None:
     """Write records to one file, aside first and then renamed, so that readers never see a part of it.
 
@@ -63,6 +71,9 @@ def write_shard(
         records: may be empty.
         record_type: decides the schema.
         metadata: further key-value pairs of the file; schema version and kind are added here.
+
+    Raises:
+        StorageError: there is no room, no right to write, or the store does not answer.
     """
     with ShardWriter(path, record_type, metadata) as shard:
         for record in records:
@@ -72,30 +83,36 @@ def write_shard(
 class ShardWriter:
     """A shard that is written row group by row group, and appears when the ``with`` block ends without an exception.
 
+    StorageError where it cannot be written.
+
     Args:
         path: file to write; its folder is created.
         record_type: decides the schema.
         metadata: key-value pairs of the file; schema version and kind are added here.
 
     Attributes:
+        aside: on local disk, what is written until then.
         metadata: may get further keys until the block ends; those stand in the file's metadata alone, not in its Arrow
             schema.
         rows: so far.
         bytes: of the pictures so far, as they are encoded.
+        file_bytes, file_sha256: size and hash of the whole file, when the block has ended.
     """
 
-    def __init__(self, path: Path, record_type: type, metadata: Mapping[str, str] | None = None) -> None:
+    def __init__(self, path: Place, record_type: type, metadata: Mapping[str, str] | None = None) -> None:
         first = {VERSION_KEY: SCHEMA_VERSION, KIND_KEY: KIND[record_type], **(metadata or {})}
         self.path, self.metadata, self._schema = path, dict(first), SCHEMAS[record_type].with_metadata(first)
-        self._aside = path.with_name(f".{path.name}.{os.getpid()}")
+        self._digest = hashlib.sha256()
         self._group: list[dict[str, Any]] = []
         self._group_bytes = 0
         self.rows = self.bytes = 0
 
     def __enter__(self) -> ShardWriter:
         """Begin the file beside its place."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = pq.ParquetWriter(self._aside, self._schema, compression="zstd", write_page_checksum=True)
+        self._replacing = replacing(self.path)
+        with _storage_errors(self.path):
+            self.aside = self._replacing.__enter__()
+            self._file = pq.ParquetWriter(self.aside, self._schema, compression="zstd", write_page_checksum=True)
         return self
 
     def append(self, record: Record) -> None:
@@ -107,42 +124,46 @@ class ShardWriter:
         if len(self._group) == ROW_GROUP_ROWS or self._group_bytes >= ROW_GROUP_BYTES:
             self._write_group()
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
         """Put the file in its place, or remove it after an exception."""
-        try:
+        if kind is not None:
+            with suppress(OSError):  # what ended the block is what is told
+                self._file.close()
+            self._replacing.__exit__(kind, error, trace)
+            return
+        with _storage_errors(self.path), ExitStack() as stack:
+            stack.push(self._replacing)
             with self._file:
-                if kind is None:
-                    self._write_group()
-                    first = _decode_metadata(self._schema.metadata)
-                    self._file.add_key_value_metadata({k: v for k, v in self.metadata.items() if k not in first})
-            if kind is None:
-                os.replace(self._aside, self.path)
-        finally:
-            self._aside.unlink(missing_ok=True)
+                self._write_group()
+                first = _decode_metadata(self._schema.metadata)
+                metadata = {**self.metadata, ROWS_SHA256_KEY: self._digest.hexdigest()}
+                self._file.add_key_value_metadata({k: v for k, v in metadata.items() if k not in first})
+            self.file_bytes, self.file_sha256 = self.aside.stat().st_size, file_sha256(self.aside)
 
     def _write_group(self) -> None:
         if self._group:
-            self._file.write_table(pa.Table.from_pylist(self._group, schema=self._schema))
+            table = pa.Table.from_pylist(self._group, schema=self._schema)
+            for batch in table.to_batches():
+                self._digest.update(batch.serialize())
+            with _storage_errors(self.path):
+                self._file.write_table(table)
         self._group, self._group_bytes = [], 0
 
 
-def keep_rows(path: Path, rows: Sequence[int], metadata: Mapping[str, str]) -> None:
+def keep_rows(path: Place, rows: Sequence[int], metadata: Mapping[str, str]) -> None:
     """Write a shard again with some of its rows, in their order, and further metadata.
 
     Raises:
         ShardError: the file is missing or broken.
     """
-    table = read_table(path).take(pa.array(rows, pa.int64()))
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        table = table.replace_schema_metadata({**read_metadata(path), **metadata})
-        pq.write_table(table, aside, compression="zstd", row_group_size=ROW_GROUP_ROWS, write_page_checksum=True)
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
+    before = read_metadata(path)
+    before.pop(ROWS_SHA256_KEY, None)
+    record_type = next(known for known, kind in KIND.items() if kind == before.get(KIND_KEY))
+    records = read_shard(path, record_type)
+    write_shard(path, (records[row] for row in rows), record_type, {**before, **metadata})
 
 
-def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
+def read_table(path: Place, columns: Sequence[str] | None = None) -> pa.Table:
     """Read a shard, or some of its columns.
 
     Raises:
@@ -150,7 +171,7 @@ def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
     """
     with _shard_errors(path):
         # Every page carries a checksum: a flipped bit is an error and never a slightly different caption.
-        file = pq.ParquetFile(path, page_checksum_verification=True)
+        file = pq.ParquetFile(read_source(path), page_checksum_verification=True)
         kind = _decode_metadata(file.metadata.metadata).get(KIND_KEY)
         _check_columns(path, kind, file.schema_arrow, columns)
         table = file.read(columns=None if columns is None else list(columns))
@@ -158,7 +179,7 @@ def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
         return table
 
 
-def read_shard(path: Path, record_type: type[R]) -> list[R]:
+def read_shard(path: Place, record_type: type[R]) -> list[R]:
     """Read all records of a shard.
 
     Raises:
@@ -172,10 +193,39 @@ def read_shard(path: Path, record_type: type[R]) -> list[R]:
     return [from_row(record_type, row) for row in table.to_pylist()]
 
 
-def read_metadata(path: Path) -> dict[str, str]:
-    """Return the key-value metadata of a shard; ShardError when it is missing or broken."""
+def read_metadata(path: Place) -> dict[str, str]:
+    """Return the key-value metadata of a shard, reading its end alone; ShardError when it is missing or broken."""
+
+    def read() -> pq.FileMetaData:
+        with path.open("rb") as file:
+            return pq.read_metadata(file)
+
     with _shard_errors(path):
-        return _decode_metadata(pq.read_metadata(path).metadata)
+        return _decode_metadata(patiently(read, path).metadata)
+
+
+def read_fingerprint(path: Place) -> str | None:
+    """Return the fingerprint in a shard's provenance; None where it has none.
+
+    Raises:
+        ShardError: the shard is missing or broken.
+    """
+    try:
+        provenance = json.loads(read_metadata(path).get(PROVENANCE_KEY, "{}"))
+    except json.JSONDecodeError as error:
+        raise ShardError(f"{path}: {PROVENANCE_KEY} is no JSON ({error}); delete it and run: dvc repro") from error
+    return provenance.get(FINGERPRINT) if isinstance(provenance, dict) else None
+
+
+def rows_sha256(path: Place) -> str:
+    """Return a hash over the rows of a shard: the one in its metadata, or that of all its bytes where it has none.
+
+    Raises:
+        ShardError: it is missing or broken.
+    """
+    found = read_metadata(path).get(ROWS_SHA256_KEY)
+    with _shard_errors(path):
+        return found or patiently(lambda: file_sha256(path), path)
 
 
 def categories_to_metadata(categories: Iterable[Category]) -> dict[str, str]:
@@ -183,7 +233,7 @@ def categories_to_metadata(categories: Iterable[Category]) -> dict[str, str]:
     return {CATEGORIES_KEY: json.dumps([dataclasses.asdict(category) for category in categories], ensure_ascii=False)}
 
 
-def read_categories(path: Path) -> list[Category]:
+def read_categories(path: Place) -> list[Category]:
     """Return the vocabulary of a detection shard; ShardError when it carries none."""
     raw = read_metadata(path).get(CATEGORIES_KEY)
     if raw is None:
@@ -194,7 +244,7 @@ def read_categories(path: Path) -> list[Category]:
         raise ShardError(f"{path}: {CATEGORIES_KEY} is no vocabulary ({error}); write the shard anew") from error
 
 
-def read_repeat(path: Path) -> int:
+def read_repeat(path: Place) -> int:
     """Return how often the rows of a shard come in one pass of training; 1 where nobody said."""
     return int(read_metadata(path).get(REPEAT_KEY, "1"))
 
@@ -215,18 +265,31 @@ def from_row(record_type: type[R], row: Mapping[str, Any]) -> R:
 
 
 @contextmanager
-def _shard_errors(path: Path) -> Iterator[None]:
+def _shard_errors(path: Place) -> Iterator[None]:
     """Turn what Arrow raises about a file into ShardErrors."""
     try:
         yield
     except FileNotFoundError as error:
         raise ShardError(f"{path}: no such shard; run: dvc repro") from error
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        detail = " ".join(str(error).split())
-        raise ShardError(f"{path}: not a readable Parquet file ({detail}); delete it and run: dvc repro") from error
+    except (pa.ArrowException, *READ_ERRORS) as error:
+        raise ShardError(
+            f"{path}: not a readable Parquet file ({describe(error, str(path))}); delete it and run: dvc repro"
+        ) from error
 
 
-def _check_columns(path: Path, kind: str | None, found: pa.Schema, columns: Sequence[str] | None) -> None:
+@contextmanager
+def _storage_errors(path: Place) -> Iterator[None]:
+    """Turn what is raised while a file is written into StorageErrors."""
+    try:
+        yield
+    except _WRITE_ERRORS as error:
+        raise StorageError(
+            f"{path}: cannot be written ({describe(error, str(path))}); make room or mend the access, then run the "
+            "same command again: what is finished is kept"
+        ) from error
+
+
+def _check_columns(path: Place, kind: str | None, found: pa.Schema, columns: Sequence[str] | None) -> None:
     promised = next((SCHEMAS[record_type] for record_type, name in KIND.items() if name == kind), pa.schema([]))
     for column in found.names if columns is None else columns:
         if column not in found.names:

@@ -6,92 +6,154 @@ one that was made by another teacher or with other settings is made anew, and sa
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import logging
 import os
+import threading
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import ray
 import torch
+from ray.util.metrics import Counter as RayCounter
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-import glip_model
-from glip_model.predictor import GLIPPredictor
-from pipeline.cli import progress, quiet_libraries, write_json
+from pipeline.cli import progress, quiet_libraries
 from pipeline.config import PseudoLabelConfig
-from pipeline.data import images
-from pipeline.data.provenance import FINGERPRINT, code_sha256, file_sha256, fingerprint
-from pipeline.data.records import SCHEMA_VERSION, CaptionRecord, GroundingRecord, PhrasesRecord
-from pipeline.data.shards import PROVENANCE_KEY, list_shards, read_metadata, read_shard, write_shard
-from pipeline.errors import MissingInputError, RejectLimitError, ShardError
-from pipeline.pseudo_labels import labeller, selection
+from pipeline.data.provenance import FINGERPRINT
+from pipeline.data.records import CaptionRecord, GroundingRecord, PhrasesRecord
+from pipeline.data.shards import PROVENANCE_KEY, ShardWriter, list_shards, read_fingerprint, read_shard
+from pipeline.data.storage import Place, exists, list_files, remove, size
+from pipeline.errors import PipelineError, RejectLimitError, ShardError, StorageError
+from pipeline.pseudo_labels.decoding import PictureDecoder
 from pipeline.pseudo_labels.labeller import PseudoLabeller
 from pipeline.pseudo_labels.manifest import (
-    MANIFEST_FILE,
     ShardSummary,
-    describe_teacher,
+    describe_labelling,
     finished_summary,
-    summarise_shard,
+    plan_shard,
+    read_manifest,
+    remove_manifest,
+    summarise,
+    write_manifest,
 )
+from pipeline.pseudo_labels.progress import Figures, Meter, describe
+from pipeline.pseudo_labels.teachers import open_teacher
 
 logger = logging.getLogger(__name__)
 
-BROKEN_INPUT_REASONS = ("image_missing", "image_unreadable", "image_too_large", "caption_empty")
+BROKEN_INPUT_REASONS = ("image_missing", "image_unreadable", "image_too_large", "image_timeout", "caption_empty")
 """Row rejects that count against ``max_reject_share``; finding nothing in a picture is no fault of the input."""
+SHARDS_AT_ONCE = 2
+"""Of one actor: while the teacher works on one, the other is read, decoded or written."""
+CRASHES = 4
+"""A shard that was begun as often and never ended, because its actor died, is given up; the others go on."""
+FOOTERS_AT_ONCE = 32
+POLL_S = 2.0
 
 
 @dataclass(frozen=True)
 class Inputs:
     """What the stage reads and writes."""
 
-    records: Path
-    phrases: Path
-    teacher: Path
-    out: Path
+    records: Place
+    phrases: Place
+    teacher: str
+    """See ``open_teacher``."""
+    out: Place
 
 
 class LabelActor:
-    """Holds a teacher in its process and labels one shard a call."""
+    """Holds a teacher in its process and labels one shard a call, several calls at once."""
 
-    def __init__(self, inputs: Inputs, config: PseudoLabelConfig, max_image_pixels: int, num_threads: int) -> None:
+    def __init__(
+        self, inputs: Inputs, config: PseudoLabelConfig, max_image_pixels: int, num_threads: int, meter: Any
+    ) -> None:
         quiet_libraries()
         torch.set_num_threads(num_threads)
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        self._inputs, self._broken_teacher = inputs, ""
+        self._inputs, self._meter, self._failure = inputs, meter, ""
+        self._prometheus = _Prometheus()
+        decoder = PictureDecoder(max_image_pixels, config.decode_timeout_s, num_threads)
         try:
-            teacher = GLIPPredictor.from_pretrained(inputs.teacher, device)
-        except (ValueError, OSError) as error:
+            teacher = open_teacher(inputs.teacher, "cuda" if torch.cuda.is_available() else "cpu")
+        except PipelineError as error:
             # Told by every call instead of raised: Ray would start the actor again and again.
-            self._broken_teacher = f"{inputs.teacher}: not a usable teacher ({error}); run: dvc repro train@teacher"
+            self._failure = str(error)
             return
-        self._labeller = PseudoLabeller(teacher, config, max_image_pixels)
+        self._labeller = PseudoLabeller(teacher, config, decoder.decode)
 
     def __call__(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """Label the shard that a row of the work list names; return its summary, or why it could not be done."""
         try:
+            if self._failure:
+                raise ShardError(self._failure)
             summary = self._label_shard(row["name"], row["provenance"])
-        except ShardError as error:
+        except PipelineError as error:
             # Crosses the process border as data: the stage reports it after the other shards are safe.
+            if isinstance(error, StorageError):
+                self._failure = str(error)  # where one shard cannot be written, no other is labelled in vain
             return {"summary": "", "error": str(error)}
+        except torch.AcceleratorError:
+            logger.exception("%s: the device is of no use to this process any more", row["name"])
+            os._exit(1)  # Ray starts another one
+        except Exception as error:
+            # A teacher that cannot do one shard costs that shard alone; its traceback is in the worker's log.
+            logger.exception("%s: the teacher failed", row["name"])
+            return {"summary": "", "error": f"{self._inputs.records / row['name']}: the teacher failed: {error!r}"}
         return {"summary": json.dumps(summary.to_dict()), "error": ""}
 
     def _label_shard(self, name: str, provenance: str) -> ShardSummary:
-        if self._broken_teacher:
-            raise ShardError(self._broken_teacher)
+        path, fingerprint = self._inputs.out / name, json.loads(provenance)[FINGERPRINT]
+        # Ray calls again when the node died that had the answer; the shard may have been in its place by then.
+        if exists(path) and (summary := finished_summary(path, fingerprint)) is not None:
+            return summary
+        if self._times_begun(name) > CRASHES:
+            raise ShardError(f"{self._inputs.records / name}: its worker died {CRASHES} times; is memory short?")
         pairs = read_shard(self._inputs.records / name, CaptionRecord)
         phrases = read_shard(self._inputs.phrases / name, PhrasesRecord)
         try:
-            labelled = self._labeller.label(pairs, phrases)
+            labelled = self._labeller.label(pairs, phrases, self._tell)
         except ShardError as error:
             raise ShardError(f"{self._inputs.phrases / name}: {error}") from error
-        path = self._inputs.out / name
-        write_shard(path, labelled, GroundingRecord, {PROVENANCE_KEY: provenance})
-        return summarise_shard(path)
+        with ShardWriter(path, GroundingRecord, {PROVENANCE_KEY: provenance}) as shard:
+            for record in labelled:
+                shard.append(record)
+        return summarise(name, labelled, fingerprint, shard.file_bytes, shard.file_sha256)
+
+    def _times_begun(self, name: str) -> int:
+        try:
+            return int(ray.get(self._meter.begin.remote(name)))
+        except ray.exceptions.RayError:
+            return 1  # the meter died with its node; nothing is given up then
+
+    def _tell(self, figures: Figures) -> None:
+        self._prometheus.add(figures)
+        self._meter.add.remote(figures)
+
+
+class _Prometheus:
+    """What Ray exports of an actor to Prometheus, see cluster/README.md."""
+
+    def __init__(self) -> None:
+        self._rows = RayCounter("glip_label_rows", "Web pairs that went through the teacher's batches.")
+        self._boxes = RayCounter("glip_label_boxes", "Boxes kept.")
+        self._busy = RayCounter("glip_label_teacher_seconds", "Time in the teacher.")
+        self._rejects = RayCounter("glip_label_rejects", "Rows without boxes.", tag_keys=("reason",))
+
+    def add(self, figures: Figures) -> None:
+        """Count what was done; Ray refuses to count nothing."""
+        for counter, value in ((self._rows, figures.rows), (self._boxes, figures.boxes), (self._busy, figures.busy_s)):
+            if value > 0:
+                counter.inc(value)
+        for reason, count in figures.rejects.items():
+            self._rejects.inc(count, tags={"reason": reason})
 
 
 def pseudo_label(inputs: Inputs, config: PseudoLabelConfig, max_image_pixels: int) -> dict[str, Any]:
@@ -102,11 +164,11 @@ def pseudo_label(inputs: Inputs, config: PseudoLabelConfig, max_image_pixels: in
 
     Raises:
         MissingInputError: teacher, pairs or phrases are not there.
-        ShardError: an input shard or the teacher is broken; other shards are finished first.
+        ShardError: an input shard or the teacher is broken, or a shard cannot be written; others are finished first.
         RejectLimitError: too large a share of rows is broken.
     """
     sources = list_shards(inputs.records)
-    wanted = _provenance(inputs, config, max_image_pixels, sources)
+    wanted = _plan(inputs, config, max_image_pixels, sources)
     kept = _keep_finished(inputs.out, wanted)
     todo = {name: entry for name, entry in wanted.items() if name not in kept}
     if kept:
@@ -117,9 +179,7 @@ def pseudo_label(inputs: Inputs, config: PseudoLabelConfig, max_image_pixels: in
     summaries = [(kept | made)[path.name] for path in sources]
     metrics = _metrics(summaries)
     metrics["images_per_s"] = round(sum(summary.rows for summary in made.values()) / seconds, 1) if made else None
-    common = {key: value for key, value in next(iter(wanted.values())).items() if key not in ("input", FINGERPRINT)}
-    shards = [summary.to_dict() for summary in summaries]
-    write_json(inputs.out / MANIFEST_FILE, {"schema_version": SCHEMA_VERSION, "provenance": common, "shards": shards})
+    write_manifest(inputs.out, next(iter(wanted.values())), summaries)
     broken = sum(metrics["row_rejects"].get(reason, 0) for reason in BROKEN_INPUT_REASONS)
     if broken > config.max_reject_share * metrics["rows"]:
         raise RejectLimitError(
@@ -129,65 +189,58 @@ def pseudo_label(inputs: Inputs, config: PseudoLabelConfig, max_image_pixels: in
     return metrics
 
 
-def _provenance(
-    inputs: Inputs, config: PseudoLabelConfig, max_image_pixels: int, sources: list[Path]
+def _plan(
+    inputs: Inputs, config: PseudoLabelConfig, max_image_pixels: int, sources: list[Place]
 ) -> dict[str, dict[str, Any]]:
     """Return per shard everything that its content depends on."""
-    settings = dataclasses.asdict(config) | {"max_image_pixels": max_image_pixels}
-    for free in ("num_actors", "max_reject_share"):  # do not change any row
-        settings.pop(free)
-    teacher, code = describe_teacher(inputs.teacher), code_sha256(_labelling_code())
-    provenance = {}
-    for path in sources:
-        partner = inputs.phrases / path.name
-        if not partner.is_file():
-            raise MissingInputError(f"{partner}: no phrases for {path}; run: dvc repro phrases")
-        entry = {
-            "teacher": teacher,
-            "parser": _parser_name(partner),
-            "settings": settings,
-            "code": code,
-            "schema_version": SCHEMA_VERSION,
-            "input": {"pairs": file_sha256(path), "phrases": file_sha256(partner)},
-        }
-        provenance[path.name] = {**entry, FINGERPRINT: fingerprint(entry)}
-    return provenance
+    labelling = describe_labelling(inputs.teacher, config, max_image_pixels)
+
+    def plan(source: Place) -> dict[str, Any]:
+        return plan_shard(labelling, source, inputs.phrases / source.name)
+
+    with ThreadPoolExecutor(FOOTERS_AT_ONCE) as pool:
+        return {source.name: entry for source, entry in zip(sources, pool.map(plan, sources), strict=True)}
 
 
-def _labelling_code() -> list[Path]:
-    """Return the files that decide what a row becomes; labels of an older version must not stay unnoticed."""
-    modules = [Path(str(module.__file__)) for module in (labeller, selection, images)]
-    return [*modules, *Path(str(glip_model.__file__)).parent.glob("*.py")]
-
-
-def _parser_name(phrases: Path) -> str | None:
-    try:
-        return str(json.loads(read_metadata(phrases)[PROVENANCE_KEY])["parser"])
-    except (ShardError, KeyError, ValueError):
-        return None  # a broken shard is reported by the worker that reads it, after the others are done
-
-
-def _keep_finished(out: Path, wanted: Mapping[str, Mapping[str, Any]]) -> dict[str, ShardSummary]:
+def _keep_finished(out: Place, wanted: Mapping[str, Mapping[str, Any]]) -> dict[str, ShardSummary]:
     """Remove what does not belong into the output; return the summaries of the shards that stay."""
-    out.mkdir(parents=True, exist_ok=True)
-    for leftover in [*out.glob(".part-*"), *out.glob(f".{MANIFEST_FILE}*")]:
-        leftover.unlink()
-    kept, stale = {}, 0
-    for path in sorted(out.glob("part-*.parquet")):
-        entry = wanted.get(path.name)
-        summary = None if entry is None else finished_summary(path, entry[FINGERPRINT])
-        if summary is None:
-            path.unlink()
-            stale += 1
-        else:
+    if isinstance(out, Path):
+        out.mkdir(parents=True, exist_ok=True)
+        for leftover in [*out.glob(".part-*"), *out.glob(".manifest*")]:
+            leftover.unlink()
+    found = list_files(out, "part-*.parquet")
+    with ThreadPoolExecutor(FOOTERS_AT_ONCE) as pool:
+        matches = dict(zip(found, pool.map(partial(_matches, wanted), found), strict=True))
+    listed = read_manifest(out)
+    kept, unlisted = {}, []
+    for path in (path for path, is_match in matches.items() if is_match):
+        summary = listed.get(path.name)
+        if summary and summary.fingerprint == wanted[path.name][FINGERPRINT] and summary.bytes == size(path):
             kept[path.name] = summary
+        else:
+            unlisted.append(path)
+    # Without a manifest every shard is read whole, on all machines.
+    check = ray.remote(num_cpus=1)(finished_summary)
+    checked = ray.get([check.remote(path, wanted[path.name][FINGERPRINT]) for path in unlisted])
+    kept |= {path.name: summary for path, summary in zip(unlisted, checked, strict=True) if summary is not None}
     if len(kept) < len(wanted):
-        (out / MANIFEST_FILE).unlink(missing_ok=True)
+        remove_manifest(out)
+    stale = [path for path in found if path.name not in kept]
+    for path in stale:
+        remove(path)
     if stale:
         logger.info(
-            "pseudo_label: removed %d shards: broken, or of another teacher, other inputs, settings or code", stale
+            "pseudo_label: removed %d shards: broken, or of another teacher, other inputs, settings or code", len(stale)
         )
     return kept
+
+
+def _matches(wanted: Mapping[str, Mapping[str, Any]], path: Place) -> bool:
+    """Tell whether a shard's end says that it is what is wanted."""
+    try:
+        return path.name in wanted and read_fingerprint(path) == wanted[path.name][FINGERPRINT]
+    except ShardError:
+        return False
 
 
 def _run(
@@ -198,20 +251,24 @@ def _run(
     cpus, gpus = int(resources.get("CPU", 1)), int(resources.get("GPU", 0))
     actors = max(1, min(config.num_actors, len(todo), gpus or cpus))
     threads = max(1, min(cpus, os.cpu_count() or 1) // actors)
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    _quiet_ray_data()
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    meter = ray.remote(Meter).options(num_cpus=0, scheduling_strategy=here).remote()
     work = [{"name": name, "provenance": json.dumps(entry)} for name, entry in todo.items()]
     labelled = ray.data.from_items(work, override_num_blocks=len(work)).map(
         LabelActor,  # type: ignore[arg-type]  # Ray's signature knows functions alone
-        fn_constructor_args=(inputs, config, max_image_pixels, threads),
-        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=actors),
+        fn_constructor_args=(inputs, config, max_image_pixels, threads, meter),
+        compute=ray.data.ActorPoolStrategy(
+            min_size=1,
+            max_size=actors,
+            max_tasks_in_flight_per_actor=SHARDS_AT_ONCE,
+            max_concurrent_calls_per_actor=SHARDS_AT_ONCE,
+        ),
         num_cpus=0 if gpus else threads,
         num_gpus=1 if gpus else 0,
     )
     made, errors = {}, set()
-    with progress(len(work), "pseudo_label", "shards") as bar:
+    with progress(len(work), "pseudo_label", "shards") as bar, _polling(meter, bar.set_postfix_str):
         for result in labelled.iter_rows():
             if result["error"]:
                 errors.add(result["error"])
@@ -219,10 +276,40 @@ def _run(
                 summary = ShardSummary(**json.loads(result["summary"]))
                 made[summary.name] = summary
             bar.update(1)
-    if errors:
-        count = len(todo) - len(made)
-        raise ShardError(f"{count} shards cannot be labelled, the others are done:\n" + "\n".join(sorted(errors)))
+    lost = sorted(set(todo) - set(made))
+    if lost:
+        reasons = sorted(errors) or [f"{name}: no worker came back with it" for name in lost]
+        raise ShardError(f"{len(lost)} shards cannot be labelled, the others are done:\n" + "\n".join(reasons))
     return made
+
+
+def _quiet_ray_data() -> None:
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.max_errored_blocks = -1  # a shard that is given up ends no other
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
+
+
+@contextmanager
+def _polling(meter: Any, show: Callable[[str], Any]) -> Iterator[None]:
+    """Show now and then what the actors told, for as long as the ``with`` block lasts."""
+    is_over = threading.Event()
+
+    def poll() -> None:
+        while not is_over.wait(POLL_S):
+            try:
+                show(describe(ray.get(meter.read.remote(), timeout=POLL_S)))
+            except ray.exceptions.RayError:
+                continue  # the meter's node is gone: the figures end, the work does not
+
+    thread = threading.Thread(target=poll, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        is_over.set()
+        thread.join()
 
 
 def _metrics(summaries: list[ShardSummary]) -> dict[str, Any]:

@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
+import threading
+import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
-from PIL import Image
+import torch
+from PIL import Image, ImageOps
 
 from glip_model.images import ImageError
 from glip_model.prompts import Prompt, caption_prompt
 from glip_model.structures import Detections
 from pipeline.config import PseudoLabelConfig
-from pipeline.data.images import load_image
-from pipeline.data.records import CaptionRecord, GroundingRecord, Phrase, PhrasesRecord
+from pipeline.data.records import CaptionRecord, GroundingRecord, ImageRef, Phrase, PhrasesRecord
 from pipeline.errors import ShardError
+from pipeline.pseudo_labels.progress import Figures
 from pipeline.pseudo_labels.selection import select_boxes
-
-
-class Teacher(Protocol):
-    """What labels; ``GLIPPredictor`` is one."""
-
-    def ground(self, images: Sequence[Image.Image], prompts: Sequence[Prompt]) -> list[Detections]:
-        """Find each prompt's phrases in its picture."""
-        ...
+from pipeline.pseudo_labels.teachers import Teacher
 
 
 @dataclass(frozen=True)
@@ -36,29 +32,35 @@ class _Usable:
 
 
 class PseudoLabeller:
-    """A teacher, and what is kept of its output.
+    """A teacher, and what is kept of its output; may be called by several threads.
 
     Args:
-        teacher: grounds phrases.
+        teacher: grounds phrases; one thread at a time is in it.
         config: thresholds and batch size.
-        max_image_pixels: larger pictures are rejected before they are decoded.
+        decode: pictures that records refer to, in order, or why one is none.
     """
 
-    def __init__(self, teacher: Teacher, config: PseudoLabelConfig, max_image_pixels: int) -> None:
-        self._teacher, self._config, self._max_pixels = teacher, config, max_image_pixels
+    def __init__(
+        self,
+        teacher: Teacher,
+        config: PseudoLabelConfig,
+        decode: Callable[[Sequence[ImageRef]], list[Image.Image | ImageError]],
+    ) -> None:
+        self._teacher, self._config, self._decode = teacher, config, decode
+        self._lock = threading.Lock()
 
     def label(
         self,
         pairs: Sequence[CaptionRecord],
         phrases: Sequence[PhrasesRecord],
-        on_rows: Callable[[int], None] = lambda count: None,
+        on_batch: Callable[[Figures], None] = lambda figures: None,
     ) -> list[GroundingRecord]:
         """Label the rows of one shard, in order; every row comes back, labelled or with its reason.
 
         Args:
             pairs: pictures and captions.
             phrases: of the same rows.
-            on_rows: told how many rows were done.
+            on_batch: told what was done, batch by batch.
 
         Raises:
             ShardError: the two do not belong together.
@@ -69,34 +71,71 @@ class PseudoLabeller:
         results: list[GroundingRecord] = []
         for start in range(0, len(pairs), self._config.batch_size):
             stop = start + self._config.batch_size
-            results += self._label_batch(pairs[start:stop], phrases[start:stop])
-            on_rows(len(pairs[start:stop]))
+            records, seconds = self._label_batch(pairs[start:stop], phrases[start:stop])
+            results += records
+            on_batch(_figures(records, seconds))
         return results
 
-    def _label_batch(self, pairs: Sequence[CaptionRecord], phrases: Sequence[PhrasesRecord]) -> list[GroundingRecord]:
+    def _label_batch(
+        self, pairs: Sequence[CaptionRecord], phrases: Sequence[PhrasesRecord]
+    ) -> tuple[list[GroundingRecord], float]:
+        """Return the labelled rows, and the seconds that the teacher worked."""
         reasons: list[str | None] = [row.reject_reason for row in phrases]
+        asked = [i for i, reason in enumerate(reasons) if reason is None]
         usable: list[_Usable] = []
-        for i, (pair, row) in enumerate(zip(pairs, phrases, strict=True)):
-            if reasons[i] is None:
-                try:
-                    image = load_image(pair.image, self._max_pixels)
-                except ImageError as error:
-                    reasons[i] = error.reason
-                    continue
-                prompt = caption_prompt(pair.caption, [list(phrase.char_spans) for phrase in row.phrases])
-                usable.append(_Usable(i, image, prompt))
+        for i, image in zip(asked, self._decode([pairs[i].image for i in asked]), strict=True):
+            if isinstance(image, ImageError):
+                reasons[i] = image.reason
+            else:
+                spans = [list(phrase.char_spans) for phrase in phrases[i].phrases]
+                usable.append(_Usable(i, image, caption_prompt(pairs[i].caption, spans)))
         labelled: dict[int, tuple[Phrase, ...]] = {}
-        found = self._teacher.ground([row.image for row in usable], [row.prompt for row in usable]) if usable else []
-        for row_of, detections in zip(usable, found, strict=True):
-            size = (row_of.image.height, row_of.image.width)
-            selected = select_boxes(phrases[row_of.place].phrases, detections, size, self._config)
-            labelled[row_of.place] = selected
-            if not any(phrase.boxes for phrase in selected):
-                reasons[row_of.place] = "no_boxes"
-        return [
+        with self._lock:
+            start = time.monotonic()
+            found, mirrored = self._ask(usable)
+            seconds = time.monotonic() - start
+        for asked_row, detections, reflection in zip(usable, found, mirrored, strict=True):
+            i, size = asked_row.place, (asked_row.image.height, asked_row.image.width)
+            least = self._config.min_score_by_source.get(pairs[i].source)
+            labelled[i] = select_boxes(
+                phrases[i].phrases, detections, size, self._config, min_score=least, mirrored=reflection
+            )
+            if not any(phrase.boxes for phrase in labelled[i]):
+                reasons[i] = "no_boxes"
+        records = [
             _record(pair, labelled.get(i, row.phrases), reasons[i])
             for i, (pair, row) in enumerate(zip(pairs, phrases, strict=True))
         ]
+        return records, seconds
+
+    def _ask(self, rows: Sequence[_Usable]) -> tuple[list[Detections], Sequence[Detections | None]]:
+        """Return what the teacher finds in the pictures, and in their mirror images where these are asked about."""
+        images, prompts = [row.image for row in rows], [row.prompt for row in rows]
+        found = self._ground(images, prompts)
+        if not self._config.flip_agreement:
+            return found, [None] * len(rows)
+        return found, self._ground([ImageOps.mirror(image) for image in images], prompts)
+
+    def _ground(self, images: Sequence[Image.Image], prompts: Sequence[Prompt]) -> list[Detections]:
+        """Ask the teacher, in halves where the device has no room for all at once."""
+        if not images:
+            return []
+        try:
+            return self._teacher.ground(images, prompts)
+        except torch.OutOfMemoryError:
+            if len(images) == 1:
+                raise
+        half = len(images) // 2
+        return self._ground(images[:half], prompts[:half]) + self._ground(images[half:], prompts[half:])
+
+
+def _figures(records: Sequence[GroundingRecord], seconds: float) -> Figures:
+    return Figures(
+        rows=len(records),
+        boxes=sum(len(phrase.boxes) for record in records for phrase in record.phrases),
+        busy_s=seconds,
+        rejects=Counter(record.reject_reason for record in records if record.reject_reason),
+    )
 
 
 def _record(pair: CaptionRecord, phrases: tuple[Phrase, ...], reason: str | None) -> GroundingRecord:

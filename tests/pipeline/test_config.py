@@ -40,7 +40,7 @@ def test_shipped_params_load() -> None:
     ("change", "value", "message"),
     [
         ("train.optim.lerning_rate", 0.1, "train.optim.lerning_rate is not a setting; did you mean learning_rate?"),
-        ("pseudo_label.min_score", ..., "pseudo_label.min_score is missing"),
+        ("pseudo_label.num_actors", ..., "pseudo_label.num_actors is missing"),
         ("pseudo_label.min_score", 1.5, "pseudo_label.min_score is 1.5; expected 0 to 1"),
         ("train.optim.learning_rate", "1e-4", "train.optim.learning_rate is '1e-4'; expected float (write 1.0e-4"),
         ("train.optim.batch_size", True, "train.optim.batch_size is True; expected int"),

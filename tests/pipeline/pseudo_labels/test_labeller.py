@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from glip_model.predictor import GLIPPredictor
 from pipeline.config import PseudoLabelConfig
 from pipeline.data.records import ROW_REJECT_REASONS, CaptionRecord, PhrasesRecord
 from pipeline.errors import ShardError
 from pipeline.pseudo_labels.labeller import PseudoLabeller
+from pipeline.pseudo_labels.progress import Figures
 
 Pair = Callable[..., CaptionRecord]
 Parsed = Callable[..., PhrasesRecord]
@@ -23,8 +25,8 @@ RED, BLUE = (2, 3, 12, 13), (18, 4, 30, 20)
 
 
 @pytest.fixture
-def labeller(fake_teacher: Any, label_config: PseudoLabelConfig) -> PseudoLabeller:
-    return PseudoLabeller(fake_teacher, label_config, max_image_pixels=10_000)
+def labeller(fake_teacher: Any, label_config: PseudoLabelConfig, decode: Any) -> PseudoLabeller:
+    return PseudoLabeller(fake_teacher, label_config, decode)
 
 
 def test_phrases_get_their_boxes_in_pixels(
@@ -80,10 +82,14 @@ def test_the_teacher_is_asked_in_batches_of_the_configured_size(
     labeller: PseudoLabeller, fake_teacher: Any, pair: Pair, parsed: Parsed, picture: Picture
 ) -> None:
     rows = [pair(str(i), picture(red=RED) if i != 2 else b"broken", "red hat") for i in range(5)]
-    done: list[int] = []
+    done: list[Figures] = []
     labeller.label(rows, [parsed(row, "red hat") for row in rows], done.append)
     assert fake_teacher.batches == [2, 1, 1]  # of two, two less the broken one, and the last
-    assert done == [2, 2, 1]
+    assert [(figures.rows, figures.boxes, figures.rejects) for figures in done] == [
+        (2, 2, {}),
+        (2, 1, {"image_unreadable": 1}),
+        (1, 1, {}),
+    ]
 
 
 def test_a_batch_without_a_usable_row_does_not_ask_the_teacher(
@@ -93,6 +99,45 @@ def test_a_batch_without_a_usable_row_does_not_ask_the_teacher(
     assert labeller.label([row], [parsed(row, "red hat")])[0].reject_reason == "image_unreadable"
     assert labeller.label([], []) == []
     assert fake_teacher.batches == []
+
+
+def test_sources_may_have_thresholds_of_their_own(
+    fake_teacher: Any, label_config: PseudoLabelConfig, decode: Any, pair: Pair, parsed: Parsed, picture: Picture
+) -> None:
+    rows = [dataclasses.replace(pair(source, picture(red=RED), "red hat"), source=source) for source in ("cc", "sbu")]
+    config = dataclasses.replace(label_config, min_score_by_source={"sbu": 0.95})
+    records = PseudoLabeller(fake_teacher, config, decode).label(rows, [parsed(row, "red hat") for row in rows])
+    assert [record.phrases[0].reject_reason for record in records] == [None, "below_min_score"]
+
+
+def test_agreement_under_flip_asks_about_both_pictures(
+    fake_teacher: Any, label_config: PseudoLabelConfig, decode: Any, pair: Pair, parsed: Parsed, picture: Picture
+) -> None:
+    row = pair("a", picture(red=RED), "red hat")
+    config = dataclasses.replace(label_config, flip_agreement=True)
+    (record,) = PseudoLabeller(fake_teacher, config, decode).label([row], [parsed(row, "red hat")])
+    assert fake_teacher.batches == [1, 1]
+    assert [box.xyxy for box in record.phrases[0].boxes] == [RED]
+    assert record.phrases[0].boxes[0].score == pytest.approx(0.9)
+
+
+def test_a_batch_too_large_for_the_device_is_asked_in_halves(
+    fake_teacher: Any, label_config: PseudoLabelConfig, decode: Any, pair: Pair, parsed: Parsed, picture: Picture
+) -> None:
+    class Small:
+        """Has room for two pictures."""
+
+        def ground(self, images: Sequence[Any], prompts: Sequence[Any]) -> Any:
+            if len(images) > 2:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return fake_teacher.ground(images, prompts)
+
+    rows = [pair(str(i), picture(red=RED), "red hat") for i in range(5)]
+    config = dataclasses.replace(label_config, batch_size=5)
+    records = PseudoLabeller(Small(), config, decode).label(rows, [parsed(row, "red hat") for row in rows])
+    assert [record.key for record in records if record.phrases[0].boxes] == ["0", "1", "2", "3", "4"]
+    assert sum(fake_teacher.batches) == 5
+    assert max(fake_teacher.batches) == 2
 
 
 def test_phrases_of_other_rows_are_refused(
@@ -107,12 +152,12 @@ def test_phrases_of_other_rows_are_refused(
 
 @pytest.mark.filterwarnings("ignore")
 def test_slivers_and_greyscale_pictures_pass_through_a_real_model(
-    random_teacher: Path, label_config: PseudoLabelConfig, pair: Pair, parsed: Parsed, picture: Picture
+    random_teacher: Path, label_config: PseudoLabelConfig, pair: Pair, parsed: Parsed, picture: Picture, decode: Any
 ) -> None:
     config = dataclasses.replace(label_config, min_score=0.0, min_box_side=0.0, max_area_share=1.0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        labeller = PseudoLabeller(GLIPPredictor.from_pretrained(random_teacher), config, max_image_pixels=10_000)
+        labeller = PseudoLabeller(GLIPPredictor.from_pretrained(random_teacher), config, decode)
     sizes = [(1, 1), (1, 900), (900, 1), (3, 2), (40, 30)]
     rows = [pair(str(size), picture(size), "a red hat on a dog") for size in sizes]
     records = labeller.label(rows, [parsed(row, "red hat", "dog") for row in rows])

@@ -11,8 +11,9 @@ import pytest
 from pipeline.data.provenance import FINGERPRINT, code_sha256, file_sha256, fingerprint
 from pipeline.data.records import GroundingRecord, ImageRef, Phrase, ScoredBox
 from pipeline.data.shards import PROVENANCE_KEY, write_shard
-from pipeline.errors import MissingInputError, ShardError
-from pipeline.pseudo_labels.manifest import ShardSummary, describe_teacher, finished_summary, summarise_shard
+from pipeline.errors import MissingInputError
+from pipeline.pseudo_labels.manifest import ShardSummary, finished_summary
+from pipeline.pseudo_labels.teachers import describe_teacher
 
 WHOLE = Phrase(text="dog", char_spans=((0, 3),), boxes=(ScoredBox(xyxy=(0, 0, 5, 5), score=0.9),) * 2)
 BARE = Phrase(text="cat", char_spans=((4, 7),), reject_reason="below_min_score")
@@ -45,7 +46,8 @@ def shard(tmp_path: Path) -> Path:
 
 
 def test_summary_counts_rows_phrases_boxes_and_reasons(shard: Path) -> None:
-    summary = summarise_shard(shard)
+    summary = finished_summary(shard, "f1")
+    assert summary is not None
     assert summary == ShardSummary(
         name="part-00000.parquet",
         rows=3,
@@ -54,13 +56,10 @@ def test_summary_counts_rows_phrases_boxes_and_reasons(shard: Path) -> None:
         row_rejects={"image_unreadable": 1, "no_boxes": 1},
         phrase_rejects={"below_min_score": 2},
         fingerprint="f1",
+        bytes=shard.stat().st_size,
         sha256=file_sha256(shard),
     )
     assert ShardSummary(**json.loads(json.dumps(summary.to_dict()))) == summary
-
-
-def test_whole_shard_of_the_same_fingerprint_is_finished(shard: Path) -> None:
-    assert finished_summary(shard, "f1") == summarise_shard(shard)
 
 
 def test_other_missing_or_foreign_shards_are_not_finished(shard: Path, tmp_path: Path) -> None:
@@ -76,8 +75,6 @@ def test_cut_off_shard_is_not_finished(shard: Path, share: float) -> None:
     data = shard.read_bytes()
     shard.write_bytes(data[: int(len(data) * share)])
     assert finished_summary(shard, "f1") is None
-    with pytest.raises(ShardError, match=r"part-00000\.parquet"):
-        summarise_shard(shard)
 
 
 def test_a_flipped_bit_in_a_picture_is_noticed(shard: Path) -> None:
@@ -99,16 +96,16 @@ def test_teacher_is_its_weights_its_config_and_its_tokenizer(tmp_path: Path) -> 
     files = ("model.safetensors", "config.json", "tokenizer.json")
     for name in files:
         (folder / name).write_text(name)
-    before = describe_teacher(folder)
+    before = describe_teacher(str(folder))
     assert before["name"] == "teacher"
     assert before["sha256"] == file_sha256(folder / "model.safetensors")
     for name in files:
         (folder / name).write_text(name + " changed")
-        after = describe_teacher(folder)
+        after = describe_teacher(str(folder))
         assert after != before
         before = after
     (folder / "training_log.csv").write_text("1,2")
-    assert describe_teacher(folder) == before
+    assert describe_teacher(str(folder)) == before
 
 
 @pytest.mark.parametrize("missing", ["model.safetensors", "config.json"])
@@ -116,7 +113,7 @@ def test_missing_teacher_is_named(tmp_path: Path, missing: str) -> None:
     for name in {"model.safetensors", "config.json"} - {missing}:
         (tmp_path / name).write_text("x")
     with pytest.raises(MissingInputError, match=f"{missing}: no such teacher; run: dvc repro train@teacher"):
-        describe_teacher(tmp_path)
+        describe_teacher(str(tmp_path))
 
 
 CODE = '''

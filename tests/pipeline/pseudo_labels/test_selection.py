@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from glip_model.structures import Detections
 from pipeline.config import PseudoLabelConfig
 from pipeline.data.records import Phrase
-from pipeline.pseudo_labels.selection import PHRASE_REJECT_REASONS, select_boxes
+from pipeline.pseudo_labels.selection import PHRASE_REJECT_REASONS, agree, select_boxes
 
 CONFIG = PseudoLabelConfig(
     min_score=0.4,
@@ -23,6 +24,7 @@ CONFIG = PseudoLabelConfig(
     min_box_side=4.0,
     max_area_share=0.9,
     batch_size=4,
+    decode_timeout_s=20.0,
     num_actors=1,
     max_reject_share=0.5,
 )
@@ -85,6 +87,33 @@ def test_the_filter_that_takes_the_last_box_names_the_reason() -> None:
     ]
     reasons = [phrase.reject_reason for phrase in select(asked, found)]
     assert reasons == ["below_min_score", "box_too_small", "box_too_large", None, "lost_to_other_phrase"]
+
+
+def mirror(box: tuple[float, float, float, float]) -> tuple[float, float, float, float]:
+    return (SIZE[1] - box[2], box[1], SIZE[1] - box[0], box[3])
+
+
+def test_agreement_with_the_mirrored_picture_is_the_mean_of_both_scores() -> None:
+    asked = phrases(True, True, True)
+    found = detections([(0, LEFT, 0.8), (0, RIGHT, 0.7), (1, MIDDLE, 0.9), (2, RIGHT, 0.3)])
+    # LEFT is seen again, and a worse one over it; RIGHT only by another phrase; MIDDLE not at all.
+    near = (2.0, 0.0, 42.0, 40.0)
+    mirrored = detections([(0, mirror(near), 0.5), (0, mirror(LEFT), 0.2), (1, mirror(RIGHT), 0.9)])
+    config = dataclasses.replace(CONFIG, compete_threshold=1.0)
+    first, second, third = select_boxes(asked, found, SIZE, config, min_score=0.5, mirrored=mirrored)
+    assert boxes_of(first) == [LEFT]
+    assert first.boxes[0].score == pytest.approx(0.65)
+    assert (second.boxes, second.reject_reason) == ((), "flip_disagrees")
+    assert third.reject_reason == "below_min_score"
+
+
+@given(st.lists(st.tuples(st.just(0), st.sampled_from([LEFT, MIDDLE, RIGHT]), st.floats(0, 1, width=32)), max_size=5))
+def test_what_is_seen_in_both_pictures_keeps_its_score(found: list[Found]) -> None:
+    best = {box: max(score for _, other, score in found if other == box) for _, box, _ in found}
+    distinct = detections([(0, box, score) for box, score in best.items()])
+    mirrored = detections([(0, mirror(box), score) for box, score in best.items()])
+    assert torch.allclose(agree(distinct, mirrored, SIZE[1]), distinct.scores)
+    assert torch.allclose(agree(distinct, detections([]), SIZE[1]), distinct.scores / 2)
 
 
 def test_overlapping_boxes_of_one_phrase_suppress_one_another() -> None:

@@ -1,0 +1,150 @@
+"""Where shards rest: a folder on disk or a place in an object store, written whole or not at all.
+
+A file on disk is written beside its place and renamed. A file for a store is written on local disk and sent by one put
+or one multipart upload, which the store shows to readers when it is complete. What a store refuses for the moment is
+asked again, with growing pauses.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pyarrow as pa
+from upath import UPath
+
+from pipeline.data.filesystem import READ_ERRORS, describe, has_credentials, is_url, redact
+from pipeline.errors import ConfigError
+
+Place = Path | UPath
+"""A file or folder: a ``pathlib.Path`` on disk, a ``UPath`` in a store."""
+P = TypeVar("P", bound=Place)
+T = TypeVar("T")
+
+PATIENCE_S = 300.0
+"""How long a store that fails is asked again."""
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0
+_FINAL_STATUS = frozenset({400, 401, 403, 404, 405, 411, 412, 416})
+"""Answers of a store that asking again does not change."""
+_FINAL_ERRORS = frozenset(
+    {"NoCredentialsError", "PartialCredentialsError", "NoRegionError", "ProfileNotFound", "ParamValidationError"}
+)
+
+logger = logging.getLogger(__name__)
+
+
+def to_place(text: str) -> Place:
+    """Return the place that a path or URL names; a type for arguments of commands.
+
+    Raises:
+        ConfigError: the URL holds credentials, which would end up in logs.
+    """
+    if not is_url(text):
+        return Path(text)
+    if has_credentials(text):
+        raise ConfigError(f"{redact(text)}: no credentials in URLs; set them in the environment, as AWS_ACCESS_KEY_ID")
+    place = UPath(text)
+    return Path(place.path) if place.protocol in ("file", "local") else place
+
+
+def is_remote(place: Place) -> bool:
+    """Tell whether a place is in a store."""
+    return not isinstance(place, Path)
+
+
+def patiently(operation: Callable[[], T], place: Place) -> T:
+    """Call ``operation``, again and again while the store that holds ``place`` fails for reasons that may pass.
+
+    Pauses double and are shaken, so that many workers do not come back at once. On disk it is called once.
+    """
+    if not is_remote(place):
+        return operation()
+    end, pause = time.monotonic() + PATIENCE_S, FIRST_PAUSE_S
+    while True:
+        try:
+            return operation()
+        except READ_ERRORS as error:
+            if _is_final(error) or time.monotonic() + pause > end:
+                raise
+            logger.warning("%s: %s; asking again in %.1f s", place, describe(error, str(place)), pause)
+        time.sleep(pause * random.uniform(0.5, 1.0))
+        pause = min(2 * pause, LONGEST_PAUSE_S)
+
+
+def list_files(folder: P, pattern: str) -> list[P]:
+    """Return the files of a folder whose names match a pattern such as ``part-*.parquet``, sorted; maybe none."""
+    if not isinstance(folder, Path):
+        patiently(folder.fs.invalidate_cache, folder)  # listings of before
+    found: list[Any] = patiently(lambda: list(folder.glob(pattern)), folder)
+    return sorted(found, key=lambda place: place.name)
+
+
+def exists(place: Place) -> bool:
+    """Tell whether there is a file at a place."""
+    return patiently(place.is_file, place)
+
+
+def size(place: Place) -> int:
+    """Return a file's bytes."""
+    return int(patiently(lambda: place.stat().st_size, place))
+
+
+def remove(place: Place) -> None:
+    """Remove a file, if it is there."""
+    patiently(lambda: place.unlink(missing_ok=True), place)
+
+
+def read_source(place: Place) -> pa.NativeFile | Path:
+    """Return what Arrow reads a whole file from: its path on disk, or all of its bytes out of a store."""
+    return place if isinstance(place, Path) else pa.BufferReader(patiently(place.read_bytes, place))
+
+
+@contextmanager
+def replacing(place: Place) -> Iterator[Path]:
+    """Give a path to write to; the file takes its place when the block ends without an exception, or is no more."""
+    if isinstance(place, Path):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        aside = place.with_name(f".{place.name}.{os.getpid()}")
+        try:
+            yield aside
+            aside.replace(place)
+        finally:
+            aside.unlink(missing_ok=True)
+        return
+    with tempfile.TemporaryDirectory(prefix="glip-upload-") as folder:
+        aside = Path(folder) / place.name
+        yield aside
+        patiently(lambda: _upload(aside, place), place)
+
+
+def _upload(source: Path, place: UPath) -> None:
+    place.fs.put_file(str(source), place.path)
+    place.fs.invalidate_cache(place.path)
+    sent = place.fs.info(place.path)["size"]
+    if sent != source.stat().st_size:
+        raise OSError(f"the store holds {sent} bytes of {source.stat().st_size}")
+
+
+def _is_final(error: Exception) -> bool:
+    if isinstance(
+        error, FileNotFoundError | PermissionError | IsADirectoryError | NotADirectoryError | FileExistsError
+    ):
+        return True
+    # No such file system, no such bucket name, nobody to be.
+    if isinstance(error, ImportError | ValueError) or type(error).__name__ in _FINAL_ERRORS:
+        return True
+    cause: BaseException | None = error
+    while cause is not None:
+        response = getattr(cause, "response", None)
+        status = response.get("ResponseMetadata", {}).get("HTTPStatusCode") if isinstance(response, dict) else None
+        if status is not None:
+            return status in _FINAL_STATUS
+        cause = cause.__cause__
+    return False

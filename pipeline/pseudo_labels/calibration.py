@@ -1,0 +1,183 @@
+"""How good pseudo-labels are at each score threshold, measured where people have drawn the boxes.
+
+The teacher labels human grounding data as if it were web pairs, with the same competition and limits. Because boxes are
+given out best first, those that a higher threshold would keep are just those of a higher score: one pass over the data
+answers for all thresholds. How often the teacher finds what is not there is asked with negative captions: each picture
+is shown the caption of another one that names nothing of its own.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from glip_model.boxes import pairwise_iou
+from pipeline.config import PseudoLabelConfig
+from pipeline.data.records import CaptionRecord, GroundingRecord, Phrase, PhrasesRecord
+from pipeline.errors import RejectLimitError
+from pipeline.pseudo_labels.labeller import PseudoLabeller
+
+IOU_THRESHOLD = 0.5
+THRESHOLDS = tuple(round(0.02 * step, 2) for step in range(51))
+PARTS = ("all", "base", "novel")
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """What one phrase was given, and what it should have been given."""
+
+    scores: tuple[float, ...]
+    """Of its boxes, best first."""
+    hits: tuple[bool, ...]
+    """Whether each box found a true box that no better one had found."""
+    truth: int
+    """True boxes."""
+    split: str | None
+
+
+def collect_samples(
+    records: Sequence[GroundingRecord],
+    make_labeller: Callable[[PseudoLabelConfig], PseudoLabeller],
+    config: PseudoLabelConfig,
+    on_rows: Callable[[int], Any] = lambda rows: None,
+) -> tuple[list[Sample], list[Sample]]:
+    """Label human data, and the same pictures with captions of others.
+
+    Args:
+        records: phrases with true boxes.
+        make_labeller: loads the teacher for given settings.
+        config: the settings of the stage; its thresholds of the score are set aside.
+        on_rows: told how many rows were done.
+
+    Returns:
+        Samples of phrases that were annotated, and of phrases that name nothing in the picture.
+
+    Raises:
+        RejectLimitError: too many of the pictures cannot be read.
+    """
+    labeller = make_labeller(dataclasses.replace(config, min_score=0.0, min_score_by_source={}))
+    usable = [record for record in records if any(phrase.boxes for phrase in record.phrases)]
+    positive: list[Sample] = []
+    negative: list[Sample] = []
+    broken = 0
+    for start in range(0, len(usable), config.batch_size):
+        batch = usable[start : start + config.batch_size]
+        labelled = _label(labeller, batch, batch)
+        broken += sum(record.reject_reason not in (None, "no_boxes") for record in labelled)
+        for truth, found in zip(batch, labelled, strict=True):
+            positive += [_sample(*pair) for pair in zip(truth.phrases, found.phrases, strict=True) if pair[0].boxes]
+        others = [_stranger(usable, start + i) for i in range(len(batch))]
+        asked = [(row, other) for row, other in zip(batch, others, strict=True) if other is not None]
+        for found in _label(labeller, [row for row, _ in asked], [other for _, other in asked]):
+            negative += [_sample(dataclasses.replace(phrase, boxes=()), phrase) for phrase in found.phrases]
+        on_rows(len(batch))
+    if broken > config.max_reject_share * len(usable):
+        raise RejectLimitError(
+            f"{broken} of {len(usable)} pictures cannot be read; a curve over the rest would mislead"
+        )
+    return positive, negative
+
+
+def curves(positive: Sequence[Sample], negative: Sequence[Sample]) -> list[dict[str, float | None]]:
+    """Return a row per threshold.
+
+    Columns: ``threshold``; per part (all, base, novel) ``precision_…``, the share of kept boxes that are right,
+    ``recall_…``, the share of true boxes that are found, ``f1_…``; ``false_alarms``, the share of phrases that name
+    nothing in the picture and get a box. None where there is nothing to take a share of.
+    """
+    parts = {part: [each for each in positive if part in ("all", each.split)] for part in PARTS}
+    arrays = {part: _arrays(samples) for part, samples in parts.items()}
+    best = np.array([max(sample.scores, default=-1.0) for sample in negative])
+    rows = []
+    for threshold in THRESHOLDS:
+        row: dict[str, float | None] = {"threshold": threshold}
+        for part, (scores, hits, truth) in arrays.items():
+            kept = scores >= threshold
+            right = int(hits[kept].sum())
+            row[f"precision_{part}"] = _share(right, int(kept.sum()))
+            row[f"recall_{part}"] = _share(right, truth)
+            row[f"f1_{part}"] = _share(2 * right, int(kept.sum()) + truth)
+        row["false_alarms"] = _share(int((best >= threshold).sum()), len(best))
+        rows.append(row)
+    return rows
+
+
+def summarise(rows: Sequence[Mapping[str, float | None]], min_score: float) -> dict[str, Any]:
+    """Return the row of the threshold in use, and for each part the threshold where F1 is best."""
+    used = min(rows, key=lambda row: abs((row["threshold"] or 0.0) - min_score))
+    best = {part: max(rows, key=lambda row: row[f"f1_{part}"] or 0.0)["threshold"] for part in PARTS}
+    return {"min_score": min_score, "at_min_score": dict(used), "best_f1_at": best}
+
+
+def write_curves(rows: Sequence[Mapping[str, float | None]], path: Path) -> None:
+    """Write the rows as CSV."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def _label(
+    labeller: PseudoLabeller, pictures: Sequence[GroundingRecord], captions: Sequence[GroundingRecord]
+) -> list[GroundingRecord]:
+    """Label pictures with captions, their own or others'."""
+    pairs, phrases = [], []
+    for picture, words in zip(pictures, captions, strict=True):
+        head = {name: getattr(picture, name) for name in ("key", "image", "height", "width", "source")}
+        pairs.append(CaptionRecord(**head, caption=words.caption))
+        bare = tuple(dataclasses.replace(phrase, boxes=(), reject_reason=None) for phrase in words.phrases)
+        phrases.append(PhrasesRecord(key=picture.key, caption=words.caption, phrases=bare))
+    return labeller.label(pairs, phrases)
+
+
+def _stranger(records: Sequence[GroundingRecord], row: int) -> GroundingRecord | None:
+    """Return the next record that shares no noun with this one; None where all do."""
+    mine = _nouns(records[row])
+    for step in range(1, len(records)):
+        other = records[(row + step) % len(records)]
+        if not mine & _nouns(other):
+            return other
+    return None
+
+
+def _nouns(record: GroundingRecord) -> set[str]:
+    return {phrase.text.lower().split()[-1].removesuffix("s") for phrase in record.phrases}
+
+
+def _sample(truth: Phrase, found: Phrase) -> Sample:
+    boxes = sorted(found.boxes, key=lambda box: -box.score)
+    return Sample(
+        scores=tuple(box.score for box in boxes),
+        hits=tuple(_hits([box.xyxy for box in boxes], [box.xyxy for box in truth.boxes])),
+        truth=len(truth.boxes),
+        split=truth.split,
+    )
+
+
+def _hits(boxes: Sequence[Sequence[float]], truth: Sequence[Sequence[float]]) -> Iterator[bool]:
+    """Match boxes, best first, each to the free true box that it overlaps most."""
+    overlap = pairwise_iou(torch.tensor(boxes).reshape(-1, 4), torch.tensor(truth).reshape(-1, 4))
+    is_free = torch.ones(len(truth), dtype=torch.bool)
+    for mine in overlap:
+        candidates = torch.where(is_free, mine, -1.0)
+        is_hit = len(truth) > 0 and bool(candidates.max() >= IOU_THRESHOLD)
+        if is_hit:
+            is_free[candidates.argmax()] = False
+        yield is_hit
+
+
+def _arrays(samples: Sequence[Sample]) -> tuple[np.ndarray, np.ndarray, int]:
+    scores = np.array([score for sample in samples for score in sample.scores], dtype=np.float64)
+    hits = np.array([hit for sample in samples for hit in sample.hits], dtype=bool)
+    return scores, hits, sum(sample.truth for sample in samples)
+
+
+def _share(part: int, whole: int) -> float | None:
+    return round(part / whole, 4) if whole else None

@@ -1,0 +1,145 @@
+"""Pictures decoded beside the model, in processes of their own.
+
+A decoder is code in C that reads what strangers wrote. One that never comes back, or takes its process with it, costs
+its own picture here and nothing else; and while the model works on one batch, the pictures of another are decoded. What
+comes back are pixels and messages, never pickles: a decoder that strangers took over has nothing to say to the teacher.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import queue
+import struct
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.connection import Connection
+
+from PIL import Image
+
+from glip_model.images import ImageError, decode_image
+from pipeline.data.filesystem import read_many
+from pipeline.data.records import ImageRef
+
+DEATHS = 3
+"""A picture whose decoder dies as often is unreadable; once may have been somebody else's doing."""
+START_S = 120.0
+"""How long a process may take to begin."""
+_READY, _PICTURE, _REFUSAL = b"r", b"p", b"e"
+_SIZE = struct.Struct("<II")
+
+
+class PictureDecoder:
+    """Decodes batches of pictures; a context manager that ends its processes.
+
+    Args:
+        max_pixels: larger pictures are refused before they are decoded.
+        timeout_s: seconds that one picture may take.
+        processes: pictures decoded at the same time.
+    """
+
+    def __init__(self, max_pixels: int, timeout_s: float, processes: int) -> None:
+        self._threads = ThreadPoolExecutor(processes)
+        self._workers = [_Worker(max_pixels, timeout_s) for _ in range(processes)]
+        self._idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
+        for worker in self._workers:
+            self._idle.put(worker)
+
+    def __enter__(self) -> PictureDecoder:
+        """Return itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End the processes."""
+        self._threads.shutdown(cancel_futures=True)
+        for worker in self._workers:
+            worker.stop()
+
+    def decode(self, refs: Sequence[ImageRef]) -> list[Image.Image | ImageError]:
+        """Return RGB pictures in order, or why one is none: the reasons of ``load_image``, and ``image_timeout``."""
+        return list(self._threads.map(self._decode, _read(refs)))
+
+    def _decode(self, data: bytes | ImageError) -> Image.Image | ImageError:
+        if isinstance(data, ImageError):
+            return data
+        worker = self._idle.get()
+        try:
+            return worker.decode(data)
+        finally:
+            self._idle.put(worker)
+
+
+class _Worker:
+    """A process that decodes one picture after another, and is replaced when it hangs or dies."""
+
+    def __init__(self, max_pixels: int, timeout_s: float) -> None:
+        self._max_pixels, self._timeout_s = max_pixels, timeout_s
+        self._process: multiprocessing.process.BaseProcess | None = None
+
+    def decode(self, data: bytes) -> Image.Image | ImageError:
+        for _ in range(DEATHS):
+            try:
+                if self._process is None:
+                    self._start()
+                self._pipe.send_bytes(data)
+                if self._pipe.poll(self._timeout_s):
+                    return _unpack(self._pipe.recv_bytes())
+            except (EOFError, OSError):
+                self.stop()
+                continue
+            self.stop()
+            return ImageError("image_timeout", f"not decoded within {self._timeout_s:g} s")
+        return ImageError("image_unreadable", f"its decoder died {DEATHS} times")
+
+    def stop(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.join()
+            self._pipe.close()
+            self._process = None
+
+    def _start(self) -> None:
+        # Not forked: the process that holds a teacher has threads, whose locks a fork would copy.
+        context = multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(theirs, self._max_pixels), daemon=True)
+        self._process.start()
+        theirs.close()
+        if not self._pipe.poll(START_S) or self._pipe.recv_bytes() != _READY:
+            raise OSError("the decoder did not start")
+
+
+def _serve(pipe: Connection, max_pixels: int) -> None:
+    """Answer until the other end is gone."""
+    pipe.send_bytes(_READY)
+    while True:
+        try:
+            data = pipe.recv_bytes()
+        except EOFError:
+            return
+        try:
+            image = decode_image(data, max_pixels)
+            answer = _PICTURE + _SIZE.pack(*image.size) + image.tobytes()
+        except ImageError as error:
+            answer = _REFUSAL + json.dumps([error.reason, str(error)]).encode()
+        pipe.send_bytes(answer)
+
+
+def _unpack(answer: bytes) -> Image.Image | ImageError:
+    if answer[:1] == _REFUSAL:
+        reason, message = json.loads(answer[1:])
+        return ImageError(str(reason), str(message))
+    start = 1 + _SIZE.size
+    return Image.frombytes("RGB", _SIZE.unpack(answer[1:start]), answer[start:])
+
+
+def _read(refs: Sequence[ImageRef]) -> list[bytes | ImageError]:
+    """Return encoded pictures; those that rest elsewhere are read at the same time."""
+    found: list[bytes | ImageError] = [
+        ref.bytes if ref.bytes is not None else ImageError("image_missing", "the record holds neither bytes nor a path")
+        for ref in refs
+    ]
+    elsewhere = [(i, ref.path) for i, ref in enumerate(refs) if ref.bytes is None and ref.path is not None]
+    for (i, _), data in zip(elsewhere, read_many([path for _, path in elsewhere]), strict=True):
+        found[i] = data
+    return found

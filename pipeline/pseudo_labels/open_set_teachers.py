@@ -1,0 +1,123 @@
+"""Teachers by the open-set detectors of ``transformers``: Grounding DINO and OWLv2, from a folder or a hub id."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import (
+    AutoImageProcessor,
+    AutoTokenizer,
+    GroundingDinoForObjectDetection,
+    Owlv2ForObjectDetection,
+)
+
+from glip_model.alignment import phrase_scores, tokenize_prompt
+from glip_model.boxes import clip_boxes
+from glip_model.prompts import Prompt
+from glip_model.structures import Detections
+
+LEAST_SCORE = 0.05
+MOST_DETECTIONS = 300
+"""Of one picture, over all its phrases; what scores lower is no candidate for a pseudo-label."""
+
+
+class GroundingDinoTeacher:
+    """Grounds a caption's phrases; a box scores the mean of its phrase's tokens, as GLIP's do.
+
+    Source: Liu et al., Grounding DINO, ECCV 2024.
+    """
+
+    def __init__(self, folder: Path, device: str) -> None:
+        model: Any = GroundingDinoForObjectDetection.from_pretrained(folder, use_safetensors=True)
+        self._model = model.to(device).eval()
+        self._images = AutoImageProcessor.from_pretrained(folder)
+        self._tokenizer = AutoTokenizer.from_pretrained(folder)
+        self._device = device
+
+    @torch.inference_mode()
+    def ground(self, images: Sequence[Image.Image], prompts: Sequence[Prompt]) -> list[Detections]:
+        """Find each prompt's phrases in its picture; boxes in pixels of the picture."""
+        limit = self._model.config.max_text_len
+        tokenized = [tokenize_prompt(self._tokenizer, _ended(prompt), limit) for prompt in prompts]
+        text = self._tokenizer(
+            [each.prompt.text for each in tokenized],
+            truncation=True,
+            max_length=limit,
+            padding=True,
+            return_tensors="pt",
+        ).to(self._device)
+        outputs = self._model(**self._images(list(images), return_tensors="pt").to(self._device), **text)
+        found = []
+        for i, (image, each) in enumerate(zip(images, tokenized, strict=True)):
+            logits = outputs.logits[i : i + 1, :, : each.positive_map.shape[1]].float().cpu()
+            scores = phrase_scores(logits, each.positive_map[None])[0]
+            sides = (image.width, image.height)
+            found.append(_detections(outputs.pred_boxes[i].float().cpu(), scores, sides, image, prompts[i]))
+        return found
+
+
+class Owlv2Teacher:
+    """Finds each phrase by itself, without its caption.
+
+    Source: Minderer et al., Scaling Open-Vocabulary Object Detection, NeurIPS 2023.
+    """
+
+    def __init__(self, folder: Path, device: str) -> None:
+        model: Any = Owlv2ForObjectDetection.from_pretrained(folder, use_safetensors=True)
+        self._model = model.to(device).eval()
+        self._images = AutoImageProcessor.from_pretrained(folder)
+        self._tokenizer = AutoTokenizer.from_pretrained(folder)
+        self._device = device
+
+    @torch.inference_mode()
+    def ground(self, images: Sequence[Image.Image], prompts: Sequence[Prompt]) -> list[Detections]:
+        """Find each prompt's phrases in its picture; boxes in pixels of the picture."""
+        most = max(len(prompt.phrases) for prompt in prompts)
+        # Every picture has as many queries; those that stand for no phrase are not read off.
+        queries = [text for prompt in prompts for text in (*prompt.phrases, *["a"] * (most - len(prompt.phrases)))]
+        limit = self._model.config.text_config.max_position_embeddings
+        text = self._tokenizer(queries, padding="max_length", truncation=True, max_length=limit, return_tensors="pt")
+        pixels = self._images(list(images), return_tensors="pt")
+        outputs = self._model(**pixels.to(self._device), **text.to(self._device))
+        found = []
+        for i, (image, prompt) in enumerate(zip(images, prompts, strict=True)):
+            scores = outputs.logits[i, :, : len(prompt.phrases)].sigmoid().float().cpu()
+            side = max(image.size)  # the model saw the picture padded to a square
+            found.append(_detections(outputs.pred_boxes[i].float().cpu(), scores, (side, side), image, prompt))
+        return found
+
+
+TEACHERS = {"grounding-dino": GroundingDinoTeacher, "owlv2": Owlv2Teacher}
+"""Teacher by the ``model_type`` in its config.json."""
+
+
+def _ended(prompt: Prompt) -> Prompt:
+    """Return a prompt that ends in the period which Grounding DINO was trained to see."""
+    text = prompt.text
+    return prompt if text.rstrip().endswith(".") else Prompt((f"{text} .",), prompt.char_spans)
+
+
+def _detections(
+    boxes: Tensor, scores: Tensor, sides: tuple[int, int], image: Image.Image, prompt: Prompt
+) -> Detections:
+    """Turn what a model says of one picture into detections.
+
+    Args:
+        boxes: (Q, 4) centre, width and height as shares of ``sides``.
+        scores: (Q, P).
+        sides: width and height in pixels that shares are of.
+        image: the picture.
+        prompt: what was asked.
+    """
+    centre, size = boxes[:, :2], boxes[:, 2:]
+    corners = torch.cat([centre - size / 2, centre + size / 2], dim=1) * torch.tensor([*sides, *sides])
+    corners = clip_boxes(corners, (image.height, image.width))
+    query, phrase = (scores >= LEAST_SCORE).nonzero(as_tuple=True)
+    order = scores[query, phrase].argsort(descending=True, stable=True)[:MOST_DETECTIONS]
+    query, phrase = query[order], phrase[order]
+    return Detections(corners[query], scores[query, phrase], phrase, prompt.phrases, prompt.char_spans)

@@ -1,0 +1,249 @@
+"""What labelling will take: measured on a sample, scaled to all pairs, simulated with machines that go away."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import random
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+from pipeline.config import PhrasesConfig, PseudoLabelConfig
+from pipeline.data.records import CaptionRecord, GroundingRecord
+from pipeline.data.shards import list_shards, read_shard, write_shard
+from pipeline.data.storage import Place, size
+from pipeline.errors import ConfigError, MissingInputError
+from pipeline.phrases.noun_phrases import NounPhraseParser
+from pipeline.pseudo_labels.decoding import PictureDecoder
+from pipeline.pseudo_labels.labeller import PseudoLabeller
+from pipeline.pseudo_labels.teachers import Teacher
+
+FOOTERS_AT_ONCE = 32
+HOUR = 3600.0
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What there is to label."""
+
+    pairs: int
+    shards: int
+    bytes: int
+    """Of the input shards."""
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What one machine does; None where nothing was measured."""
+
+    images_per_s: float
+    """Of one GPU, or of this machine without one: the teacher with all that is around it."""
+    decoded_per_core_s: float | None = None
+    captions_per_core_s: float | None = None
+    bytes_per_pair: float | None = None
+    """Of the output."""
+    boxes_per_pair: float | None = None
+
+
+@dataclass(frozen=True)
+class Interruptions:
+    """Machines that go away: spot instances that are taken back, and broken ones."""
+
+    mean_hours: float
+    """Between two interruptions of one GPU."""
+    restart_s: float = 300.0
+    """Until another one is at work in its place."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run over some GPUs comes to."""
+
+    gpus: int
+    wall_hours: float
+    gpu_hours: float
+    """Paid for, from the first shard to the last."""
+    wasted_share: float
+    """Of the GPU-hours at work, those whose shards were lost half done."""
+    interruptions: int
+
+
+def survey(records: Place) -> Workload:
+    """Count what is to be labelled by the ends of its shards.
+
+    Raises:
+        MissingInputError: there are no shards.
+    """
+    shards = list_shards(records)
+
+    def rows(shard: Place) -> int:
+        with shard.open("rb") as file:
+            return int(pq.read_metadata(file).num_rows)
+
+    with ThreadPoolExecutor(FOOTERS_AT_ONCE) as pool:
+        return Workload(sum(pool.map(rows, shards)), len(shards), sum(pool.map(size, shards)))
+
+
+def measure(
+    records: Place,
+    teacher: Teacher,
+    config: PseudoLabelConfig,
+    phrases: PhrasesConfig,
+    max_image_pixels: int,
+    sample: int,
+    cores: int,
+) -> Rates:
+    """Label a sample on this machine, with everything that the stage does around the teacher.
+
+    Args:
+        records: shards of web pairs; the first rows are taken.
+        teacher: loaded on the device that is to be measured.
+        config: settings of the stage.
+        phrases: settings of the parser.
+        max_image_pixels: larger pictures are refused.
+        sample: rows.
+        cores: decoder processes.
+
+    Raises:
+        MissingInputError: there are no rows.
+    """
+    rows = itertools.chain.from_iterable(read_shard(shard, CaptionRecord) for shard in list_shards(records))
+    pairs = list(itertools.islice(rows, sample))
+    if not pairs:
+        raise MissingInputError(f"{records}: no rows to measure by")
+    parser = NounPhraseParser(phrases)
+    captions = [(pair.key, pair.caption) for pair in pairs]
+    parser.parse(captions)  # warm
+    start = time.process_time()
+    parsed = parser.parse(captions)
+    parse_s = time.process_time() - start
+    with PictureDecoder(max_image_pixels, config.decode_timeout_s, cores) as decoder:
+        refs = [pair.image for pair in pairs]
+        decoder.decode(refs)  # starts the processes
+        start = time.monotonic()
+        decoder.decode(refs)
+        decode_s = time.monotonic() - start
+        labeller = PseudoLabeller(teacher, config, decoder.decode)
+        labeller.label(pairs[: config.batch_size], parsed[: config.batch_size])  # warm
+        with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(2) as pool:
+            # Two shards at once, as the stage has it: one is decoded while the other is in the teacher.
+            half = (len(pairs) + 1) // 2
+            start = time.monotonic()
+            parts = pool.map(labeller.label, [pairs[:half], pairs[half:]], [parsed[:half], parsed[half:]])
+            labelled = list(itertools.chain.from_iterable(parts))
+            path = Path(folder) / "part-00000.parquet"
+            write_shard(path, labelled, GroundingRecord)
+            label_s = time.monotonic() - start
+            written = path.stat().st_size
+    boxes = sum(len(phrase.boxes) for record in labelled for phrase in record.phrases)
+    return Rates(
+        images_per_s=len(pairs) / label_s,
+        decoded_per_core_s=len(pairs) / decode_s / cores,
+        captions_per_core_s=len(pairs) / parse_s,
+        bytes_per_pair=written / len(pairs),
+        boxes_per_pair=boxes / len(pairs),
+    )
+
+
+def simulate(
+    workload: Workload,
+    rates: Rates,
+    gpus: int,
+    interruptions: Interruptions | None = None,
+    shards_at_once: int = 2,
+    seed: int = 0,
+) -> Outcome:
+    """Play a run through, shard by shard.
+
+    Every GPU works on some shards at once, each at its part of the speed. One that is interrupted loses what it had
+    done of them; they go back to the queue, and the GPU returns after a while. Interruptions come at random, at the
+    same rate at all times.
+
+    Raises:
+        ConfigError: a number makes no sense.
+    """
+    if gpus < 1 or workload.pairs < 1 or rates.images_per_s <= 0:
+        raise ConfigError(
+            f"{gpus} GPUs at {rates.images_per_s} images/s for {workload.pairs} pairs; expected all above zero"
+        )
+    return _Simulation(workload, rates, gpus, interruptions, shards_at_once, seed).play()
+
+
+class _Simulation:
+    """The state of a played run: what is queued, what each GPU has begun, what happens next."""
+
+    def __init__(
+        self,
+        workload: Workload,
+        rates: Rates,
+        gpus: int,
+        interruptions: Interruptions | None,
+        shards_at_once: int,
+        seed: int,
+    ) -> None:
+        self._gpus, self._interruptions, self._slots = gpus, interruptions, shards_at_once
+        self._alone_s = workload.pairs / workload.shards / rates.images_per_s
+        self._total = self._left = self._queue = workload.shards
+        self._chance, self._tie = random.Random(seed), itertools.count()
+        self._events: list[tuple[float, int, Callable[[float], None]]] = []
+        self._begun: list[dict[int, float]] = [{} for _ in range(gpus)]
+        """Per GPU the shards in work, and since when."""
+        self._present = [True] * gpus
+        self._wasted_s, self._count = 0.0, 0
+
+    def play(self) -> Outcome:
+        now = 0.0
+        for gpu in range(self._gpus):
+            self._start(gpu, now)
+        while self._left:
+            now, _, happen = heapq.heappop(self._events)
+            happen(now)
+        return Outcome(
+            gpus=self._gpus,
+            wall_hours=now / HOUR,
+            gpu_hours=self._gpus * now / HOUR,
+            wasted_share=self._wasted_s / (self._total * self._alone_s + self._wasted_s),
+            interruptions=self._count,
+        )
+
+    def _at(self, moment: float, happen: Callable[[float], None]) -> int:
+        number = next(self._tie)
+        heapq.heappush(self._events, (moment, number, happen))
+        return number
+
+    def _start(self, gpu: int, now: float) -> None:
+        self._present[gpu] = True
+        self._fill(gpu, now)
+        if self._interruptions is not None:
+            life_s = self._chance.expovariate(1 / (self._interruptions.mean_hours * HOUR))
+            self._at(now + life_s, partial(self._interrupt, gpu))
+
+    def _fill(self, gpu: int, now: float) -> None:
+        while self._queue and self._present[gpu] and len(self._begun[gpu]) < self._slots:
+            self._queue -= 1
+            shard = next(self._tie)
+            self._begun[gpu][shard] = now
+            self._at(now + self._slots * self._alone_s, partial(self._finish, gpu, shard))
+
+    def _finish(self, gpu: int, shard: int, now: float) -> None:
+        if self._begun[gpu].pop(shard, None) is not None:  # else it was lost meanwhile
+            self._left -= 1
+            self._fill(gpu, now)
+
+    def _interrupt(self, gpu: int, now: float) -> None:
+        assert self._interruptions is not None
+        lost, self._begun[gpu] = self._begun[gpu], {}
+        self._wasted_s += sum(now - since for since in lost.values()) / self._slots
+        self._queue += len(lost)
+        self._present[gpu] = False
+        self._count += 1
+        self._at(now + self._interruptions.restart_s, partial(self._start, gpu))
+        for other in range(self._gpus) if lost else ():
+            self._fill(other, now)

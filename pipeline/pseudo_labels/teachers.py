@@ -1,0 +1,119 @@
+"""Teachers: whatever finds the phrases of captions in pictures."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+from PIL import Image
+
+from glip_model.checkpoint import CONFIG_FILE, WEIGHTS_FILE
+from glip_model.predictor import GLIPPredictor
+from glip_model.pretrained import resolve_folder
+from glip_model.prompts import Prompt
+from glip_model.structures import Detections
+from pipeline.data.provenance import code_sha256, file_sha256, fingerprint
+from pipeline.errors import MissingInputError
+
+TEXT_AND_IMAGE_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "vocab.txt",
+    "vocab.json",
+    "merges.txt",
+    "preprocessor_config.json",
+)
+"""Files beside the weights that decide how captions and pictures are read, where the teacher has them."""
+
+
+class Teacher(Protocol):
+    """What labels; ``GLIPPredictor`` is one."""
+
+    def ground(self, images: Sequence[Image.Image], prompts: Sequence[Prompt]) -> list[Detections]:
+        """Find each prompt's phrases in its picture; boxes in pixels of the picture."""
+        ...
+
+
+def open_teacher(name: str, device: str) -> Teacher:
+    """Load a teacher.
+
+    Args:
+        name: folder or hub id of a GLIP model, of Grounding DINO or of OWLv2; or ``module:function`` of a teacher of
+            one's own: the function takes the device.
+        device: ``cpu`` or ``cuda``.
+
+    Raises:
+        MissingInputError: it is not there, or cannot be used.
+    """
+    own = _own_function(name)
+    if own is not None:
+        teacher: Teacher = own(device)
+        return teacher
+    folder = _folder(name)
+    try:
+        kind = _model_type(folder)
+        if kind is None:
+            return GLIPPredictor.from_pretrained(folder, device)
+        from pipeline.pseudo_labels.open_set_teachers import TEACHERS  # transformers' detectors take a second to load
+
+        return cast(Teacher, TEACHERS[kind](folder, device))
+    except KeyError as error:
+        raise MissingInputError(
+            f"{name}: no teacher for models of type {error}; write one as module:function"
+        ) from None
+    except (ValueError, OSError, RuntimeError) as error:
+        raise MissingInputError(f"{name}: not a usable teacher ({error}); run: dvc repro train@teacher") from error
+
+
+def describe_teacher(name: str) -> dict[str, Any]:
+    """Return a teacher's name and the hashes of all files that decide what it finds.
+
+    Raises:
+        MissingInputError: there is no such teacher.
+    """
+    own = _own_function(name)
+    if own is not None:
+        return {"name": name, "sha256": code_sha256([Path(inspect.getfile(own))]), "files": {}}
+    folder = _folder(name)
+    weights = sorted(folder.glob("*.safetensors"))
+    if not weights or not (folder / CONFIG_FILE).is_file():
+        lacking = CONFIG_FILE if weights else WEIGHTS_FILE
+        raise MissingInputError(f"{folder / lacking}: no such teacher; run: dvc repro train@teacher")
+    files = [folder / file for file in (CONFIG_FILE, *TEXT_AND_IMAGE_FILES) if (folder / file).is_file()]
+    digest = file_sha256(weights[0]) if len(weights) == 1 else fingerprint({p.name: file_sha256(p) for p in weights})
+    return {
+        "name": Path(name).name,
+        "sha256": digest,
+        "files": {path.name: file_sha256(path) for path in files},
+    }
+
+
+def _folder(name: str) -> Path:
+    try:
+        return resolve_folder(name)
+    except ValueError as error:
+        raise MissingInputError(f"{error}; to make one run: dvc repro train@teacher") from error
+
+
+def _model_type(folder: Path) -> str | None:
+    """Return the ``model_type`` of a model of transformers; None of this project's own."""
+    config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+    found = config.get("model_type") if isinstance(config, dict) else None
+    return None if found is None else str(found)
+
+
+def _own_function(name: str) -> Callable[[str], Teacher] | None:
+    """Return the function that ``module:function`` names; None where the name is a folder."""
+    module, colon, function = name.partition(":")
+    if not colon or Path(name).exists():
+        return None
+    try:
+        found: Callable[[str], Teacher] = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError) as error:
+        raise MissingInputError(f"{name}: no such teacher ({error}); expected module:function, or a folder") from error
+    return found

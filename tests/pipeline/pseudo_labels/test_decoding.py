@@ -1,0 +1,123 @@
+"""Decoder processes: right pixels, reasons for what is none, and pictures that hang or kill their decoder."""
+
+from __future__ import annotations
+
+import io
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+import pytest
+from PIL import Image
+
+from glip_model.images import ImageError
+from pipeline.data.records import ImageRef
+from pipeline.pseudo_labels.decoding import PictureDecoder
+
+RED = (2, 3, 12, 13)
+
+
+@pytest.fixture(scope="module")
+def decoder() -> Iterator[PictureDecoder]:
+    with PictureDecoder(max_pixels=20_000_000, timeout_s=4.0, processes=2) as decoder:
+        yield decoder
+
+
+def scan_bomb() -> bytes:
+    """A small progressive JPEG that makes its decoder go over the whole picture thousands of times."""
+    out = io.BytesIO()
+    Image.new("L", (4000, 4000), 128).save(out, "JPEG", progressive=True)
+    data = out.getvalue()
+    last = data.rindex(b"\xff\xda")
+    return data[:last] + data[last:-2] * 3000 + b"\xff\xd9"
+
+
+def children() -> list[psutil.Process]:
+    found = []
+    for child in psutil.Process().children():
+        with suppress(psutil.Error):  # ended just now
+            if "spawn_main" in " ".join(child.cmdline()):
+                found.append(child)
+    return found
+
+
+def test_pictures_come_back_in_order_with_their_pixels(
+    decoder: PictureDecoder, picture: Callable[..., bytes], tmp_path: Path
+) -> None:
+    encoded = [picture((10 + i, 20), red=RED) for i in range(9)]
+    (tmp_path / "a.png").write_bytes(encoded[3])
+    refs = [ImageRef(bytes=data) for data in encoded]
+    refs[3] = ImageRef(path=str(tmp_path / "a.png"))
+    found = decoder.decode(refs)
+    for data, image in zip(encoded, found, strict=True):
+        assert isinstance(image, Image.Image)
+        assert image.tobytes() == Image.open(io.BytesIO(data)).convert("RGB").tobytes()
+        assert image.mode == "RGB"
+
+
+def test_what_is_no_picture_says_why(decoder: PictureDecoder, picture: Callable[..., bytes]) -> None:
+    large = io.BytesIO()
+    Image.new("1", (5000, 5000)).save(large, "PNG")
+    refs = [ImageRef(bytes=b"<html>"), ImageRef(bytes=large.getvalue()), ImageRef(path="/no/such.png"), ImageRef()]
+    found = decoder.decode([*refs, ImageRef(bytes=picture(red=RED))])
+    assert [error.reason for error in found[:-1] if isinstance(error, ImageError)] == [
+        "image_unreadable",
+        "image_too_large",
+        "image_missing",
+        "image_missing",
+    ]
+    assert isinstance(found[-1], Image.Image)
+
+
+def test_a_picture_that_hangs_its_decoder_costs_itself_alone(
+    decoder: PictureDecoder, picture: Callable[..., bytes]
+) -> None:
+    good = ImageRef(bytes=picture(red=RED))
+    start = time.monotonic()
+    before, hung, after = decoder.decode([good, ImageRef(bytes=scan_bomb()), good])
+    assert isinstance(hung, ImageError)
+    assert (hung.reason, str(hung)) == ("image_timeout", "not decoded within 4 s")
+    assert isinstance(before, Image.Image)
+    assert isinstance(after, Image.Image)
+    assert time.monotonic() - start < 60
+    assert isinstance(decoder.decode([good])[0], Image.Image)
+
+
+def test_a_decoder_that_somebody_kills_is_replaced(decoder: PictureDecoder, picture: Callable[..., bytes]) -> None:
+    good = ImageRef(bytes=picture(red=RED))
+    decoder.decode([good] * 4)
+    killed = children()
+    assert killed
+    for process in killed:
+        process.kill()
+    assert all(isinstance(image, Image.Image) for image in decoder.decode([good] * 4))
+
+
+def test_a_picture_that_kills_every_decoder_is_unreadable() -> None:
+    is_over, others = threading.Event(), {process.pid for process in children()}
+
+    def kill_all() -> None:  # as the picture would
+        while not is_over.wait(0.05):
+            for process in children():
+                if process.pid not in others:
+                    process.kill()
+
+    with PictureDecoder(max_pixels=20_000_000, timeout_s=60.0, processes=1) as decoder:
+        killer = threading.Thread(target=kill_all)
+        killer.start()
+        (found,) = decoder.decode([ImageRef(bytes=scan_bomb())])
+        is_over.set()
+        killer.join()
+    assert isinstance(found, ImageError)
+    assert (found.reason, str(found)) == ("image_unreadable", "its decoder died 3 times")
+
+
+def test_nothing_is_left_behind(picture: Callable[..., bytes]) -> None:
+    before = {process.pid for process in children()}
+    with PictureDecoder(max_pixels=10_000, timeout_s=60.0, processes=2) as decoder:
+        decoder.decode([ImageRef(bytes=picture(red=RED))] * 4)
+        assert len(children()) > len(before)
+    assert {process.pid for process in children()} == before

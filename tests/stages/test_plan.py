@@ -1,0 +1,53 @@
+"""``glip plan`` from its command line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from pipeline.data.records import CaptionRecord, ImageRef
+from pipeline.data.shards import shard_name, write_shard
+from stages import glip
+
+
+@pytest.fixture
+def web(tmp_path: Path) -> Path:
+    image = ImageRef(path="x")
+    rows = [CaptionRecord(key=str(i), image=image, height=1, width=1, caption="a dog", source="t") for i in range(500)]
+    for number in range(4):
+        write_shard(tmp_path / "web" / shard_name(number), rows, CaptionRecord)
+    return tmp_path / "web"
+
+
+def run(*words: object) -> int:
+    with pytest.raises(SystemExit) as ended:
+        glip.main(["plan", *map(str, words)])
+    return int(ended.value.code or 0)
+
+
+def test_plan_scales_to_24_million_pairs_and_a_price(web: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--records", web, "--images-per-s", 20, "--pairs", "24e6", "--gpus", 64, 512, "--price", 2.5]
+    assert run(*words, "--json") == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["input"]["pairs"] == 24_000_000
+    assert plan["input"]["shards"] == 48_000
+    hours = 24e6 / 20 / 3600
+    assert [outcome["gpus"] for outcome in plan["runs"]] == [64, 512]
+    assert plan["runs"][0]["gpu_hours"] == pytest.approx(hours, rel=0.01)
+    assert plan["runs"][0]["cost"] == pytest.approx(2.5 * hours, rel=0.01)
+    assert run(*words, "--interrupted-every", 4) == 0
+    text = capsys.readouterr().out
+    assert "24,000,000 pairs in 48,000 shards" in text
+    assert "20.0 images/s a GPU, as given" in text
+    assert "machines  last 4 h and are replaced within 300 s" in text
+
+
+def test_nonsense_is_a_message(web: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--records", web / "none") == 2
+    assert "no Parquet shards" in capsys.readouterr().err
+    assert run("--records", web, "--images-per-s", 5, "--gpus", 0) == 2
+    assert "expected all above zero" in capsys.readouterr().err
+    assert run("--records", web, "--images-per-s", 5, "--pairs", 0) == 2
+    assert "--pairs is 0" in capsys.readouterr().err
