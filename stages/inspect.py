@@ -1,76 +1,188 @@
-"""Look at Parquet shards of pseudo-labels or human grounding data.
+"""Look at Parquet shards of pseudo-labels or human grounding data, on disk or at a URL such as s3://….
 
 glip inspect data/pseudo_labels                              figures: rows, boxes, scores, phrases, reject reasons
-glip inspect data/pseudo_labels --keys | less                key and caption of every row
+glip inspect data/pseudo_labels --sample 5 --phrase dog      some pairs, at random; more filters below
+glip inspect data/pseudo_labels --html labels.html           a page to browse, search and share
 glip inspect data/pseudo_labels --row KEY --save out.png     one pair, drawn
-glip inspect data/pseudo_labels --json                       the figures for a program
+glip inspect data/pseudo_labels --against OTHER              what another version of the labels has changed
+glip inspect data/pseudo_labels --sql "SELECT phrase, count(*) FROM boxes GROUP BY 1 ORDER BY 2 DESC LIMIT 9"
+glip inspect data/pseudo_labels --export coco --out DIR      also odvg, webdataset, fiftyone
+glip inspect data/pseudo_labels --keys | less                key and caption of every row
+
+For notebooks: from pipeline.inspection.reading import read_pseudo_labels
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from glip_model.images import ImageError
-from pipeline.cli import run_stage
+from pipeline.cli import progress, run_stage
 from pipeline.data.drawing import draw_phrases
 from pipeline.data.images import load_image
+from pipeline.data.storage import to_place
 from pipeline.errors import ConfigError, ShardError
-from pipeline.pseudo_labels.inspection import (
-    collect_statistics,
+from pipeline.inspection.exports import EXPORTS, export
+from pipeline.inspection.figures import collect_statistics, format_statistics
+from pipeline.inspection.gallery import write_gallery
+from pipeline.inspection.queries import format_table, query
+from pipeline.inspection.reading import read_record
+from pipeline.inspection.search import (
+    Filter,
+    Found,
     find_record,
+    find_rows,
     format_record,
-    format_statistics,
     list_keys,
+    sample_rows,
 )
+from pipeline.inspection.versions import compare, draw_both, format_comparison
+from pipeline.phrases.statistics import count_phrases
 
 MAX_PIXELS = 1_000_000_000
 """Larger pictures are not drawn."""
+ON_A_PAGE = 2000
+"""Pairs of a page unless --limit says otherwise."""
+LINES = 50
+"""Of an answer to --sql unless --limit says otherwise."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of this command."""
-    parser.add_argument("folder", type=Path, help="folder of part-*.parquet shards, or one of them")
-    parser.add_argument("--row", metavar="KEY", help="show one pair instead of the figures")
+    parser.add_argument("place", help="folder of part-*.parquet shards, one of them, or a URL")
+    action = parser.add_mutually_exclusive_group()
+    action.add_argument("--row", metavar="KEY", help="show one pair instead of the figures")
+    action.add_argument("--sample", type=int, metavar="N", help="show N pairs, at random")
+    action.add_argument("--keys", action="store_true", help="list key and caption of every row")
+    action.add_argument("--html", type=Path, metavar="FILE", help="write a page of pairs that needs no network")
+    action.add_argument("--sql", metavar="QUERY", help="ask by SQL; tables are labels, phrases and boxes")
+    action.add_argument("--export", choices=sorted(EXPORTS), help="write the labels in another format, into --out")
+    chosen = parser.add_argument_group("which pairs, for all but the figures, --row and --sql")
+    chosen.add_argument("--phrase", metavar="TEXT", help="with a phrase that holds this, whatever the case")
+    chosen.add_argument("--min-score", type=float, metavar="S", help="that has a box of at least this score")
+    chosen.add_argument("--max-score", type=float, metavar="S", help="that has a box of at most this score")
+    chosen.add_argument("--reason", metavar="NAME", help="where the pair or a phrase has no box for this reason")
+    chosen.add_argument("--source", metavar="NAME", help="of this source")
+    chosen.add_argument("--limit", type=int, metavar="N", help="at most so many")
+    chosen.add_argument("--seed", type=int, default=0, help="of --sample and --html (default: %(default)s)")
+    parser.add_argument("--against", metavar="PLACE", help="compare with another version of the labels, the later one")
     parser.add_argument("--save", type=Path, metavar="PICTURE", help="with --row: draw it into this file (.png, .jpg)")
-    parser.add_argument("--keys", action="store_true", help="list key and caption of every row")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="with --export: a new folder")
+    parser.add_argument("--names", type=Path, metavar="FILE", help="count how many of these names phrases cover")
     parser.add_argument("--top", type=int, default=20, help="most frequent phrases to show (default: %(default)s)")
-    parser.add_argument("--json", action="store_true", help="print the figures as JSON")
+    parser.add_argument("--json", action="store_true", help="print figures, or pairs as lines, as JSON")
 
 
 def run(args: argparse.Namespace) -> None:
-    """Print what was asked for."""
+    """Print or write what was asked for."""
     if args.save and not args.row:
         raise ConfigError("--save draws one pair; name it with --row KEY")
+    if bool(args.export) != bool(args.out):
+        raise ConfigError("--export FORMAT and --out DIR go together")
+    wanted = Filter(args.phrase, args.min_score, args.max_score, args.reason, args.source)
     if args.row:
-        _show_row(args.folder, args.row, args.save)
+        _show_row(args)
+    elif args.sql:
+        _answer(args)
+    elif args.html:
+        _write_page(args, wanted)
+    elif args.export:
+        _export(args, wanted)
     elif args.keys:
-        for key, caption in list_keys(args.folder):
+        for key, caption in itertools.islice(list_keys(to_place(args.place), wanted), args.limit):
             print(f"{key}\t{caption}")
+    elif args.sample is not None or wanted != Filter():
+        _show_sample(args, wanted)
+    elif args.against:
+        found = compare(to_place(args.place), to_place(args.against), args.top)
+        print(
+            json.dumps(found.to_dict(), ensure_ascii=False, indent=2)
+            if args.json
+            else format_comparison(found, (args.place, args.against))
+        )
     else:
-        stats = collect_statistics(args.folder)
-        if args.json:
-            print(json.dumps(stats.to_dict(args.top), ensure_ascii=False, indent=2))
-        else:
-            print(format_statistics(stats, str(args.folder), args.top))
+        _show_figures(args)
 
 
-def _show_row(folder: Path, key: str, save: Path | None) -> None:
-    record = find_record(folder, key)
+def _show_figures(args: argparse.Namespace) -> None:
+    place = to_place(args.place)
+    stats = collect_statistics(place, args.top)
+    values = stats.to_dict()
+    lines = [format_statistics(stats, args.place)]
+    if args.names:
+        names = count_phrases(place, args.names)
+        values |= {"names": names.names, "names_covered": names.names_covered}
+        lines += ["", f"{names.names_covered:,} of {names.names:,} names in {args.names} are covered by phrases"]
+    print(json.dumps(values, ensure_ascii=False, indent=2) if args.json else "\n".join(lines))
+
+
+def _show_row(args: argparse.Namespace) -> None:
+    record = find_record(to_place(args.place), args.row)
+    other = find_record(to_place(args.against), args.row) if args.against else None
     print(format_record(record))
-    if save is None:
+    if other is not None:
+        print(f"\n{args.against}:\n{format_record(other)}")
+    if args.save is None:
         return
     try:
-        picture = draw_phrases(load_image(record.image, MAX_PIXELS), record.phrases, record.caption)
+        image = load_image(record.image, MAX_PIXELS)
     except ImageError as error:
-        raise ShardError(f"{folder}: row {key}: {error.reason}: {error}") from error
+        raise ShardError(f"{args.place}: row {args.row}: {error.reason}: {error}") from error
+    picture = draw_both(image, record, other) if other else draw_phrases(image, record.phrases, record.caption)
     try:
-        save.parent.mkdir(parents=True, exist_ok=True)
-        picture.save(save)
+        args.save.parent.mkdir(parents=True, exist_ok=True)
+        picture.save(args.save)
     except (ValueError, OSError) as error:
-        raise ConfigError(f"--save {save}: {error}; name a file ending in .png or .jpg where you may write") from error
-    print(f"drawn → {save}")
+        raise ConfigError(
+            f"--save {args.save}: {error}; name a file ending in .png or .jpg where you may write"
+        ) from error
+    print(f"drawn → {args.save}")
+
+
+def _show_sample(args: argparse.Namespace, wanted: Filter) -> None:
+    place = to_place(args.place)
+    count = args.sample if args.sample is not None else (args.limit or 10)
+    found = sample_rows(place, wanted, count, args.seed)
+    if not found:
+        print("no pair is like that")
+    for number, (shard, row) in enumerate(found):
+        record = read_record(shard, row)
+        if args.json:
+            boxes = [[phrase.text, [[*box.xyxy, box.score] for box in phrase.boxes]] for phrase in record.phrases]
+            print(json.dumps({"key": record.key, "caption": record.caption, "phrases": boxes}, ensure_ascii=False))
+        else:
+            print(("\n" if number else "") + format_record(record))
+
+
+def _answer(args: argparse.Namespace) -> None:
+    table = query(to_place(args.place), args.sql)
+    if args.json:
+        for row in table.to_pylist():
+            print(json.dumps(row, ensure_ascii=False, default=str))
+    elif sys.stdout.isatty() or args.limit:
+        print(format_table(table, args.limit or LINES))
+    else:
+        print(format_table(table, max(len(table), 1)))
+
+
+def _write_page(args: argparse.Namespace, wanted: Filter) -> None:
+    place = to_place(args.place)
+    found = sample_rows(place, wanted, args.limit or ON_A_PAGE, args.seed)
+    with progress(len(found), "page", "pairs") as bar:
+        count = write_gallery(found, args.html, args.place, MAX_PIXELS, bar.update)
+    print(f"{count:,} pairs, {args.html.stat().st_size / 1e6:.1f} MB → {args.html}")
+
+
+def _export(args: argparse.Namespace, wanted: Filter) -> None:
+    found: Iterator[Found] = itertools.islice(find_rows(to_place(args.place), wanted), args.limit)
+    with progress(None, "export", "pairs") as bar:
+        count = export(args.export, found, args.out, bar.update)
+    print(f"{count:,} pairs with boxes as {args.export} → {args.out}")
 
 
 if __name__ == "__main__":

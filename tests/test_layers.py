@@ -20,7 +20,7 @@ ALLOWED = {
 }
 BASE = {"pipeline.errors", "pipeline.config", "pipeline.cli", "pipeline.ray_session", "glip_model"}
 SIBLINGS = {"pipeline.data", "pipeline.phrases"}
-UPPER = {"pipeline.pseudo_labels", "pipeline.training", "pipeline.evaluation"}
+UPPER = {"pipeline.pseudo_labels", "pipeline.training", "pipeline.evaluation", "pipeline.inspection"}
 ALLOWED |= {
     # Phrases reads and writes records, so it stands on data; data knows nothing of phrases.
     "pipeline.data": BASE,

@@ -1,0 +1,1 @@
+"""Looking at shards of grounding records: figures, single pairs, queries, pages, other formats."""

@@ -1,0 +1,208 @@
+"""Labels in formats of others: COCO JSON, ODVG lines, webdataset tars, FiftyOne."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from collections.abc import Callable, Iterable
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from glip_model.images import ImageError
+from pipeline.data.filesystem import read_many
+from pipeline.data.records import GroundingRecord, Phrase
+from pipeline.data.storage import replacing
+from pipeline.errors import ConfigError, MissingInputError, ShardError
+from pipeline.inspection.reading import read_record
+from pipeline.inspection.search import Found
+
+PICTURES = "images"
+_SUFFIXES = {b"\xff\xd8": "jpg", b"\x89P": "png", b"RI": "webp", b"GI": "gif", b"BM": "bmp"}
+"""By the first two bytes."""
+
+
+def export_coco(found: Iterable[Found], out: Path, on_row: Callable[[int], Any]) -> int:
+    """Write ``OUT/annotations.json`` in COCO's layout and ``OUT/images/``; every phrase is a category.
+
+    Returns:
+        Pictures written. Pairs without boxes are left out, here and in the other exports.
+    """
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    categories: dict[str, int] = {}
+    for number, record in _labelled(found, on_row):
+        image_id = number + 1
+        name = _write_picture(record, out, image_id)
+        head = {"id": image_id, "file_name": name, "width": record.width, "height": record.height}
+        images.append(head | {"caption": record.caption, "key": record.key})
+        for phrase in record.phrases:
+            category = categories.setdefault(phrase.text.lower(), len(categories) + 1)
+            for box in phrase.boxes:
+                x1, y1, x2, y2 = box.xyxy
+                size = [x2 - x1, y2 - y1]
+                entry = {"id": len(annotations) + 1, "image_id": image_id, "category_id": category, "iscrowd": 0}
+                annotations.append(entry | {"bbox": [x1, y1, *size], "area": size[0] * size[1], "score": box.score})
+    names = [{"id": number, "name": name} for name, number in categories.items()]
+    with replacing(out / "annotations.json") as aside, aside.open("w", encoding="utf-8") as file:
+        json.dump({"images": images, "annotations": annotations, "categories": names}, file, ensure_ascii=False)
+    return len(images)
+
+
+def export_odvg(found: Iterable[Found], out: Path, on_row: Callable[[int], Any]) -> int:
+    """Write ``OUT/labels.jsonl``, a grounding line a picture, and ``OUT/images/``; returns the pictures written."""
+    count = 0
+    with replacing(out / "labels.jsonl") as aside, aside.open("w", encoding="utf-8") as file:
+        for number, record in _labelled(found, on_row):
+            regions = [
+                {
+                    "bbox": list(box.xyxy),
+                    "phrase": phrase.text,
+                    "tokens_positive": phrase.char_spans,
+                    "score": box.score,
+                }
+                for phrase in record.phrases
+                for box in phrase.boxes
+            ]
+            line = {
+                "filename": _write_picture(record, out, number + 1),
+                "height": record.height,
+                "width": record.width,
+                "grounding": {"caption": record.caption, "regions": regions},
+            }
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+            count += 1
+    return count
+
+
+def export_webdataset(found: Iterable[Found], out: Path, on_row: Callable[[int], Any]) -> int:
+    """Write a tar a shard into OUT: picture, caption and phrases as ``.jpg``, ``.txt``, ``.json``; returns pairs."""
+    count = 0
+    for shard, rows in groupby(found, key=lambda each: each[0]):
+        with replacing(out / f"{Path(shard.name).stem}.tar") as aside, tarfile.open(aside, "w") as tar:
+            for number, record in _labelled(rows, on_row):
+                data = _picture(record)
+                members = {
+                    _suffix(data): data,
+                    "txt": record.caption.encode(),
+                    "json": json.dumps(_labels(record), ensure_ascii=False).encode(),
+                }
+                for suffix, content in members.items():
+                    info = tarfile.TarInfo(f"{number:09d}.{suffix}")
+                    info.size = len(content)
+                    tar.addfile(info, io.BytesIO(content))
+                count += 1
+    return count
+
+
+def export_fiftyone(found: Iterable[Found], out: Path, on_row: Callable[[int], Any]) -> int:
+    """Make a persistent FiftyOne dataset named like OUT, its pictures in ``OUT/images/``; returns its samples.
+
+    Raises:
+        MissingInputError: FiftyOne is not installed.
+    """
+    try:
+        import fiftyone
+    except ImportError as error:
+        raise MissingInputError("--export fiftyone needs FiftyOne; run: pip install fiftyone") from error
+    dataset = fiftyone.Dataset(out.name, persistent=True)
+    count = 0
+    for number, record in _labelled(found, on_row):
+        width, height = record.width, record.height
+        detections = [
+            fiftyone.Detection(
+                label=phrase.text,
+                confidence=box.score,
+                bounding_box=[
+                    box.xyxy[0] / width,
+                    box.xyxy[1] / height,
+                    (box.xyxy[2] - box.xyxy[0]) / width,
+                    (box.xyxy[3] - box.xyxy[1]) / height,
+                ],
+            )
+            for phrase in record.phrases
+            for box in phrase.boxes
+        ]
+        path = out / PICTURES / _write_picture(record, out, number + 1)
+        sample = fiftyone.Sample(filepath=str(path.resolve()), tags=[record.source])
+        sample["caption"], sample["key"] = record.caption, record.key
+        sample["pseudo_labels"] = fiftyone.Detections(detections=detections)
+        dataset.add_sample(sample)
+        count += 1
+    return count
+
+
+EXPORTS: dict[str, Callable[[Iterable[Found], Path, Callable[[int], Any]], int]] = {
+    "coco": export_coco,
+    "odvg": export_odvg,
+    "webdataset": export_webdataset,
+    "fiftyone": export_fiftyone,
+}
+
+
+def export(name: str, found: Iterable[Found], out: Path, on_row: Callable[[int], Any]) -> int:
+    """Write labels in another format; see the functions above.
+
+    Raises:
+        ConfigError: there is something at OUT already.
+        ShardError: a picture cannot be read.
+        StorageError: OUT cannot be written.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ConfigError(f"--out {out}: there is something already; name a new folder")
+    try:
+        (out / PICTURES).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--out {out}: {error}") from error
+    count = EXPORTS[name](found, out, on_row)
+    if name == "webdataset":
+        (out / PICTURES).rmdir()
+    return count
+
+
+def _labelled(found: Iterable[Found], on_row: Callable[[int], Any]) -> Iterable[tuple[int, GroundingRecord]]:
+    number = 0
+    for shard, row in found:
+        record = read_record(shard, row)
+        if any(phrase.boxes for phrase in record.phrases):
+            yield number, record
+            number += 1
+        on_row(1)
+
+
+def _labels(record: GroundingRecord) -> dict[str, Any]:
+    def plain(phrase: Phrase) -> dict[str, Any]:
+        boxes = [{"xyxy": box.xyxy, "score": box.score} for box in phrase.boxes]
+        return {"phrase": phrase.text, "char_spans": phrase.char_spans, "boxes": boxes}
+
+    return {
+        "key": record.key,
+        "width": record.width,
+        "height": record.height,
+        "source": record.source,
+        "phrases": [plain(phrase) for phrase in record.phrases],
+    }
+
+
+def _picture(record: GroundingRecord) -> bytes:
+    if record.image.bytes is not None:
+        return record.image.bytes
+    if record.image.path is None:
+        raise ShardError(f"row {record.key}: holds neither a picture nor where it is")
+    (data,) = read_many([record.image.path])
+    if isinstance(data, ImageError):
+        raise ShardError(f"row {record.key}: {data.reason}: {data}")
+    return data
+
+
+def _write_picture(record: GroundingRecord, out: Path, number: int) -> str:
+    """Write a picture under a number, because keys are untrusted; return its name."""
+    data = _picture(record)
+    name = f"{number:012d}.{_suffix(data)}"
+    (out / PICTURES / name).write_bytes(data)
+    return name
+
+
+def _suffix(data: bytes) -> str:
+    return _SUFFIXES.get(data[:2], "img")

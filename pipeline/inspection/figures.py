@@ -1,0 +1,145 @@
+"""Figures over all shards of a place, counted by DuckDB without reading a picture."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from pipeline.data.dataset import connect, open_dataset
+from pipeline.data.provenance import FINGERPRINT
+from pipeline.data.shards import PROVENANCE_KEY, read_metadata
+from pipeline.data.storage import Place, size
+from pipeline.errors import ShardError
+from pipeline.inspection.reading import label_shards
+
+SCORE_BINS = 10
+BAR_WIDTH = 40
+_PHRASES = """
+    CREATE TEMP TABLE said AS
+    SELECT lower(phrase.text) AS text, phrase.reject_reason AS reason, [box.score FOR box IN phrase.boxes] AS scores
+    FROM (SELECT unnest(phrases) AS phrase FROM shards)
+"""
+_SCORES = f"""
+    SELECT least({SCORE_BINS - 1}, floor(score * {SCORE_BINS}))::INTEGER AS bin, count(*)
+    FROM (SELECT unnest(scores) AS score FROM said) GROUP BY ALL
+"""
+
+
+@dataclass
+class Statistics:
+    """Figures over all shards of a place."""
+
+    shards: int = 0
+    bytes: int = 0
+    rows: int = 0
+    phrases: int = 0
+    boxes: int = 0
+    unique_phrases: int = 0
+    """With boxes, whatever the case."""
+    scores: list[int] = field(default_factory=lambda: [0] * SCORE_BINS)
+    """Boxes by score, in ten equal bins from 0 to 1."""
+    most_frequent: dict[str, int] = field(default_factory=dict)
+    """Phrases with boxes, in lower case."""
+    row_rejects: dict[str, int] = field(default_factory=dict)
+    phrase_rejects: dict[str, int] = field(default_factory=dict)
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    """What all shards share of it; that of the first shard when there are several."""
+    provenances: int = 0
+    """Different ones among the shards: teachers, parsers or settings. More than one means that labels are mixed."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        values = dict(vars(self))
+        return values | {"score_histogram": values.pop("scores"), "most_frequent_phrases": values.pop("most_frequent")}
+
+
+def collect_statistics(place: Place, most_frequent: int = 20) -> Statistics:
+    """Count everything in the shards of a place.
+
+    Args:
+        place: of the shards.
+        most_frequent: phrases to name.
+
+    Raises:
+        MissingInputError: there are no shards.
+        ShardError: a shard is broken or holds other records.
+    """
+    total, seen = Statistics(), set()
+    for shard in label_shards(place):
+        total.shards += 1
+        total.bytes += size(shard)
+        provenance = _shared_provenance(shard)
+        total.provenance = total.provenance or provenance
+        seen.add(json.dumps(provenance, sort_keys=True))
+    total.provenances = len(seen - {"{}"})
+    with connect(shards=open_dataset(place)) as db:
+        rejects = "SELECT {0}, count(*) FROM {1} WHERE {0} IS NOT NULL GROUP BY ALL ORDER BY 2 DESC, 1"
+        total.rows = db.execute("SELECT count(*) FROM shards").fetchall()[0][0]
+        total.row_rejects = dict(db.execute(rejects.format("reject_reason", "shards")).fetchall())
+        db.execute(_PHRASES)
+        total.phrases, total.boxes, total.unique_phrases = db.execute(
+            "SELECT count(*), coalesce(sum(len(scores)), 0)::BIGINT, count(DISTINCT text) FILTER (len(scores) > 0) "
+            "FROM said"
+        ).fetchall()[0]
+        total.phrase_rejects = dict(db.execute(rejects.format("reason", "said")).fetchall())
+        for number, count in db.execute(_SCORES).fetchall():
+            total.scores[number] = count
+        frequent = "SELECT text, count(*) FROM said WHERE len(scores) > 0 GROUP BY ALL ORDER BY 2 DESC, 1 LIMIT ?"
+        total.most_frequent = dict(db.execute(frequent, [most_frequent]).fetchall())
+    return total
+
+
+def format_statistics(stats: Statistics, title: str) -> str:
+    """Lay the figures out for a terminal."""
+    lines = [
+        title,
+        f"  {stats.shards:,} shards, {stats.bytes / 1e6:,.1f} MB",
+        f"  {stats.rows:,} rows, {stats.phrases:,} phrases, {stats.boxes:,} boxes "
+        f"({stats.boxes / max(stats.rows, 1):.2f} a row)",
+        *_format_provenance(stats.provenance, stats.provenances),
+        "",
+        "boxes by score",
+        *_bars({f"{i / SCORE_BINS:.1f}–{(i + 1) / SCORE_BINS:.1f}": count for i, count in enumerate(stats.scores)}),
+        "",
+        f"most frequent of {stats.unique_phrases:,} phrases with boxes",
+        *_bars(stats.most_frequent),
+    ]
+    for name, rejects in (("rows", stats.row_rejects), ("phrases", stats.phrase_rejects)):
+        if rejects:
+            lines += ["", f"{name} without boxes, by reason", *_bars(rejects)]
+    return "\n".join(lines)
+
+
+def _shared_provenance(path: Place) -> dict[str, Any]:
+    """Return a shard's provenance without what belongs to this shard alone."""
+    try:
+        provenance = json.loads(read_metadata(path).get(PROVENANCE_KEY, "{}"))
+    except json.JSONDecodeError as error:
+        raise ShardError(f"{path}: {PROVENANCE_KEY} is no JSON ({error}); write the shard anew") from error
+    return {name: value for name, value in provenance.items() if name not in ("input", FINGERPRINT)}
+
+
+def _format_provenance(provenance: Mapping[str, Any], count: int) -> list[str]:
+    if not provenance:
+        return ["  no provenance: not made by the pseudo_label stage"]
+    teacher = provenance.get("teacher", {})
+    settings = ", ".join(f"{key} {value}" for key, value in provenance.get("settings", {}).items())
+    lines = [
+        f"  teacher {teacher.get('name')} (sha256 {str(teacher.get('sha256'))[:12]}…)",
+        f"  parser {provenance.get('parser')}",
+        f"  {settings}",
+    ]
+    if count > 1:
+        lines.append(f"  MIXED: {count} different teachers, parsers or settings; this is the first of them")
+    return lines
+
+
+def _bars(counts: Mapping[str, int]) -> list[str]:
+    most = max(counts.values(), default=0) or 1
+    width = max(map(len, counts), default=0)
+    return [
+        f"  {name:<{width}}  {count:>8,}  {'█' * round(BAR_WIDTH * count / most)}".rstrip()
+        for name, count in counts.items()
+    ]

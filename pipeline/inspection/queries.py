@@ -1,0 +1,64 @@
+"""SQL over shards of grounding records, by DuckDB."""
+
+from __future__ import annotations
+
+import duckdb
+import pyarrow as pa
+
+from pipeline.data.dataset import connect
+from pipeline.data.storage import Place
+from pipeline.errors import ConfigError
+from pipeline.inspection.reading import read_pseudo_labels
+
+TABLES = """labels   as stored: key, image, height, width, source, caption, phrases, reject_reason
+phrases  one a line: key, source, caption, phrase, is_plural, boxes (how many), best (score), reject_reason
+boxes    one a line: key, source, caption, width, height, phrase, x1, y1, x2, y2, score"""
+"""What a query may name."""
+_VIEWS = """
+    CREATE VIEW phrases AS
+    SELECT key, source, caption, phrase.text AS phrase, phrase.is_plural AS is_plural, len(phrase.boxes) AS boxes,
+        list_max([box.score FOR box IN phrase.boxes]) AS best, phrase.reject_reason AS reject_reason
+    FROM (SELECT key, source, caption, unnest(phrases) AS phrase FROM labels);
+    CREATE VIEW boxes AS
+    SELECT key, source, caption, width, height, phrase, unnest(box)
+    FROM (
+        SELECT key, source, caption, width, height, phrase.text AS phrase, unnest(phrase.boxes) AS box
+        FROM (SELECT key, source, caption, width, height, unnest(phrases) AS phrase FROM labels)
+    )
+"""
+
+
+def query(place: Place, sql: str) -> pa.Table:
+    """Answer a query over the tables that ``TABLES`` lists.
+
+    Raises:
+        MissingInputError: there are no shards.
+        ShardError: they hold other records.
+        ConfigError: the query is wrong.
+    """
+    with connect(labels=read_pseudo_labels(str(place))) as db:
+        db.execute(_VIEWS)
+        try:
+            answer = db.sql(sql)
+            return pa.table({}) if answer is None else answer.to_arrow_table()
+        except duckdb.Error as error:
+            raise ConfigError(f"--sql: {error}\ntables:\n{TABLES}") from error
+
+
+def format_table(table: pa.Table, limit: int) -> str:
+    """Lay the first lines of an answer out for a terminal; pictures are shown by their size."""
+    rows = [table.column_names]
+    rows += [[_cell(value) for value in row.values()] for row in table.slice(0, limit).to_pylist()]
+    widths = [max(len(row[i]) for row in rows) for i in range(table.num_columns)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    more = len(table) - limit
+    return "\n".join([*lines, *([f"… and {more:,} more; --limit shows them"] if more > 0 else [])])
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, bytes):
+        return f"<{len(value)} bytes>"
+    text = " ".join(str(value).split())
+    return text if len(text) <= 80 else text[:79] + "…"

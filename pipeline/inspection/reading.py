@@ -1,0 +1,82 @@
+"""The door to shards of grounding records, pseudo-labels and human data alike."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.dataset
+import pyarrow.parquet as pq
+
+from pipeline.data.dataset import open_dataset
+from pipeline.data.records import GROUNDING_SCHEMA, GroundingRecord
+from pipeline.data.shards import KIND, KIND_KEY, from_row, list_shards, read_metadata
+from pipeline.data.storage import Place, exists, to_place
+from pipeline.errors import MissingInputError, ShardError
+
+
+def read_pseudo_labels(url: str | Path) -> pyarrow.dataset.Dataset:
+    """Open pseudo-labels as one lazy table, for notebooks.
+
+    Nothing is read until it is asked for, and then only the columns that are: without ``image`` a scan of millions of
+    rows does not touch their pictures.
+
+        labels = read_pseudo_labels("s3://bucket/pseudo_labels")
+        labels.head(5).to_pandas()
+        duckdb.sql("SELECT source, count(*) FROM labels GROUP BY 1")
+
+    Args:
+        url: folder of ``part-*.parquet`` shards, one of them, or a URL such as ``s3://…``.
+
+    Raises:
+        MissingInputError: there are no shards.
+        ShardError: they hold other records.
+    """
+    place = to_place(str(url))
+    next(label_shards(place))
+    return open_dataset(place)
+
+
+def label_shards(place: Place) -> Iterator[Place]:
+    """Yield the shards of a folder, or one that is named itself, each when its turn comes to be looked at.
+
+    Raises:
+        MissingInputError: there are none.
+        ShardError: one is broken or holds other records.
+    """
+    for path in [place] if exists(place) else _list_shards(place):
+        kind = read_metadata(path).get(KIND_KEY)
+        if kind != KIND[GroundingRecord]:
+            raise ShardError(
+                f"{path}: holds {kind or 'no'} records; expected grounding records, that is pseudo-labels or human "
+                "grounding data"
+            )
+        yield path
+
+
+def read_record(shard: Place, row: int) -> GroundingRecord:
+    """Return one row, reading the pictures of its row group alone; ShardError where the shard is broken."""
+    try:
+        with shard.open("rb") as handle:
+            file = pq.ParquetFile(handle, page_checksum_verification=True)
+            for group in range(file.num_row_groups):
+                rows = file.metadata.row_group(group).num_rows
+                if row < rows:
+                    table = file.read_row_group(group, columns=GROUNDING_SCHEMA.names)
+                    return from_row(GroundingRecord, table.slice(row, 1).to_pylist()[0])
+                row -= rows
+    except (pa.ArrowException, OSError, TypeError) as error:  # TypeError: a column is missing
+        raise ShardError(f"{shard}: not a readable shard of grounding records ({error}); write it anew") from error
+    raise ShardError(f"{shard}: has fewer rows than a moment ago; was it written anew? Ask again")
+
+
+def _list_shards(folder: Place) -> list[Place]:
+    try:
+        return list_shards(folder)
+    except MissingInputError:
+        is_here = isinstance(folder, Path) and folder.is_dir()
+        below = sorted({str(path.parent) for path in folder.glob("*/part-*.parquet")}) if is_here else []
+        if below:
+            raise MissingInputError(f"{folder}: no shards here; look into {' or '.join(below)}") from None
+        raise

@@ -1,0 +1,178 @@
+"""Two versions of the labels of the same pairs: what one has and the other has not."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from PIL import Image
+
+from pipeline.data.dataset import connect
+from pipeline.data.drawing import draw_phrases
+from pipeline.data.records import GroundingRecord
+from pipeline.data.storage import Place
+from pipeline.inspection.reading import read_pseudo_labels
+
+SAME_IOU = 0.5
+"""Boxes of one phrase that overlap as much are the same box."""
+FETCHED_AT_ONCE = 1000
+_CHANGED = """
+    SELECT key, a.phrases, b.phrases, a.reject_reason, b.reject_reason
+    FROM before AS a JOIN after AS b USING (key)
+    WHERE a.phrases IS DISTINCT FROM b.phrases OR a.reject_reason IS DISTINCT FROM b.reject_reason
+    ORDER BY key
+"""
+
+
+@dataclass
+class Change:
+    """What became of one pair."""
+
+    key: str
+    kept: int = 0
+    gained: list[str] = field(default_factory=list)
+    """Per box that only the second version has, its phrase."""
+    lost: list[str] = field(default_factory=list)
+    reasons: list[tuple[str | None, str | None]] = field(default_factory=list)
+    """Reasons of the row and of its phrases, where they are others now."""
+
+
+@dataclass
+class Comparison:
+    """What became of all pairs."""
+
+    rows_in_both: int = 0
+    rows_only_before: int = 0
+    rows_only_after: int = 0
+    rows_changed: int = 0
+    boxes_kept: int = 0
+    """In changed rows; all boxes of the other rows are kept."""
+    boxes_gained: int = 0
+    boxes_lost: int = 0
+    reasons: Counter[tuple[str | None, str | None]] = field(default_factory=Counter)
+    most_changed: list[Change] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        values = dict(vars(self))
+        values["reasons"] = {f"{old or 'none'} → {new or 'none'}": n for (old, new), n in self.reasons.most_common()}
+        return values | {"most_changed": [vars(change) for change in self.most_changed]}
+
+
+def compare(before: Place, after: Place, examples: int) -> Comparison:
+    """Compare two versions pair by pair, by key.
+
+    Args:
+        before: shards of the first version.
+        after: shards of the second.
+        examples: pairs with the most changes to name.
+
+    Raises:
+        MissingInputError: one of them has no shards.
+        ShardError: one holds other records.
+    """
+    total = Comparison()
+    with connect(before=read_pseudo_labels(str(before)), after=read_pseudo_labels(str(after))) as db:
+        total.rows_in_both, total.rows_only_before, total.rows_only_after = db.execute(
+            "SELECT count(*) FILTER (a.key IS NOT NULL AND b.key IS NOT NULL), count(*) FILTER (b.key IS NULL), "
+            "count(*) FILTER (a.key IS NULL) FROM (SELECT key FROM before) AS a "
+            "FULL JOIN (SELECT key FROM after) AS b USING (key)"
+        ).fetchall()[0]
+        answer = db.execute(_CHANGED)
+        while rows := answer.fetchmany(FETCHED_AT_ONCE):
+            for row in rows:
+                _count(total, _change(*row), examples)
+    return total
+
+
+def format_comparison(found: Comparison, titles: tuple[str, str]) -> str:
+    """Lay a comparison out for a terminal."""
+    lines = [
+        f"{titles[0]} → {titles[1]}",
+        f"  {found.rows_in_both:,} rows in both, {found.rows_only_before:,} only in the first, "
+        f"{found.rows_only_after:,} only in the second",
+        f"  {found.rows_changed:,} rows changed: {found.boxes_gained:,} boxes gained, {found.boxes_lost:,} lost, "
+        f"{found.boxes_kept:,} kept",
+    ]
+    if found.reasons:
+        lines += ["", "why there is no box, before → after"]
+        lines += [f"  {old or '(boxes)'} → {new or '(boxes)'}  {n:,}" for (old, new), n in found.reasons.most_common()]
+    if found.most_changed:
+        lines += ["", "most changed (draw one with --row KEY --save PICTURE)"]
+    for change in found.most_changed:
+        signs = [f"+ {phrase}" for phrase in change.gained] + [f"- {phrase}" for phrase in change.lost]
+        lines.append(f"  {change.key}  " + "  ".join(signs))
+    return "\n".join(lines)
+
+
+def draw_both(picture: Image.Image, before: GroundingRecord, after: GroundingRecord) -> Image.Image:
+    """Draw one picture twice, with the labels of both versions side by side."""
+    halves = [
+        draw_phrases(picture, record.phrases, f"{title}: {record.caption}")
+        for title, record in (("before", before), ("after", after))
+    ]
+    sheet = Image.new("RGB", (sum(half.width for half in halves), max(half.height for half in halves)), "white")
+    sheet.paste(halves[0], (0, 0))
+    sheet.paste(halves[1], (halves[0].width, 0))
+    return sheet
+
+
+def _count(total: Comparison, change: Change, examples: int) -> None:
+    total.rows_changed += 1
+    total.boxes_kept += change.kept
+    total.boxes_gained += len(change.gained)
+    total.boxes_lost += len(change.lost)
+    total.reasons.update(change.reasons)
+    total.most_changed.append(change)
+    total.most_changed.sort(key=lambda each: (-len(each.gained) - len(each.lost), each.key))
+    del total.most_changed[examples:]
+
+
+def _change(key: str, before: Any, after: Any, reason_before: str | None, reason_after: str | None) -> Change:
+    change = Change(key)
+    old, new = _by_place(before), _by_place(after)
+    for place in dict.fromkeys([*old, *new]):
+        mine, others = old.get(place, {}), new.get(place, {})
+        text = str((others or mine)["text"])
+        gained, lost, kept = _match(mine.get("boxes") or [], others.get("boxes") or [])
+        change.kept += kept
+        change.gained += [text] * gained
+        change.lost += [text] * lost
+        change.reasons += _other(mine.get("reject_reason"), others.get("reject_reason"))
+    change.reasons += _other(reason_before, reason_after)
+    return change
+
+
+def _other(before: str | None, after: str | None) -> Iterator[tuple[str | None, str | None]]:
+    if before != after:
+        yield before, after
+
+
+def _by_place(phrases: Sequence[Mapping[str, Any]] | None) -> dict[tuple[Any, ...], Mapping[str, Any]]:
+    """Return phrases by what they are and where they stand in the caption."""
+    found: dict[tuple[Any, ...], Mapping[str, Any]] = {}
+    for each in phrases or []:
+        found[each["text"], *((span["start"], span["end"]) for span in each["char_spans"])] = each
+    return found
+
+
+def _match(before: Sequence[Mapping[str, float]], after: Sequence[Mapping[str, float]]) -> tuple[int, int, int]:
+    """Return how many boxes were gained, lost and kept."""
+    left = list(before)
+    for box in after:
+        same = max(left, key=lambda other: _iou(box, other), default=None)
+        if same is not None and _iou(box, same) >= SAME_IOU:
+            left.remove(same)
+    kept = len(before) - len(left)
+    return len(after) - kept, len(left), kept
+
+
+def _iou(a: Mapping[str, float], b: Mapping[str, float]) -> float:
+    width = min(a["x2"], b["x2"]) - max(a["x1"], b["x1"])
+    height = min(a["y2"], b["y2"]) - max(a["y1"], b["y1"])
+    if width <= 0 or height <= 0:
+        return 0.0
+    areas = sum((box["x2"] - box["x1"]) * (box["y2"] - box["y1"]) for box in (a, b))
+    return width * height / (areas - width * height)
