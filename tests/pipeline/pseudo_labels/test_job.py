@@ -213,7 +213,7 @@ def test_missing_phrases_are_named_before_anything_is_removed(inputs: Inputs, co
 
 
 def test_missing_teacher_is_named(inputs: Inputs, config: PseudoLabelConfig) -> None:
-    with pytest.raises(MissingInputError, match="no such folder; .*; to make one run: dvc repro train@teacher"):
+    with pytest.raises(MissingInputError, match=r"no such folder; .*; to make one run: dvc repro train@teacher"):
         pseudo_label(dataclasses.replace(inputs, teacher=f"{inputs.teacher}/none"), config, MAX_PIXELS)
 
 
