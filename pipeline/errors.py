@@ -4,7 +4,7 @@
     ├── ConfigError         params.yaml or a command line says something that cannot be
     ├── MissingInputError   a file or folder that a stage needs is not there
     ├── ShardError          a Parquet shard is broken or has another schema than promised
-    ├── StorageError        a file cannot be written: no room, no right, no answer from the store
+    ├── StorageError        a place cannot be used: no room, no right, no answer from the store
     ├── RejectLimitError    too large a share of rows was rejected
     ├── TrainingError       training cannot go on (diverged, checkpoint of another model)
     └── BenchmarkError      predictions and ground truth of a benchmark do not fit together
@@ -32,7 +32,7 @@ class ShardError(PipelineError):
 
 
 class StorageError(PipelineError):
-    """A file cannot be written."""
+    """A place cannot be written to, or its store gives no answer."""
 
 
 class RejectLimitError(PipelineError):

@@ -1,4 +1,4 @@
-"""Where Ray starts: on this machine when no cluster is given, on the cluster that ``RAY_ADDRESS`` names otherwise."""
+"""Where Ray starts, on this machine or on the cluster that ``RAY_ADDRESS`` names, and how workers share it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # keeps a warning about future defaults away
 
@@ -60,6 +62,43 @@ def ray_session() -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+@dataclass(frozen=True)
+class Share:
+    """What each of a number of equal workers gets of the running cluster."""
+
+    workers: int
+    cpus: int
+    """Cores to ask Ray for: none where the worker holds a GPU."""
+    gpus: int
+    threads: int
+
+    def per_worker(self) -> dict[str, Any]:
+        """Return the options of a Ray actor or task."""
+        return {"num_cpus": self.cpus, "num_gpus": self.gpus}
+
+
+def share_cluster(wanted: int) -> Share:
+    """Divide the cluster among at most ``wanted`` workers: a GPU for each where there are GPUs, otherwise its cores."""
+    nodes = _node_resources()
+    gpus = int(sum(node.get("GPU", 0) for node in nodes))
+    if gpus:
+        threads = min(int(node.get("CPU", 1) / node["GPU"]) for node in nodes if node.get("GPU"))
+        return Share(workers=max(1, min(wanted, gpus)), cpus=0, gpus=1, threads=max(1, threads))
+    workers = max(1, min(wanted, int(sum(node.get("CPU", 0) for node in nodes))))
+    cores = cores_per_worker(workers)
+    return Share(workers, cpus=cores, gpus=0, threads=max(1, cores))
+
+
+def cores_per_worker(workers: int) -> int:
+    """Return how many cores each worker can have so that every one of them finds a node; 0 with too few cores."""
+    cores = [int(node.get("CPU", 0)) for node in _node_resources()]
+    return next((n for n in range(max(cores, default=0), 0, -1) if sum(c // n for c in cores) >= workers), 0)
+
+
+def _node_resources() -> list[dict[str, float]]:
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
 def _join(address: str) -> None:

@@ -52,10 +52,7 @@ def shard_name(number: int, split: int = 0) -> str:
 
 def list_shards(folder: P) -> list[P]:
     """Return the shards of a folder in order; raise MissingInputError when there are none."""
-    try:
-        found = list_files(folder, "part-*.parquet")
-    except READ_ERRORS as error:
-        raise MissingInputError(f"{folder}: {describe(error, str(folder))}; is the place right?") from error
+    found = list_files(folder, "part-*.parquet")
     if not found:
         raise MissingInputError(f"{folder}: no Parquet shards (part-*.parquet); run: dvc repro")
     return found

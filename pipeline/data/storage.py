@@ -9,19 +9,21 @@ from __future__ import annotations
 
 import logging
 import os
+import posixpath
 import random
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import pyarrow as pa
 from upath import UPath
 
 from pipeline.data.filesystem import READ_ERRORS, describe, has_credentials, is_url, redact
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, StorageError
 
 Place = Path | UPath
 """A file or folder: a ``pathlib.Path`` on disk, a ``UPath`` in a store."""
@@ -79,26 +81,56 @@ def patiently(operation: Callable[[], T], place: Place) -> T:
 
 
 def list_files(folder: P, pattern: str) -> list[P]:
-    """Return the files of a folder whose names match a pattern such as ``part-*.parquet``, sorted; maybe none."""
-    if not isinstance(folder, Path):
-        patiently(folder.fs.invalidate_cache, folder)  # listings of before
-    found: list[Any] = patiently(lambda: list(folder.glob(pattern)), folder)
-    return sorted(found, key=lambda place: place.name)
+    """Return the files of a folder whose names match a pattern such as ``part-*.parquet``, sorted; maybe none.
+
+    Raises:
+        StorageError: the store gives no answer; of ``exists``, ``size`` and ``remove`` as well.
+    """
+    if isinstance(folder, Path):
+        return sorted(folder.glob(pattern))
+    # Not by glob() or is_file(): to them a store that fails seems to be empty.
+    entries = _or_missing(lambda: folder.fs.ls(folder.path, detail=True), folder) or []
+    names = (posixpath.basename(entry["name"]) for entry in entries if entry["type"] == "file")
+    return [folder / name for name in sorted(names) if fnmatchcase(name, pattern)]
 
 
 def exists(place: Place) -> bool:
     """Tell whether there is a file at a place."""
-    return patiently(place.is_file, place)
+    if isinstance(place, Path):
+        return place.is_file()
+    info = _or_missing(lambda: place.fs.info(place.path), place)
+    return info is not None and info["type"] == "file"
+
+
+def _or_missing(operation: Callable[[], T], place: UPath) -> T | None:
+    place.fs.invalidate_cache(place.path)  # what was listed before
+    try:
+        return patiently(operation, place)
+    except FileNotFoundError:
+        return None
+    except READ_ERRORS as error:
+        raise StorageError(
+            f"{place}: the store gives no answer ({describe(error, str(place))}); mend the place or the access to it, "
+            "then run the same command again: what is finished is kept"
+        ) from error
 
 
 def size(place: Place) -> int:
-    """Return a file's bytes."""
-    return int(patiently(lambda: place.stat().st_size, place))
+    """Return a file's bytes; raise FileNotFoundError where there is none."""
+    if isinstance(place, Path):
+        return place.stat().st_size
+    info = _or_missing(lambda: place.fs.info(place.path), place)
+    if info is None:
+        raise FileNotFoundError(place)
+    return int(info["size"])
 
 
 def remove(place: Place) -> None:
     """Remove a file, if it is there."""
-    patiently(lambda: place.unlink(missing_ok=True), place)
+    if isinstance(place, Path):
+        place.unlink(missing_ok=True)
+    else:
+        _or_missing(lambda: place.fs.rm_file(place.path), place)
 
 
 def read_source(place: Place) -> pa.NativeFile | Path:

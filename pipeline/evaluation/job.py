@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
@@ -21,6 +20,7 @@ from pipeline.data.shards import list_shards, read_table
 from pipeline.errors import BenchmarkError, MissingInputError, PipelineError
 from pipeline.evaluation.benchmark import TASKS, predict_shard
 from pipeline.evaluation.predictions import write_predictions
+from pipeline.ray_session import share_cluster
 
 logger = logging.getLogger(__name__)
 
@@ -118,12 +118,9 @@ def _plan(config: EvaluateConfig, records: Path) -> list[_Shard]:
 @contextmanager
 def _actor_pool(config: EvaluateConfig, model: Path, num_shards: int) -> Iterator[Any]:
     """Start model processes that share the CPU threads, or hold a GPU each; end them with the ``with`` block."""
-    resources: dict[str, float] = ray.cluster_resources()
-    gpus, cpus = int(resources.get("GPU", 0)), int(resources.get("CPU", 1))
-    count = max(1, min(config.num_actors, num_shards, gpus or cpus))
-    threads = max(1, min(cpus, os.cpu_count() or 1) // count)
-    actor = ray.remote(num_cpus=0 if gpus else threads, num_gpus=1 if gpus else 0)(PredictActor)
-    actors: list[Any] = [actor.remote(model.resolve(), config, threads) for _ in range(count)]
+    share = share_cluster(min(config.num_actors, num_shards))
+    actor = ray.remote(**share.per_worker())(PredictActor)
+    actors: list[Any] = [actor.remote(model.resolve(), config, share.threads) for _ in range(share.workers)]
     try:
         yield ray.util.ActorPool(actors)
     finally:

@@ -46,6 +46,7 @@ from pipeline.pseudo_labels.manifest import (
 )
 from pipeline.pseudo_labels.progress import Figures, Meter, describe
 from pipeline.pseudo_labels.teachers import open_teacher
+from pipeline.ray_session import share_cluster
 
 logger = logging.getLogger(__name__)
 
@@ -247,25 +248,21 @@ def _run(
     inputs: Inputs, config: PseudoLabelConfig, max_image_pixels: int, todo: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, ShardSummary]:
     """Stream the work list through the actor pool; return the summaries of the shards that were made."""
-    resources: dict[str, float] = ray.cluster_resources()
-    cpus, gpus = int(resources.get("CPU", 1)), int(resources.get("GPU", 0))
-    actors = max(1, min(config.num_actors, len(todo), gpus or cpus))
-    threads = max(1, min(cpus, os.cpu_count() or 1) // actors)
+    share = share_cluster(min(config.num_actors, len(todo)))
     _quiet_ray_data()
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
     meter = ray.remote(Meter).options(num_cpus=0, scheduling_strategy=here).remote()
     work = [{"name": name, "provenance": json.dumps(entry)} for name, entry in todo.items()]
     labelled = ray.data.from_items(work, override_num_blocks=len(work)).map(
         LabelActor,  # type: ignore[arg-type]  # Ray's signature knows functions alone
-        fn_constructor_args=(inputs, config, max_image_pixels, threads, meter),
+        fn_constructor_args=(inputs, config, max_image_pixels, share.threads, meter),
         compute=ray.data.ActorPoolStrategy(
             min_size=1,
-            max_size=actors,
+            max_size=share.workers,
             max_tasks_in_flight_per_actor=SHARDS_AT_ONCE,
             max_concurrent_calls_per_actor=SHARDS_AT_ONCE,
         ),
-        num_cpus=0 if gpus else threads,
-        num_gpus=1 if gpus else 0,
+        **share.per_worker(),
     )
     made, errors = {}, set()
     with progress(len(work), "pseudo_label", "shards") as bar, _polling(meter, bar.set_postfix_str):

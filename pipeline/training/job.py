@@ -25,6 +25,7 @@ from glip_model.checkpoint import WEIGHTS_FILE
 from pipeline.cli import progress, quiet_libraries
 from pipeline.config import Config
 from pipeline.errors import MissingInputError, PipelineError, TrainingError
+from pipeline.ray_session import cores_per_worker
 from pipeline.training.batches import Worker
 from pipeline.training.checkpoints import discard_checkpoints
 from pipeline.training.loop import Progress, Trainer
@@ -164,13 +165,10 @@ def _scaling(workers: int) -> tuple[ray.train.ScalingConfig, int]:
         resources = {"GPU": 1.0}
         threads = max(1, min(int(node.get("CPU", 1) / node["GPU"]) for node in nodes if node.get("GPU")))
         return ray.train.ScalingConfig(num_workers=workers, use_gpu=True, resources_per_worker=resources), threads
-    cores = [int(node.get("CPU", 0)) for node in nodes]
-    # As many cores a worker as let all of them find a node.
-    share = next((n for n in range(max(cores, default=0), 0, -1) if sum(c // n for c in cores) >= workers), 0)
+    share = cores_per_worker(workers)
     if not share:
-        raise TrainingError(
-            f"train.num_workers is {workers}, but Ray has {sum(cores)} CPU cores; set it to that at most"
-        )
+        cores = sum(int(node.get("CPU", 0)) for node in nodes)
+        raise TrainingError(f"train.num_workers is {workers}, but Ray has {cores} CPU cores; set it to that at most")
     resources = {"CPU": float(share)}
     return ray.train.ScalingConfig(num_workers=workers, resources_per_worker=resources), share
 

@@ -11,11 +11,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import ray
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 from ray.cluster_utils import Cluster
 
 from pipeline.data.records import GroundingRecord
 from pipeline.data.shards import list_shards, read_shard
+from pipeline.ray_session import share_cluster
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -44,6 +48,26 @@ def stage(folder: Path, address: str, name: str, *words: str) -> str:
     )
     assert done.returncode == 0, done.stderr
     return done.stderr
+
+
+NODES = st.lists(st.fixed_dictionaries({"CPU": st.integers(0, 9), "GPU": st.integers(0, 2)}), min_size=1, max_size=5)
+
+
+@given(NODES, st.integers(1, 20))
+def test_every_worker_of_a_shared_cluster_finds_a_node(sizes: list[dict[str, int]], wanted: int) -> None:
+    nodes = [{"Alive": True, "Resources": size} for size in sizes]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ray, "nodes", lambda: [*nodes, {"Alive": False, "Resources": {"CPU": 64, "GPU": 8}}])
+        share = share_cluster(wanted)
+    cores, gpus = sum(size["CPU"] for size in sizes), sum(size["GPU"] for size in sizes)
+    if gpus:
+        assert (share.workers, share.gpus, share.cpus) == (min(wanted, gpus), 1, 0)
+        assert all(share.threads * size["GPU"] <= max(size["CPU"], size["GPU"]) for size in sizes)
+    elif cores:
+        assert share.workers == min(wanted, cores)
+        assert share.threads == share.cpus
+        assert sum(size["CPU"] // share.cpus for size in sizes) >= share.workers
+        assert sum(size["CPU"] // (share.cpus + 1) for size in sizes) < share.workers  # none could have more
 
 
 def test_stages_join_the_cluster_and_share_out_their_work(address: str, tmp_path: Path) -> None:

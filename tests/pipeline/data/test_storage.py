@@ -86,6 +86,24 @@ def test_a_store_that_refuses_us_is_told_at_once(
         write_shard(to_place("s3://raw/part-00000.parquet"), ROWS, CaptionRecord)
 
 
+def test_a_store_that_gives_no_answer_does_not_seem_empty(
+    s3: Any, s3_denied: Callable[[], AbstractContextManager[None]]
+) -> None:
+    folder = to_place("s3://raw")
+    write_shard(folder / "part-00000.parquet", ROWS, CaptionRecord)
+    shard = list_shards(folder)[0]
+    questions: list[Callable[[], object]] = [
+        lambda: exists(shard),
+        lambda: size(shard),
+        lambda: list_files(folder, "*"),
+        lambda: remove(shard),
+    ]
+    for ask in questions:
+        with s3_denied(), pytest.raises(StorageError, match=r"s3://raw.*: the store gives no answer"):
+            ask()
+    assert exists(shard)
+
+
 @pytest.mark.parametrize("error", [OSError("503 Slow Down"), TimeoutError(), ConnectionError("reset")])
 def test_a_store_that_fails_is_asked_again(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(storage, "FIRST_PAUSE_S", 0.01)
