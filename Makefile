@@ -8,7 +8,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export DVC_NO_ANALYTICS := 1
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help setup repro seeds test check bench lock clean
+.PHONY: help setup repro seeds test check browser bench lock clean
 
 help: ## show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -28,8 +28,14 @@ repro: $(READY) ## run the whole reproduction (dvc repro)
 seeds: $(READY) ## repeat the reproduction over three seeds and write metrics/seeds.json
 	$(BIN)/python -m stages.seeds --seeds 0 1 2 --out metrics/seeds.json
 
-test: check ## set up, check and test everything
+test: check browser ## set up, check and test everything
 	$(BIN)/python -m pytest
+
+browser: ## see that there is a Chromium for the tests of pages, which are skipped without
+	@for name in chromium chromium-browser google-chrome; do command -v $$name >/dev/null && exit 0; done; \
+	get="apt-get install -qq --no-install-recommends chromium"; \
+	test "$$(id -u)" = 0 && { $$get || { apt-get update -qq && $$get; }; } >/dev/null 2>&1 \
+	|| echo "no Chromium, and no right to install it: the tests of pages are skipped"
 
 check: $(READY) ## format, lint and types
 	$(BIN)/ruff format --check .
@@ -39,9 +45,10 @@ check: $(READY) ## format, lint and types
 lock: $(READY) ## write requirements.lock anew from pyproject.toml
 	$(BIN)/pip-compile --quiet --upgrade --generate-hashes --no-emit-index-url --no-emit-trusted-host --no-emit-find-links --no-header --no-annotate --allow-unsafe --strip-extras --extra dev --output-file requirements.lock pyproject.toml
 
-bench: $(READY) ## speed and memory as ratios against named baselines (about half an hour)
+bench: $(READY) ## speed and memory as ratios against named baselines (about an hour)
 	$(BIN)/python tests/benchmarks/data_speed.py
 	$(BIN)/python tests/benchmarks/model_speed.py
+	$(BIN)/python tests/benchmarks/label_speed.py
 
 clean: ## remove what a run writes; the environment stays
 	git clean -fdxq data models metrics plots reports

@@ -31,7 +31,7 @@ from pipeline.inspection.exports import EXPORTS, export
 from pipeline.inspection.figures import collect_statistics, format_statistics
 from pipeline.inspection.gallery import write_gallery
 from pipeline.inspection.queries import format_table, query
-from pipeline.inspection.reading import read_record
+from pipeline.inspection.reading import read_records
 from pipeline.inspection.search import (
     Filter,
     Found,
@@ -150,8 +150,7 @@ def _show_sample(args: argparse.Namespace, wanted: Filter) -> None:
     found = sample_rows(place, wanted, count, args.seed)
     if not found:
         print("no pair is like that")
-    for number, (shard, row) in enumerate(found):
-        record = read_record(shard, row)
+    for number, record in enumerate(read_records(found)):
         if args.json:
             boxes = [[phrase.text, [[*box.xyxy, box.score] for box in phrase.boxes]] for phrase in record.phrases]
             print(json.dumps({"key": record.key, "caption": record.caption, "phrases": boxes}, ensure_ascii=False))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 import warnings
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -22,3 +24,19 @@ def ray_running() -> Iterator[None]:
         warnings.simplefilter("ignore")  # of Ray's own start, in this process
         with ray_session():
             yield
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Start a headless Chromium, which ``make test`` installs where it can."""
+    from playwright.sync_api import sync_playwright
+
+    programs = (shutil.which(name) for name in ("chromium", "chromium-browser", "google-chrome"))
+    program = next(filter(None, programs), None)
+    if program is None:
+        pytest.skip("no Chromium on this machine; on Debian: apt-get install chromium")
+    quiet = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=program, args=quiet)
+        yield started
+        started.close()

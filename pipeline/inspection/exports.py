@@ -14,8 +14,8 @@ from glip_model.images import ImageError
 from pipeline.data.filesystem import read_many
 from pipeline.data.records import GroundingRecord, Phrase
 from pipeline.data.storage import replacing
-from pipeline.errors import ConfigError, MissingInputError, ShardError
-from pipeline.inspection.reading import read_record
+from pipeline.errors import ConfigError, MissingInputError, ShardError, StorageError
+from pipeline.inspection.reading import read_records
 from pipeline.inspection.search import Found
 
 PICTURES = "images"
@@ -155,7 +155,10 @@ def export(name: str, found: Iterable[Found], out: Path, on_row: Callable[[int],
         (out / PICTURES).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"--out {out}: {error}") from error
-    count = EXPORTS[name](found, out, on_row)
+    try:
+        count = EXPORTS[name](found, out, on_row)
+    except OSError as error:
+        raise StorageError(f"{out}: cannot be written ({error}); make room, or name another folder") from error
     if name == "webdataset":
         (out / PICTURES).rmdir()
     return count
@@ -163,8 +166,7 @@ def export(name: str, found: Iterable[Found], out: Path, on_row: Callable[[int],
 
 def _labelled(found: Iterable[Found], on_row: Callable[[int], Any]) -> Iterable[tuple[int, GroundingRecord]]:
     number = 0
-    for shard, row in found:
-        record = read_record(shard, row)
+    for record in read_records(found):
         if any(phrase.boxes for phrase in record.phrases):
             yield number, record
             number += 1

@@ -21,7 +21,7 @@ from glip_model.images import ImageError
 from pipeline.data.images import load_image
 from pipeline.data.records import GroundingRecord
 from pipeline.data.storage import replacing
-from pipeline.inspection.reading import read_record
+from pipeline.inspection.reading import read_records
 from pipeline.inspection.search import Found
 
 THUMBNAIL_SIDE = 320
@@ -50,8 +50,8 @@ def write_gallery(
         ShardError: a shard is broken.
     """
     pairs = []
-    for shard, row in found:
-        pairs.append(_pair(read_record(shard, row), max_pixels))
+    for record in read_records(found):
+        pairs.append(_pair(record, max_pixels))
         on_row(1)
     script = _SCRIPT.read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()

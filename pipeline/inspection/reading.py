@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator
+from itertools import accumulate, groupby
+from operator import itemgetter
 from pathlib import Path
 
 import pyarrow as pa
@@ -55,20 +58,36 @@ def label_shards(place: Place) -> Iterator[Place]:
         yield path
 
 
+def read_records(found: Iterable[tuple[Place, int]]) -> Iterator[GroundingRecord]:
+    """Yield rows; of those that lie together in order, the pictures of each row group are read once.
+
+    Args:
+        found: shards and rows in them, from 0.
+
+    Raises:
+        ShardError: a shard is broken.
+    """
+    for shard, rows in groupby(found, key=itemgetter(0)):
+        try:
+            with shard.open("rb") as handle:
+                file = pq.ParquetFile(handle, page_checksum_verification=True)
+                sizes = (file.metadata.row_group(group).num_rows for group in range(file.num_row_groups))
+                starts = list(accumulate(sizes, initial=0))
+                current, table = -1, pa.table({})
+                for _, row in rows:
+                    group = bisect_right(starts, row) - 1
+                    if group >= file.num_row_groups:
+                        raise ShardError(f"{shard}: has fewer rows than a moment ago; was it written anew? Ask again")
+                    if group != current:
+                        current, table = group, file.read_row_group(group, columns=GROUNDING_SCHEMA.names)
+                    yield from_row(GroundingRecord, table.slice(row - starts[group], 1).to_pylist()[0])
+        except (pa.ArrowException, OSError, TypeError) as error:  # TypeError: a column is missing
+            raise ShardError(f"{shard}: not a readable shard of grounding records ({error}); write it anew") from error
+
+
 def read_record(shard: Place, row: int) -> GroundingRecord:
-    """Return one row, reading the pictures of its row group alone; ShardError where the shard is broken."""
-    try:
-        with shard.open("rb") as handle:
-            file = pq.ParquetFile(handle, page_checksum_verification=True)
-            for group in range(file.num_row_groups):
-                rows = file.metadata.row_group(group).num_rows
-                if row < rows:
-                    table = file.read_row_group(group, columns=GROUNDING_SCHEMA.names)
-                    return from_row(GroundingRecord, table.slice(row, 1).to_pylist()[0])
-                row -= rows
-    except (pa.ArrowException, OSError, TypeError) as error:  # TypeError: a column is missing
-        raise ShardError(f"{shard}: not a readable shard of grounding records ({error}); write it anew") from error
-    raise ShardError(f"{shard}: has fewer rows than a moment ago; was it written anew? Ask again")
+    """Return one row; raise ShardError where the shard is broken."""
+    return next(read_records([(shard, row)]))
 
 
 def _list_shards(folder: Place) -> list[Place]:

@@ -1,14 +1,23 @@
-"""An S3 server on loopback."""
+"""An S3 server on loopback, and raw data sets read as ``prepare`` does, without Ray."""
 
 from __future__ import annotations
 
+import dataclasses
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
+import cloudpickle
 import fsspec
 import pytest
+
+from pipeline.config import load_config
+from pipeline.data.raw import RawTable, SourceContext
+from pipeline.data.validation import Rules, to_records
+
+ROOT = Path(__file__).resolve().parents[2]
+ReadRows: TypeAlias = Callable[..., list[Any]]
 
 
 @pytest.fixture(scope="session")
@@ -55,3 +64,32 @@ def _forget_file_systems() -> None:
     from s3fs import S3FileSystem
 
     S3FileSystem.clear_instance_cache()
+
+
+@pytest.fixture
+def context() -> SourceContext:
+    return SourceContext(role="human", name="test", config=load_config(ROOT / "params.yaml").prepare, seed=0)
+
+
+@pytest.fixture
+def read_rows() -> ReadRows:
+    """Reads a table through parts that went over the wire; returns records, rejects and dropped boxes in order."""
+
+    def read(table: RawTable, rows_per_part: int = 1000, **rules: Any) -> list[Any]:
+        checks = Rules(
+            source="test",
+            pictures="embed",
+            max_pixels=10_000_000,
+            categories=frozenset(category.id for category in table.categories),
+        )
+        checks = dataclasses.replace(checks, **rules)
+        parts = list(table.parts(rows_per_part))
+        assert len({part.identity for part in parts}) == len(parts)
+        if table.num_rows is not None:
+            assert sum(part.num_rows or 0 for part in parts) == table.num_rows
+        rows = []
+        for part in parts:
+            rows += to_records(cloudpickle.loads(cloudpickle.dumps(part.rows))(), checks)
+        return rows
+
+    return read

@@ -93,3 +93,49 @@ def test_broken_shards_and_empty_folders_exit_2(folder: Path, capsys: pytest.Cap
     assert "part-00000.parquet: not a readable Parquet file" in capsys.readouterr().err
     assert glip_inspect(folder / "nothing") == 2
     assert "no Parquet shards" in capsys.readouterr().err
+
+
+def test_a_sample_with_filters(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert glip_inspect(folder, "--sample", 5, "--phrase", "DOG", "--min-score", 0.7) == 0
+    assert capsys.readouterr().out.count("“a dog”") == 2
+    assert glip_inspect(folder, "--min-score", 0.8) == 0
+    assert capsys.readouterr().out == "no pair is like that\n"
+    assert glip_inspect(folder, "--sample", 1, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["phrases"] == [["dog", [[4.0, 4.0, 20.0, 20.0, 0.75]]]]
+
+
+def test_an_answer_to_sql(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ask = "SELECT phrase, count(*) AS n, max(score) AS best FROM boxes GROUP BY phrase"
+    assert glip_inspect(folder, "--sql", ask, "--json") == 0
+    assert json.loads(capsys.readouterr().out) == {"phrase": "dog", "n": 2, "best": 0.75}
+    assert glip_inspect(folder, "--sql", ask) == 0
+    assert "dog" in capsys.readouterr().out
+    assert glip_inspect(folder, "--sql", "SELECT colour FROM boxes") == 2
+    assert "colour" in capsys.readouterr().err
+
+
+def test_a_page_and_an_export(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / shard_name(0)).unlink()
+    data = io.BytesIO()
+    Image.new("RGB", (48, 32), "teal").save(data, "PNG")
+    write_shard(folder / shard_name(0), [row("k1", data.getvalue())], GroundingRecord)
+    page = tmp_path / "new" / "labels.html"
+    assert glip_inspect(folder, "--html", page) == 0
+    assert f"1 pairs, 0.0 MB → {page}" in capsys.readouterr().out
+    assert glip_inspect(folder, "--export", "coco", "--out", tmp_path / "coco") == 0
+    assert "1 pairs with boxes as coco" in capsys.readouterr().out
+    assert len(json.loads((tmp_path / "coco" / "annotations.json").read_text())["annotations"]) == 1
+    assert glip_inspect(folder, "--export", "coco") == 2
+    assert "--export FORMAT and --out DIR go together" in capsys.readouterr().err
+
+
+def test_two_versions_and_names(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = tmp_path / "other"
+    write_shard(other / shard_name(0), [row("k1", b"x")], GroundingRecord)
+    assert glip_inspect(folder, "--against", other) == 0
+    page = capsys.readouterr().out
+    assert str(folder) in page
+    assert str(other) in page
+    (tmp_path / "names.txt").write_text("dog\ncat\n")
+    assert glip_inspect(folder, "--names", tmp_path / "names.txt") == 0
+    assert "1 of 2 names" in capsys.readouterr().out

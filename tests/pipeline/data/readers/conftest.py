@@ -1,52 +1,12 @@
-"""Reading a raw data set as ``prepare`` does, without Ray."""
+"""Pictures for raw data sets."""
 
 from __future__ import annotations
 
-import dataclasses
 import io
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any, TypeAlias
 
-import cloudpickle
 import pytest
 from PIL import Image
-
-from pipeline.config import load_config
-from pipeline.data.raw import RawTable, SourceContext
-from pipeline.data.validation import Rules, to_records
-
-ROOT = Path(__file__).resolve().parents[4]
-ReadRows: TypeAlias = Callable[..., list[Any]]
-
-
-@pytest.fixture
-def context() -> SourceContext:
-    return SourceContext(role="human", name="test", config=load_config(ROOT / "params.yaml").prepare, seed=0)
-
-
-@pytest.fixture
-def read_rows() -> ReadRows:
-    """Reads a table through parts that went over the wire; returns records, rejects and dropped boxes in order."""
-
-    def read(table: RawTable, rows_per_part: int = 1000, **rules: Any) -> list[Any]:
-        checks = Rules(
-            source="test",
-            pictures="embed",
-            max_pixels=10_000_000,
-            categories=frozenset(category.id for category in table.categories),
-        )
-        checks = dataclasses.replace(checks, **rules)
-        parts = list(table.parts(rows_per_part))
-        assert len({part.identity for part in parts}) == len(parts)
-        if table.num_rows is not None:
-            assert sum(part.num_rows or 0 for part in parts) == table.num_rows
-        rows = []
-        for part in parts:
-            rows += to_records(cloudpickle.loads(cloudpickle.dumps(part.rows))(), checks)
-        return rows
-
-    return read
 
 
 @pytest.fixture
