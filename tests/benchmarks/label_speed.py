@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import importlib
 import io
 import json
 import os
@@ -34,7 +35,6 @@ from typing import Any
 
 import psutil
 import ray
-import spacy
 import torch
 import yaml
 from PIL import Image
@@ -190,7 +190,7 @@ def run_pipe(folder: Path) -> float:
     """Return captions per second through spaCy, with the components that noun chunks need."""
     torch.set_num_threads(1)
     config = load_config(ROOT / "params.yaml").phrases
-    nlp = spacy.load(config.model, exclude=["ner", "lemmatizer", "senter"])
+    nlp = importlib.import_module(config.spacy_model).load(exclude=["ner", "lemmatizer", "senter"])
     texts = [caption for _, caption in captions(folder)]
     list(nlp.pipe(texts[:500]))
     return len(texts) / seconds_of(lambda: [None for _ in nlp.pipe(texts)])
