@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import importlib
 import io
 import json
@@ -117,18 +118,30 @@ def local_ray(cores: int) -> Iterator[None]:
     ray.shutdown()
 
 
+def rows_of(place: Path, record_type: type) -> list[Any]:
+    """Read all shards of a folder."""
+    return [row for path in list_shards(place) for row in read_shard(path, record_type)]
+
+
+def steady_speed(cores: int, many: int, run: Callable[[int, Path], Any]) -> float:
+    """Return pairs per second of what ``run`` does with so many shards in a scratch folder, without its start."""
+    seconds = {}
+    with local_ray(cores), tempfile.TemporaryDirectory() as scratch:
+        for count in (1, FEW, many):  # the first starts cold and does not count
+            seconds[count] = seconds_of(functools.partial(run, count, Path(scratch) / str(count)))
+    return (many - FEW) * ROWS / (seconds[many] - seconds[FEW])
+
+
 def run_stage(folder: Path, cores: int, actors: int) -> float:
     """Return pairs per second of ``pseudo_label`` and everything around it on so many cores."""
     os.sched_setaffinity(0, range(cores))
     config = dataclasses.replace(load_config(ROOT / "params.yaml").pseudo_label, num_actors=actors)
-    seconds = []
-    with local_ray(cores), tempfile.TemporaryDirectory() as scratch:
-        for count in (1, FEW, MANY):  # the first starts cold and does not count
-            place = Path(scratch) / str(count)
-            web, phrases = (take(folder / name, count, place / name) for name in ("records/web", "phrases"))
-            inputs = Inputs(web, phrases, str(folder / "teacher"), place / "out")
-            seconds.append(seconds_of(lambda inputs=inputs: pseudo_label(inputs, config, MAX_PIXELS)))
-    return (MANY - FEW) * ROWS / (seconds[2] - seconds[1])
+
+    def label(count: int, place: Path) -> None:
+        web, phrases = (take(folder / name, count, place / name) for name in ("records/web", "phrases"))
+        pseudo_label(Inputs(web, phrases, str(folder / "teacher"), place / "out"), config, MAX_PIXELS)
+
+    return steady_speed(cores, MANY, label)
 
 
 def run_loop(folder: Path) -> float:
@@ -136,8 +149,7 @@ def run_loop(folder: Path) -> float:
     config = load_config(ROOT / "params.yaml").pseudo_label
     torch.set_num_threads(CORES)
     teacher = open_teacher(str(folder / "teacher"), "cpu")
-    pairs = [pair for path in list_shards(folder / "records/web") for pair in read_shard(path, CaptionRecord)]
-    parsed = [row for path in list_shards(folder / "phrases") for row in read_shard(path, PhrasesRecord)]
+    pairs, parsed = rows_of(folder / "records/web", CaptionRecord), rows_of(folder / "phrases", PhrasesRecord)
     asked = [
         (load_image(pair.image, MAX_PIXELS), caption_prompt(pair.caption, [list(p.char_spans) for p in row.phrases]))
         for pair, row in zip(pairs, parsed, strict=True)
@@ -158,24 +170,18 @@ def run_null(folder: Path) -> float:
     """Return pairs per second through both stages, with a teacher that costs nothing."""
     config = load_config(ROOT / "params.yaml")
     labelling = dataclasses.replace(config.pseudo_label, num_actors=CORES)
-    seconds = []
-    with local_ray(CORES), tempfile.TemporaryDirectory() as scratch:
-        for count in (1, FEW, 2 * MANY):
-            place = Path(scratch) / str(count)
-            web = take(folder / "records/web", count, place / "web")
-            inputs = Inputs(web, place / "phrases", "label_speed:null_teacher", place / "out")
 
-            def both(inputs: Inputs = inputs) -> None:
-                extract_phrases(config.phrases, inputs.records, inputs.phrases)
-                pseudo_label(inputs, labelling, MAX_PIXELS)
+    def both(count: int, place: Path) -> None:
+        web = take(folder / "records/web", count, place / "web")
+        extract_phrases(config.phrases, web, place / "phrases")
+        pseudo_label(Inputs(web, place / "phrases", "label_speed:null_teacher", place / "out"), labelling, MAX_PIXELS)
 
-            seconds.append(seconds_of(both))
-    return (2 * MANY - FEW) * ROWS / (seconds[2] - seconds[1])
+    return steady_speed(CORES, 2 * MANY, both)
 
 
 def captions(folder: Path) -> list[tuple[str, str]]:
     """Return keys and captions of all pairs, three times over."""
-    pairs = [pair for path in list_shards(folder / "records/web") for pair in read_shard(path, CaptionRecord)]
+    pairs = rows_of(folder / "records/web", CaptionRecord)
     return [(f"{pair.key}-{again}", pair.caption) for again in range(3) for pair in pairs]
 
 

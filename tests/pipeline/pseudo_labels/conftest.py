@@ -173,3 +173,13 @@ def random_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
         warnings.simplefilter("ignore")  # of libraries, while they load
         GLIP(config).save_pretrained(folder, load_tokenizer(TOKENIZER))
     return folder
+
+
+@pytest.fixture(scope="session")
+def scan_bomb() -> bytes:
+    """A small progressive JPEG that makes its decoder go over the whole picture thousands of times."""
+    out = io.BytesIO()
+    Image.new("L", (4000, 4000), 128).save(out, "JPEG", progressive=True)
+    data = out.getvalue()
+    last = data.rindex(b"\xff\xda")
+    return data[:last] + data[last:-2] * 3000 + b"\xff\xd9"

@@ -6,7 +6,6 @@ once; nobody ever reads part of a shard. Labels are compared with an undisturbed
 
 from __future__ import annotations
 
-import io
 import os
 import shutil
 import signal
@@ -22,7 +21,6 @@ from typing import Any
 
 import psutil
 import pytest
-from PIL import Image
 
 from pipeline.data.provenance import file_sha256
 from pipeline.data.records import CaptionRecord, GroundingRecord, ImageRef, PhrasesRecord
@@ -277,21 +275,12 @@ def test_shard_that_kills_its_worker_every_time_is_given_up(bench: Any, undistur
     bench.check_complete(undisturbed)
 
 
-def scan_bomb() -> bytes:
-    """A small progressive JPEG that asks its decoder to go over the whole picture again and again."""
-    out = io.BytesIO()
-    Image.new("L", (4000, 4000), 128).save(out, "JPEG", progressive=True)
-    data = out.getvalue()
-    last = data.rindex(b"\xff\xda")
-    return data[:last] + data[last:-2] * 3000 + b"\xff\xd9"
-
-
-def test_rows_that_cannot_be_labelled_are_accounted_for(bench: Any) -> None:
+def test_rows_that_cannot_be_labelled_are_accounted_for(bench: Any, scan_bomb: bytes) -> None:
     path, phrases = Path(bench.web) / shard_name(0), Path(bench.phrases) / shard_name(0)
     pairs, parsed = read_shard(path, CaptionRecord), read_shard(phrases, PhrasesRecord)
     long = "a dog and " * 10_000
     changed = [
-        {"image": ImageRef(bytes=scan_bomb())},
+        {"image": ImageRef(bytes=scan_bomb)},
         {"caption": long},
         {"key": pairs[3].key},  # as that of the next row
         {},
