@@ -114,14 +114,17 @@ def _divide(stretch: Iterable[Any]) -> Iterator[list[Any]]:
     """Divide tokens at punctuation that stands free and at addresses; a hyphen inside a word does not divide."""
     piece: list[Any] = []
     for token in stretch:
-        stands_free = token.i > 0 and bool(token.nbor(-1).whitespace_) and not token.like_num
-        is_mark = _has_no_letter(token) and (stands_free or token.text in _SLASHES)
+        is_mark = _has_no_letter(token) and (token.text in _SLASHES or _stands_free(token))
         if is_mark or token.like_url or token.like_email:
             yield piece
             piece = []
         else:
             piece.append(token)
     yield piece
+
+
+def _stands_free(token: Any) -> bool:
+    return token.i > 0 and bool(token.nbor(-1).whitespace_) and not token.like_num
 
 
 def _is_head_in(heads: frozenset[str], token: Any) -> bool:
@@ -150,4 +153,5 @@ def _is_plural(cut: Sequence[Any], tokens: Sequence[Any]) -> bool:
 
 
 def _has_no_letter(token: Any) -> bool:
-    return not any(character.isalpha() for character in token.text)
+    text = token.text
+    return not (text.isalpha() or any(character.isalpha() for character in text))

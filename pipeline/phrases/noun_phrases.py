@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Sequence
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 from spacy.util import filter_spans
@@ -90,7 +91,7 @@ class NounPhraseParser:
     def _phrases(self, doc: Any) -> tuple[Phrase, ...]:
         if self._config.extractor == "grammar":
             return self._grammar.extract(doc)
-        return self._cleaner.clean(doc.text, filter_spans(doc.noun_chunks))
+        return self._cleaner.clean(doc.text, _outermost(list(doc.noun_chunks)))
 
     @cached_property
     def _cleaner(self) -> Cleaner:
@@ -99,6 +100,12 @@ class NounPhraseParser:
     @cached_property
     def _grammar(self) -> GrammarExtractor:
         return GrammarExtractor()
+
+
+def _outermost(chunks: list[Any]) -> list[Any]:
+    """Return chunks that do not overlap, of those that do the longest; spaCy's rules for English give no others."""
+    is_apart = all(before.end <= after.start for before, after in pairwise(chunks))
+    return chunks if is_apart else filter_spans(chunks)
 
 
 def _keep_deciding_rules(ruler: Any) -> None:
