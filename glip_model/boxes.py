@@ -7,6 +7,7 @@ others. Each function says which convention it follows; released weights and pub
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -33,6 +34,17 @@ def pairwise_iou(left: Tensor, right: Tensor, plus_one: bool = False) -> Tensor:
     shared = (bottom_right - top_left + extra).clamp(min=0).prod(-1)
     union = box_area(left, plus_one)[:, None] + box_area(right, plus_one)[None] - shared
     return torch.where(union > 0, shared / union.clamp(min=IOU_EPSILON), torch.zeros_like(shared))
+
+
+def iou(left: Sequence[float], right: Sequence[float]) -> float:
+    """Return the IoU of two boxes x1 y1 x2 y2 given as plain numbers; 0 where they share nothing."""
+    width = min(left[2], right[2]) - max(left[0], right[0])
+    height = min(left[3], right[3]) - max(left[1], right[1])
+    if width <= 0 or height <= 0:
+        return 0.0
+    shared = width * height
+    union = (left[2] - left[0]) * (left[3] - left[1]) + (right[2] - right[0]) * (right[3] - right[1]) - shared
+    return shared / union
 
 
 def generalised_iou(left: Tensor, right: Tensor) -> Tensor:

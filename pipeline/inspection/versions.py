@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from PIL import Image
 
+from glip_model.boxes import iou
 from pipeline.data.dataset import connect
 from pipeline.data.drawing import draw_phrases
 from pipeline.data.records import GroundingRecord
@@ -160,19 +162,14 @@ def _by_place(phrases: Sequence[Mapping[str, Any]] | None) -> dict[tuple[Any, ..
 
 def _match(before: Sequence[Mapping[str, float]], after: Sequence[Mapping[str, float]]) -> tuple[int, int, int]:
     """Return how many boxes were gained, lost and kept."""
-    left = list(before)
-    for box in after:
-        same = max(left, key=lambda other: _iou(box, other), default=None)
-        if same is not None and _iou(box, same) >= SAME_IOU:
+    left = [_corners(box) for box in before]
+    for box in map(_corners, after):
+        same = max(left, key=partial(iou, box), default=None)
+        if same is not None and iou(box, same) >= SAME_IOU:
             left.remove(same)
     kept = len(before) - len(left)
     return len(after) - kept, len(left), kept
 
 
-def _iou(a: Mapping[str, float], b: Mapping[str, float]) -> float:
-    width = min(a["x2"], b["x2"]) - max(a["x1"], b["x1"])
-    height = min(a["y2"], b["y2"]) - max(a["y1"], b["y1"])
-    if width <= 0 or height <= 0:
-        return 0.0
-    areas = sum((box["x2"] - box["x1"]) * (box["y2"] - box["y1"]) for box in (a, b))
-    return width * height / (areas - width * height)
+def _corners(box: Mapping[str, float]) -> tuple[float, float, float, float]:
+    return box["x1"], box["y1"], box["x2"], box["y2"]

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from glip_model.boxes import box_area, pairwise_iou
+from glip_model.boxes import iou, pairwise_iou
 from glip_model.structures import Detections
 from pipeline.config import PseudoLabelConfig
-from pipeline.data.records import Phrase, ScoredBox
+from pipeline.data.records import Box, Phrase, ScoredBox
 
 PHRASE_REJECT_REASONS = (
     "not_detected",
@@ -21,9 +22,21 @@ PHRASE_REJECT_REASONS = (
     "box_too_large",
     "lost_to_other_phrase",
 )
-"""Why a phrase may end without a box; the filter that took its last remaining one names the reason."""
+"""Why a phrase may end without a box, in the order that boxes are filtered; the filter that took the last remaining one
+names the reason."""
+_LAST_STAGE = len(PHRASE_REJECT_REASONS) - 1
 FLIP_IOU = 0.5
 """From this overlap on a box and one of the mirrored picture show the same thing."""
+
+
+class _Found(NamedTuple):
+    """A box as plain numbers: a caption has a handful, for which tensors are slow."""
+
+    phrase: int
+    xyxy: Box
+    score: float
+    agreed: float
+    """The score, or its mean over both pictures where the mirrored one was asked about."""
 
 
 def select_boxes(
@@ -55,23 +68,26 @@ def select_boxes(
         The same phrases with ``boxes`` or ``reject_reason`` set.
     """
     least = config.min_score if min_score is None else min_score
-    boxes, scores, owner = detections.boxes_xyxy, detections.scores, detections.phrase_index
-    reasons = ["not_detected"] * len(phrases)
-    alive = torch.ones(len(scores), dtype=torch.bool)
-    side = torch.minimum(boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1])
-    share = box_area(boxes) / (image_size[0] * image_size[1])
-    agreed = scores if mirrored is None else agree(detections, mirrored, image_size[1])
-    for reason, passing in (
-        ("below_min_score", scores >= least),
-        ("flip_disagrees", agreed >= least),
-        ("box_too_small", side >= config.min_box_side),
-        ("box_too_large", share <= config.max_area_share),
-    ):
-        alive = _narrow(alive, alive & passing, owner, reasons, reason)
-    kept = _give_out(boxes, agreed, owner, alive, [_most_boxes(phrase, config) for phrase in phrases], config)
-    _narrow(alive, kept, owner, reasons, "lost_to_other_phrase")
+    agreed = detections.scores if mirrored is None else agree(detections, mirrored, image_size[1])
+    columns = (detections.phrase_index, detections.boxes_xyxy, detections.scores, agreed)
+    rows = zip(*(column.tolist() for column in columns), strict=True)
+    found = [_Found(phrase, tuple(xyxy), score, sure) for phrase, xyxy, score, sure in rows]
+    largest = config.max_area_share * image_size[0] * image_size[1]
+    reached = [0] * len(phrases)
+    candidates = []
+    for box in found:
+        stage = _stage(box, least, config.min_box_side, largest)
+        reached[box.phrase] = max(reached[box.phrase], stage)
+        if stage == _LAST_STAGE:
+            candidates.append(box)
+    kept = _give_out(candidates, [_most_boxes(phrase, config) for phrase in phrases], config)
     return tuple(
-        _with_boxes(phrase, kept & (owner == i), boxes, agreed, reasons[i]) for i, phrase in enumerate(phrases)
+        replace(
+            phrase,
+            boxes=tuple(ScoredBox(xyxy=box.xyxy, score=box.agreed) for box in mine),
+            reject_reason=None if mine else PHRASE_REJECT_REASONS[stage],
+        )
+        for phrase, mine, stage in zip(phrases, kept, reached, strict=True)
     )
 
 
@@ -95,42 +111,31 @@ def agree(detections: Detections, mirrored: Detections, width: int) -> Tensor:
     return (detections.scores + best) / 2
 
 
-def _narrow(before: Tensor, after: Tensor, owner: Tensor, reasons: list[str], reason: str) -> Tensor:
-    """Note the reason for every phrase that had boxes before a filter and has none after it."""
-    lost = set(owner[before].tolist()) - set(owner[after].tolist())
-    for phrase in lost:
-        reasons[phrase] = reason
-    return after
+def _stage(box: _Found, least: float, least_side: float, largest: float) -> int:
+    """Return which of ``PHRASE_REJECT_REASONS`` takes a box; the last one where only other boxes can."""
+    x1, y1, x2, y2 = box.xyxy
+    passes = (
+        box.score >= least,
+        box.agreed >= least,
+        min(x2 - x1, y2 - y1) >= least_side,
+        (x2 - x1) * (y2 - y1) <= largest,
+    )
+    return 1 + passes.index(False) if False in passes else _LAST_STAGE
 
 
 def _most_boxes(phrase: Phrase, config: PseudoLabelConfig) -> int:
     return 1 if config.one_box_per_singular and phrase.is_plural is False else config.max_boxes_per_phrase
 
 
-def _give_out(
-    boxes: Tensor, scores: Tensor, owner: Tensor, alive: Tensor, most: Sequence[int], config: PseudoLabelConfig
-) -> Tensor:
-    """Give the boxes that are alive to their phrases, best first; return (N,) bool, True for those that were kept."""
-    is_own = owner[:, None] == owner[None, :]
-    overlap = pairwise_iou(boxes, boxes)
-    clashes = (is_own & (overlap > config.nms_threshold)) | (~is_own & (overlap > config.compete_threshold))
-    free, kept, room = alive.clone(), torch.zeros_like(alive), list(most)
-    for i in scores.argsort(descending=True, stable=True).tolist():
-        phrase = int(owner[i])
-        if free[i] and room[phrase] > 0:
-            kept[i] = True
-            room[phrase] -= 1
-            free &= ~clashes[i]
+def _give_out(candidates: Sequence[_Found], most: Sequence[int], config: PseudoLabelConfig) -> list[list[_Found]]:
+    """Return per phrase the boxes that it keeps, best first; of equal scores the earlier one goes first."""
+    kept: list[list[_Found]] = [[] for _ in most]
+    for box in sorted(candidates, key=lambda box: -box.agreed):
+        if len(kept[box.phrase]) < most[box.phrase] and not any(
+            iou(box.xyxy, other.xyxy)
+            > (config.nms_threshold if other.phrase == box.phrase else config.compete_threshold)
+            for boxes in kept
+            for other in boxes
+        ):
+            kept[box.phrase].append(box)
     return kept
-
-
-def _with_boxes(phrase: Phrase, mine: Tensor, boxes: Tensor, scores: Tensor, reason: str) -> Phrase:
-    index = mine.nonzero().squeeze(1)
-    if len(index) == 0:
-        return replace(phrase, boxes=(), reject_reason=reason)
-    best = index[scores[index].argsort(descending=True, stable=True)]
-    chosen = tuple(
-        ScoredBox(xyxy=(x1, y1, x2, y2), score=score)
-        for (x1, y1, x2, y2), score in zip(boxes[best].tolist(), scores[best].tolist(), strict=True)
-    )
-    return replace(phrase, boxes=chosen, reject_reason=None)

@@ -17,6 +17,7 @@ from glip_model.boxes import (
     decode_boxes,
     encode_boxes,
     generalised_iou,
+    iou,
     pairwise_iou,
 )
 
@@ -39,11 +40,17 @@ def as_tensor(boxes: list[tuple[float, ...]]) -> Tensor:
 
 @given(st.lists(box, max_size=4), st.lists(box, max_size=4), st.booleans())
 def test_iou_of_every_pair(left: list[tuple[float, ...]], right: list[tuple[float, ...]], plus_one: bool) -> None:
-    iou = pairwise_iou(as_tensor(left), as_tensor(right), plus_one)
-    assert iou.shape == (len(left), len(right))
+    found = pairwise_iou(as_tensor(left), as_tensor(right), plus_one)
+    assert found.shape == (len(left), len(right))
     for i, first in enumerate(left):
         for j, second in enumerate(right):
-            assert iou[i, j].item() == pytest.approx(loop_iou(first, second, float(plus_one)), abs=1e-5)
+            assert found[i, j].item() == pytest.approx(loop_iou(first, second, float(plus_one)), abs=1e-5)
+
+
+@given(box, box)
+def test_iou_of_two(left: tuple[float, ...], right: tuple[float, ...]) -> None:
+    assert iou(left, right) == pytest.approx(loop_iou(left, right, 0.0))
+    assert iou((3, 3, 3, 3), (3, 3, 3, 3)) == 0
 
 
 def test_plus_one_counts_pixels_inclusively() -> None:
