@@ -10,10 +10,12 @@ from __future__ import annotations
 import json
 import multiprocessing
 import queue
+import select
 import struct
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
+from typing import Any
 
 from PIL import Image
 
@@ -39,7 +41,7 @@ class PictureDecoder:
     """
 
     def __init__(self, max_pixels: int, timeout_s: float, processes: int) -> None:
-        self._threads = ThreadPoolExecutor(processes)
+        self._processes, self._threads = processes, ThreadPoolExecutor(processes)
         self._workers = [_Worker(max_pixels, timeout_s) for _ in range(processes)]
         self._idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
         for worker in self._workers:
@@ -57,14 +59,21 @@ class PictureDecoder:
 
     def decode(self, refs: Sequence[ImageRef]) -> list[Image.Image | ImageError]:
         """Return RGB pictures in order, or why one is none: the reasons of ``load_image``, and ``image_timeout``."""
-        return list(self._threads.map(self._decode, _read(refs)))
+        found: list[Any] = list(_read(refs))
+        encoded = [i for i, data in enumerate(found) if isinstance(data, bytes)]
+        # A slice for every process, in one message: a message a picture would cost more than small pictures do.
+        slices = [encoded[first :: self._processes] for first in range(min(self._processes, len(encoded)))]
+        for places, images in zip(
+            slices, self._threads.map(lambda places: self._decode([found[i] for i in places]), slices), strict=True
+        ):
+            for i, image in zip(places, images, strict=True):
+                found[i] = image
+        return found
 
-    def _decode(self, data: bytes | ImageError) -> Image.Image | ImageError:
-        if isinstance(data, ImageError):
-            return data
+    def _decode(self, pictures: Sequence[bytes]) -> list[Image.Image | ImageError]:
         worker = self._idle.get()
         try:
-            return worker.decode(data)
+            return worker.decode(pictures)
         finally:
             self._idle.put(worker)
 
@@ -76,20 +85,28 @@ class _Worker:
         self._max_pixels, self._timeout_s = max_pixels, timeout_s
         self._process: multiprocessing.process.BaseProcess | None = None
 
-    def decode(self, data: bytes) -> Image.Image | ImageError:
-        for _ in range(DEATHS):
+    def decode(self, pictures: Sequence[bytes]) -> list[Image.Image | ImageError]:
+        found: list[Image.Image | ImageError] = []
+        deaths = 0  # over the first picture that was not answered
+        while len(found) < len(pictures):
+            answered = len(found)
             try:
                 if self._process is None:
                     self._start()
-                self._pipe.send_bytes(data)
-                if self._pipe.poll(self._timeout_s):
-                    return _unpack(self._pipe.recv_bytes())
+                self._pipe.send(pictures[answered:])
+                while len(found) < len(pictures) and self._answers.poll(1000 * self._timeout_s):
+                    found.append(_unpack(self._pipe.recv_bytes()))
             except (EOFError, OSError):
                 self.stop()
+                deaths = deaths + 1 if len(found) == answered else 1
+                if deaths == DEATHS:
+                    found.append(ImageError("image_unreadable", f"its decoder died {DEATHS} times"))
+                    deaths = 0
                 continue
-            self.stop()
-            return ImageError("image_timeout", f"not decoded within {self._timeout_s:g} s")
-        return ImageError("image_unreadable", f"its decoder died {DEATHS} times")
+            if len(found) < len(pictures):
+                self.stop()
+                found.append(ImageError("image_timeout", f"not decoded within {self._timeout_s:g} s"))
+        return found
 
     def stop(self) -> None:
         if self._process is not None:
@@ -105,7 +122,9 @@ class _Worker:
         self._process = context.Process(target=_serve, args=(theirs, self._max_pixels), daemon=True)
         self._process.start()
         theirs.close()
-        if not self._pipe.poll(START_S) or self._pipe.recv_bytes() != _READY:
+        self._answers = select.poll()
+        self._answers.register(self._pipe.fileno(), select.POLLIN)
+        if not self._answers.poll(1000 * START_S) or self._pipe.recv_bytes() != _READY:
             raise OSError("the decoder did not start")
 
 
@@ -114,15 +133,19 @@ def _serve(pipe: Connection, max_pixels: int) -> None:
     pipe.send_bytes(_READY)
     while True:
         try:
-            data = pipe.recv_bytes()
+            pictures = pipe.recv()
         except EOFError:
             return
-        try:
-            image = decode_image(data, max_pixels)
-            answer = _PICTURE + _SIZE.pack(*image.size) + image.tobytes()
-        except ImageError as error:
-            answer = _REFUSAL + json.dumps([error.reason, str(error)]).encode()
-        pipe.send_bytes(answer)
+        for data in pictures:
+            pipe.send_bytes(_answer(data, max_pixels))
+
+
+def _answer(data: bytes, max_pixels: int) -> bytes:
+    try:
+        image = decode_image(data, max_pixels)
+    except ImageError as error:
+        return _REFUSAL + json.dumps([error.reason, str(error)]).encode()
+    return _PICTURE + _SIZE.pack(*image.size) + image.tobytes()
 
 
 def _unpack(answer: bytes) -> Image.Image | ImageError:

@@ -5,20 +5,20 @@ Run: make bench, or: python tests/benchmarks/label_speed.py --json out.json
     stage     a whole ``pseudo_label`` with one teacher that has all cores, over a loop of the same teacher in one
               process over pictures that are decoded already
     workers   ``pseudo_label`` with two teachers on two cores, over one teacher with all that is around it on one core
-    null      read → phrases → write on all cores with a teacher that answers at once, over 3,000 pairs/s
+    null      the stages on all cores with a teacher that answers at once, over 3,000 pairs/s: read → phrases → write;
+              read → decode → label → write; and both, one after the other
     phrases   noun phrases of captions on one core, over spaCy's own ``nlp.pipe`` with the same components
     memory    peak of all processes of ``pseudo_label`` with many rows, over few
     week      24 million pairs over 64 to 512 GPUs of which each is taken away once a day, at --images-per-s
 
-Starting Ray and loading the teacher are left out of speeds: a run over few shards is taken off a run over many. Every
-figure is taken in a process of its own; the best of several counts.
+Starting Ray and loading the teacher are left out of speeds, which are taken between shards that were written in the
+midst of a run. Every figure is taken in a process of its own; the best of several counts.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import functools
 import importlib
 import io
 import json
@@ -54,9 +54,15 @@ from pipeline.pseudo_labels.teachers import open_teacher
 
 ROOT = Path(__file__).resolve().parents[2]
 CORES = 2
-FEW, MANY, ROWS = 10, 40, 128
-"""Shards of the two runs, rows of a shard. The first ten are made, the others link to them."""
+ROWS, MADE = 256, 8
+"""Rows of a shard, and how many are made; the others link to these."""
+LABELLED, NULL = 28, 200
+"""Shards of a run with a teacher, and of one with none to speak of."""
+EDGE = 4
+"""Shards at the beginning and at the end of a run that do not count: the first waits for the teacher to load, and while
+the last are written some workers have nothing left to do."""
 MAX_PIXELS = 10**8
+NULL_GOAL = 3000
 
 
 class NullTeacher:
@@ -81,7 +87,7 @@ def write_inputs(folder: Path) -> None:
     """Make web pairs of the embedded run, their phrases, and its teacher after two steps."""
     params = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
     params["prepare"].update(rows_per_shard=ROWS)
-    params["prepare"]["embedded"].update(human_detection=8, human_grounding=8, web=FEW * ROWS, dev=4, test=4)
+    params["prepare"]["embedded"].update(human_detection=8, human_grounding=8, web=MADE * ROWS, dev=4, test=4)
     params["train"].update(num_workers=1)
     params["train"]["optim"].update(batch_size=4)
     params["train"]["runs"]["teacher"].update(steps=2)
@@ -123,25 +129,21 @@ def rows_of(place: Path, record_type: type) -> list[Any]:
     return [row for path in list_shards(place) for row in read_shard(path, record_type)]
 
 
-def steady_speed(cores: int, many: int, run: Callable[[int, Path], Any]) -> float:
-    """Return pairs per second of what ``run`` does with so many shards in a scratch folder, without its start."""
-    seconds = {}
-    with local_ray(cores), tempfile.TemporaryDirectory() as scratch:
-        for count in (1, FEW, many):  # the first starts cold and does not count
-            seconds[count] = seconds_of(functools.partial(run, count, Path(scratch) / str(count)))
-    return (many - FEW) * ROWS / (seconds[many] - seconds[FEW])
+def steady_speed(out: Path) -> float:
+    """Return rows per second of a stage, by the times at which its shards appeared."""
+    moments = sorted(path.stat().st_mtime_ns for path in list_shards(out))[EDGE:-EDGE]
+    return (len(moments) - 1) * ROWS / ((moments[-1] - moments[0]) / 1e9)
 
 
 def run_stage(folder: Path, cores: int, actors: int) -> float:
     """Return pairs per second of ``pseudo_label`` and everything around it on so many cores."""
     os.sched_setaffinity(0, range(cores))
     config = dataclasses.replace(load_config(ROOT / "params.yaml").pseudo_label, num_actors=actors)
-
-    def label(count: int, place: Path) -> None:
-        web, phrases = (take(folder / name, count, place / name) for name in ("records/web", "phrases"))
-        pseudo_label(Inputs(web, phrases, str(folder / "teacher"), place / "out"), config, MAX_PIXELS)
-
-    return steady_speed(cores, MANY, label)
+    with local_ray(cores), tempfile.TemporaryDirectory() as scratch:
+        places = [take(folder / name, LABELLED, Path(scratch) / name) for name in ("records/web", "phrases")]
+        out = Path(scratch) / "out"
+        pseudo_label(Inputs(*places, str(folder / "teacher"), out), config, MAX_PIXELS)
+        return steady_speed(out)
 
 
 def run_loop(folder: Path) -> float:
@@ -166,17 +168,22 @@ def run_loop(folder: Path) -> float:
     return len(pairs) / seconds_of(lambda: label(asked))
 
 
-def run_null(folder: Path) -> float:
-    """Return pairs per second through both stages, with a teacher that costs nothing."""
-    config = load_config(ROOT / "params.yaml")
-    labelling = dataclasses.replace(config.pseudo_label, num_actors=CORES)
+def run_null_phrases(folder: Path) -> float:
+    """Return pairs per second of the ``phrases`` stage."""
+    with local_ray(CORES), tempfile.TemporaryDirectory() as scratch:
+        web = take(folder / "records/web", NULL, Path(scratch) / "web")
+        extract_phrases(load_config(ROOT / "params.yaml").phrases, web, Path(scratch) / "phrases")
+        return steady_speed(Path(scratch) / "phrases")
 
-    def both(count: int, place: Path) -> None:
-        web = take(folder / "records/web", count, place / "web")
-        extract_phrases(config.phrases, web, place / "phrases")
-        pseudo_label(Inputs(web, place / "phrases", "label_speed:null_teacher", place / "out"), labelling, MAX_PIXELS)
 
-    return steady_speed(CORES, 2 * MANY, both)
+def run_null_labels(folder: Path) -> float:
+    """Return pairs per second of ``pseudo_label`` with a teacher that costs nothing."""
+    config = dataclasses.replace(load_config(ROOT / "params.yaml").pseudo_label, num_actors=CORES)
+    with local_ray(CORES), tempfile.TemporaryDirectory() as scratch:
+        places = [take(folder / name, NULL, Path(scratch) / name) for name in ("records/web", "phrases")]
+        out = Path(scratch) / "out"
+        pseudo_label(Inputs(*places, "label_speed:null_teacher", out), config, MAX_PIXELS)
+        return steady_speed(out)
 
 
 def captions(folder: Path) -> list[tuple[str, str]]:
@@ -248,7 +255,8 @@ TASKS: dict[str, Callable[[Path], float]] = {
     "loop": run_loop,
     "one worker": lambda folder: run_stage(folder, 1, 1),
     "two workers": lambda folder: run_stage(folder, 2, 2),
-    "null": run_null,
+    "null phrases": run_null_phrases,
+    "null labels": run_null_labels,
     "phrases": run_phrases,
     "pipe": run_pipe,
 }
@@ -280,8 +288,13 @@ def benchmarks(folder: Path, repeats: int, rows: Sequence[int]) -> Iterator[tupl
     yield "stage", stage, f"pairs/s, {stage / loop:.2f} × of the bare loop, {loop:,.1f}"
     one, two = best("one worker"), best("two workers")
     yield "workers", two, f"pairs/s, {two / one:.2f} × of one worker, {one:,.1f}"
-    null = best("null")
-    yield "null", null, f"pairs/s, {null / 3000:.2f} × of 3,000/s"
+    parsed, labelled = best("null phrases"), best("null labels")
+    for name, speed in (
+        ("null, phrases", parsed),
+        ("null, labels", labelled),
+        ("null, both", 1 / (1 / parsed + 1 / labelled)),
+    ):
+        yield name, speed, f"pairs/s, {speed / NULL_GOAL:.2f} × of {NULL_GOAL:,}/s"
     peaks = [in_own_process(folder, "memory", 1, count)[0] for count in rows]
     for count, peak in zip(rows, peaks, strict=True):
         yield f"memory {count:,}", peak, f"MB, {peak / peaks[0]:.2f} × of {rows[0]:,} rows"
