@@ -168,9 +168,26 @@ def _detection(row: RawDetection, picture: _Picture, rules: Rules) -> Iterator[D
         elif not isinstance(item.category_id, int) or item.category_id not in rules.categories:
             yield DroppedBox(row.name, "category_unknown")
         else:
-            objects.append(DetectedObject(category_id=item.category_id, xyxy=box, is_crowd=bool(item.is_crowd)))
+            objects.append(
+                DetectedObject(
+                    category_id=item.category_id,
+                    xyxy=box,
+                    is_crowd=bool(item.is_crowd),
+                    area=read_area(item.area),
+                )
+            )
     key = content_key(rules.source, picture.content)
-    yield DetectionRecord(objects=tuple(objects), **_head(picture, key, rules))
+    yield DetectionRecord(
+        objects=tuple(objects),
+        negative_category_ids=_known_ids(row.negative_category_ids, rules),
+        not_exhaustive_category_ids=_known_ids(row.not_exhaustive_category_ids, rules),
+        **_head(picture, key, rules),
+    )
+
+
+def _known_ids(ids: Any, rules: Rules) -> tuple[int, ...]:
+    found = ids if isinstance(ids, list | tuple) else ()
+    return tuple(number for number in found if type(number) is int and number in rules.categories)
 
 
 def _in_pixels(shares: Sequence[Any], picture: _Picture) -> Sequence[Any]:
@@ -201,7 +218,9 @@ def _grounding(
             else:
                 boxes.append(ScoredBox(xyxy=box, score=float(score)))
         text = " ".join(caption[start:end] for start, end in spans)
-        phrases.append(Phrase(text=text, char_spans=spans, boxes=tuple(boxes), is_plural=raw.is_plural))
+        phrases.append(
+            Phrase(text=text, char_spans=spans, boxes=tuple(boxes), is_plural=raw.is_plural, split=raw.split)
+        )
     if not phrases:
         yield Reject(row.name, "no_phrases")
         return
@@ -247,7 +266,10 @@ def content_key(*parts: bytes | str) -> str:
 
 
 def read_box(xyxy: Sequence[Any], height: int, width: int) -> Box | str:
-    """Read corners and clip them to the picture; one of ``BOX_DROP_REASONS`` when they cannot be used."""
+    """Read corners and clip them to the picture; one of ``BOX_DROP_REASONS`` when they cannot be used.
+
+    A box that lies inside stays as it is; shards round its corners to float32.
+    """
     try:
         x1, y1, x2, y2 = map(float, xyxy)
     except (TypeError, ValueError, OverflowError):
@@ -258,6 +280,16 @@ def read_box(xyxy: Sequence[Any], height: int, width: int) -> Box | str:
     if clipped[2] - clipped[0] < MIN_BOX_SIDE or clipped[3] - clipped[1] < MIN_BOX_SIDE:
         return "box_degenerate"
     return clipped
+
+
+def read_area(value: Any) -> float | None:
+    """Return the area of a mask, whatever became of its box; None when it is no number, negative or without end."""
+    if type(value) not in (int, float) or not 0 <= value < math.inf:
+        return None
+    try:
+        return float(value)
+    except OverflowError:  # a whole number can be larger
+        return None
 
 
 def read_spans(spans: Sequence[Any], caption: str) -> tuple[Span, ...]:
