@@ -31,6 +31,7 @@ _COCO_NAME = re.compile(r"COCO_[a-z]+20\d\d_(\d{12})\.jpg")
 _COCO_URL = re.compile(r"https?://(?:\w+\.)*cocodataset\.org/(\w+/0*(\d+)\.jpg)")
 _CROWD = (1, "1")
 _FREQUENCIES = ("r", "c", "f")
+_PICTURE_KEYS = {"images": "id", "annotations": "image_id"}
 
 
 def read_coco_detection(context: SourceContext, *, annotations: Url, images: Url) -> list[RawTable]:
@@ -83,17 +84,26 @@ def detection_table(
 class CocoFile:
     """A JSON object with the lists ``images``, ``annotations`` and ``categories``, plain or compressed.
 
+    Args:
+        url: of the file.
+        pictures: ids, as ``text_id`` writes them, of those that are read, with their annotations; None reads all.
+
     Raises:
         MissingInputError: there is no such file.
     """
 
-    def __init__(self, url: Url) -> None:
+    def __init__(self, url: Url, pictures: frozenset[str] | None = None) -> None:
         self.url, self.label, self.identity = url, redact(url), file_identity(url)
-        self._json = JsonStream(url)
+        if pictures is not None:
+            self.identity += f" {sorted(pictures)}"
+        self._json, self._pictures = JsonStream(url), pictures
 
     def rows(self, name: str) -> Iterator[Values]:
         """Yield the entries of a list, see ``JsonStream``."""
-        return self._json.entries(name)
+        entries, key = self._json.entries(name), _PICTURE_KEYS.get(name)
+        if self._pictures is None or key is None:
+            return entries
+        return (row for row in entries if text_id(row.get(key)) in self._pictures)
 
     def spool(self, values: Callable[[Values], Any]) -> Spool:
         """Join pictures and annotations on disk.
