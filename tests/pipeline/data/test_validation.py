@@ -243,6 +243,18 @@ def test_a_bad_box_is_dropped_and_counted_and_its_picture_stays(box: Any, catego
     assert [item.xyxy for item in record.objects] == [(1.0, 1.0, 6.0, 6.0)]
 
 
+def test_boxes_below_a_pixel_stay_where_models_are_judged_and_empty_ones_nowhere() -> None:
+    corners = [(1, 1, 5, 5), (1, 1, 5, 1.25), (39.5, 1, 60, 5), (1, 1, 1, 5), (9, 1, 4, 5), (-30, 1, -10, 5)]
+    objects = [RawObject(xyxy=box, category_id=3) for box in corners]
+    raw = RawDetection(name="row", image=RawImage(data=PICTURE), objects=objects)
+    caption = grounding("a dog", RawPhrase(char_spans=[(2, 5)], boxes=corners))
+    for rules, count in (({}, 1), ({"min_box_side": 0.0}, 3)):
+        *dropped, record = convert(raw, **rules)
+        assert (len(record.objects), len(dropped)) == (count, 6 - count)
+        *dropped, record = convert(caption, **rules)
+        assert (len(record.phrases[0].boxes), len(dropped)) == (count, 6 - count)
+
+
 @pytest.mark.parametrize(
     ("area", "kept"),
     [
