@@ -55,11 +55,11 @@ def read_odinw(
         split: ``train``, ``valid``, ``test``, or ``mini_val``, on which GLIP's configs judge EgoHands and
             VehiclesOpenImages.
         prompts: ``original`` asks for class names, ``manual`` for the paper's words where it has some.
-        shots: 0 reads all pictures; 1, 3, 5 or 10 in the paper, K reads a subset with at least K pictures of every
+        shots: 0 reads all pictures; K, in the benchmark 1, 3, 5 or 10, a subset with at least K pictures of every
             category that has as many. It is the benchmark's own ``fewshot_train_shotK_seedS.json`` (``val``,
             ``minival``) where that lies beside the pictures or the split's folder, and else drawn, see
             ``draw_pictures``.
-        shot_seed: 3, 30 or 300 in the paper; each draws another subset.
+        shot_seed: S, in the benchmark 3, 30 or 300; each draws another subset.
     """
     if shots < 0:
         raise ConfigError(f"shots is {shots}; expected 0 for all pictures, or how many of every category")
