@@ -34,7 +34,7 @@ from pipeline.data.shards import (
     shard_name,
 )
 from pipeline.data.sources import Role, Source, open_sources
-from pipeline.data.validation import Rules, to_records
+from pipeline.data.validation import MIN_BOX_SIDE, Rules, to_records
 from pipeline.errors import PipelineError, RejectLimitError, ShardError
 
 logger = logging.getLogger(__name__)
@@ -316,6 +316,7 @@ class _Folder:
                 pictures=config.pictures,
                 max_pixels=config.max_image_pixels,
                 categories=frozenset(category.id for category in table.categories),
+                min_box_side=0.0 if judged else MIN_BOX_SIDE,
             )
             metadata = categories_to_metadata(table.categories) if table.record_type is DetectionRecord else {}
             for part in table.parts(config.rows_per_shard):

@@ -51,6 +51,8 @@ class RawObject:
     is_crowd: bool = False
     is_relative: bool = False
     """The corners are shares of the picture's sides, 0 to 1."""
+    area: Any = None
+    """Of its mask in pixels², where the data set has one."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,6 +64,8 @@ class RawPhrase:
     scores: Sequence[Any] | None = None
     """Per box, where a machine drew them; None for people's, which score 1."""
     is_plural: bool | None = None
+    split: str | None = None
+    """See ``records.Phrase``."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,6 +85,10 @@ class RawDetection:
     name: str
     image: RawImage
     objects: Sequence[RawObject]
+    negative_category_ids: Any = ()
+    """A list of what somebody looked for in vain, where not all categories are looked for."""
+    not_exhaustive_category_ids: Any = ()
+    """A list of categories of which some objects may have no box."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -84,7 +84,11 @@ class Phrase:
     is_plural: bool | None = None
     """Whether the head noun stands in the plural; None when nobody said."""
     split: str | None = None
-    """``base`` or ``novel`` in evaluation data that knows it."""
+    """The parts of an evaluation that the phrase counts to, joined by ``/``; None where nobody said.
+
+    ``base`` or ``novel``, or the types of Flickr30k Entities: people, clothing, bodyparts, animals, vehicles,
+    instruments, scene, other.
+    """
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,6 +122,8 @@ class DetectedObject:
     category_id: int
     xyxy: Box
     is_crowd: bool = False
+    area: float | None = None
+    """Of its mask in pixels², as the data set has it; None takes that of the box."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,6 +136,10 @@ class DetectionRecord:
     width: int
     source: str
     objects: tuple[DetectedObject, ...]
+    negative_category_ids: tuple[int, ...] = ()
+    """Categories that somebody looked for and that are not there, where not all are looked for, as in LVIS."""
+    not_exhaustive_category_ids: tuple[int, ...] = ()
+    """Categories of which some objects may have no box."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,6 +150,8 @@ class Category:
     name: str
     split: str = "base"
     """``base`` when human data shows it, ``novel`` when only web pairs do."""
+    frequency: str | None = None
+    """``r``, ``c`` or ``f``: on how few or many pictures LVIS shows it, rare, common or frequent."""
 
 
 _IMAGE = pa.struct([pa.field("bytes", pa.binary()), pa.field("path", pa.string())])
@@ -170,15 +182,18 @@ _REJECT = pa.field("reject_reason", pa.string())
 CAPTION_SCHEMA = pa.schema([*_HEAD, _CAPTION])
 PHRASES_SCHEMA = pa.schema([_HEAD[0], _CAPTION, pa.field("phrases", _PHRASES), _REJECT])
 GROUNDING_SCHEMA = pa.schema([*_HEAD, _CAPTION, pa.field("phrases", _PHRASES), _REJECT])
+_OBJECT = [pa.field("category_id", pa.int32()), *_XYXY, pa.field("is_crowd", pa.bool_())]
 DETECTION_SCHEMA = pa.schema(
     [
         *_HEAD,
-        pa.field(
-            "objects",
-            pa.list_(pa.struct([pa.field("category_id", pa.int32()), *_XYXY, pa.field("is_crowd", pa.bool_())])),
-        ),
+        pa.field("objects", pa.list_(pa.struct([*_OBJECT, pa.field("area", pa.float64())]))),
+        pa.field("negative_category_ids", pa.list_(pa.int32())),
+        pa.field("not_exhaustive_category_ids", pa.list_(pa.int32())),
     ]
 )
+ADDED_COLUMNS = ("negative_category_ids", "not_exhaustive_category_ids")
+OLDER_TYPES = {"objects": pa.list_(pa.struct(_OBJECT))}
+"""Columns that older shards may lack, and types that they may have in them; their records take the defaults."""
 
 Record = CaptionRecord | PhrasesRecord | GroundingRecord | DetectionRecord
 SCHEMAS: dict[type, pa.Schema] = {

@@ -15,6 +15,8 @@ import pyarrow.parquet as pq
 from pipeline.data.filesystem import READ_ERRORS, STORE_ERRORS, describe
 from pipeline.data.provenance import FINGERPRINT, file_sha256
 from pipeline.data.records import (
+    ADDED_COLUMNS,
+    OLDER_TYPES,
     SCHEMA_VERSION,
     SCHEMAS,
     CaptionRecord,
@@ -161,7 +163,7 @@ def keep_rows(path: Place, rows: Sequence[int], metadata: Mapping[str, str]) -> 
 
 
 def read_table(path: Place, columns: Sequence[str] | None = None) -> pa.Table:
-    """Read a shard, or some of its columns.
+    """Read a shard, or some of its columns; one from before ``records.ADDED_COLUMNS`` comes without them.
 
     Raises:
         ShardError: the file is missing or broken, lacks a column, or has one that is not as its kind of records has it.
@@ -171,7 +173,8 @@ def read_table(path: Place, columns: Sequence[str] | None = None) -> pa.Table:
         file = pq.ParquetFile(read_source(path), page_checksum_verification=True)
         kind = _decode_metadata(file.metadata.metadata).get(KIND_KEY)
         _check_columns(path, kind, file.schema_arrow, columns)
-        table = file.read(columns=None if columns is None else list(columns))
+        names = file.schema_arrow.names
+        table = file.read(columns=None if columns is None else [column for column in columns if column in names])
         table.validate(full=True)
         return table
 
@@ -255,9 +258,17 @@ def from_row(record_type: type[R], row: Mapping[str, Any]) -> R:
         values["phrases"] = tuple(_phrase_from_row(phrase) for phrase in values["phrases"] or ())
     if "objects" in values:
         values["objects"] = tuple(
-            DetectedObject(category_id=item["category_id"], xyxy=_xyxy(item), is_crowd=bool(item["is_crowd"]))
+            DetectedObject(
+                category_id=item["category_id"],
+                xyxy=_xyxy(item),
+                is_crowd=bool(item["is_crowd"]),
+                area=item.get("area"),
+            )
             for item in values["objects"] or ()
         )
+    for name in ADDED_COLUMNS:
+        if name in values:
+            values[name] = tuple(values[name] or ())
     return record_type(**values)
 
 
@@ -290,12 +301,14 @@ def _check_columns(path: Place, kind: str | None, found: pa.Schema, columns: Seq
     promised = next((SCHEMAS[record_type] for record_type, name in KIND.items() if name == kind), pa.schema([]))
     for column in found.names if columns is None else columns:
         if column not in found.names:
+            if column in ADDED_COLUMNS:
+                continue
             raise ShardError(f"{path}: no column {column!r} (found: {', '.join(found.names)}); write the shard anew")
-        if column in promised.names and not found.field(column).type.equals(promised.field(column).type):
-            raise ShardError(
-                f"{path}: column {column!r} is {found.field(column).type}, expected {promised.field(column).type}; "
-                "write the shard anew"
-            )
+        if column not in promised.names:
+            continue
+        known, expected = found.field(column).type, promised.field(column).type
+        if known not in (expected, OLDER_TYPES.get(column)):
+            raise ShardError(f"{path}: column {column!r} is {known}, expected {expected}; write the shard anew")
 
 
 def _decode_metadata(metadata: Mapping[bytes, bytes] | None) -> dict[str, str]:
@@ -325,7 +338,13 @@ def _to_row(record: Record) -> dict[str, Any]:
         row["phrases"] = [_phrase_to_row(phrase) for phrase in row["phrases"]]
     if "objects" in row:
         row["objects"] = [
-            {"category_id": item.category_id, **_sides(item.xyxy), "is_crowd": item.is_crowd} for item in row["objects"]
+            {
+                "category_id": item.category_id,
+                **_sides(item.xyxy),
+                "is_crowd": item.is_crowd,
+                "area": item.area,
+            }
+            for item in row["objects"]
         ]
     return row
 

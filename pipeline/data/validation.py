@@ -32,7 +32,7 @@ from pipeline.data.records import (
 )
 
 MIN_BOX_SIDE = 1.0
-"""Pixels; smaller boxes are degenerate after clipping and dropped."""
+"""Pixels; boxes that are smaller after clipping teach nothing and are dropped."""
 MAX_CAPTION_CHARS = 100_000
 """Longer captions are no captions, but whole pages that some crawl took for one."""
 READ_AHEAD = 64
@@ -53,6 +53,8 @@ class Rules:
     """Ids of the vocabulary, for detection rows."""
     held_out: HeldOut | None = None
     """Pictures that must not be shown in training."""
+    min_box_side: float = MIN_BOX_SIDE
+    """Pixels; 0 in data that models are judged by, where every box that is one counts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,15 +164,32 @@ def _detection(row: RawDetection, picture: _Picture, rules: Rules) -> Iterator[D
     objects = []
     for item in row.objects:
         corners = _in_pixels(item.xyxy, picture) if item.is_relative else item.xyxy
-        box = read_box(corners, picture.height, picture.width)
+        box = read_box(corners, picture.height, picture.width, rules.min_box_side)
         if isinstance(box, str):
             yield DroppedBox(row.name, box)
         elif not isinstance(item.category_id, int) or item.category_id not in rules.categories:
             yield DroppedBox(row.name, "category_unknown")
         else:
-            objects.append(DetectedObject(category_id=item.category_id, xyxy=box, is_crowd=bool(item.is_crowd)))
+            objects.append(
+                DetectedObject(
+                    category_id=item.category_id,
+                    xyxy=box,
+                    is_crowd=bool(item.is_crowd),
+                    area=read_area(item.area),
+                )
+            )
     key = content_key(rules.source, picture.content)
-    yield DetectionRecord(objects=tuple(objects), **_head(picture, key, rules))
+    yield DetectionRecord(
+        objects=tuple(objects),
+        negative_category_ids=_known_ids(row.negative_category_ids, rules),
+        not_exhaustive_category_ids=_known_ids(row.not_exhaustive_category_ids, rules),
+        **_head(picture, key, rules),
+    )
+
+
+def _known_ids(ids: Any, rules: Rules) -> tuple[int, ...]:
+    found = ids if isinstance(ids, list | tuple) else ()
+    return tuple(number for number in found if type(number) is int and number in rules.categories)
 
 
 def _in_pixels(shares: Sequence[Any], picture: _Picture) -> Sequence[Any]:
@@ -193,7 +212,7 @@ def _grounding(
         scores: Sequence[Any] = raw.scores if raw.scores is not None else [1.0] * len(raw.boxes)
         boxes = []
         for corners, score in zip(raw.boxes, scores, strict=False):
-            box = read_box(corners, picture.height, picture.width)
+            box = read_box(corners, picture.height, picture.width, rules.min_box_side)
             if isinstance(box, str):
                 yield DroppedBox(row.name, box)
             elif not isinstance(score, int | float) or not 0 <= score <= 1:
@@ -201,7 +220,9 @@ def _grounding(
             else:
                 boxes.append(ScoredBox(xyxy=box, score=float(score)))
         text = " ".join(caption[start:end] for start, end in spans)
-        phrases.append(Phrase(text=text, char_spans=spans, boxes=tuple(boxes), is_plural=raw.is_plural))
+        phrases.append(
+            Phrase(text=text, char_spans=spans, boxes=tuple(boxes), is_plural=raw.is_plural, split=raw.split)
+        )
     if not phrases:
         yield Reject(row.name, "no_phrases")
         return
@@ -246,8 +267,11 @@ def content_key(*parts: bytes | str) -> str:
     return digest.hexdigest()[:20]
 
 
-def read_box(xyxy: Sequence[Any], height: int, width: int) -> Box | str:
-    """Read corners and clip them to the picture; one of ``BOX_DROP_REASONS`` when they cannot be used."""
+def read_box(xyxy: Sequence[Any], height: int, width: int, min_side: float = MIN_BOX_SIDE) -> Box | str:
+    """Read corners and clip them to the picture; one of ``BOX_DROP_REASONS`` when they cannot be used.
+
+    A box that lies inside stays as it is; shards round its corners to float32.
+    """
     try:
         x1, y1, x2, y2 = map(float, xyxy)
     except (TypeError, ValueError, OverflowError):
@@ -255,9 +279,20 @@ def read_box(xyxy: Sequence[Any], height: int, width: int) -> Box | str:
     if not math.isfinite(x1 + y1 + x2 + y2):
         return "box_malformed"
     clipped = (max(0.0, x1), max(0.0, y1), min(float(width), x2), min(float(height), y2))
-    if clipped[2] - clipped[0] < MIN_BOX_SIDE or clipped[3] - clipped[1] < MIN_BOX_SIDE:
+    side = min(clipped[2] - clipped[0], clipped[3] - clipped[1])
+    if side < min_side or side <= 0:
         return "box_degenerate"
     return clipped
+
+
+def read_area(value: Any) -> float | None:
+    """Return the area of a mask, whatever became of its box; None when it is no number, negative or without end."""
+    if type(value) not in (int, float) or not 0 <= value < math.inf:
+        return None
+    try:
+        return float(value)
+    except OverflowError:  # a whole number can be larger
+        return None
 
 
 def read_spans(spans: Sequence[Any], caption: str) -> tuple[Span, ...]:

@@ -30,12 +30,15 @@ Values = Mapping[str, Any]
 _COCO_NAME = re.compile(r"COCO_[a-z]+20\d\d_(\d{12})\.jpg")
 _COCO_URL = re.compile(r"https?://(?:\w+\.)*cocodataset\.org/(\w+/0*(\d+)\.jpg)")
 _CROWD = (1, "1")
+_FREQUENCIES = ("r", "c", "f")
+_PICTURE_KEYS = {"images": "id", "annotations": "image_id"}
 
 
 def read_coco_detection(context: SourceContext, *, annotations: Url, images: Url) -> list[RawTable]:
     """COCO instances JSON beside a folder of pictures; crowd boxes are kept and marked.
 
-    It reads exports of labelling tools as well.
+    It reads exports of labelling tools as well. Objects have the ``area`` that the file gives, which in COCO's own is
+    that of their mask. Boxes are clipped to their picture, and change in no other way.
     """
     return [detection_table(CocoFile(annotations), images)]
 
@@ -70,7 +73,7 @@ def detection_table(
     Raises:
         MissingInputError: it has no pictures or no categories.
     """
-    spool = file.spool(lambda row: (row.get("bbox"), row.get("category_id"), row.get("iscrowd") in _CROWD))
+    spool = file.spool(_object_values)
     rows = partial(_detection_rows, images, places or picture_places, picture_id or coco_picture_id)
     identity = f"{file.identity} {redact(images)} {names} {sorted(without)}"
     parts = partial(spool.parts, file.label, identity, rows)
@@ -81,17 +84,26 @@ def detection_table(
 class CocoFile:
     """A JSON object with the lists ``images``, ``annotations`` and ``categories``, plain or compressed.
 
+    Args:
+        url: of the file.
+        pictures: ids, as ``text_id`` writes them, of those that are read, with their annotations; None reads all.
+
     Raises:
         MissingInputError: there is no such file.
     """
 
-    def __init__(self, url: Url) -> None:
+    def __init__(self, url: Url, pictures: frozenset[str] | None = None) -> None:
         self.url, self.label, self.identity = url, redact(url), file_identity(url)
-        self._json = JsonStream(url)
+        if pictures is not None:
+            self.identity += f" {sorted(pictures)}"
+        self._json, self._pictures = JsonStream(url), pictures
 
     def rows(self, name: str) -> Iterator[Values]:
         """Yield the entries of a list, see ``JsonStream``."""
-        return self._json.entries(name)
+        entries, key = self._json.entries(name), _PICTURE_KEYS.get(name)
+        if self._pictures is None or key is None:
+            return entries
+        return (row for row in entries if text_id(row.get(key)) in self._pictures)
 
     def spool(self, values: Callable[[Values], Any]) -> Spool:
         """Join pictures and annotations on disk.
@@ -120,10 +132,17 @@ class CocoFile:
                 raise MissingInputError(
                     f"{self.label}: categories[{i}] should have a whole number 'id' and a 'name', found {row!r}"
                 )
-            found[number] = Category(id=number, name=_encodable(name))
+            frequency = row.get("frequency")
+            found[number] = Category(
+                id=number, name=_encodable(name), frequency=frequency if frequency in _FREQUENCIES else None
+            )
         if not found:
             raise MissingInputError(f"{self.label}: no categories in a list 'categories'; expected a COCO file")
         return tuple(found[number] for number in sorted(found))
+
+
+def _object_values(row: Values) -> tuple[Any, ...]:
+    return row.get("bbox"), row.get("category_id"), row.get("iscrowd") in _CROWD, row.get("area")
 
 
 def _detection_rows(
@@ -138,10 +157,16 @@ def _detection_rows(
             yield image
             continue
         objects = [
-            RawObject(xyxy=corners(bbox), category_id=whole_number(category), is_crowd=is_crowd)
-            for bbox, category, is_crowd in boxes
+            RawObject(xyxy=corners(bbox), category_id=whole_number(category), is_crowd=is_crowd, area=area)
+            for bbox, category, is_crowd, area in boxes
         ]
-        yield RawDetection(name=picture_name(values), image=image, objects=objects)
+        yield RawDetection(
+            name=picture_name(values),
+            image=image,
+            objects=objects,
+            negative_category_ids=values.get("neg_category_ids"),
+            not_exhaustive_category_ids=values.get("not_exhaustive_category_ids"),
+        )
 
 
 def _caption_rows(images: Url, pictures: list[tuple[Any, list[Any]]]) -> Iterator[RawPair | Reject]:

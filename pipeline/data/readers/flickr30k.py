@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -73,6 +74,8 @@ def read_flickr30k_entities(
     ``annotations`` holds the folders ``Annotations`` and ``Sentences``, and ``train.txt``, ``val.txt`` and ``test.txt``
     with the pictures of each split unless these are in the folder ``lists``. ``separate`` leaves a phrase such as "two
     men" its two boxes, as the any-box protocol wants; ``merged`` puts one box around them, as the merged-box protocol.
+    A phrase's ``split`` is its types, joined by ``/`` as they stand in the file. A sentence that two people wrote of
+    one picture is two rows.
     """
     ids = Url(f"{(lists or annotations).rstrip('/')}/{split}.txt")
     _check_folders(annotations, ids)
@@ -158,6 +161,7 @@ def _picture_rows(
         return
     image = RawImage(url=place, height=found.height, width=found.width, picture_id=f"flickr30k/{picture}")
     by_chain = {chain: merge(boxes) for chain, boxes in found.by_chain.items()} if is_merged else found.by_chain
+    said: Counter[str] = Counter()
     for i, line in enumerate(lines):
         name = f"{picture}, sentence {i}"
         try:
@@ -166,10 +170,15 @@ def _picture_rows(
             yield Reject(name, "row_malformed")
             continue
         phrases = [
-            RawPhrase(char_spans=((mention.start, mention.end),), boxes=by_chain.get(mention.chain, ()))
+            RawPhrase(
+                char_spans=((mention.start, mention.end),),
+                boxes=by_chain.get(mention.chain, ()),
+                split="/".join(mention.types) or None,
+            )
             for mention in mentions
         ]
-        yield RawGrounding(name=name, image=image, caption=caption, phrases=phrases)
+        yield RawGrounding(name=name, image=image, caption=caption, phrases=phrases, occurrence=said[caption])
+        said[caption] += 1
 
 
 def split_lines(data: bytes) -> list[str]:

@@ -15,7 +15,7 @@ def read_lvis(context: SourceContext, *, annotations: Url, images: Url) -> list[
 
     LVIS draws its splits anew over COCO's, so its validation shows pictures of COCO's training: pictures are looked for
     in ``train2017`` and ``val2017`` below the folder, and known by their COCO ids when they are held out. Which
-    categories were looked for in vain, or not to the end, stands in the file, where the evaluation reads it.
+    categories were looked for in vain, or not to the end, and how frequent each is goes into the records.
 
     Options:
         annotations: such as ``lvis_v1_train.json``.

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import random
+from collections import Counter
+from collections.abc import Mapping, Set
+from contextlib import suppress
 from typing import Literal
 
 from pipeline.data.filesystem import join, redact
 from pipeline.data.raw import RawTable, SourceContext, Url
 from pipeline.data.readers.coco import CocoFile, detection_table, whole_number
-from pipeline.errors import MissingInputError
+from pipeline.data.readers.spool import text_id
+from pipeline.errors import ConfigError, MissingInputError
 
 _LISTED = "annotations_without_background.json"
 """The benchmark's own copy of Roboflow's file, without the category above the others."""
 _FLAT = {"train": "train_", "valid": "val_", "test": "test_"}
 """How the names of the benchmark's files begin where the pictures of all splits lie in one folder, as in pistols."""
+_FEW = {"train": "train", "valid": "val", "mini_val": "minival"}
+"""What the benchmark's few-shot files call a split."""
 MANUAL_PROMPTS = {
     "penguin": "[penguin], which is black and white",
     "puffin": "[puffin] with orange beaks",
@@ -34,6 +41,8 @@ def read_odinw(
     folder: Url,
     split: Literal["train", "valid", "mini_val", "test"],
     prompts: Literal["original", "manual"] = "original",
+    shots: int = 0,
+    shot_seed: int = 3,
 ) -> list[RawTable]:
     """One data set of ODinW: folders train, valid and test, each with pictures and ``_annotations.coco.json``.
 
@@ -46,12 +55,22 @@ def read_odinw(
         split: ``train``, ``valid``, ``test``, or ``mini_val``, on which GLIP's configs judge EgoHands and
             VehiclesOpenImages.
         prompts: ``original`` asks for class names, ``manual`` for the paper's words where it has some.
+        shots: 0 reads all pictures; K, in the benchmark 1, 3, 5 or 10, a subset with at least K pictures of every
+            category that has as many. It is the benchmark's own ``fewshot_train_shotK_seedS.json`` (``val``,
+            ``minival``) where that lies beside the pictures or the split's folder, and else drawn, see
+            ``draw_pictures``.
+        shot_seed: S, in the benchmark 3, 30 or 300; each draws another subset.
     """
+    if shots < 0:
+        raise ConfigError(f"shots is {shots}; expected 0 for all pictures, or how many of every category")
     file, images = _open(folder, split)
+    without = _umbrella(file)
+    if shots:
+        file = _few_shots(file, without, (images, folder), split, shots, shot_seed)
     names = {}
     if prompts == "manual":
         names = {category.id: MANUAL_PROMPTS.get(category.name, category.name) for category in file.categories()}
-    return [detection_table(file, images, names=names, without=_umbrella(file))]
+    return [detection_table(file, images, names=names, without=without)]
 
 
 def _open(folder: Url, split: str) -> tuple[CocoFile, Url]:
@@ -78,3 +97,46 @@ def _umbrella(file: CocoFile) -> frozenset[int]:
     listed = {number for number, name, supercategory in rows if supercategory in ("none", None) and name in above}
     used = {whole_number(row.get("category_id")) for row in file.rows("annotations")} if listed - {None} else set()
     return frozenset(number for number in listed - used if number is not None)
+
+
+def _few_shots(
+    file: CocoFile, without: Set[int], places: tuple[Url, ...], split: str, shots: int, seed: int
+) -> CocoFile:
+    """Return the benchmark's own few-shot file where one of the places has it, or the subset that is drawn."""
+    for place in places if split in _FEW else ():
+        with suppress(MissingInputError):
+            return CocoFile(Url(join(place, f"fewshot_{_FEW[split]}_shot{shots}_seed{seed}.json")))
+    shown: dict[str, set[int]] = {picture: set() for row in file.rows("images") if (picture := text_id(row.get("id")))}
+    asked = {category.id for category in file.categories()} - without
+    for row in file.rows("annotations"):
+        picture, category = text_id(row.get("image_id")), whole_number(row.get("category_id"))
+        if picture in shown and category in asked:
+            shown[picture].add(category)
+    return CocoFile(file.url, draw_pictures(shown, shots, seed))
+
+
+def draw_pictures(shown: Mapping[str, Set[int]], shots: int, seed: int) -> frozenset[str]:
+    """Draw a few-shot subset as the benchmark does: by pictures, and not by boxes.
+
+    The pictures that show anything, by ascending ids, are shuffled by ``random.Random(seed)``. In that order a picture
+    is kept when at least one of its categories still has fewer than ``shots`` kept pictures; a kept one counts once for
+    each of its categories, however many boxes it has of them. So a category gets at least ``shots`` pictures, or all of
+    its own where it has fewer, and a frequent one gets more.
+
+    Args:
+        shown: picture to the categories that have a box in it.
+        shots: pictures to have of every category.
+        seed: of the order.
+
+    Returns:
+        The pictures that are kept.
+    """
+    order = sorted((picture for picture in shown if shown[picture]), key=lambda picture: (len(picture), picture))
+    random.Random(seed).shuffle(order)
+    counts: Counter[int] = Counter()
+    kept = set()
+    for picture in order:
+        if any(counts[category] < shots for category in shown[picture]):
+            kept.add(picture)
+            counts.update(shown[picture])
+    return frozenset(kept)

@@ -233,6 +233,22 @@ class TestPrepare:
         ]
         assert metrics == {"human/detection": {"rows": 5, "boxes": 5, "rejects": {}, "dropped_boxes": {}}}
 
+    def test_boxes_below_a_pixel_count_where_models_are_judged_alone(self, raw: Raw, tmp_path: Path) -> None:
+        sources = {}
+        for role, width in (("human", 30), ("dev", 31), ("test", 32)):
+            raw.picture(f"{role}.png", width)
+            source = raw.source("coco_detection", [f"{role}.png"])
+            text = Path(source["annotations"]).read_text(encoding="utf-8").replace("[1, 1, 5, 5]", "[1, 1, 5, 0.5]")
+            path = tmp_path / f"{role}.json"
+            path.write_text(text, encoding="utf-8")
+            sources[role] = ({**source, "annotations": str(path)},)
+        metrics = prepare(config(**sources), 0, tmp_path / "out")
+        assert {folder: figures["boxes"] for folder, figures in metrics.items()} == {
+            "human/detection": 0,
+            "dev/detection": 1,
+            "test/detection": 1,
+        }
+
     def test_pictures_and_pairs_that_come_again_are_rejected(self, raw: Raw, tmp_path: Path) -> None:
         for name, width in (("a.png", 30), ("b.png", 31), ("copy_of_a.png", 30)):
             raw.picture(name, width)

@@ -70,15 +70,24 @@ phrases = st.lists(
     max_size=3,
 ).map(tuple)
 objects = st.lists(
-    st.builds(DetectedObject, category_id=st.integers(-(2**31), 2**31 - 1), xyxy=boxes, is_crowd=st.booleans()),
+    st.builds(
+        DetectedObject,
+        category_id=st.integers(-(2**31), 2**31 - 1),
+        xyxy=boxes,
+        is_crowd=st.booleans(),
+        area=st.none() | st.floats(0, 1e300),
+    ),
     max_size=3,
 ).map(tuple)
+ids = st.lists(st.integers(-(2**31), 2**31 - 1), max_size=3).map(tuple)
 reasons = st.none() | texts
 RECORDS: dict[Any, st.SearchStrategy[Any]] = {
     CaptionRecord: st.builds(CaptionRecord, **head, caption=texts),
     PhrasesRecord: st.builds(PhrasesRecord, key=texts, caption=texts, phrases=phrases, reject_reason=reasons),
     GroundingRecord: st.builds(GroundingRecord, **head, caption=texts, phrases=phrases, reject_reason=reasons),
-    DetectionRecord: st.builds(DetectionRecord, **head, objects=objects),
+    DetectionRecord: st.builds(
+        DetectionRecord, **head, objects=objects, negative_category_ids=ids, not_exhaustive_category_ids=ids
+    ),
 }
 
 
@@ -278,6 +287,44 @@ def test_an_older_phrase_without_a_field_is_a_shard_error_and_no_key_error(tmp_p
         read_shard(path, PhrasesRecord)
 
 
+def older_detection() -> tuple[pa.Schema, dict[str, Any]]:
+    """Return the schema of detection shards before objects had areas and pictures had negatives, and a row of it."""
+    sides = {side: pa.float32() for side in ("x1", "y1", "x2", "y2")}
+    objects = pa.list_(pa.struct({"category_id": pa.int32(), **sides, "is_crowd": pa.bool_()}.items()))
+    schema = pa.schema([*list(SCHEMAS[DetectionRecord])[:5], ("objects", objects)])
+    item = {"category_id": 3, "x1": 1.0, "y1": 2.0, "x2": 3.0, "y2": 4.0, "is_crowd": True}
+    image = {"bytes": b"", "path": None}
+    return schema, {"key": "a", "image": image, "height": 9, "width": 9, "source": "test", "objects": [item]}
+
+
+def test_an_older_detection_shard_takes_defaults_for_what_it_lacks(tmp_path: Path) -> None:
+    path = tmp_path / "part-00000.parquet"
+    schema, row = older_detection()
+    write_raw(path, schema, [row], kind="detection")
+    (record,) = read_shard(path, DetectionRecord)
+    assert record == DetectionRecord(
+        key="a",
+        image=ImageRef(bytes=b""),
+        height=9,
+        width=9,
+        source="test",
+        objects=(DetectedObject(category_id=3, xyxy=(1, 2, 3, 4), is_crowd=True),),
+    )
+    assert read_table(path, SCHEMAS[DetectionRecord].names).column_names == schema.names
+    keep_rows(path, [0], {})
+    assert read_shard(path, DetectionRecord) == [record]
+    assert read_table(path).schema.names == SCHEMAS[DetectionRecord].names
+
+
+@pytest.mark.parametrize("column", ["objects", "key"])
+def test_an_older_detection_shard_lacks_nothing_else(tmp_path: Path, column: str) -> None:
+    path = tmp_path / "part-00000.parquet"
+    schema, row = older_detection()
+    write_raw(path, schema.remove(schema.get_field_index(column)), [row], kind="detection")
+    with pytest.raises(ShardError, match=f"no column '{column}'"):
+        read_shard(path, DetectionRecord)
+
+
 def test_another_schema_version_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "part-00000.parquet"
     schema = SCHEMAS[CaptionRecord].with_metadata({"glip.kind": "caption", "glip.schema_version": "0"})
@@ -293,11 +340,17 @@ def test_some_columns_can_be_read_alone(tmp_path: Path) -> None:
 
 
 def test_a_vocabulary_travels_in_the_metadata(tmp_path: Path) -> None:
-    categories = [Category(id=7, name="façade"), Category(id=90, name="zebra", split="novel")]
+    categories = [Category(id=7, name="façade", frequency="r"), Category(id=90, name="zebra", split="novel")]
     path = tmp_path / "part-00000.parquet"
     write_shard(path, [], DetectionRecord, categories_to_metadata(categories))
     assert read_categories(path) == categories
     assert read_shard(path, DetectionRecord) == []
+
+
+def test_an_older_vocabulary_has_no_frequencies(tmp_path: Path) -> None:
+    path = tmp_path / "part-00000.parquet"
+    write_shard(path, [], DetectionRecord, {CATEGORIES_KEY: '[{"id": 7, "name": "dog", "split": "base"}]'})
+    assert read_categories(path) == [Category(id=7, name="dog")]
 
 
 @pytest.mark.parametrize("vocabulary", ["no json", '[{"id": 1}]', "[1]", "7"])

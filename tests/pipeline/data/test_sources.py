@@ -159,6 +159,19 @@ def test_every_reader_explains_itself(name: str) -> None:
     assert READERS[name].__doc__
 
 
+def test_the_odinw_mixtures_differ_in_prompts_and_names_alone() -> None:
+    original, manual = CONFIG.mixtures["odinw13"], CONFIG.mixtures["odinw13_manual"]
+    assert len({entry["folder"] for entry in original}) == 13
+    for first, second in zip(original, manual, strict=True):
+        name = first["name"].replace("odinw_", "odinw_manual_")
+        assert second == {**first, "name": name, "prompts": "manual"}
+
+
+def test_benchmarks_are_told_apart_by_their_names() -> None:
+    names = [entry["name"] for name in ("paper_benchmarks", "odinw13") for entry in CONFIG.mixtures[name]]
+    assert len(set(names)) == len(names) == 25
+
+
 @pytest.mark.parametrize("name", sorted(CONFIG.mixtures))
 def test_the_shipped_mixtures_have_the_options_of_their_readers(name: str, tmp_path: Path) -> None:
     role: Role = "held_out" if name == "paper_benchmarks" else "human"

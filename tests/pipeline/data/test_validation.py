@@ -243,6 +243,61 @@ def test_a_bad_box_is_dropped_and_counted_and_its_picture_stays(box: Any, catego
     assert [item.xyxy for item in record.objects] == [(1.0, 1.0, 6.0, 6.0)]
 
 
+def test_boxes_below_a_pixel_stay_where_models_are_judged_and_empty_ones_nowhere() -> None:
+    corners = [(1, 1, 5, 5), (1, 1, 5, 1.25), (39.5, 1, 60, 5), (1, 1, 1, 5), (9, 1, 4, 5), (-30, 1, -10, 5)]
+    objects = [RawObject(xyxy=box, category_id=3) for box in corners]
+    raw = RawDetection(name="row", image=RawImage(data=PICTURE), objects=objects)
+    caption = grounding("a dog", RawPhrase(char_spans=[(2, 5)], boxes=corners))
+    for rules, count in (({}, 1), ({"min_box_side": 0.0}, 3)):
+        *dropped, record = convert(raw, **rules)
+        assert (len(record.objects), len(dropped)) == (count, 6 - count)
+        *dropped, record = convert(caption, **rules)
+        assert (len(record.phrases[0].boxes), len(dropped)) == (count, 6 - count)
+
+
+@pytest.mark.parametrize(
+    ("area", "kept"),
+    [
+        (12.5, 12.5),
+        (12, 12.0),
+        (0, 0.0),
+        (1e9, 1e9),
+        (-1, None),
+        (NAN, None),
+        (INFINITE, None),
+        (10**400, None),
+        ("12", None),
+        (True, None),
+        ([12], None),
+        (None, None),
+    ],
+)
+def test_an_area_is_kept_though_its_box_is_clipped_or_is_no_number_and_none(area: Any, kept: float | None) -> None:
+    objects = [RawObject(xyxy=(-9, 1, 50, 5), category_id=3, area=area)]
+    (record,) = convert(RawDetection(name="row", image=RawImage(data=PICTURE), objects=objects))
+    assert [(item.xyxy, item.area) for item in record.objects] == [((0.0, 1.0, 40.0, 5.0), kept)]
+
+
+@pytest.mark.parametrize(
+    ("ids", "kept"),
+    [
+        ([90, 3], (90, 3)),
+        ((3,), (3,)),
+        ([3, 4, "90", 90.0, True, None, [3], {}, 90], (3, 90)),
+        ({3: 90}, ()),
+        ("3", ()),
+        (3, ()),
+        (None, ()),
+    ],
+)
+def test_ids_outside_of_the_vocabulary_are_left_out(ids: Any, kept: tuple[int, ...]) -> None:
+    raw = RawDetection(name="row", image=RawImage(data=PICTURE), objects=(), negative_category_ids=ids)
+    (record,) = convert(raw)
+    assert (record.negative_category_ids, record.not_exhaustive_category_ids) == (kept, ())
+    (record,) = convert(dataclasses.replace(raw, negative_category_ids=None, not_exhaustive_category_ids=ids))
+    assert (record.negative_category_ids, record.not_exhaustive_category_ids) == ((), kept)
+
+
 @given(st.tuples(*[st.floats(-1e4, 1e4)] * 4), st.integers(1, 500), st.integers(1, 500))
 def test_clipped_boxes_lie_inside_and_lose_only_what_is_outside(
     box: tuple[float, float, float, float], height: int, width: int

@@ -25,6 +25,7 @@ from pipeline.data.readers.lvis import read_lvis
 from pipeline.data.readers.objects365 import read_objects365
 from pipeline.data.readers.odinw import MANUAL_PROMPTS, read_odinw
 from pipeline.data.records import CaptionRecord, Category, DetectionRecord
+from pipeline.data.shards import read_shard, write_shard
 from pipeline.errors import MissingInputError
 
 SHARED = Path(__file__).resolve().parents[5] / "shared" / "data"
@@ -48,7 +49,14 @@ def test_boxes_become_corners_and_keep_category_and_crowd(
 ) -> None:
     (tmp_path / "a.jpg").write_bytes(picture())
     annotations = [
-        {"image_id": 1, "bbox": [1, 2, 10, 20], "category_id": 3, "iscrowd": 0, "segmentation": [[1, 2.5, 3]]},
+        {
+            "image_id": 1,
+            "bbox": [1, 2, 10, 20],
+            "category_id": 3,
+            "iscrowd": 0,
+            "segmentation": [[1, 2.5]],
+            "area": 99.5,
+        },
         {"image_id": 1, "bbox": [0.5, 0.5, 5, 5], "category_id": 90, "iscrowd": 1},
     ]
     images = [{"id": 1, "file_name": "a.jpg", "height": 999, "width": 999}]
@@ -57,9 +65,9 @@ def test_boxes_become_corners_and_keep_category_and_crowd(
     (record,) = read_rows(table)
     assert isinstance(record, DetectionRecord)
     assert (record.height, record.width) == (30, 40)  # what the file says of it is not believed
-    assert [(item.category_id, item.xyxy, item.is_crowd) for item in record.objects] == [
-        (3, (1.0, 2.0, 11.0, 22.0), False),
-        (90, (0.5, 0.5, 5.5, 5.5), True),
+    assert [(item.category_id, item.xyxy, item.is_crowd, item.area) for item in record.objects] == [
+        (3, (1.0, 2.0, 11.0, 22.0), False, 99.5),
+        (90, (0.5, 0.5, 5.5, 5.5), True, None),
     ]
 
 
@@ -138,6 +146,21 @@ def test_every_caption_is_a_pair_and_the_file_needs_no_categories(
     assert first.image == second.image
     assert first.key != second.key
     assert rejects == [Reject("a.jpg", "caption_empty")] * 2
+
+
+@pytest.mark.parametrize("value", [None, "x", -1, [], {}, float("nan"), float("inf"), True])
+def test_what_is_no_area_no_frequency_and_no_list_of_ids_costs_nothing_else(
+    value: Any, tmp_path: Path, context: SourceContext, read_rows: Read
+) -> None:
+    lists = {"neg_category_ids": value, "not_exhaustive_category_ids": [value, 3]}
+    images = [{"id": 1, "file_name": "a.jpg", "height": 30, "width": 40, **lists}]
+    annotations = [{"image_id": 1, "bbox": [1, 1, 9, 9], "category_id": 3, "area": value}]
+    categories = [{"id": 3, "name": "dog", "frequency": value}]
+    (table,) = read_coco_detection(context, **write(tmp_path, coco(images, annotations, categories)))
+    (record,) = read_rows(table, pictures="unread")
+    assert table.categories == (Category(id=3, name="dog"),)
+    assert [item.area for item in record.objects] == [None]
+    assert (record.negative_category_ids, record.not_exhaustive_category_ids) == ((), (3,))
 
 
 def test_bad_rows_are_counted_and_the_rest_is_read(tmp_path: Path, context: SourceContext, read_rows: Read) -> None:
@@ -358,6 +381,23 @@ def test_odinw_leaves_out_the_category_above_the_others(
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason=f"the real samples are not here: {SHARED}")
+def test_boxes_of_real_pictures_come_back_from_a_shard_but_for_rounding(
+    tmp_path: Path, context: SourceContext, read_rows: Read
+) -> None:
+    folder = SHARED / "coco_tiny"
+    path = folder / "annotations/instances_train2017.json"
+    truth = json.loads(path.read_text(encoding="utf-8"))
+    (table,) = read_coco_detection(context, annotations=Url(path), images=Url(folder / "train2017"))
+    write_shard(tmp_path / "part-00000.parquet", read_rows(table, pictures="reference"), DetectionRecord)
+    records = read_shard(tmp_path / "part-00000.parquet", DetectionRecord)
+    found = [item for record in records for item in record.objects]
+    expected = [row for image in truth["images"] for row in truth["annotations"] if row["image_id"] == image["id"]]
+    assert [item.area for item in found] == [row["area"] for row in expected]
+    for item, row in zip(found, expected, strict=True):
+        assert item.xyxy == pytest.approx(corners(row["bbox"]), rel=2**-24, abs=0)
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason=f"the real samples are not here: {SHARED}")
 def test_real_samples_are_read_to_the_last_box(context: SourceContext, read_rows: Read) -> None:
     for reader, path in (
         (read_lvis, SHARED / "lvis_100/lvis_val_100.json"),
@@ -370,5 +410,8 @@ def test_real_samples_are_read_to_the_last_box(context: SourceContext, read_rows
         assert len(records) == len(truth["images"])
         assert sum(len(record.objects) for record in records) + len(rows) - len(records) == len(truth["annotations"])
         raws = [row for part in table.parts(30) for row in part.rows()]
+        assert [item.area for record in records for item in record.objects] == [
+            row["area"] for image in truth["images"] for row in truth["annotations"] if row["image_id"] == image["id"]
+        ]
         ids = [row.image.picture_id for row in raws if isinstance(row, RawDetection)]
         assert ids == [f"coco/{image['id']}" for image in truth["images"]]

@@ -23,6 +23,7 @@ from pipeline.data.readers.flickr30k import (
     split_lines,
 )
 from pipeline.data.records import GroundingRecord
+from pipeline.data.shards import read_shard, write_shard
 from pipeline.errors import MissingInputError
 
 ReadRows = Callable[..., list[Any]]
@@ -123,6 +124,20 @@ def test_every_sentence_is_a_row_with_its_phrases(read: Read, read_rows: ReadRow
     assert [phrase.text for phrase in rows[0].phrases] == ["Two young guys", "shaggy hair", "their hands"]
     assert [phrase.char_spans for phrase in rows[0].phrases] == [((0, 14),), ((20, 31),), ((40, 51),)]
     assert (rows[0].height, rows[0].width) == (30, 40)
+
+
+def test_phrases_count_to_their_types_also_after_a_shard(read: Read, read_rows: ReadRows, tmp_path: Path) -> None:
+    rows = read_rows(read({"7": ("[/EN#1/people A man] in [/EN#2/clothing/other a sack] near [/EN#3 it] .", XML)})[0])
+    write_shard(tmp_path / "part-00000.parquet", rows, GroundingRecord)
+    (row,) = read_shard(tmp_path / "part-00000.parquet", GroundingRecord)
+    assert [phrase.split for phrase in row.phrases] == ["people", "clothing/other", None]
+
+
+def test_the_same_sentence_of_one_picture_is_as_many_rows(read: Read, read_rows: ReadRows) -> None:
+    sentence = "[/EN#1/people A man] runs .\n"
+    rows = read_rows(read({"7": (sentence * 2, XML)})[0])
+    assert [row.caption for row in rows] == ["A man runs ."] * 2
+    assert rows[0].key != rows[1].key
 
 
 def test_boxes_belong_to_chains_and_reach_to_the_last_pixel(read: Read, read_rows: ReadRows) -> None:

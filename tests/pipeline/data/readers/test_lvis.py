@@ -67,14 +67,15 @@ def test_unread_pictures_are_referred_to_where_coco_2017_has_them(
             "coco_url": URL,
             "height": 30,
             "width": 40,
-            "neg_category_ids": [1],
+            "neg_category_ids": [1, 2],
             "not_exhaustive_category_ids": [],
         }
     ]
     (table,) = read_lvis(context, **write(tmp_path, images, []))
     (record,) = read_rows(table, pictures="unread")
     assert record.image.path == f"{tmp_path}/train2017/000000391895.jpg"
-    assert table.categories == (Category(id=1, name="aerosol_can"),)  # cleaned where prompts are made
+    assert (record.negative_category_ids, record.not_exhaustive_category_ids) == ((1,), ())
+    assert table.categories == (Category(id=1, name="aerosol_can", frequency="c"),)  # cleaned where prompts are made
 
 
 @pytest.mark.parametrize(
@@ -127,6 +128,13 @@ def test_the_real_v05_sample_is_found_below_coco_2017(context: SourceContext, re
     places = ["/coco/" + "/".join(image["coco_url"].split("/")[-2:]) for image in truth["images"]]
     assert [record.image.path for record in records] == places
     assert len(table.categories) == 1230
+    frequencies = {category.id: category.frequency for category in table.categories}
+    assert frequencies == {row["id"]: row["frequency"] for row in truth["categories"]}
+    for record, image in zip(records, truth["images"], strict=True):
+        assert list(record.negative_category_ids) == image["neg_category_ids"]
+        assert list(record.not_exhaustive_category_ids) == image["not_exhaustive_category_ids"]
+        areas = [row["area"] for row in truth["annotations"] if row["image_id"] == image["id"]]
+        assert [item.area for item in record.objects] == areas
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason=f"the real samples are not here: {SHARED}")

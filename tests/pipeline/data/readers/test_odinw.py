@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.data.raw import Reject, SourceContext, Url
-from pipeline.data.readers.odinw import MANUAL_PROMPTS, _umbrella, read_odinw
-from pipeline.errors import MissingInputError
+from pipeline.data.readers.odinw import MANUAL_PROMPTS, _umbrella, draw_pictures, read_odinw
+from pipeline.errors import ConfigError, MissingInputError
 
 ROBOFLOW = "_annotations.coco.json"
 PUBLISHED = "annotations_without_background.json"
@@ -155,3 +155,99 @@ def test_a_category_that_boxes_have_is_never_left_out(categories: list[Any], use
     for number in left_out:
         names = [row["name"] for row in categories if row["id"] == number]
         assert any(row["supercategory"] in names for row in categories)
+
+
+FEW = {"train": "train", "valid": "val", "mini_val": "minival"}
+
+
+def write_many(path: Path, shown: dict[int, list[int]]) -> None:
+    """Write pictures of those ids with a box for each of their categories."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    images = [{"id": i, "file_name": f"{i}.jpg", "height": 30, "width": 40} for i in shown]
+    boxes = [{"image_id": i, "bbox": [1, 1, 9, 9], "category_id": id_} for i, ids in shown.items() for id_ in ids]
+    path.write_text(json.dumps({"images": images, "annotations": boxes, "categories": AQUARIUM}), encoding="utf-8")
+
+
+def names_of(rows: list[Any]) -> list[str]:
+    return [row.image.path.rpartition("/")[2] for row in rows]
+
+
+@pytest.mark.parametrize("split", FEW)
+@pytest.mark.parametrize("beside", [False, True])
+def test_the_benchmarks_own_few_shot_file_is_taken_where_it_is_there(
+    split: Any, beside: bool, tmp_path: Path, context: SourceContext, read_rows: Read
+) -> None:
+    write_many(tmp_path / split / PUBLISHED, {i: [1] for i in range(9)})
+    place = tmp_path if beside else tmp_path / split
+    write_many(place / f"fewshot_{FEW[split]}_shot3_seed30.json", {7: [1], 2: [1, 3]})
+    (table,) = read_odinw(context, folder=Url(tmp_path), split=split, shots=3, shot_seed=30)
+    rows = read_rows(table, pictures="unread")
+    assert [row.image.path for row in rows] == [f"{tmp_path}/{split}/{i}.jpg" for i in (7, 2)]
+    (table,) = read_odinw(context, folder=Url(tmp_path), split=split, shots=3)
+    assert len(read_rows(table, pictures="unread")) == 3  # another seed has no file
+
+
+@pytest.mark.parametrize("split", ["train", "valid", "test"])
+def test_a_subset_is_drawn_with_its_boxes_alone(
+    split: Any, tmp_path: Path, context: SourceContext, read_rows: Read
+) -> None:
+    # 0 stands above the others and 99 is unknown; pictures without a box of what is asked for are never drawn.
+    shown = {100 + i: [[1, 1, 1], [3], [99], []][i % 4] for i in range(40)}
+    write_many(tmp_path / split / PUBLISHED, shown)
+    subsets = {}
+    for seed in (3, 30, 300):
+        (table,) = read_odinw(context, folder=Url(tmp_path), split=split, shots=5, shot_seed=seed)
+        rows = read_rows(table, 3, pictures="unread")
+        assert [category.id for category in table.categories] == [1, 3]
+        assert [[item.category_id for item in row.objects] for row in rows] == [
+            shown[int(name.removesuffix(".jpg"))] for name in names_of(rows)
+        ]
+        assert sorted(row.objects[0].category_id for row in rows) == [1] * 5 + [3] * 5
+        subsets[seed] = names_of(rows)
+        (again,) = read_odinw(context, folder=Url(tmp_path), split=split, shots=5, shot_seed=seed)
+        assert names_of(read_rows(again, pictures="unread")) == subsets[seed]
+    assert len({tuple(names) for names in subsets.values()}) == 3
+    (whole,) = read_odinw(context, folder=Url(tmp_path), split=split)
+    assert whole.num_rows == 40
+
+
+def test_a_subset_that_shares_its_file_is_known_as_another_part(tmp_path: Path, context: SourceContext) -> None:
+    write_many(tmp_path / "train" / PUBLISHED, {i: [1] for i in range(30)})
+    identities = set()
+    for options in ({}, {"shots": 1}, {"shots": 3}, {"shots": 3, "shot_seed": 30}):
+        (table,) = read_odinw(context, folder=Url(tmp_path), split="train", **options)
+        identities |= {part.identity for part in table.parts(100)}
+    assert len(identities) == 4
+
+
+def test_fewer_than_no_shots_are_a_mistake(tmp_path: Path, context: SourceContext) -> None:
+    with pytest.raises(ConfigError, match="shots is -1; expected 0 for all pictures"):
+        read_odinw(context, folder=Url(tmp_path), split="train", shots=-1)
+
+
+def test_the_draw_is_the_same_on_every_machine() -> None:
+    shown = {str(i): {i % 3, 7} for i in range(1, 31)}
+    assert draw_pictures(shown, 2, 3) == {"2", "10", "11", "15", "22", "27"}
+
+
+shows = st.dictionaries(st.integers(0, 200).map(str), st.frozensets(st.integers(0, 5) | st.just(10**6)), max_size=40)
+
+
+@given(shows, st.integers(1, 10), st.integers(0, 300))
+def test_every_category_gets_its_shots_or_all_that_there_are(
+    shown: dict[str, frozenset[int]], shots: int, seed: int
+) -> None:
+    kept = draw_pictures(shown, shots, seed)
+    for category in frozenset().union(*shown.values()):
+        having = {picture for picture, categories in shown.items() if category in categories}
+        assert len(kept & having) >= min(shots, len(having))
+    assert all(shown[picture] for picture in kept)
+    assert len(kept) <= shots * len(frozenset().union(*shown.values()))
+    assert draw_pictures(dict(reversed(shown.items())), shots, seed) == kept
+
+
+@given(st.lists(st.integers(0, 300), min_size=2, max_size=2, unique=True))
+def test_another_seed_draws_other_pictures(seeds: list[int]) -> None:
+    shown = {str(i): {i % 4} for i in range(400)}
+    first, second = (draw_pictures(shown, 10, seed) for seed in seeds)
+    assert first != second
