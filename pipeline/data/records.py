@@ -118,6 +118,8 @@ class DetectedObject:
     category_id: int
     xyxy: Box
     is_crowd: bool = False
+    area: float | None = None
+    """Of its mask in pixels², None when nobody said; evaluation then takes the box's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,6 +132,10 @@ class DetectionRecord:
     width: int
     source: str
     objects: tuple[DetectedObject, ...]
+    negative_category_ids: tuple[int, ...] = ()
+    """Categories that were looked for and are not there, as in LVIS."""
+    not_exhaustive_category_ids: tuple[int, ...] = ()
+    """Categories of which only some objects have boxes, as in LVIS."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,6 +146,8 @@ class Category:
     name: str
     split: str = "base"
     """``base`` when human data shows it, ``novel`` when only web pairs do."""
+    frequency: str | None = None
+    """``r``, ``c`` or ``f``: rare, common or frequent in LVIS's training pictures."""
 
 
 _IMAGE = pa.struct([pa.field("bytes", pa.binary()), pa.field("path", pa.string())])
