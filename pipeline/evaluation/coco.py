@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from pipeline.data.records import Category, DetectionRecord
-from pipeline.evaluation.curves import Curves, measure, rankings, split_by_category, threshold_index
+from pipeline.evaluation.curves import Curves, measure, threshold_index
 from pipeline.evaluation.detection_set import DetectionSet, found_of_predictions, set_of_records
-from pipeline.evaluation.matching import AREAS, Found, Matches, match, unpack
+from pipeline.evaluation.matching import AREAS, Found, Matches, match, split_by_category, unpack
 from pipeline.evaluation.predictions import Predictions, check_rows
 
 LIMITS = (1, 10, 100)
@@ -127,5 +127,5 @@ def _by_category(matches: Matches, num_categories: int, num_pictures: int) -> tu
             ignored=unpack(matches.ignored[ranking])[_ALL_AREAS].copy(),
             truth_per_image=np.bincount(matches.truth.pictures[part][is_wanted[part]], minlength=num_pictures),
         )
-        for ranking, part in zip(rankings(matches, num_categories), truths, strict=True)
+        for ranking, part in zip(matches.rankings(num_categories), truths, strict=True)
     )

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.evaluation.matching import AREAS, IOU_THRESHOLDS, Matches, unpack
+from pipeline.evaluation.matching import AREAS, IOU_THRESHOLDS, Matches, split_by_category, unpack
 
 RECALLS = np.linspace(0.0, 1.0, 101)
 
@@ -56,7 +55,7 @@ def measure(matches: Matches, num_categories: int, limits: tuple[int | None, ...
     precision = np.full((thresholds, len(RECALLS), num_categories, areas), -1.0)
     recall = np.full((thresholds, num_categories, areas, len(limits)), -1.0)
     wanted = split_by_category(matches.truth.categories, num_categories)
-    for k, (truth, ranking) in enumerate(zip(wanted, rankings(matches, num_categories), strict=True)):
+    for k, (truth, ranking) in enumerate(zip(wanted, matches.rankings(num_categories), strict=True)):
         num_truths = unpack(matches.wanted[truth])[:, 0].sum(-1)  # the same at all thresholds
         present = num_truths > 0
         if not present.any():
@@ -69,17 +68,6 @@ def measure(matches: Matches, num_categories: int, limits: tuple[int | None, ...
             found = unpack(within).sum(-1)  # (A, T)
             recall[:, k, present, m] = (found[present] / num_truths[present, None]).T
     return Curves(precision, recall, limits)
-
-
-def rankings(matches: Matches, num_categories: int) -> list[np.ndarray]:
-    """Return for every category its detections, best score first, of equals that of the first picture."""
-    order = np.lexsort((-matches.found.scores, matches.found.categories))
-    return [order[part] for part in split_by_category(matches.found.categories, num_categories)]
-
-
-def split_by_category(categories: np.ndarray, num_categories: int) -> list[slice]:
-    """Return where each category lies in (N,) rising categories."""
-    return list(itertools.starmap(slice, itertools.pairwise(np.searchsorted(categories, range(num_categories + 1)))))
 
 
 def threshold_index(iou: float) -> int:

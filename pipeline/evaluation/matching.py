@@ -95,6 +95,11 @@ class Matches:
     wanted: np.ndarray
     """(G,) uint64 cases in which a truth is to be found."""
 
+    def rankings(self, num_categories: int) -> Iterator[np.ndarray]:
+        """Yield each category's detections, best score first, of equals that of the first picture."""
+        for part in split_by_category(self.found.categories, num_categories):
+            yield part.start + np.argsort(-self.found.scores[part], kind="stable")
+
 
 def match(truth: Truth, found: Found, max_per_group: int | None = None, lenient: np.ndarray | None = None) -> Matches:
     """Match detections with ground truth.
@@ -117,6 +122,11 @@ def match(truth: Truth, found: Found, max_per_group: int | None = None, lenient:
     matched, ignored = _take_turns(truth, wanted, found)
     excused = np.where(lenient, _ALL_CASES, ~_within(found.areas) & _ALL_CASES)
     return Matches(truth, found, ranks, matched, ignored | (~matched & excused), wanted)
+
+
+def split_by_category(categories: np.ndarray, num_categories: int) -> list[slice]:
+    """Return where each category lies in (N,) rising categories."""
+    return list(itertools.starmap(slice, itertools.pairwise(np.searchsorted(categories, range(num_categories + 1)))))
 
 
 def unpack(cases: np.ndarray) -> np.ndarray:

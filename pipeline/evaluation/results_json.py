@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,8 @@ from pipeline.errors import BenchmarkError, MissingInputError
 from pipeline.evaluation.detection_set import DetectionSet, in_order, numbers_of, pairs
 from pipeline.evaluation.lvis import FREQUENCIES
 from pipeline.evaluation.matching import Found, Truth
+
+_ID: tuple[set[type], str] = ({int, float, str}, "a number or a text")
 
 
 @dataclass(frozen=True)
@@ -49,17 +51,18 @@ def read_annotations(path: Path, federated: bool = False) -> AnnotationFile:
         _Rows(content.get(name), f"{path}: {name}") for name in ("images", "categories", "annotations")
     )
     vocabulary = _vocabulary(categories, federated)
-    places = {image_id: place for place, image_id in enumerate(images.column("id", _is_id, "a number or a text"))}
+    places = {image_id: place for place, image_id in enumerate(images.column("id", *_ID))}
     try:
         numbers = {image_id: number for number, image_id in enumerate(sorted(places))}
     except TypeError:
         raise BenchmarkError(f"{path}: images: some ids are numbers and some texts; expected one kind") from None
 
     def labels(name: str) -> np.ndarray:
-        if not federated:
-            return np.zeros((0, 2), np.int64)
-        lists = images.column(name, _is_list_of_ids, "a list of category ids")
-        return pairs([lists[places[image_id]] for image_id in numbers], numbers_of(vocabulary))
+        lists = images.column(name, {list}, "a list of category ids, as LVIS has") if federated else []
+        try:
+            return pairs([lists[places[image_id]] for image_id in numbers if lists], numbers_of(vocabulary))
+        except TypeError:
+            raise BenchmarkError(f"{path}: images: {name} are not all numbers") from None
 
     truth = _truth(annotations, numbers, numbers_of(vocabulary))
     negative, not_exhaustive = labels("neg_category_ids"), labels("not_exhaustive_category_ids")
@@ -74,15 +77,15 @@ def read_results(path: Path, annotations: AnnotationFile) -> Found:
         BenchmarkError: it is not such a file, or has detections of pictures that the annotations do not list.
     """
     rows = _Rows(_load(path), f"{path}: detections")
-    numbers = annotations.picture_numbers
-    known = "the id of an image of the annotation file"
-    image_ids = rows.column("image_id", lambda value: _is_id(value) and value in numbers, known)
-    labels = numbers_of(annotations.detection_set.categories)
+    image_ids, labels = rows.column("image_id", *_ID), rows.column("category_id", *_ID)
+    pictures = [annotations.picture_numbers.get(image_id, -1) for image_id in image_ids]
+    if -1 in pictures:
+        row = pictures.index(-1)
+        raise rows.error(row, ".image_id", "the id of an image that the annotations list", image_ids[row])
+    numbers = numbers_of(annotations.detection_set.categories)
     return Found(
-        pictures=np.array([numbers[image_id] for image_id in image_ids], np.int64),
-        categories=np.array(
-            [labels.get(label, -1) for label in rows.column("category_id", _is_id, "a number")], np.int64
-        ),
+        pictures=np.array(pictures, np.int64),
+        categories=np.array([numbers.get(label, -1) for label in labels], np.int64),
         boxes_xywh=rows.numbers("bbox", 4),
         scores=rows.numbers("score"),
     )
@@ -95,18 +98,12 @@ class _Rows:
         if not isinstance(rows, list):
             raise BenchmarkError(f"{where}: expected a list, got {_show(rows)}")
         self._rows, self.where = rows, where
-        self._check(rows, lambda row: isinstance(row, dict), "", "an object")
+        self._check_types(rows, {dict}, "", "an object")
 
-    def column(
-        self, name: str, is_good: Callable[[Any], bool] = lambda value: True, expected: str = "a value"
-    ) -> list[Any]:
-        """Return a field of all rows."""
-        try:
-            values = [row[name] for row in self._rows]
-        except KeyError:
-            row = next(i for i, row in enumerate(self._rows) if name not in row)
-            raise BenchmarkError(f"{self.where}[{row}]: no {name}; expected {expected}") from None
-        self._check(values, is_good, f".{name}", expected)
+    def column(self, name: str, types: set[type], expected: str) -> list[Any]:
+        """Return a field of all rows; their types are these exactly, so that no bool passes for a number."""
+        values = self._values(name, expected)
+        self._check_types(values, types, f".{name}", expected)
         return values
 
     def optional(self, name: str, defaults: Iterable[Any]) -> list[Any]:
@@ -116,43 +113,53 @@ class _Rows:
 
     def numbers(self, name: str, size: int | None = None, values: list[Any] | None = None) -> np.ndarray:
         """Return (rows,) or (rows, size) float64 of a field, or of values in its place."""
-        values = self.column(name) if values is None else values
-        shape = (len(values),) if size is None else (len(values), size)
-        found = _finite(values, shape)
+        expected = "a finite number" if size is None else f"{size} finite numbers"
+        values = self._values(name, expected) if values is None else values
+        shape = () if size is None else (size,)
+        found = _finite(values, (len(values), *shape))
         if found is None:
-            expected = "a finite number" if size is None else f"{size} finite numbers"
-            self._check(values, lambda value: _finite(value, shape[1:]) is not None, f".{name}", expected)
-            raise BenchmarkError(f"{self.where}: {name} are not all {expected}")
+            row = next((row for row, value in enumerate(values) if _finite(value, shape) is None), 0)
+            raise self.error(row, f".{name}", expected, values[row])
         return found
 
-    def _check(self, values: list[Any], is_good: Callable[[Any], bool], name: str, expected: str) -> None:
-        for row, value in enumerate(values):
-            if not is_good(value):
-                raise BenchmarkError(f"{self.where}[{row}]{name}: expected {expected}, got {_show(value)}")
+    def error(self, row: int, name: str, expected: str, value: Any) -> BenchmarkError:
+        """Return the error for a value that is not what was expected."""
+        return BenchmarkError(f"{self.where}[{row}]{name}: expected {expected}, got {_show(value)}")
+
+    def _values(self, name: str, expected: str) -> list[Any]:
+        try:
+            return [row[name] for row in self._rows]
+        except KeyError:
+            row = next(row for row, fields in enumerate(self._rows) if name not in fields)
+            raise self.error(row, "", f"{name}, {expected},", self._rows[row]) from None
+
+    def _check_types(self, values: list[Any], types: set[type], name: str, expected: str) -> None:
+        if not set(map(type, values)) <= types:
+            row = next(row for row, value in enumerate(values) if type(value) not in types)
+            raise self.error(row, name, expected, values[row])
 
 
 def _vocabulary(rows: _Rows, federated: bool) -> tuple[Category, ...]:
-    ids = rows.column("id", lambda value: isinstance(value, int), "a number")
-    names = rows.optional("name", ids)
+    ids = rows.column("id", {int}, "a whole number")
+    names, frequencies = rows.optional("name", ids), rows.optional("frequency", [None] * len(ids))
     if federated:
-        expected = f"one of {', '.join(FREQUENCIES)}, as LVIS has"
-        frequencies = rows.column("frequency", lambda value: value in FREQUENCIES, expected)
-    else:
-        frequencies = [None] * len(ids)
+        for row, frequency in enumerate(frequencies):
+            if frequency not in FREQUENCIES:
+                raise rows.error(row, ".frequency", f"one of {', '.join(FREQUENCIES)}, as LVIS has", frequency)
     entries = zip(ids, names, frequencies, strict=True)
     return in_order(Category(id=label, name=str(name), frequency=frequency) for label, name, frequency in entries)
 
 
 def _truth(rows: _Rows, pictures: dict[int | str, int], categories: dict[int, int]) -> Truth:
-    ids = rows.column("id", _is_id, "a number")
+    ids = rows.column("id", *_ID)
     twice = [each for each, count in Counter(ids).items() if count > 1]
     if twice:
         raise BenchmarkError(f"{rows.where}: {len(twice)} ids occur more than once, such as {twice[0]!r}; number anew")
     boxes = rows.numbers("bbox", 4)
     with np.errstate(over="ignore"):
         areas = rows.optional("area", (boxes[:, 2] * boxes[:, 3]).tolist())
-    image_ids = rows.column("image_id", _is_id, "a number or a text")
-    labels = rows.column("category_id", _is_id, "a number")
+    image_ids = rows.column("image_id", *_ID)
+    labels = rows.column("category_id", *_ID)
     none = [0] * len(ids)
     truth = Truth(
         pictures=np.array([pictures.get(image_id, -1) for image_id in image_ids], np.int64),
@@ -186,14 +193,6 @@ def _finite(values: Any, shape: tuple[int, ...]) -> np.ndarray | None:
     if found.shape != shape or found.dtype.kind not in "biuf" or not np.isfinite(found).all():
         return None
     return found.astype(np.float64)
-
-
-def _is_id(value: Any) -> bool:
-    return isinstance(value, int | str)
-
-
-def _is_list_of_ids(value: Any) -> bool:
-    return isinstance(value, list) and all(map(_is_id, value))
 
 
 def _show(value: Any) -> str:
