@@ -3,8 +3,8 @@
 Run: make bench, or: python tests/benchmarks/evaluation_speed.py --json out.json
 
     coco        5,000 pictures with 300 detections each in 80 categories, against pycocotools
-    lvis-fixed  500 pictures with 300 detections each in 1,203 categories, fixed AP, against lvis-api, which this project
-                does not install: pip install --target /tmp/lvis --no-deps lvis
+    lvis-fixed  500 pictures with 300 detections each in 1,203 categories, fixed AP, against lvis-api, which is not in
+                the environment: pip install --target /tmp/lvis --no-deps lvis
 
 Every figure is taken in a process of its own; ours is the best of several, the others run once.
 """
