@@ -119,7 +119,7 @@ class DetectedObject:
     xyxy: Box
     is_crowd: bool = False
     area: float | None = None
-    """Of its mask in pixels², None when nobody said; evaluation then takes the box's."""
+    """Of its mask in pixels², as the data set has it; None takes that of the box."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,9 +133,9 @@ class DetectionRecord:
     source: str
     objects: tuple[DetectedObject, ...]
     negative_category_ids: tuple[int, ...] = ()
-    """Categories that were looked for and are not there, as in LVIS."""
+    """Categories that somebody looked for and that are not there, where not all are looked for, as in LVIS."""
     not_exhaustive_category_ids: tuple[int, ...] = ()
-    """Categories of which only some objects have boxes, as in LVIS."""
+    """Categories of which some objects may have no box."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,7 +147,7 @@ class Category:
     split: str = "base"
     """``base`` when human data shows it, ``novel`` when only web pairs do."""
     frequency: str | None = None
-    """``r``, ``c`` or ``f``: rare, common or frequent in LVIS's training pictures."""
+    """``r``, ``c`` or ``f``: on how few or many pictures LVIS shows it, rare, common or frequent."""
 
 
 _IMAGE = pa.struct([pa.field("bytes", pa.binary()), pa.field("path", pa.string())])
