@@ -36,9 +36,17 @@ def png() -> Callable[[int, int], ImageRef]:
 
 @pytest.fixture(scope="session")
 def make_detection(png: Callable[[int, int], ImageRef]) -> Callable[..., DetectionRecord]:
-    def make(number: int, *objects: DetectedObject, width: int = 100, height: int = 100) -> DetectionRecord:
+    def make(
+        number: int, *objects: DetectedObject, width: int = 100, height: int = 100, **checked: tuple[int, ...]
+    ) -> DetectionRecord:
         return DetectionRecord(
-            key=f"key-{number}", image=png(width, height), height=height, width=width, source="test", objects=objects
+            key=f"key-{number}",
+            image=png(width, height),
+            height=height,
+            width=width,
+            source="test",
+            objects=objects,
+            **checked,
         )
 
     return make

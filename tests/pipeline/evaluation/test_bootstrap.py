@@ -14,6 +14,7 @@ from pipeline.data.records import Category
 from pipeline.evaluation import bootstrap
 from pipeline.evaluation.bootstrap import compare, draw_pictures, interval, resampled_ap
 from pipeline.evaluation.coco import CategoryMatches, CocoResult, evaluate_detection
+from pipeline.evaluation.curves import Curves
 from pipeline.evaluation.predictions import Predictions
 
 
@@ -46,7 +47,8 @@ def scattered_hits(num_categories: int, pictures: int = 600, boxes: int = 10, de
         images = rng.integers(0, pictures, detections)
         matches.append(CategoryMatches(images, matched, np.zeros_like(matched), truth))
     categories = tuple(Category(id=i, name=str(i)) for i in range(num_categories))
-    return CocoResult(categories, np.zeros((10, 101, num_categories)), tuple(matches))
+    curves = Curves(np.zeros((10, 101, num_categories, 4)), np.zeros((10, num_categories, 4, 1)), (100,))
+    return CocoResult(categories, curves, tuple(matches))
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -32,8 +32,8 @@ def thing(category: Category, box: Any = SQUARE, crowd: bool = False) -> Detecte
 
 def official(
     records: Sequence[DetectionRecord], categories: Sequence[Category], found: Predictions, ids: list[int]
-) -> tuple[float, float]:
-    """AP and AP50 in percent as pycocotools summarises them when told to count some categories only."""
+) -> list[float]:
+    """The twelve numbers as pycocotools summarises them when told to count some categories only."""
     annotations: list[dict[str, Any]] = []
     for number, record in enumerate(records):
         for item in record.objects:
@@ -67,7 +67,7 @@ def official(
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
-    return 100 * evaluation.stats[0], 100 * evaluation.stats[1]
+    return [float(value) for value in evaluation.stats]
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -78,16 +78,28 @@ def test_numbers_are_those_of_pycocotools_for_all_base_and_novel(
     result = evaluate_detection(records, categories, found)
     for split in (None, "base", "novel"):
         ids = [category.id for category in categories if split in (None, category.split)]
-        average, at_half = official(records, categories, found, ids)
-        assert 0 < average < 100
-        assert result.average_precision(split) == pytest.approx(average, abs=1e-9)
-        assert result.average_precision(split, iou=0.5) == pytest.approx(at_half, abs=1e-9)
+        expected = official(records, categories, found, ids)
+        assert 0 < expected[0] < 1
+        assert [-1 if value is None else value for value in result.metrics(split).values()] == expected
+        assert result.average_precision(split) == pytest.approx(100 * expected[0], abs=1e-12)
+        assert result.average_precision(split, iou=0.5) == pytest.approx(100 * expected[1], abs=1e-12)
 
 
 def test_perfect_boxes_score_100(make_detection: Any, make_predictions: Any) -> None:
     result = evaluate_detection([make_detection(0, thing(DOG))], [DOG], make_predictions([(0, DOG.id, SQUARE, 0.3)]))
     assert result.average_precision() == pytest.approx(100)
     assert result.average_precision("base", iou=0.75) == pytest.approx(100)
+
+
+def test_the_area_of_the_mask_says_how_large_a_thing_is_where_there_is_one(
+    make_detection: Any, make_predictions: Any
+) -> None:
+    wide = (0.0, 0.0, 50.0, 50.0)
+    for area, size in ((None, "APm"), (1000.0, "APs"), (9300.0, "APl")):
+        thin = DetectedObject(category_id=DOG.id, xyxy=wide, area=area)
+        result = evaluate_detection([make_detection(0, thin)], [DOG], make_predictions([(0, DOG.id, wide, 0.9)]))
+        sizes = {name: result.metrics()[name] for name in ("APs", "APm", "APl")}
+        assert sizes == {name: pytest.approx(1) if name == size else None for name in sizes}
 
 
 def test_a_box_of_iou_072_counts_at_five_of_ten_thresholds(make_detection: Any, make_predictions: Any) -> None:
