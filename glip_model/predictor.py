@@ -156,7 +156,11 @@ class GLIPPredictor:
         ]
 
     def detect(
-        self, images: Sequence[Image.Image], names: Sequence[str], max_prompt_categories: int | None = None
+        self,
+        images: Sequence[Image.Image],
+        names: Sequence[str],
+        max_prompt_categories: int | None = None,
+        limit_total: bool = True,
     ) -> list[Detections]:
         """Find categories in every picture, names packed into as few prompts as fit.
 
@@ -164,9 +168,11 @@ class GLIPPredictor:
             images: RGB pictures of any sizes, one batch.
             names: any number of category names.
             max_prompt_categories: names in one prompt at most; None leaves it to the token limit.
+            limit_total: keep the model's ``max_detections`` of all prompts together; otherwise of each, as GLIP was
+                judged on LVIS.
 
         Returns:
-            Per picture the best ``max_detections`` over all prompts; ``phrase_index`` counts ``names``.
+            Per picture the best boxes over all prompts; ``phrase_index`` counts ``names``.
 
         Raises:
             ValueError: there are no names, or one is empty or alone too long for a prompt.
@@ -182,7 +188,7 @@ class GLIPPredictor:
             index = torch.tensor(chunk)
             for found, detections in zip(parts, self._run(images, [prompt] * len(images)), strict=True):
                 found.append(replace(detections, phrase_index=index[detections.phrase_index]))
-        limit = self.model.config.max_detections
+        limit = self.model.config.max_detections if limit_total else None
         return [replace(_merge(found, limit), phrases=tuple(names)) for found in parts]
 
     def tokenize(self, prompt: Prompt) -> TokenizedPrompt:
@@ -235,8 +241,8 @@ def _resize(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     return image.resize((size[1], size[0]), Image.Resampling.BILINEAR)
 
 
-def _merge(parts: Sequence[Detections], limit: int) -> Detections:
-    """Put the detections of several prompts together, best first, at most ``limit``."""
+def _merge(parts: Sequence[Detections], limit: int | None) -> Detections:
+    """Put the detections of several prompts together, best first, at most ``limit`` where there is one."""
     scores = torch.cat([part.scores for part in parts])
     order = scores.argsort(descending=True, stable=True)[:limit]
     boxes = torch.cat([part.boxes_xyxy for part in parts])

@@ -96,6 +96,11 @@ class Detections:
     char_spans: tuple[CharSpans, ...] = field(default=())
     """Per phrase, where it stands in the caption."""
 
+    @classmethod
+    def none(cls) -> Detections:
+        """Return what is found in a picture where nothing is."""
+        return cls(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64))
+
     def __len__(self) -> int:
         """Count the boxes."""
         return int(self.scores.shape[0])

@@ -307,11 +307,17 @@ class EvaluateConfig:
     max_prompt_categories: int
     """Category names in one prompt at most; prompts are also cut at the token limit."""
     max_detections: int
-    """Per picture; 100 for COCO, 300 for LVIS."""
+    """Per picture; 100 as published."""
+    max_detections_lvis: int
+    """Per picture and prompt where LVIS's protocol judges; 300 as published."""
+    referring_target: Literal["expression", "phrase"]
+    """What of a referring expression names its object: ``expression``, all of it, or ``phrase``, what the data marks in
+    it, such as the head that MDETR's files name."""
 
     def __post_init__(self) -> None:
         """Check ranges."""
-        _check_range(self, 1, None, "batch_size", "num_actors", "max_prompt_categories", "max_detections")
+        limits = ("max_prompt_categories", "max_detections", "max_detections_lvis")
+        _check_range(self, 1, None, "batch_size", "num_actors", *limits)
 
 
 @dataclass(frozen=True, kw_only=True)

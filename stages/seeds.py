@@ -24,6 +24,8 @@ from pipeline.errors import PipelineError
 logger = logging.getLogger(__name__)
 
 MODELS = ("teacher", "student", "control")
+SOURCE = "embedded"
+"""What is judged: the data that every seed draws anew."""
 MEASURES = {
     "AP": ("detection", "AP"),
     "AP50": ("detection", "AP50"),
@@ -80,7 +82,7 @@ def summarise(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _measures(metrics: Mapping[str, Any], part: str) -> dict[str, float]:
-    return {name: metrics[task][part][key] for name, (task, key) in MEASURES.items() if task in metrics}
+    return {name: metrics[task][SOURCE][part][key] for name, (task, key) in MEASURES.items() if task in metrics}
 
 
 def _difference(left: Mapping[str, float], right: Mapping[str, float]) -> dict[str, float]:

@@ -109,7 +109,7 @@ class ShardWriter:
     def __enter__(self) -> ShardWriter:
         """Begin the file beside its place."""
         self._replacing = replacing(self.path)
-        with _storage_errors(self.path):
+        with storage_errors(self.path):
             self.aside = self._replacing.__enter__()
             self._file = pq.ParquetWriter(self.aside, self._schema, compression="zstd", write_page_checksum=True)
         return self
@@ -130,7 +130,7 @@ class ShardWriter:
                 self._file.close()
             self._replacing.__exit__(kind, error, trace)
             return
-        with _storage_errors(self.path), ExitStack() as stack:
+        with storage_errors(self.path), ExitStack() as stack:
             stack.push(self._replacing)
             with self._file:
                 self._write_group()
@@ -144,7 +144,7 @@ class ShardWriter:
             table = pa.Table.from_pylist(self._group, schema=self._schema)
             for batch in table.to_batches():
                 self._digest.update(batch.serialize())
-            with _storage_errors(self.path):
+            with storage_errors(self.path):
                 self._file.write_table(table)
         self._group, self._group_bytes = [], 0
 
@@ -191,6 +191,12 @@ def read_shard(path: Place, record_type: type[R]) -> list[R]:
             raise ShardError(f"{path}: {key} is {metadata.get(key)!r}, expected {expected!r}; write the shard anew")
     table = read_table(path, SCHEMAS[record_type].names)
     return [from_row(record_type, row) for row in table.to_pylist()]
+
+
+def read_annotations(path: Place, record_type: type[R]) -> list[R]:
+    """Read all records of a shard without their pictures, which are most of it; ShardError as ``read_shard``."""
+    table = read_table(path, [name for name in SCHEMAS[record_type].names if name != "image"])
+    return [from_row(record_type, {**row, "image": {}}) for row in table.to_pylist()]
 
 
 def read_metadata(path: Place) -> dict[str, str]:
@@ -286,7 +292,7 @@ def _shard_errors(path: Place) -> Iterator[None]:
 
 
 @contextmanager
-def _storage_errors(path: Place) -> Iterator[None]:
+def storage_errors(path: Place) -> Iterator[None]:
     """Turn what is raised while a file is written into StorageErrors."""
     try:
         yield

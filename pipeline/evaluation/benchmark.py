@@ -1,133 +1,201 @@
-"""The tasks of a split: which records they need, how a model is asked, and what its answers score."""
+"""The benchmarks of a split: which records they need, and how a model is asked about them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
-from pathlib import Path
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 from PIL import Image
 
 from glip_model.images import ImageError
 from glip_model.predictor import GLIPPredictor
 from glip_model.prompts import caption_prompt
+from glip_model.structures import CharSpans, Detections
 from pipeline.config import EvaluateConfig
 from pipeline.data.images import load_image
-from pipeline.data.records import DetectionRecord, GroundingRecord
-from pipeline.data.shards import list_shards, read_categories, read_shard
-from pipeline.errors import BenchmarkError
-from pipeline.evaluation import coco, flickr30k, refcoco
-from pipeline.evaluation.predictions import Predictions, to_table
+from pipeline.data.records import Category, DetectionRecord, GroundingRecord, ImageRef
+from pipeline.data.shards import list_shards, read_annotations, read_categories, read_shard, read_table
+from pipeline.data.storage import Place
+from pipeline.errors import BenchmarkError, MissingInputError
+from pipeline.evaluation.predictions import to_table
 
-TASKS = {"detection": DetectionRecord, "grounding": GroundingRecord, "referring": GroundingRecord}
-SPLITS = (None, "base", "novel")
+TASKS: dict[str, type] = {"detection": DetectionRecord, "grounding": GroundingRecord, "referring": GroundingRecord}
 MAX_PIXELS = 1_000_000_000
 """Benchmark pictures were checked when their records were made."""
+BATCHES_AHEAD = 2
+"""Batches whose pictures are read and decoded while the model works on another."""
 
 
-def read_task(folder: Path, task: str) -> list[Any]:
-    """Return all records of a task.
+@dataclass(frozen=True)
+class Benchmark:
+    """The rows of one source in one task of a split: what one protocol judges at a time."""
+
+    split: str
+    task: str
+    source: str
+    shards: tuple[Place, ...]
+    rows: tuple[int, ...]
+    """Per shard."""
+
+    @property
+    def name(self) -> str:
+        """Where its metrics stand."""
+        return f"{self.split}/{self.task}/{self.source}"
+
+    def read(self) -> list[Any]:
+        """Return all records, without their pictures."""
+        return [record for path in self.shards for record in read_annotations(path, TASKS[self.task])]
+
+    def categories(self) -> list[Category]:
+        """Return the vocabulary of a detection benchmark."""
+        return read_categories(self.shards[0])
+
+    def picture(self, number: int) -> Image.Image:
+        """Decode the picture of a row, counted over all shards; ImageError where that cannot be."""
+        for path, rows in zip(self.shards, self.rows, strict=True):
+            if number < rows:
+                return load_image(ImageRef(**read_table(path, ["image"])["image"][number].as_py()), MAX_PIXELS)
+            number -= rows
+        raise IndexError(f"{self.name} has no row {number} beyond its last")
+
+
+@dataclass(frozen=True)
+class ShardPredictions:
+    """What a model finds in the pictures of one shard."""
+
+    table: pa.Table
+    """As ``predictions.PREDICTION_SCHEMA``."""
+    missing: dict[str, str]
+    """Key to reason of the rows whose picture cannot be read; they count as if nothing had been found."""
+
+
+def list_benchmarks(records: Place, splits: Sequence[str]) -> tuple[list[Benchmark], list[str]]:
+    """Return the benchmarks that there are records for, and the ``SPLIT/TASK`` that have none.
 
     Raises:
-        MissingInputError: the split has no such task.
-        BenchmarkError: it has no rows; a score over nothing would mislead.
+        MissingInputError: a split has no records at all.
+        BenchmarkError: a task has no rows, or a shard mixes sources.
     """
-    records = [record for path in list_shards(folder / task) for record in read_shard(path, TASKS[task])]
-    if not records:
-        raise BenchmarkError(f"{folder / task}: no rows to judge a model by; give prepare some and run: dvc repro")
-    return records
+    found: list[Benchmark] = []
+    absent = []
+    for split in splits:
+        of_split = []
+        for task in TASKS:
+            try:
+                of_split += _benchmarks_of(records, split, task)
+            except MissingInputError:
+                absent.append(f"{split}/{task}")
+        if not of_split:
+            raise MissingInputError(f"{records / split}: no {', '.join(TASKS)} records; run: dvc repro prepare")
+        found += of_split
+    return found, absent
 
 
-def predict_shard(
-    predictor: GLIPPredictor,
-    path: Path,
-    task: str,
-    first_number: int,
-    config: EvaluateConfig,
-    on_rows: Callable[[int], None] = lambda count: None,
-) -> pa.Table:
-    """Run a model over one shard of a task.
+def _benchmarks_of(records: Place, split: str, task: str) -> list[Benchmark]:
+    shards: dict[str, list[tuple[Place, int]]] = {}
+    for path in list_shards(records / split / task):
+        sources = read_table(path, ["source"])["source"]
+        names = sources.unique().to_pylist()
+        if len(names) > 1:
+            raise BenchmarkError(f"{path}: rows of {', '.join(names)} in one shard; run: dvc repro prepare")
+        for name in names:
+            shards.setdefault(name, []).append((path, len(sources)))
+    if not shards:
+        raise BenchmarkError(
+            f"{records / split / task}: no rows to judge a model by; give prepare some and run: dvc repro"
+        )
+    return [
+        Benchmark(split, task, source, tuple(path for path, _ in parts), tuple(rows for _, rows in parts))
+        for source, parts in shards.items()
+    ]
 
-    Args:
-        predictor: the model.
-        path: shard of records.
-        task: ``detection``, ``grounding`` or ``referring``.
-        first_number: number of the shard's first row within the task.
-        config: batch size and prompt limits.
-        on_rows: told how many rows were done.
 
-    Returns:
-        Predictions as ``predictions.PREDICTION_SCHEMA``.
+def predictions_of(benchmark: Benchmark, out: Place) -> list[Place]:
+    """Return where the predictions of a benchmark's shards are, in order."""
+    return [out / benchmark.split / benchmark.task / path.name for path in benchmark.shards]
 
-    Raises:
-        BenchmarkError: a picture is missing or broken; leaving it out would change the benchmark.
-    """
+
+def predict_shard(predictor: GLIPPredictor, path: Place, task: str, config: EvaluateConfig) -> ShardPredictions:
+    """Run a model over one shard of a task; pictures are decoded ahead of it."""
     records: list[Any] = read_shard(path, TASKS[task])
-    categories = read_categories(path) if task == "detection" else []
-    names, ids = [category.name for category in categories], [category.id for category in categories]
-    keys, found = [record.key for record in records], []
-    for start in range(0, len(records), config.batch_size):
-        batch = records[start : start + config.batch_size]
-        images = _load_images(batch, path)
-        if task == "detection":
-            found += predictor.detect(images, names, config.max_prompt_categories)
-        else:
-            found += _ground(predictor, images, batch)
-        on_rows(len(batch))
-    numbers = range(first_number, first_number + len(records))
-    return to_table(keys, list(numbers), found, ids if task == "detection" else None)
+    ask = _detector(predictor, path, config) if task == "detection" else _grounder(predictor, task, config)
+    batches = [records[start : start + config.batch_size] for start in range(0, len(records), config.batch_size)]
+    found: list[Detections] = []
+    missing: dict[str, str] = {}
+    for batch, images in zip(batches, _loaded_ahead(batches), strict=True):
+        usable = {i: image for i, image in enumerate(images) if isinstance(image, Image.Image)}
+        answers = dict(zip(usable, ask(list(usable.values()), [batch[i] for i in usable]), strict=True))
+        found += [answers.get(i, Detections.none()) for i in range(len(batch))]
+        for record, image in zip(batch, images, strict=True):
+            if isinstance(image, ImageError):
+                missing[record.key] = image.reason
+    ids = [category.id for category in read_categories(path)] if task == "detection" else None
+    return ShardPredictions(to_table([record.key for record in records], found, ids), missing)
 
 
-def score_split(folder: Path, predictions: dict[str, Predictions]) -> tuple[dict[str, Any], coco.CocoResult | None]:
-    """Compute the metrics of every task that there are predictions for.
-
-    Returns:
-        Task → ``all``, ``base`` and ``novel`` → measure in percent, two digits; and the detection result for curves.
-    """
-    metrics: dict[str, Any] = {}
-    detection = None
-    if "detection" in predictions:
-        records = read_task(folder, "detection")
-        categories = read_categories(list_shards(folder / "detection")[0])
-        detection = coco.evaluate_detection(records, categories, predictions["detection"])
-        metrics["detection"] = {
-            split or "all": {
-                "AP": detection.average_precision(split),
-                "AP50": detection.average_precision(split, iou=0.5),
-            }
-            for split in SPLITS
-        }
-    if "grounding" in predictions:
-        ranks, splits = flickr30k.evaluate_grounding(read_task(folder, "grounding"), predictions["grounding"])
-        metrics["grounding"] = {split or "all": flickr30k.recalls(ranks, splits, split) for split in SPLITS}
-    if "referring" in predictions:
-        hits, splits = refcoco.evaluate_referring(read_task(folder, "referring"), predictions["referring"])
-        metrics["referring"] = {split or "all": refcoco.precision(hits, splits, split) for split in SPLITS}
-    return _rounded(metrics), detection
+_Ask = Callable[[Sequence[Image.Image], Sequence[Any]], list[Detections]]
 
 
-def _load_images(records: Sequence[Any], path: Path) -> list[Image.Image]:
-    images = []
+def is_federated(categories: Iterable[Category]) -> bool:
+    """Tell whether LVIS's protocol judges a vocabulary: one that says how rare its categories are."""
+    return any(category.frequency for category in categories)
+
+
+def _detector(predictor: GLIPPredictor, path: Place, config: EvaluateConfig) -> _Ask:
+    categories = read_categories(path)
+    names, federated = [category.name for category in categories], is_federated(categories)
+    _limit_detections(predictor, config.max_detections_lvis if federated else config.max_detections)
+
+    def ask(images: Sequence[Image.Image], records: Sequence[DetectionRecord]) -> list[Detections]:
+        return predictor.detect(images, names, config.max_prompt_categories, limit_total=not federated)
+
+    return ask
+
+
+def _grounder(predictor: GLIPPredictor, task: str, config: EvaluateConfig) -> _Ask:
+    is_whole = task == "referring" and config.referring_target == "expression"
+    _limit_detections(predictor, config.max_detections)
+
+    def ask(images: Sequence[Image.Image], records: Sequence[GroundingRecord]) -> list[Detections]:
+        prompts = [caption_prompt(r.caption, _expression(r) if is_whole else _phrases(r)) for r in records]
+        return [replace(found, char_spans=()) for found in predictor.ground(images, prompts)]
+
+    return ask
+
+
+def _phrases(record: GroundingRecord) -> list[CharSpans]:
+    return [list(phrase.char_spans) for phrase in record.phrases]
+
+
+def _expression(record: GroundingRecord) -> list[CharSpans]:
+    return [[(0, len(record.caption))]]
+
+
+def _limit_detections(predictor: GLIPPredictor, count: int) -> None:
+    predictor.model.config = replace(predictor.model.config, max_detections=count)
+
+
+def _load_images(records: Sequence[Any]) -> list[Image.Image | ImageError]:
+    images: list[Image.Image | ImageError] = []
     for record in records:
         try:
             images.append(load_image(record.image, MAX_PIXELS))
         except ImageError as error:
-            raise BenchmarkError(
-                f"{path}: the picture of row {record.key!r} cannot be read ({error}); every picture "
-                "of a benchmark counts: put it back, or run: dvc repro prepare"
-            ) from error
+            images.append(error)
     return images
 
 
-def _ground(predictor: GLIPPredictor, images: Sequence[Image.Image], records: Sequence[GroundingRecord]) -> list[Any]:
-    prompts = [caption_prompt(r.caption, [list(phrase.char_spans) for phrase in r.phrases]) for r in records]
-    return [replace(found, char_spans=()) for found in predictor.ground(images, prompts)]
-
-
-def _rounded(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _rounded(item) for key, item in value.items()}
-    return round(float(np.nan_to_num(value)), 2)
+def _loaded_ahead(batches: Sequence[Sequence[Any]]) -> Iterator[list[Image.Image | ImageError]]:
+    """Yield the pictures of batches in order; those of the next ones are read meanwhile."""
+    with ThreadPoolExecutor(BATCHES_AHEAD) as pool:
+        pending: deque[Future[list[Image.Image | ImageError]]] = deque()
+        for batch in batches:
+            pending.append(pool.submit(_load_images, batch))
+            if len(pending) > BATCHES_AHEAD:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()

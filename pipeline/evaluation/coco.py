@@ -19,7 +19,6 @@ from pipeline.evaluation.predictions import Predictions, check_rows
 LIMITS = (1, 10, 100)
 """Detections per picture and category that recall is reported for; the last is what precision counts."""
 _ALL_AREAS = AREAS.index("all")
-_IOU_50 = threshold_index(0.5)
 
 
 @dataclass(frozen=True)
@@ -77,8 +76,7 @@ class CocoResult:
 
     def curve(self, split: str | None = None) -> np.ndarray:
         """Return (101,) precision at IoU 0.5 for recalls 0, 0.01 … 1, averaged over the categories of a split."""
-        chosen = [k for k in self._chosen(split) if self.precision[0, 0, k] >= 0]
-        return self.precision[_IOU_50][:, chosen].mean(1) if chosen else np.zeros(101)
+        return self.curves.precision_curve(0.5, self._chosen(split))
 
     def _chosen(self, split: str | None) -> list[int]:
         return [k for k, category in enumerate(self.categories) if split is None or category.split == split]

@@ -42,6 +42,12 @@ class Curves:
         """Return the mean of the highest recalls as ``average_precision`` does, for one of ``limits`` by its place."""
         return _mean(_of(self.recall[:, :, AREAS.index(area), limit], categories))
 
+    def precision_curve(self, iou: float = 0.5, categories: Sequence[int] | None = None) -> np.ndarray:
+        """Return (101,) precision over recall, averaged over categories as ``average_precision`` is."""
+        values = _of(self.precision[threshold_index(iou), :, :, AREAS.index("all")], categories)
+        present = values[:, values[0] > -1]
+        return present.mean(1) if present.shape[1] else np.zeros(len(RECALLS))
+
 
 def measure(matches: Matches, num_categories: int, limits: tuple[int | None, ...] = (None,)) -> Curves:
     """Compute the curves of all categories.

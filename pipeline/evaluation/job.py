@@ -1,4 +1,8 @@
-"""Inference for evaluation over Ray: every shard of every split and task is asked of one of a few model processes."""
+"""Inference for evaluation over Ray: every shard of every benchmark is asked of one of a few model processes.
+
+The predictions of a shard are a file of their own, with a fingerprint over the model, the settings, the code and the
+records. A stage that is run again asks only for what is not there or was made by something else.
+"""
 
 from __future__ import annotations
 
@@ -13,28 +17,36 @@ from typing import Any
 import ray
 import torch
 
+import glip_model
 from glip_model.predictor import GLIPPredictor
 from pipeline.cli import progress, quiet_libraries
 from pipeline.config import EvaluateConfig
-from pipeline.data.shards import list_shards, read_table
-from pipeline.errors import BenchmarkError, MissingInputError, PipelineError
-from pipeline.evaluation.benchmark import TASKS, predict_shard
+from pipeline.data.provenance import FINGERPRINT, code_sha256, describe_model, fingerprint
+from pipeline.data.shards import read_fingerprint, rows_sha256
+from pipeline.data.storage import Place, exists, list_files, remove
+from pipeline.errors import BenchmarkError, PipelineError, ShardError
+from pipeline.evaluation import benchmark as benchmarks
+from pipeline.evaluation.benchmark import TASKS, Benchmark, list_benchmarks, predict_shard, predictions_of
 from pipeline.evaluation.predictions import write_predictions
 from pipeline.ray_session import share_cluster
 
 logger = logging.getLogger(__name__)
+
+RESTARTS = 4
+"""How often the shard of a worker that died is begun anew."""
+FREE_SETTINGS = ("splits", "num_actors")
+"""They do not change any prediction."""
 
 
 @dataclasses.dataclass(frozen=True)
 class _Shard:
     """A shard of records to run the model over."""
 
-    split: str
     task: str
-    path: Path
-    number: int
-    """Number of its first row within the task."""
+    path: Place
     rows: int
+    target: Place
+    provenance: dict[str, Any]
 
 
 class PredictActor:
@@ -49,91 +61,104 @@ class PredictActor:
     def _predictor(self) -> GLIPPredictor:
         # Not in __init__: an error there would reach the stage as the death of an actor, without its message.
         try:
-            predictor = GLIPPredictor.from_pretrained(self._model, "cuda" if torch.cuda.is_available() else "cpu")
+            return GLIPPredictor.from_pretrained(self._model, "cuda" if torch.cuda.is_available() else "cpu")
         except (ValueError, OSError) as error:
             raise BenchmarkError(
                 f"{self._model}: not a usable model ({error}); run: dvc repro train@{self._model.name}"
             ) from error
-        model_config = predictor.model.config
-        predictor.model.config = dataclasses.replace(model_config, max_detections=self._config.max_detections)
-        return predictor
 
-    def predict(self, path: Path, task: str, first_number: int) -> Any:
-        """Return the predictions of one shard."""
-        return predict_shard(self._predictor, path, task, first_number, self._config)
+    def predict(self, shard: _Shard) -> _Shard | PipelineError:
+        """Write the predictions of one shard; return it, or what went wrong."""
+        try:
+            found = predict_shard(self._predictor, shard.path, shard.task, self._config)
+            write_predictions(shard.target, found.table, shard.provenance, found.missing)
+        except PipelineError as error:
+            return error  # crosses the process border as data: the others are finished first
+        return shard
 
 
-def predict_splits(config: EvaluateConfig, model: Path, records: Path, out: Path) -> dict[str, list[str]]:
-    """Write the model's predictions for every split and task below ``out``; Ray must be running.
+def predict_benchmarks(config: EvaluateConfig, model: Path, records: Place, out: Place) -> list[Benchmark]:
+    """Write the model's predictions for every benchmark below ``out``; Ray must be running.
 
-    Predictions of splits and tasks that there are no records for any more are removed.
+    Predictions of shards that are no more are removed.
 
     Returns:
-        Split to the tasks that it has records for.
+        The benchmarks; ``predictions_of`` says where the predictions of one are.
 
     Raises:
         MissingInputError: the model, or every task of a split, is not there.
-        ShardError: a shard of records is broken.
-        BenchmarkError: the model cannot be loaded, or a picture is missing or broken.
+        ShardError: a shard of records is broken; the others are finished first.
+        BenchmarkError: the model cannot be loaded, its worker dies each time, or records do not make a benchmark.
     """
-    if not (model / "model.safetensors").is_file():
-        raise MissingInputError(f"{model}: no model there; run: dvc repro train")
-    work = _plan(config, records)
-    tables: dict[Path, list[Any]] = {}
-    tasks: dict[str, list[str]] = {}
-    bar = progress(sum(shard.rows for shard in work), f"evaluate {model.name}", "rows")
-    with bar, _errors_as_raised(), _actor_pool(config, model, len(work)) as pool:
-        results = pool.map(lambda actor, shard: actor.predict.remote(shard.path, shard.task, shard.number), work)
-        for shard, table in zip(work, results, strict=True):
-            tables.setdefault(out / shard.split / f"{shard.task}.parquet", []).append(table)
-            if shard.task not in tasks.setdefault(shard.split, []):
-                tasks[shard.split].append(shard.task)
-            bar.update(shard.rows)
-    for path, parts in tables.items():
-        write_predictions(path, parts)
-    for path in out.glob("*/*.parquet"):
-        if path not in tables:
-            path.unlink()
-    return tasks
+    described = describe_model(model)
+    found, absent = list_benchmarks(records, config.splits)
+    if absent:
+        logger.info("evaluate: no records of %s; their metrics are left out", ", ".join(absent))
+    work = [shard for benchmark in found for shard in _plan(config, described, benchmark, out)]
+    _remove_foreign(out, {str(shard.target) for shard in work})
+    todo = [shard for shard in work if not _is_finished(shard)]
+    if len(todo) < len(work):
+        logger.info("evaluate: %d of %d shards are finished already", len(work) - len(todo), len(work))
+    errors: list[PipelineError] = []
+    bar = progress(sum(shard.rows for shard in todo), f"evaluate {model.name}", "rows")
+    with bar, _actor_pool(config, model, len(todo)) as pool:
+        for shard in todo:
+            pool.submit(lambda actor, shard: actor.predict.remote(shard), shard)
+        while pool.has_next():
+            try:
+                result = pool.get_next_unordered()
+            except ray.exceptions.RayError as error:
+                result = BenchmarkError(f"{records}: a worker died {RESTARTS + 1} times over a shard ({error})")
+            if isinstance(result, PipelineError):
+                errors.append(result)
+            else:
+                bar.update(result.rows)
+    if errors:
+        raise min(errors, key=str)  # the same one whichever came first
+    return found
 
 
-def _plan(config: EvaluateConfig, records: Path) -> list[_Shard]:
-    work = []
-    for split in config.splits:
-        present = [task for task in TASKS if (records / split / task).is_dir()]
-        if not present:
-            raise MissingInputError(f"{records / split}: no {', '.join(TASKS)} records; run: dvc repro prepare")
-        if len(present) < len(TASKS):
-            absent = ", ".join(task for task in TASKS if task not in present)
-            logger.info("%s: no %s records; their metrics are left out", records / split, absent)
-        for task in present:
-            number = 0
-            for path in list_shards(records / split / task):
-                rows = len(read_table(path, ["key"]))
-                work.append(_Shard(split, task, path.resolve(), number, rows))
-                number += rows
-    return work
+def _plan(config: EvaluateConfig, model: dict[str, Any], benchmark: Benchmark, out: Place) -> Iterator[_Shard]:
+    settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in FREE_SETTINGS}
+    model_code = Path(str(glip_model.__file__)).parent.glob("*.py")
+    common = {
+        "model": model,
+        "settings": settings,
+        "code": code_sha256([Path(benchmarks.__file__), *model_code]),
+        "task": benchmark.task,
+    }
+    for path, rows, target in zip(benchmark.shards, benchmark.rows, predictions_of(benchmark, out), strict=True):
+        entry = {**common, "records": rows_sha256(path)}
+        provenance = {**entry, FINGERPRINT: fingerprint(entry)}
+        # Workers have a working folder of their own.
+        source, target = (place.resolve() if isinstance(place, Path) else place for place in (path, target))
+        yield _Shard(benchmark.task, source, rows, target, provenance)
+
+
+def _is_finished(shard: _Shard) -> bool:
+    try:
+        return exists(shard.target) and read_fingerprint(shard.target) == shard.provenance[FINGERPRINT]
+    except ShardError:
+        return False
+
+
+def _remove_foreign(out: Place, wanted: set[str]) -> None:
+    for split in ("dev", "test"):
+        for task in TASKS:
+            for path in list_files(out / split / task, "part-*.parquet"):
+                if str(path.resolve() if isinstance(path, Path) else path) not in wanted:
+                    remove(path)
 
 
 @contextmanager
 def _actor_pool(config: EvaluateConfig, model: Path, num_shards: int) -> Iterator[Any]:
     """Start model processes that share the CPU threads, or hold a GPU each; end them with the ``with`` block."""
     share = share_cluster(min(config.num_actors, num_shards))
-    actor = ray.remote(**share.per_worker())(PredictActor)
-    actors: list[Any] = [actor.remote(model.resolve(), config, share.threads) for _ in range(share.workers)]
+    actor = ray.remote(max_restarts=-1, max_task_retries=RESTARTS, **share.per_worker())(PredictActor)
+    workers = share.workers if num_shards else 0
+    actors: list[Any] = [actor.remote(model.resolve(), config, share.threads) for _ in range(workers)]
     try:
         yield ray.util.ActorPool(actors)
     finally:
         for each in actors:
             ray.kill(each)  # now, rather than when the last reference goes: whoever comes next needs the cores
-
-
-@contextmanager
-def _errors_as_raised() -> Iterator[None]:
-    """Take the wrapping off errors that cross from an actor, so that a stage shows their message alone."""
-    try:
-        yield
-    except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, PipelineError):
-            raise error.cause from None
-        raise

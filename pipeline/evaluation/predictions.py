@@ -1,33 +1,36 @@
-"""Predictions at rest: one Parquet file a split and task, from which every metric is computed."""
+"""Predictions at rest: a Parquet file for every shard of records, from which all metrics are computed."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable, Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from glip_model.structures import Detections
-from pipeline.data.shards import read_table
+from pipeline.data.shards import PROVENANCE_KEY, read_metadata, read_table, storage_errors
+from pipeline.data.storage import Place, replacing
 from pipeline.errors import BenchmarkError
 
 PREDICTION_SCHEMA = pa.schema(
     [
         pa.field("key", pa.string(), nullable=False),
-        pa.field("number", pa.int32(), nullable=False),  # row of the split's shards, counted over all of them
+        pa.field("number", pa.int32(), nullable=False),  # row of the shard of records
         pa.field("label", pa.int32(), nullable=False),  # category id, or phrase of the caption counted from 0
         *(pa.field(side, pa.float32(), nullable=False) for side in ("x1", "y1", "x2", "y2", "score")),
     ]
 )
+MISSING_KEY = "glip.missing_pictures"
+"""In a file's metadata: key of each row whose picture could not be read, and why."""
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """Boxes of a split as flat arrays, in the order of its rows, best score first within a row."""
+    """Boxes as flat arrays, in the order of their rows, best score first within a row."""
 
     keys: tuple[str, ...]
     """(M,) key of the row that each box belongs to."""
@@ -53,14 +56,11 @@ class Predictions:
         return dict(zip(numbers.tolist(), np.split(order, starts[1:]), strict=True))
 
 
-def to_table(
-    keys: Sequence[str], numbers: Sequence[int], detections: Sequence[Detections], labels: Sequence[int] | None
-) -> pa.Table:
+def to_table(keys: Sequence[str], detections: Sequence[Detections], labels: Sequence[int] | None) -> pa.Table:
     """Flatten detections of several rows.
 
     Args:
         keys: per row.
-        numbers: per row.
         detections: per row.
         labels: what phrase index i stands for; None keeps the index.
     """
@@ -70,7 +70,7 @@ def to_table(
     scores = np.concatenate([found.scores.numpy() for found in detections] or [np.zeros(0, np.float32)])
     columns = [
         pa.array([key for key, count in zip(keys, counts, strict=True) for _ in range(count)], pa.string()),
-        pa.array(np.repeat(np.asarray(numbers, np.int32), counts)),
+        pa.array(np.repeat(np.arange(len(keys), dtype=np.int32), counts)),
         pa.array((index if labels is None else np.asarray(labels)[index]).astype(np.int32)),
         *(pa.array(boxes[:, side].astype(np.float32)) for side in range(4)),
         pa.array(scores.astype(np.float32)),
@@ -78,33 +78,58 @@ def to_table(
     return pa.Table.from_arrays(columns, schema=PREDICTION_SCHEMA)
 
 
-def write_predictions(path: Path, tables: Iterable[pa.Table]) -> None:
-    """Write predictions whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        pq.write_table(pa.concat_tables([PREDICTION_SCHEMA.empty_table(), *tables]), aside, compression="zstd")
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
+def write_predictions(
+    place: Place, table: pa.Table, provenance: Mapping[str, Any], missing: Mapping[str, str] | None = None
+) -> None:
+    """Write the predictions of a shard whole or not at all; StorageError where that cannot be.
+
+    Args:
+        place: of the file.
+        table: see ``to_table``.
+        provenance: what the predictions depend on.
+        missing: key to reason of the rows whose pictures could not be read.
+    """
+    metadata = {PROVENANCE_KEY: json.dumps(provenance), MISSING_KEY: json.dumps(missing or {})}
+    with storage_errors(place), replacing(place) as aside:
+        pq.write_table(table.replace_schema_metadata(metadata), aside, compression="zstd", write_page_checksum=True)
 
 
-def read_predictions(path: Path) -> Predictions:
-    """Read what ``write_predictions`` wrote; ShardError when the file is missing or broken."""
-    table = read_table(path, PREDICTION_SCHEMA.names)
-    boxes = np.stack([table[side].to_numpy() for side in ("x1", "y1", "x2", "y2")], 1)
+def read_predictions(places: Sequence[Place], rows: Sequence[int]) -> Predictions:
+    """Read the predictions of a benchmark's shards as one, rows counted over all of them.
+
+    Args:
+        places: what ``write_predictions`` wrote, in order.
+        rows: of the shard of records behind each.
+
+    Raises:
+        ShardError: a file is missing or broken.
+    """
+    tables = [read_table(place, PREDICTION_SCHEMA.names) for place in places]
+    starts = np.cumsum([0, *rows[:-1]])
+    numbers = [table["number"].to_numpy() + start for table, start in zip(tables, starts, strict=True)]
+    table = pa.concat_tables([PREDICTION_SCHEMA.empty_table(), *tables])
     return Predictions(
         keys=tuple(table["key"].to_pylist()),
-        numbers=table["number"].to_numpy(),
+        numbers=np.concatenate([np.zeros(0, np.int32), *numbers]).astype(np.int32),
         labels=table["label"].to_numpy(),
-        boxes_xyxy=boxes,
+        boxes_xyxy=np.stack([table[side].to_numpy() for side in ("x1", "y1", "x2", "y2")], 1),
         scores=table["score"].to_numpy(),
     )
 
 
+def read_missing(places: Sequence[Place]) -> dict[str, str]:
+    """Return key to reason of the rows whose pictures could not be read."""
+    missing: dict[str, str] = {}
+    for place in places:
+        missing |= json.loads(read_metadata(place).get(MISSING_KEY, "{}"))
+    return missing
+
+
 def check_rows(predictions: Predictions, keys: Sequence[str], name: str) -> None:
     """Raise BenchmarkError when predictions were made for other rows than these."""
-    for key, number in zip(predictions.keys, predictions.numbers.tolist(), strict=True):
+    numbers, places = np.unique(predictions.numbers, return_index=True)
+    for number, place in zip(numbers.tolist(), places.tolist(), strict=True):
+        key = predictions.keys[place]
         if number >= len(keys) or keys[number] != key:
             raise BenchmarkError(
                 f"{name}: predictions are for row {number} = {key!r}, which is not in the records; run: dvc repro"

@@ -1,34 +1,58 @@
-"""Referring expressions as on RefCOCO: is the best box of the whole expression the object that is meant?"""
+"""Referring expressions as on RefCOCO, RefCOCO+ and RefCOCOg: is the best box the object that is meant?
+
+What of an expression names its object is not the same everywhere: all of it, or the phrase at its head, as MDETR's
+files mark it. ``evaluate.referring_target`` chooses; the predictions here answer whichever was asked. A box is right
+from IoU 0.5 on; MDETR's evaluator asks for a generalised IoU of 0.5, which is stricter, and is reported beside it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
+import torch
 
+from glip_model.boxes import generalised_iou, pairwise_iou
 from pipeline.data.records import GroundingRecord
-from pipeline.evaluation.flickr30k import evaluate_grounding
+from pipeline.evaluation.flickr30k import RANKS, found_and_true, parts_of, rank_of_hit
 from pipeline.evaluation.predictions import Predictions
 
 
-def evaluate_referring(
-    records: Sequence[GroundingRecord], predictions: Predictions
-) -> tuple[np.ndarray, list[str | None]]:
-    """Tell for every expression whether the best box overlaps its object by IoU ≥ 0.5.
+@dataclass(frozen=True)
+class ReferringResult:
+    """At which rank, from 0, the object of each expression is hit."""
 
-    The target is the whole expression: a record has one phrase that spans its caption, with one box.
+    by_iou: np.ndarray
+    """(N,) int64."""
+    by_giou: np.ndarray
+    """(N,) int64."""
+    parts: tuple[frozenset[str], ...]
+    """Per expression what it counts to."""
 
-    Returns:
-        (N,) bool, and the split of each expression.
+    def metrics(self, part: str | None = None) -> dict[str, float]:
+        """Return P@1, P@5, P@10 and P@1 by GIoU, in [0, 1], over the expressions of a part, if it has any."""
+        chosen = np.array([part is None or part in parts for parts in self.parts], bool)
+        if not chosen.any():
+            return {}
+        by_rank = {f"P@{k}": float(np.mean(self.by_iou[chosen] < k)) for k in RANKS}
+        return by_rank | {"P@1 GIoU": float(np.mean(self.by_giou[chosen] < 1))}
+
+
+def evaluate_referring(records: Sequence[GroundingRecord], predictions: Predictions) -> ReferringResult:
+    """Tell for every expression at which rank its object is hit.
+
+    Args:
+        records: each has one phrase, with one box.
+        predictions: boxes of label 0 answer the expression.
 
     Raises:
         BenchmarkError: predictions belong to other rows.
     """
-    ranks, splits = evaluate_grounding(records, predictions)
-    return ranks == 0, splits
-
-
-def precision(hits: np.ndarray, splits: Sequence[str | None], split: str | None = None) -> dict[str, float]:
-    """Return P@1 in percent over the expressions of a split; 0 when there are none."""
-    chosen = hits if split is None else hits[[name == split for name in splits]]
-    return {"P@1": 100 * float(np.mean(chosen)) if len(chosen) else 0.0}
+    by_iou, by_giou, parts = [], [], []
+    for phrase, boxes, truth in found_and_true(records, predictions, "referring"):
+        by_iou.append(rank_of_hit(pairwise_iou(boxes, truth)))
+        generalised = [generalised_iou(boxes, one[None].expand_as(boxes)) for one in truth]
+        by_giou.append(rank_of_hit(torch.stack(generalised, 1)))
+        parts.append(parts_of(phrase))
+    return ReferringResult(np.array(by_iou, np.int64), np.array(by_giou, np.int64), tuple(parts))

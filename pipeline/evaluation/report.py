@@ -18,10 +18,8 @@ from torchvision.ops import nms
 from glip_model.boxes import pairwise_iou
 from pipeline.config import ReportConfig
 from pipeline.data.drawing import draw_phrases
-from pipeline.data.images import load_image
 from pipeline.data.records import Category, DetectionRecord, Phrase, ScoredBox
-from pipeline.data.shards import list_shards, read_categories
-from pipeline.evaluation.benchmark import MAX_PIXELS, read_task
+from pipeline.evaluation.benchmark import Benchmark, list_benchmarks, predictions_of
 from pipeline.evaluation.bootstrap import compare, draw_pictures, interval, resampled_ap
 from pipeline.evaluation.coco import CocoResult, evaluate_detection
 from pipeline.evaluation.predictions import Predictions, read_predictions
@@ -39,8 +37,9 @@ CURVE_COLOURS = {"teacher": "#0072b2", "student": "#d55e00", "control": "#7a7a7a
 
 @dataclass(frozen=True)
 class Comparison:
-    """One split of a benchmark with the predictions of all models."""
+    """A detection benchmark with the predictions of all models."""
 
+    benchmark: Benchmark
     records: list[DetectionRecord]
     categories: list[Category]
     predictions: dict[str, Predictions]
@@ -54,11 +53,14 @@ def load_comparison(records: Path, predictions: Path) -> Comparison:
         records: folder of the split.
         predictions: folder that holds MODEL/SPLIT/detection.parquet.
     """
-    rows = read_task(records, "detection")
-    categories = read_categories(list_shards(records / "detection")[0])
-    found = {model: read_predictions(predictions / model / records.name / "detection.parquet") for model in MODELS}
-    results = {model: evaluate_detection(rows, categories, found[model]) for model in MODELS}
-    return Comparison(rows, categories, found, results)
+    found, _ = list_benchmarks(records.parent, [records.name])
+    benchmark = next(each for each in found if each.task == "detection")
+    rows, categories = benchmark.read(), benchmark.categories()
+    answers = {
+        model: read_predictions(predictions_of(benchmark, predictions / model), benchmark.rows) for model in MODELS
+    }
+    results = {model: evaluate_detection(rows, categories, answers[model]) for model in MODELS}
+    return Comparison(benchmark, rows, categories, answers, results)
 
 
 def summarise(comparison: Comparison, metrics: Mapping[str, Any], config: ReportConfig, seed: int) -> dict[str, Any]:
@@ -70,12 +72,13 @@ def summarise(comparison: Comparison, metrics: Mapping[str, Any], config: Report
         config: number of resamplings.
         seed: of the resampling.
     """
+    source = comparison.benchmark.source
     draws = draw_pictures(len(comparison.records), config.bootstrap_samples, seed)
     summary: dict[str, Any] = {"models": {}, "gains": {}}
     for part in PARTS:
         values = {model: resampled_ap(comparison.results[model], draws, part) for model in MODELS}
         for model in MODELS:
-            row = {name: metrics[model][task][part][name] for task, name in MEASURES if task in metrics[model]}
+            row = {name: metrics[model][task][source][part][name] for task, name in MEASURES if task in metrics[model]}
             row["AP_interval"] = interval(values[model]).to_dict()
             summary["models"].setdefault(model, {})[part] = row
         summary["gains"][part] = {
@@ -133,7 +136,7 @@ def draw_detections(comparison: Comparison, number: int, model: str | None) -> I
         Phrase(text=name, char_spans=(), boxes=tuple(box for label, box in boxes if names[label] == name))
         for name in order
     ]
-    return draw_phrases(load_image(record.image, MAX_PIXELS), phrases)
+    return draw_phrases(comparison.benchmark.picture(number), phrases)
 
 
 def side_by_side(comparison: Comparison, numbers: Sequence[int]) -> Image.Image:

@@ -11,24 +11,13 @@ from typing import Any, Protocol, cast
 
 from PIL import Image
 
-from glip_model.checkpoint import CONFIG_FILE, WEIGHTS_FILE
+from glip_model.checkpoint import CONFIG_FILE
 from glip_model.predictor import GLIPPredictor
 from glip_model.pretrained import resolve_folder
 from glip_model.prompts import Prompt
 from glip_model.structures import Detections
-from pipeline.data.provenance import code_sha256, file_sha256, fingerprint
+from pipeline.data.provenance import code_sha256, describe_model
 from pipeline.errors import MissingInputError
-
-TEXT_AND_IMAGE_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "vocab.txt",
-    "vocab.json",
-    "merges.txt",
-    "preprocessor_config.json",
-)
-"""Files beside the weights that decide how captions and pictures are read, where the teacher has them."""
 
 
 class Teacher(Protocol):
@@ -79,18 +68,7 @@ def describe_teacher(name: str) -> dict[str, Any]:
     own = _own_function(name)
     if own is not None:
         return {"name": name, "sha256": code_sha256([Path(inspect.getfile(own))]), "files": {}}
-    folder = _folder(name)
-    weights = sorted(folder.glob("*.safetensors"))
-    if not weights or not (folder / CONFIG_FILE).is_file():
-        lacking = CONFIG_FILE if weights else WEIGHTS_FILE
-        raise MissingInputError(f"{folder / lacking}: no such teacher; run: dvc repro train@teacher")
-    files = [folder / file for file in (CONFIG_FILE, *TEXT_AND_IMAGE_FILES) if (folder / file).is_file()]
-    digest = file_sha256(weights[0]) if len(weights) == 1 else fingerprint({p.name: file_sha256(p) for p in weights})
-    return {
-        "name": Path(name).name,
-        "sha256": digest,
-        "files": {path.name: file_sha256(path) for path in files},
-    }
+    return describe_model(_folder(name)) | {"name": Path(name).name}
 
 
 def _folder(name: str) -> Path:

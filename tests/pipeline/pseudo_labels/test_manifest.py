@@ -112,7 +112,7 @@ def test_teacher_is_its_weights_its_config_and_its_tokenizer(tmp_path: Path) -> 
 def test_missing_teacher_is_named(tmp_path: Path, missing: str) -> None:
     for name in {"model.safetensors", "config.json"} - {missing}:
         (tmp_path / name).write_text("x")
-    with pytest.raises(MissingInputError, match=f"{missing}: no such teacher; run: dvc repro train@teacher"):
+    with pytest.raises(MissingInputError, match=f"{missing}: no such model; run: dvc repro train"):
         describe_teacher(str(tmp_path))
 
 

@@ -1,0 +1,90 @@
+"""What a model's predictions score on a benchmark, by the protocol that judges it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from pipeline.data.records import Category, DetectionRecord, GroundingRecord
+from pipeline.evaluation.benchmark import Benchmark, is_federated
+from pipeline.evaluation.coco import evaluate_detection
+from pipeline.evaluation.flickr30k import evaluate_grounding
+from pipeline.evaluation.lvis import FIXED_AP, STANDARD, evaluate_lvis
+from pipeline.evaluation.predictions import Predictions
+from pipeline.evaluation.refcoco import evaluate_referring
+
+Metrics = dict[str, dict[str, float]]
+"""Part of the benchmark to measure to value, in percent with two digits; what has no ground truth is left out."""
+ALL = "all"
+PART_MEASURES = ("AP", "AP50")
+"""Of base and novel categories; all together have COCO's twelve."""
+LEADING = {"detection": "AP", "grounding": "R@1", "referring": "P@1"}
+"""The measure of each task that stands for the others."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """What predictions are worth."""
+
+    metrics: Metrics
+    """``all``, and ``base`` and ``novel`` or the types of phrases; LVIS has ``fixed`` and ``standard``."""
+    curves: Mapping[str, np.ndarray]
+    """Part to (101,) precision at IoU 0.5 over recall, of detection."""
+
+
+def score(benchmark: Benchmark, predictions: Predictions) -> Score:
+    """Compare predictions with ground truth.
+
+    Raises:
+        BenchmarkError: predictions belong to other rows.
+    """
+    records: list[Any] = benchmark.read()
+    if benchmark.task == "detection":
+        categories = benchmark.categories()
+        judge = _lvis if is_federated(categories) else _coco
+        return judge(records, categories, predictions)
+    return _grounding(benchmark.task, records, predictions)
+
+
+def leading(task: str, metrics: Metrics) -> dict[str, float]:
+    """Return the leading measure of every part; of LVIS's two protocols that of fixed AP."""
+    name = LEADING[task]
+    return {part: values[name] for part, values in metrics.items() if name in values and part != "standard"}
+
+
+def _coco(records: Sequence[DetectionRecord], categories: Sequence[Category], predictions: Predictions) -> Score:
+    result = evaluate_detection(records, categories, predictions)
+    parts = _splits(category.split for category in categories)
+    metrics = {ALL: result.metrics()}
+    metrics |= {part: {name: result.metrics(part)[name] for name in PART_MEASURES} for part in parts}
+    return Score(_percent(metrics), {part: result.curve(part) for part in parts} or {ALL: result.curve()})
+
+
+def _lvis(records: Sequence[DetectionRecord], categories: Sequence[Category], predictions: Predictions) -> Score:
+    fixed, standard = (evaluate_lvis(records, categories, predictions, rules) for rules in (FIXED_AP, STANDARD))
+    metrics = {"fixed": fixed.metrics(), "standard": standard.metrics()}
+    return Score(_percent(metrics), {"fixed": fixed.curves.precision_curve()})
+
+
+def _grounding(task: str, records: Sequence[GroundingRecord], predictions: Predictions) -> Score:
+    judge = evaluate_grounding if task == "grounding" else evaluate_referring
+    result = judge(records, predictions)
+    parts = sorted(frozenset[str]().union(*result.parts))
+    return Score(_percent({ALL: result.metrics(), **{part: result.metrics(part) for part in parts}}), {})
+
+
+def _splits(found: Iterable[str]) -> list[str]:
+    """Return base and novel where a vocabulary has both kinds; most have no such thing."""
+    names = sorted(set(found))
+    return names if len(names) > 1 else []
+
+
+def _percent(metrics: Mapping[str, Mapping[str, float | None]]) -> Metrics:
+    return {
+        part: {name: round(100 * value, 2) for name, value in values.items() if value is not None}
+        for part, values in metrics.items()
+        if any(value is not None for value in values.values())
+    }
