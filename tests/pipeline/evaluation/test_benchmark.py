@@ -27,8 +27,10 @@ from pipeline.data.records import (
     ScoredBox,
 )
 from pipeline.data.shards import categories_to_metadata, shard_name, write_shard
+from pipeline.data.storage import Place, to_place
 from pipeline.errors import BenchmarkError, MissingInputError
 from pipeline.evaluation.benchmark import ShardPredictions, list_benchmarks, predict_shard, predictions_of
+from pipeline.evaluation.predictions import read_predictions, write_predictions
 
 BOX = (10.0, 10.0, 30.0, 30.0)
 DOG = Phrase(text="a dog", char_spans=((0, 5),), boxes=(ScoredBox(xyxy=BOX),), split="base")
@@ -67,13 +69,13 @@ class FakePredictor:
         return [self._answer(len(prompt.char_spans)) for prompt in prompts]
 
 
-def predict(path: Path, task: str, config: EvaluateConfig = CONFIG) -> tuple[ShardPredictions, list[Any]]:
+def predict(path: Place, task: str, config: EvaluateConfig = CONFIG) -> tuple[ShardPredictions, list[Any]]:
     """Return what the fake model finds in a shard, and what it was asked."""
     model = FakePredictor()
     return predict_shard(cast(GLIPPredictor, model), path, task, config), model.batches
 
 
-def write_detection(path: Path, rows: Sequence[DetectionRecord], categories: Sequence[Category] = CATEGORIES) -> Path:
+def write_detection(path: Place, rows: Sequence[DetectionRecord], categories: Sequence[Category] = CATEGORIES) -> Place:
     write_shard(path, rows, DetectionRecord, categories_to_metadata(categories))
     return path
 
@@ -166,3 +168,15 @@ def test_what_is_not_there_empty_or_mixed_is_an_error(tmp_path: Path, make_detec
     write_detection(path, [make_detection(0), replace(make_detection(1), source="lvis")])
     with pytest.raises(BenchmarkError, match=r"part-00000\.parquet: rows of test, lvis in one shard"):
         list_benchmarks(tmp_path, ["dev"])
+
+
+def test_records_and_predictions_may_rest_in_a_store(s3: Any, make_detection: Any) -> None:
+    place = to_place("s3://raw/records")
+    rows = [make_detection(i, DetectedObject(category_id=7, xyxy=BOX)) for i in range(3)]
+    path = write_detection(place / "dev" / "detection" / shard_name(0), rows)
+    (benchmark,), _ = list_benchmarks(place, ["dev"])
+    found, _ = predict(path, "detection")
+    (target,) = predictions_of(benchmark, to_place("s3://raw/out"))
+    write_predictions(target, found.table, {})
+    assert read_predictions([target], benchmark.rows).numbers.tolist() == [0, 0, 1, 1, 2, 2]
+    assert [record.key for record in benchmark.read()] == ["key-0", "key-1", "key-2"]
