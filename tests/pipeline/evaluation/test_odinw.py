@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.evaluation.odinw import DATA_SETS, PREFIXES, averages
+from pipeline.evaluation.odinw import DATA_SETS, PREFIXES, Run, averages, tuned_averages
 from pipeline.evaluation.published import PUBLISHED
 
 
@@ -28,3 +28,29 @@ def test_the_published_means_are_those_of_the_published_values(name: str, model:
     found = averages(values)[name]
     assert found.data_sets == 13
     assert found.ap == pytest.approx(mean, abs=0.1)  # of values that were rounded
+
+
+def test_tuned_models_are_averaged_over_data_sets_then_seeds() -> None:
+    runs = [
+        Run(name, "full", "3", seed, ap)
+        for name, seed, ap in (
+            ("raccoon", 3, 50.0),
+            ("raccoon", 30, 60.0),
+            ("raccoon", 300, 40.0),
+            ("pothole", 3, 10.0),
+            ("pothole", 30, 30.0),
+            ("pothole", 300, 20.0),
+            ("aquarium", 3, 90.0),  # of one seed alone: no mean over other data sets for this seed
+        )
+    ]
+    runs.append(Run("raccoon", "prompt", "all", 3, 70.0))
+    found = tuned_averages(runs)
+    assert set(found) == {("full", "3"), ("prompt", "all")}
+    cell = found["full", "3"]
+    assert (cell.ap, cell.seeds, cell.data_sets) == (35.0, 3, 2)  # means of seeds: 30, 45, 30
+    assert cell.deviation == pytest.approx(75**0.5)
+    assert found["prompt", "all"].deviation is None
+
+
+def test_without_a_data_set_of_all_seeds_there_is_no_mean() -> None:
+    assert tuned_averages([Run("raccoon", "full", "1", 3, 5.0), Run("pothole", "full", "1", 30, 5.0)]) == {}
