@@ -5,7 +5,7 @@ Run: make bench, or: python tests/benchmarks/evaluate_speed.py --json out.json
     evaluate  detection over pictures of the embedded run, from shards to numbers, by one worker that has all cores
     bare      the same model in one process over pictures that are decoded already
 
-The small model of the embedded run makes it hard: it looks at a picture in some milliseconds, a published one in a second.
+The small model of the embedded run makes it hard: it looks at a picture in milliseconds, a published one in a second.
 Every figure is taken in a process of its own; the best of several counts.
 """
 
