@@ -5,6 +5,7 @@ glip convert FILE.pth DIR                                             published 
 glip export DIR --onnx FILE                                           model → ONNX
 glip plan                                                             what labelling will take, before it is paid for
 glip inspect DIR                                                      look at Parquet shards of pseudo-labels
+glip report                                                           the page of a run: numbers, curves, pictures
 glip score --protocol coco --annotations FILE --predictions FILE      COCO's or LVIS's numbers of a file of detections
 """
 
@@ -23,6 +24,7 @@ COMMANDS = {
     "inspect": "stages.inspect",
     "plan": "stages.plan",
     "predict": "stages.predict",
+    "report": "stages.report",
     "score": "stages.score",
 }
 """Subcommand to the module that runs it; imported only when it is asked for, so that ``--help`` stays quick."""

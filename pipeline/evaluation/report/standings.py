@@ -1,0 +1,161 @@
+"""Where the models stand on every benchmark, by its leading measure, and how sure that is.
+
+Pictures are resampled (``bootstrap``); all models of a benchmark on the same draws, so that gains are paired. LVIS has
+values without intervals: its protocol keeps the best detections of a category over all pictures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from pipeline.evaluation.bootstrap import Interval, compare, interval, resampled_ap, resampled_share
+from pipeline.evaluation.coco import CocoResult
+from pipeline.evaluation.flickr30k import GroundingResult
+from pipeline.evaluation.lvis import LvisResult
+from pipeline.evaluation.report.judged import (
+    FREQUENCY_NAMES,
+    Judged,
+    Result,
+    categories_of_part,
+    category_ap,
+    category_part,
+    pairs,
+)
+from pipeline.evaluation.scoring import ALL, LEADING
+
+CONCEPTS = ("novel", "base")
+"""In the order in which they are reported: what a student is trained for comes first."""
+
+
+@dataclass(frozen=True)
+class Standing:
+    """The leading measure of one part of a benchmark, in percent."""
+
+    task: str
+    source: str
+    part: str
+    measure: str
+    models: dict[str, Interval]
+    gains: dict[tuple[str, str], Interval]
+    """Of the first of two models over the second."""
+    is_resampled: bool
+    """Whether the intervals are more than the values alone."""
+
+
+def standings(judged: Judged, draws: np.ndarray) -> list[Standing]:
+    """Return where the models stand on each part of a benchmark; nothing where there are none.
+
+    Args:
+        judged: a benchmark.
+        draws: (1 + samples, pictures), see ``draw_pictures``.
+    """
+    found = []
+    for part in _parts(judged):
+        samples = {model: _samples(judged, result, part, draws) for model, result in judged.results.items()}
+        found.append(
+            Standing(
+                task=judged.benchmark.task,
+                source=judged.benchmark.source,
+                part=part or ALL,
+                measure=LEADING[judged.benchmark.task],
+                models={model: interval(values) for model, values in samples.items()},
+                gains={(one, other): compare(samples[one], samples[other]) for one, other in pairs(judged.models)},
+                is_resampled=all(len(values) > 1 for values in samples.values()),
+            )
+        )
+    return found
+
+
+def summarise(found: Sequence[Standing]) -> dict[str, Any]:
+    """Return the numbers for JSON: ``models`` and ``gains``, each task → source → part → who → value, low, high."""
+    summary: dict[str, Any] = {"models": {}, "gains": {}}
+    for each in found:
+        gains = {f"{one}_over_{other}": value for (one, other), value in each.gains.items()}
+        for name, values in (("models", each.models), ("gains", gains)):
+            if values:
+                source = summary[name].setdefault(each.task, {}).setdefault(each.source, {})
+                source[each.part] = {who: _to_dict(value, each) for who, value in values.items()}
+    return summary
+
+
+def headline(found: Sequence[Standing]) -> list[str]:
+    """Return what the run shows in two sentences, from its first two standings; none where there are none."""
+    return [_sentence(each, is_first=number == 0) for number, each in enumerate(found[:2])]
+
+
+def _to_dict(value: Interval, standing: Standing) -> dict[str, float]:
+    return value.to_dict() if standing.is_resampled else {"value": round(value.value, 2)}
+
+
+def _sentence(standing: Standing, is_first: bool) -> str:
+    focus = next(iter(standing.gains), (next(reversed(standing.models)), ""))[0]
+    where = standing.source if standing.part == ALL else f"the {standing.part} concepts of {standing.source}"
+    note = " (95 % interval {} to {})" if is_first else " ({} to {})"
+
+    def span(value: Interval, form: str) -> str:
+        if not standing.is_resampled:
+            return ""
+        return note.format(*(minus(f"{end:{form}}") for end in (value.low, value.high)))
+
+    value = standing.models[focus]
+    text = f"On {where} {_called(focus)} reaches {value.value:.1f} {standing.measure}"
+    if not standing.gains:
+        return f"{text}{span(value, '.1f')}."
+    clauses = [
+        f"{_verdict(gain, standing.is_resampled)} {_called(other)}{span(gain, '+.1f')}"
+        for (_, other), gain in standing.gains.items()
+    ]
+    return f"{text}: {', '.join(clauses[:-1])}{' and ' if clauses[1:] else ''}{clauses[-1]}."
+
+
+def _verdict(gain: Interval, is_resampled: bool) -> str:
+    points = minus(f"{gain.value:+.1f}")
+    if is_resampled and gain.low <= 0 <= gain.high:
+        return f"{points}, which may be chance, over"
+    return f"{points} {'over' if gain.value >= 0 else 'against'}"
+
+
+def _called(model: str) -> str:
+    return f"the {model}" if model in ("teacher", "student", "control") else model
+
+
+def minus(text: str) -> str:
+    """Return a number with a minus sign as typesetters write it, zero without any sign before it but ``+``."""
+    is_zero = not text.strip("+-0.%")
+    return text.replace("-", "+" if is_zero else "−")
+
+
+def _parts(judged: Judged) -> list[str | None]:
+    """Return the parts that are reported, the most telling first; None is all of it."""
+    if not judged.results:
+        return []
+    result = next(iter(judged.results.values()))
+    if isinstance(result, LvisResult):
+        present = _parts_with_truth(result)
+        return [None, *(name for name in FREQUENCY_NAMES.values() if name in present)]
+    names = _parts_with_truth(result) if isinstance(result, CocoResult) else frozenset[str]().union(*result.parts)
+    if names == set(CONCEPTS):
+        return list(CONCEPTS)
+    return [None]  # also types of phrases, which the table has
+
+
+def _parts_with_truth(result: CocoResult | LvisResult) -> set[str]:
+    present = category_ap(result) >= 0
+    return {category_part(each) for each, is_present in zip(result.categories, present, strict=True) if is_present}
+
+
+def _samples(judged: Judged, result: Result, part: str | None, draws: np.ndarray) -> np.ndarray:
+    """Return (1 + samples,) of the leading measure in percent, the measured value first."""
+    if isinstance(result, CocoResult):
+        return resampled_ap(result, draws, part)
+    if isinstance(result, LvisResult):
+        return np.array([100 * (result.curves.average_precision(categories=categories_of_part(result, part)) or 0.0)])
+    ranks = result.any_box if isinstance(result, GroundingResult) else result.by_iou
+    chosen = np.array([part is None or part in each for each in result.parts], bool)
+    counts = [sum(bool(phrase.boxes) for phrase in record.phrases) for record in judged.records]
+    pictures = np.repeat(np.arange(len(judged.records)), counts)
+    return resampled_share(ranks[chosen] < 1, pictures[chosen], draws)
