@@ -6,9 +6,9 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-WIDTH, HEIGHT = 360, 250
-"""Of a plot in its own units, about a pixel on a telephone."""
-LEFT, RIGHT, TOP, BOTTOM = 40, 10, 10, 38
+WIDTH, HEIGHT = 420, 280
+"""Of a plot in its own units, about a pixel each."""
+LEFT, RIGHT, TOP, BOTTOM = 44, 12, 20, 42
 """Margins of a plot for ticks and labels."""
 _STEPS = (1, 2, 2.5, 5, 10)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +17,9 @@ from pipeline.evaluation.predictions import Predictions
 IOU_THRESHOLD = 0.5
 MIN_SCORE = 0.3
 """Detections below it are not counted as confusions: they would hardly be shown to anybody."""
-_ARTICLES = ("a ", "an ", "the ", "some ")
+OFTEN = 3
+"""Times that a phrase is said in a benchmark to stand for longer ones that end in it."""
+_ARTICLES = ("a", "an", "the", "some")
 
 
 @dataclass(frozen=True)
@@ -43,8 +45,9 @@ def confused_phrases(records: Sequence[GroundingRecord], predictions: Prediction
         predictions: labels count the phrases of the row.
 
     Returns:
-        Phrases in lower case without article; the total is of all phrases whose best box misses.
+        Phrases in lower case, without what is seldom said before them; the total is of all whose best box misses.
     """
+    name = _shortener(records)
     counts: Counter[tuple[str, str]] = Counter()
     misses = 0
     rows = predictions.by_number()
@@ -58,7 +61,7 @@ def confused_phrases(records: Sequence[GroundingRecord], predictions: Prediction
             misses += 1
             taken = max((i for i in overlaps if i != asked), key=overlaps.__getitem__, default=None)
             if taken is not None and overlaps[taken] >= IOU_THRESHOLD:
-                counts[_plain(record.phrases[asked].text), _plain(record.phrases[taken].text)] += 1
+                counts[name(record.phrases[asked].text), name(record.phrases[taken].text)] += 1
     return Confusions(_ranked(counts), misses)
 
 
@@ -116,7 +119,18 @@ def _ranked(counts: Counter[tuple[str, str]]) -> list[tuple[str, str, int]]:
     return [(*names, count) for names, count in sorted(counts.items(), key=lambda item: (-item[1], item[0]))]
 
 
-def _plain(text: str) -> str:
-    words = " ".join(text.lower().split())
-    article = next((each for each in _ARTICLES if words.startswith(each)), "")
-    return words[len(article) :]
+def _shortener(records: Sequence[GroundingRecord]) -> Callable[[str], str]:
+    """Return what makes one of "a shiny banjo" and "the banjo": a phrase's longest ending that is often a phrase."""
+    said = Counter(_words(phrase.text) for record in records for phrase in record.phrases)
+
+    def shorten(text: str) -> str:
+        words = _words(text)
+        endings = (words[start:] for start in range(len(words)))
+        return " ".join(next((each for each in endings if said[each] >= OFTEN), words))
+
+    return shorten
+
+
+def _words(text: str) -> tuple[str, ...]:
+    words = tuple(text.lower().split())
+    return words[1:] if words[1:] and words[0] in _ARTICLES else words

@@ -71,7 +71,7 @@ def _facts(labels: Mapping[str, Any], phrases: Mapping[str, Any], threshold: flo
         ("phrases", _count(labels.get("phrases", phrases.get("phrases")))),
         ("different phrases", _count(phrases.get("unique_phrases"))),
         ("said once", _count(phrases.get("phrases_said_once"))),
-        ("score from", _decimal(threshold)),
+        ("least score", _decimal(threshold)),
         ("pictures a second", _decimal(labels.get("images_per_s"))),
     ]
     return [(name, value) for name, value in facts if value]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,7 +30,7 @@ from pipeline.evaluation.report.judged import Judged, categories_of_part, pairs
 from pipeline.evaluation.report.labels import LabelFigures
 from pipeline.evaluation.report.provenance import Provenance
 from pipeline.evaluation.report.standings import Standing, headline, minus, standings
-from pipeline.evaluation.report.tables import CategoryRow, category_rows, measure_rows, published_columns
+from pipeline.evaluation.report.tables import CategoryRow, MeasureRow, category_rows, measure_rows, published_columns
 
 SHOWN_CATEGORIES = 20
 """At either end of the gains that are drawn; those between are folded."""
@@ -129,7 +130,11 @@ def render_page(report: Report) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": _number, "signed": _signed, "share": lambda value: f"{value:.1f} %"}
+    environment.filters |= {
+        "number": _number,
+        "signed": _signed,
+        "share": lambda value: f"{value:.1f}\N{NO-BREAK SPACE}%",
+    }
     script = (_FOLDER / "report.js").read_text(encoding="utf-8")
     rows = measure_rows(report.metrics)
     leading = [row for row in rows if row.is_leading and row.split == report.split]
@@ -137,13 +142,13 @@ def render_page(report: Report) -> str:
     return environment.get_template("report.html.j2").render(
         report=report,
         headline=headline(all_standings),
-        leading=leading,
-        other_rows=[row for row in rows if row not in leading],
+        leading=_by_benchmark(leading),
+        others=_by_benchmark([row for row in rows if row not in leading]),
         columns=published_columns(leading),
         styles={model: f"model-{number % 6}" for number, model in enumerate(report.models)},
         pair=next(iter(pairs(report.models)), None),
         gain_scale=charts.scale(
-            end for each in all_standings for gain in each.gains.values() for end in (gain.low, gain.high)
+            (end for each in all_standings for gain in each.gains.values() for end in (gain.low, gain.high)), 3
         ),
         charts=charts,
         split_rows=split_rows,
@@ -154,6 +159,10 @@ def render_page(report: Report) -> str:
     )
 
 
+def _by_benchmark(rows: Sequence[MeasureRow]) -> list[list[MeasureRow]]:
+    return [list(group) for _, group in itertools.groupby(rows, lambda row: (row.split, row.task, row.source))]
+
+
 def _curves(judged: Judged, parts: Sequence[str]) -> list[Plot]:
     """Return a plot of precision over recall at IoU 0.5 for every part, a line a model."""
     results = {model: each for model, each in judged.results.items() if isinstance(each, CocoResult | LvisResult)}
@@ -162,8 +171,9 @@ def _curves(judged: Judged, parts: Sequence[str]) -> list[Plot]:
         lines = []
         for number, (model, result) in enumerate(results.items()):
             chosen = categories_of_part(result, None if part == "all" else part)
-            precision = 100 * result.curves.precision_curve(0.5, chosen)
-            lines.append(Line(model, f"model-{number % 6}", tuple(enumerate(precision.round(2).tolist()))))
+            precision = (100 * result.curves.precision_curve(0.5, chosen)).round(2).tolist()
+            end = precision.index(0) + 1 if 0 in precision else len(precision)  # beyond, the recall is not reached
+            lines.append(Line(model, f"model-{number % 6}", tuple(enumerate(precision[:end]))))
         title = "All categories" if part == "all" else f"{part.capitalize()} concepts"
         plots.append(Plot(title, "recall, %", "precision, %", PERCENT, PERCENT, tuple(lines)))
     return plots

@@ -49,7 +49,7 @@ def collect(params: Path, lock: Path, metrics: Path) -> Provenance:
         code=_code(),
         params=params.read_text(encoding="utf-8") if params.is_file() else "",
         data=_data(lock),
-        speeds=[(path.stem, _scalars(read_json(path))) for path in _stages(metrics)],
+        speeds=[(path.stem, found) for path in _stages(metrics) if (found := _scalars(read_json(path)))],
         machine=_machine(),
         versions={"python": platform.python_version(), **_versions()},
     )

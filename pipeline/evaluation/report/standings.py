@@ -84,39 +84,39 @@ def summarise(found: Sequence[Standing]) -> dict[str, Any]:
 
 def headline(found: Sequence[Standing]) -> list[str]:
     """Return what the run shows in two sentences, from its first two standings; none where there are none."""
-    return [_sentence(each, is_first=number == 0) for number, each in enumerate(found[:2])]
+    with_source = len({each.source for each in found}) > 1
+    return [_sentence(each, with_source, is_first=number == 0) for number, each in enumerate(found[:2])]
 
 
 def _to_dict(value: Interval, standing: Standing) -> dict[str, float]:
     return value.to_dict() if standing.is_resampled else {"value": round(value.value, 2)}
 
 
-def _sentence(standing: Standing, is_first: bool) -> str:
+def _sentence(standing: Standing, with_source: bool, is_first: bool) -> str:
     focus = next(iter(standing.gains), (next(reversed(standing.models)), ""))[0]
-    where = standing.source if standing.part == ALL else f"the {standing.part} concepts of {standing.source}"
-    note = " (95 % interval {} to {})" if is_first else " ({} to {})"
-
-    def span(value: Interval, form: str) -> str:
-        if not standing.is_resampled:
-            return ""
-        return note.format(*(minus(f"{end:{form}}") for end in (value.low, value.high)))
-
     value = standing.models[focus]
-    text = f"On {where} {_called(focus)} reaches {value.value:.1f} {standing.measure}"
+    text = f"{_where(standing, with_source)} {_called(focus)} reaches {value.value:.1f} {standing.measure}"
+    intervals = [f"{minus(f'{each.low:+.1f}')} to {minus(f'{each.high:+.1f}')}" for each in standing.gains.values()]
     if not standing.gains:
-        return f"{text}{span(value, '.1f')}."
+        intervals = [f"{value.low:.1f} to {value.high:.1f}"]
+    if is_first:
+        intervals[0] = f"95 % interval {intervals[0]}"
+    notes = [f" ({each})" if standing.is_resampled else "" for each in intervals]
+    if not standing.gains:
+        return f"{text}{notes[0]}."
     clauses = [
-        f"{_verdict(gain, standing.is_resampled)} {_called(other)}{span(gain, '+.1f')}"
-        for (_, other), gain in standing.gains.items()
+        f"{minus(f'{gain.value:+.1f}')} {'over' if gain.value >= 0 else 'against'} {_called(other)}"
+        + (note.replace(")", ", may be chance)") if gain.low <= 0 <= gain.high else note)
+        for ((_, other), gain), note in zip(standing.gains.items(), notes, strict=True)
     ]
     return f"{text}: {', '.join(clauses[:-1])}{' and ' if clauses[1:] else ''}{clauses[-1]}."
 
 
-def _verdict(gain: Interval, is_resampled: bool) -> str:
-    points = minus(f"{gain.value:+.1f}")
-    if is_resampled and gain.low <= 0 <= gain.high:
-        return f"{points}, which may be chance, over"
-    return f"{points} {'over' if gain.value >= 0 else 'against'}"
+def _where(standing: Standing, with_source: bool) -> str:
+    source = standing.source if with_source or standing.part == ALL else ""
+    if standing.part == ALL:
+        return f"On {source}"
+    return f"On {standing.part} concepts{' of ' if source else ''}{source}"
 
 
 def _called(model: str) -> str:
