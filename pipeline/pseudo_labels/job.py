@@ -249,7 +249,7 @@ def _run(
 ) -> dict[str, ShardSummary]:
     """Stream the work list through the actor pool; return the summaries of the shards that were made."""
     share = share_cluster(min(config.num_actors, len(todo)))
-    _quiet_ray_data()
+    _set_up_ray_data()
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
     meter = ray.remote(Meter).options(num_cpus=0, scheduling_strategy=here).remote()
     work = [{"name": name, "provenance": json.dumps(entry)} for name, entry in todo.items()]
@@ -280,8 +280,11 @@ def _run(
     return made
 
 
-def _quiet_ray_data() -> None:
+def _set_up_ray_data() -> None:
     context = ray.data.DataContext.get_current()
+    # The pool grows as soon as every teacher has its hands full. Ray's default waits for shards that queue up behind the
+    # actors, which take no more than they work on.
+    context.autoscaling_config.actor_pool_util_upscaling_threshold = 1.0
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.max_errored_blocks = -1  # a shard that is given up ends no other

@@ -83,11 +83,18 @@ def null_teacher(device: str) -> NullTeacher:
     return NullTeacher()
 
 
-def write_inputs(folder: Path) -> None:
-    """Make web pairs of the embedded run, their phrases, and its teacher after two steps."""
+def write_inputs(folder: Path, rows_per_shard: int = ROWS, **counts: int) -> None:
+    """Make records of the embedded run, phrases of its web pairs, and its teacher after two steps.
+
+    Args:
+        folder: to be filled.
+        rows_per_shard: of records.
+        counts: pictures by role; web pairs and a few of each other unless told.
+    """
     params = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
-    params["prepare"].update(rows_per_shard=ROWS)
-    params["prepare"]["embedded"].update(human_detection=8, human_grounding=8, web=MADE * ROWS, dev=4, test=4)
+    params["prepare"].update(rows_per_shard=rows_per_shard)
+    few = {"human_detection": 8, "human_grounding": 8, "web": MADE * ROWS, "dev": 4, "test": 4}
+    params["prepare"]["embedded"].update(few | counts)
     params["train"].update(num_workers=1)
     params["train"]["optim"].update(batch_size=4)
     params["train"]["runs"]["teacher"].update(steps=2)
@@ -129,10 +136,10 @@ def rows_of(place: Path, record_type: type) -> list[Any]:
     return [row for path in list_shards(place) for row in read_shard(path, record_type)]
 
 
-def steady_speed(out: Path) -> float:
+def steady_speed(out: Path, rows_per_shard: int = ROWS) -> float:
     """Return rows per second of a stage, by the times at which its shards appeared."""
     moments = sorted(path.stat().st_mtime_ns for path in list_shards(out))[EDGE:-EDGE]
-    return (len(moments) - 1) * ROWS / ((moments[-1] - moments[0]) / 1e9)
+    return (len(moments) - 1) * rows_per_shard / ((moments[-1] - moments[0]) / 1e9)
 
 
 def run_stage(folder: Path, cores: int, actors: int) -> float:
@@ -262,9 +269,9 @@ TASKS: dict[str, Callable[[Path], float]] = {
 }
 
 
-def in_own_process(folder: Path, task: str, repeats: int, rows: int = 0) -> list[float]:
-    """Run a task in fresh processes; return what each measured."""
-    words = [sys.executable, __file__, "--only", task, "--folder", str(folder), "--rows", str(rows)]
+def in_own_process(script: str, folder: Path, task: str, repeats: int, *more: str) -> list[float]:
+    """Run a task of a benchmark in fresh processes; return what each measured."""
+    words = [sys.executable, script, "--only", task, "--folder", str(folder), *more]
     places = os.pathsep.join([str(ROOT), str(Path(__file__).parent)])
     found = []
     for _ in range(repeats):
@@ -279,7 +286,7 @@ def benchmarks(folder: Path, repeats: int, rows: Sequence[int]) -> Iterator[tupl
     """Yield a name, pairs per second or megabytes, and what they are compared with."""
 
     def best(task: str) -> float:
-        return max(in_own_process(folder, task, repeats))
+        return max(in_own_process(__file__, folder, task, repeats))
 
     write_inputs(folder)
     phrases, pipe = best("phrases"), best("pipe")
@@ -295,7 +302,7 @@ def benchmarks(folder: Path, repeats: int, rows: Sequence[int]) -> Iterator[tupl
         ("null, both", 1 / (1 / parsed + 1 / labelled)),
     ):
         yield name, speed, f"pairs/s, {speed / NULL_GOAL:.2f} × of {NULL_GOAL:,}/s"
-    peaks = [in_own_process(folder, "memory", 1, count)[0] for count in rows]
+    peaks = [in_own_process(__file__, folder, "memory", 1, "--rows", str(count))[0] for count in rows]
     for count, peak in zip(rows, peaks, strict=True):
         yield f"memory {count:,}", peak, f"MB, {peak / peaks[0]:.2f} × of {rows[0]:,} rows"
 

