@@ -97,7 +97,8 @@ def confused_categories(
         is_own = called[:, None] == shown
         is_false = ~((overlap >= IOU_THRESHOLD) & is_own).any(1)
         false_alarms += int(is_false.sum())
-        others = np.where(is_own | [item.is_crowd for item in objects], 0.0, overlap)
+        is_crowd = np.array([item.is_crowd for item in objects], bool)
+        others = np.where(is_own | is_crowd, 0.0, overlap)
         for i in np.flatnonzero(is_false & (others.max(1, initial=0.0) >= IOU_THRESHOLD)):
             counts[names[int(shown[others[i].argmax()])], names.get(int(called[i]), str(called[i]))] += 1
     return Confusions(_ranked(counts), false_alarms)
