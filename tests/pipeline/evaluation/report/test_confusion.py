@@ -59,9 +59,7 @@ def test_objects_called_by_another_name_as_a_plain_loop_counts_them(
         names = {category.id: category.name for category in categories}
         expected: Counter[tuple[str, str]] = Counter()
         false_alarms = 0
-        for number, label, box, score in zip(
-            found.numbers, found.labels, found.boxes_xyxy, found.scores, strict=True
-        ):
+        for number, label, box, score in zip(found.numbers, found.labels, found.boxes_xyxy, found.scores, strict=True):
             objects = records[number].objects
             own = [iou(box, each.xyxy) for each in objects if each.category_id == label]
             if score < 0.3 or max(own, default=0) >= 0.5:
