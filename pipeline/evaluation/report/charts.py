@@ -32,7 +32,7 @@ class Line:
 
     name: str
     style: str
-    """Class that colours it."""
+    """Whose colour it has: a model, or a class such as ``part-base``."""
     points: tuple[tuple[float, float], ...]
     """In values of the scales, rising in x."""
 

@@ -64,6 +64,11 @@ class Findings:
     confusions: dict[str, Confusions] = field(default_factory=dict)
     """By model."""
 
+    @property
+    def pair(self) -> tuple[str, str] | None:
+        """Who is compared with whom above all; None where one model is alone."""
+        return next(iter(pairs(self.models)), None)
+
 
 @dataclass(frozen=True)
 class Report:
@@ -146,7 +151,6 @@ def render_page(report: Report) -> str:
         others=_by_benchmark([row for row in rows if row not in leading]),
         columns=published_columns(leading),
         styles={model: f"model-{number % 6}" for number, model in enumerate(report.models)},
-        pair=next(iter(pairs(report.models)), None),
         gain_scale=charts.scale(
             (end for each in all_standings for gain in each.gains.values() for end in (gain.low, gain.high)), 3
         ),
@@ -169,11 +173,11 @@ def _curves(judged: Judged, parts: Sequence[str]) -> list[Plot]:
     plots = []
     for part in parts if results else ():
         lines = []
-        for number, (model, result) in enumerate(results.items()):
+        for model, result in results.items():
             chosen = categories_of_part(result, None if part == "all" else part)
             precision = (100 * result.curves.precision_curve(0.5, chosen)).round(2).tolist()
             end = precision.index(0) + 1 if 0 in precision else len(precision)  # beyond, the recall is not reached
-            lines.append(Line(model, f"model-{number % 6}", tuple(enumerate(precision[:end]))))
+            lines.append(Line(model, model, tuple(enumerate(precision[:end]))))
         title = "All categories" if part == "all" else f"{part.capitalize()} concepts"
         plots.append(Plot(title, "recall, %", "precision, %", PERCENT, PERCENT, tuple(lines)))
     return plots

@@ -6,6 +6,7 @@ import importlib.metadata
 import os
 import platform
 import subprocess
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -45,25 +46,29 @@ def collect(params: Path, lock: Path, metrics: Path) -> Provenance:
         lock: dvc.lock, which need not be there.
         metrics: folder of the stages' JSON files.
     """
+    outs = _outs(lock)
     return Provenance(
-        code=_code(),
+        code=_code([*outs, lock.name]),
         params=params.read_text(encoding="utf-8") if params.is_file() else "",
-        data=_data(lock),
+        data=_data(outs),
         speeds=[(path.stem, found) for path in _stages(metrics) if (found := _scalars(read_json(path)))],
         machine=_machine(),
         versions={"python": platform.python_version(), **_versions()},
     )
 
 
-def _code() -> dict[str, str]:
+def _code(written: Sequence[str]) -> dict[str, str]:
+    """Return the commit, and which files differ from it beside those that the run writes itself."""
     commit = _git("rev-parse", "HEAD")
     if not commit:
         return {"code": "not a git checkout"}
+    # Paths of git's begin at the root of the checkout, where dvc.lock is too.
     changed = [line[3:] for line in _git("status", "--porcelain", "--untracked-files=no").splitlines()]
+    changed = [path for path in changed if not any(path == each or path.startswith(f"{each}/") for each in written)]
     if not changed:
-        return {"commit": commit, "tree": "clean"}
+        return {"commit": commit, "tree": "clean, but for what the run writes"}
     more = f" and {len(changed) - _FILES_NAMED} more" if len(changed) > _FILES_NAMED else ""
-    return {"commit": commit, "tree": f"changed since: {', '.join(changed[:_FILES_NAMED])}{more}"}
+    return {"commit": commit, "tree": f"dirty: {', '.join(changed[:_FILES_NAMED])}{more}"}
 
 
 def _git(*arguments: str) -> str:
@@ -74,11 +79,15 @@ def _git(*arguments: str) -> str:
     return done.stdout.rstrip() if done.returncode == 0 else ""
 
 
-def _data(lock: Path) -> list[tuple[str, str, str, str]]:
+def _outs(lock: Path) -> dict[str, dict[str, Any]]:
+    """Return what the stages have written, by path."""
     if not lock.is_file():
-        return []
+        return {}
     stages = (yaml.safe_load(lock.read_text(encoding="utf-8")) or {}).get("stages", {})
-    outs = {out["path"]: out for stage in stages.values() for out in stage.get("outs", [])}
+    return {out["path"]: out for stage in stages.values() for out in stage.get("outs", [])}
+
+
+def _data(outs: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, str, str, str]]:
     return [
         (path, str(out.get("md5", "")), _bytes(out.get("size")), str(out.get("nfiles", 1)))
         for path, out in sorted(outs.items())

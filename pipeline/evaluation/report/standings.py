@@ -62,8 +62,8 @@ def standings(judged: Judged, draws: np.ndarray) -> list[Standing]:
                 source=judged.benchmark.source,
                 part=part or ALL,
                 measure=LEADING[judged.benchmark.task],
-                models={model: interval(values) for model, values in samples.items()},
-                gains={(one, other): compare(samples[one], samples[other]) for one, other in pairs(judged.models)},
+                models={model: _rounded(interval(values)) for model, values in samples.items()},
+                gains={pair: _rounded(compare(*(samples[each] for each in pair))) for pair in pairs(judged.models)},
                 is_resampled=all(len(values) > 1 for values in samples.values()),
             )
         )
@@ -88,8 +88,13 @@ def headline(found: Sequence[Standing]) -> list[str]:
     return [_sentence(each, with_source, is_first=number == 0) for number, each in enumerate(found[:2])]
 
 
+def _rounded(value: Interval) -> Interval:
+    """Return an interval in two digits, as the metrics are, so that both read the same in one."""
+    return Interval(**value.to_dict())
+
+
 def _to_dict(value: Interval, standing: Standing) -> dict[str, float]:
-    return value.to_dict() if standing.is_resampled else {"value": round(value.value, 2)}
+    return value.to_dict() if standing.is_resampled else {"value": value.value}
 
 
 def _sentence(standing: Standing, with_source: bool, is_first: bool) -> str:

@@ -154,6 +154,16 @@ def test_one_model_alone_and_phrases_alone(grounding: Judged, toys: SimpleNamesp
     assert seen.tags.count("button") == 2 * 3 + 3  # truth and teacher of three pictures, and those of the dialog
 
 
+def test_a_benchmark_that_some_models_lack_compares_the_others(
+    detection: Judged, grounding: Judged, tmp_path: Path, toys: SimpleNamespace
+) -> None:
+    found = {model: [(0, 5, toys.LEFT, 0.9)] for model in ("teacher", "control")}
+    part = toys.judged_of(tmp_path / "part", "detection", detection.records, found, toys.CATEGORIES)
+    page = render_page(report_of([grounding, part], "x", toys.CONFIG))  # the first benchmark has a student
+    assert "how much control gains over teacher" in page
+    assert 'class="model-2"' in page  # the control's colour, though it comes second here
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [375, 1280])
 def test_readable_by_day_by_night_and_on_a_phone(open_report: Any, scheme: str, width: int) -> None:
