@@ -305,7 +305,7 @@ class EvaluateConfig:
     batch_size: int
     num_actors: int
     max_prompt_categories: int
-    """Category names in one prompt at most; prompts are also cut at the token limit."""
+    """Category names in one prompt at most, 40 as published for LVIS; prompts are also cut at the token limit."""
     max_detections: int
     """Per picture; 100 as published."""
     max_detections_lvis: int
@@ -313,11 +313,20 @@ class EvaluateConfig:
     referring_target: Literal["expression", "phrase"]
     """What of a referring expression names its object: ``expression``, all of it, or ``phrase``, what the data marks in
     it, such as the head that MDETR's files name."""
+    max_prompt_categories_by_source: Mapping[str, int] = field(default_factory=dict)
+    """Instead of ``max_prompt_categories`` for single data sets: COCO's 80 names were asked for in one prompt."""
 
     def __post_init__(self) -> None:
         """Check ranges."""
         limits = ("max_prompt_categories", "max_detections", "max_detections_lvis")
         _check_range(self, 1, None, "batch_size", "num_actors", *limits)
+        for source, count in self.max_prompt_categories_by_source.items():
+            if count < 1:
+                raise ConfigError(f"max_prompt_categories_by_source.{source} is {count}; expected at least 1")
+
+    def names_a_prompt(self, source: str) -> int:
+        """Return how many category names of a data set go into one prompt at most."""
+        return self.max_prompt_categories_by_source.get(source, self.max_prompt_categories)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,11 +1,13 @@
-"""The picture that a record refers to: from its bytes or its place to RGB."""
+"""The pictures that records refer to: from their bytes or their places to RGB."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 from PIL import Image
 
 from glip_model.images import ImageError, decode_image
-from pipeline.data.filesystem import read_bytes
+from pipeline.data.filesystem import read_bytes, read_many
 from pipeline.data.records import ImageRef
 
 
@@ -20,3 +22,15 @@ def load_image(ref: ImageRef, max_pixels: int) -> Image.Image:
     if ref.path is None:
         raise ImageError("image_missing", "the record holds neither bytes nor a path")
     return decode_image(read_bytes(ref.path), max_pixels)
+
+
+def read_encoded(refs: Sequence[ImageRef]) -> list[bytes | ImageError]:
+    """Return encoded pictures in order, or why one cannot be read; those that rest elsewhere are read side by side."""
+    found: list[bytes | ImageError] = [
+        ref.bytes if ref.bytes is not None else ImageError("image_missing", "the record holds neither bytes nor a path")
+        for ref in refs
+    ]
+    elsewhere = [(i, ref.path) for i, ref in enumerate(refs) if ref.bytes is None and ref.path is not None]
+    for (i, _), data in zip(elsewhere, read_many([path for _, path in elsewhere]), strict=True):
+        found[i] = data
+    return found

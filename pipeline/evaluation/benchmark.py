@@ -11,12 +11,12 @@ from typing import Any
 import pyarrow as pa
 from PIL import Image
 
-from glip_model.images import ImageError
+from glip_model.images import ImageError, decode_image
 from glip_model.predictor import GLIPPredictor
 from glip_model.prompts import caption_prompt
 from glip_model.structures import CharSpans, Detections
 from pipeline.config import EvaluateConfig
-from pipeline.data.images import load_image
+from pipeline.data.images import load_image, read_encoded
 from pipeline.data.records import Category, DetectionRecord, GroundingRecord, ImageRef
 from pipeline.data.shards import list_shards, read_annotations, read_categories, read_shard, read_table
 from pipeline.data.storage import Place
@@ -120,9 +120,12 @@ def predictions_of(benchmark: Benchmark, out: Place) -> list[Place]:
 
 
 def predict_shard(predictor: GLIPPredictor, path: Place, task: str, config: EvaluateConfig) -> ShardPredictions:
-    """Run a model over one shard of a task; pictures are decoded ahead of it."""
+    """Run a model over one shard of a task, all of one source; pictures are decoded ahead of it."""
     records: list[Any] = read_shard(path, TASKS[task])
-    ask = _detector(predictor, path, config) if task == "detection" else _grounder(predictor, task, config)
+    if task == "detection":
+        ask = _detector(predictor, read_categories(path), config.names_a_prompt(records[0].source), config)
+    else:
+        ask = _grounder(predictor, task, config)
     batches = [records[start : start + config.batch_size] for start in range(0, len(records), config.batch_size)]
     found: list[Detections] = []
     missing: dict[str, str] = {}
@@ -145,13 +148,14 @@ def is_federated(categories: Iterable[Category]) -> bool:
     return any(category.frequency for category in categories)
 
 
-def _detector(predictor: GLIPPredictor, path: Place, config: EvaluateConfig) -> _Ask:
-    categories = read_categories(path)
+def _detector(
+    predictor: GLIPPredictor, categories: Sequence[Category], names_a_prompt: int, config: EvaluateConfig
+) -> _Ask:
     names, federated = [category.name for category in categories], is_federated(categories)
     _limit_detections(predictor, config.max_detections_lvis if federated else config.max_detections)
 
     def ask(images: Sequence[Image.Image], records: Sequence[DetectionRecord]) -> list[Detections]:
-        return predictor.detect(images, names, config.max_prompt_categories, limit_total=not federated)
+        return predictor.detect(images, names, names_a_prompt, limit_total=not federated)
 
     return ask
 
@@ -180,13 +184,16 @@ def _limit_detections(predictor: GLIPPredictor, count: int) -> None:
 
 
 def _load_images(records: Sequence[Any]) -> list[Image.Image | ImageError]:
-    images: list[Image.Image | ImageError] = []
-    for record in records:
-        try:
-            images.append(load_image(record.image, MAX_PIXELS))
-        except ImageError as error:
-            images.append(error)
-    return images
+    return [_decode(data) for data in read_encoded([record.image for record in records])]
+
+
+def _decode(data: bytes | ImageError) -> Image.Image | ImageError:
+    if isinstance(data, ImageError):
+        return data
+    try:
+        return decode_image(data, MAX_PIXELS)
+    except ImageError as error:
+        return error
 
 
 def _loaded_ahead(batches: Sequence[Sequence[Any]]) -> Iterator[list[Image.Image | ImageError]]:

@@ -20,7 +20,7 @@ from typing import Any
 from PIL import Image
 
 from glip_model.images import ImageError, decode_image
-from pipeline.data.filesystem import read_many
+from pipeline.data.images import read_encoded
 from pipeline.data.records import ImageRef
 
 DEATHS = 3
@@ -59,7 +59,7 @@ class PictureDecoder:
 
     def decode(self, refs: Sequence[ImageRef]) -> list[Image.Image | ImageError]:
         """Return RGB pictures in order, or why one is none: the reasons of ``load_image``, and ``image_timeout``."""
-        found: list[Any] = list(_read(refs))
+        found: list[Any] = list(read_encoded(refs))
         encoded = [i for i, data in enumerate(found) if isinstance(data, bytes)]
         # A slice for every process, in one message: a message a picture would cost more than small pictures do.
         slices = [encoded[first :: self._processes] for first in range(min(self._processes, len(encoded)))]
@@ -154,15 +154,3 @@ def _unpack(answer: bytes) -> Image.Image | ImageError:
         return ImageError(str(reason), str(message))
     start = 1 + _SIZE.size
     return Image.frombytes("RGB", _SIZE.unpack(answer[1:start]), answer[start:])
-
-
-def _read(refs: Sequence[ImageRef]) -> list[bytes | ImageError]:
-    """Return encoded pictures; those that rest elsewhere are read at the same time."""
-    found: list[bytes | ImageError] = [
-        ref.bytes if ref.bytes is not None else ImageError("image_missing", "the record holds neither bytes nor a path")
-        for ref in refs
-    ]
-    elsewhere = [(i, ref.path) for i, ref in enumerate(refs) if ref.bytes is None and ref.path is not None]
-    for (i, _), data in zip(elsewhere, read_many([path for _, path in elsewhere]), strict=True):
-        found[i] = data
-    return found

@@ -282,8 +282,8 @@ def _run(
 
 def _set_up_ray_data() -> None:
     context = ray.data.DataContext.get_current()
-    # The pool grows as soon as every teacher has its hands full. Ray's default waits for shards that queue up behind the
-    # actors, which take no more than they work on.
+    # The pool grows as soon as every teacher has its hands full. Ray's default waits for shards that queue up behind
+    # the actors, which take no more than they work on.
     context.autoscaling_config.actor_pool_util_upscaling_threshold = 1.0
     context.enable_progress_bars = False
     context.print_on_execution_start = False

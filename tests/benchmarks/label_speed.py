@@ -307,9 +307,17 @@ def benchmarks(folder: Path, repeats: int, rows: Sequence[int]) -> Iterator[tupl
         yield f"memory {count:,}", peak, f"MB, {peak / peaks[0]:.2f} × of {rows[0]:,} rows"
 
 
-def play_a_week(images_per_s: float) -> Iterator[str]:
-    """Yield a line for each number of GPUs."""
+def play_a_week(images_per_s: float, parsed: float, labelled: float) -> Iterator[str]:
+    """Yield what 24 million pairs take of the CPUs, then a line for each number of GPUs.
+
+    Args:
+        images_per_s: of a teacher on one GPU.
+        parsed: pairs per second of the phrases stage on all cores of this machine.
+        labelled: of all that is around the teacher.
+    """
     workload = Workload(pairs=24_000_000, shards=24_000, bytes=0)
+    yield f"week, phrases {workload.pairs / parsed * CORES / 3600:,.1f} core-hours, before"
+    yield f"week, around a teacher {images_per_s / labelled * CORES:.3f} cores a GPU, at {images_per_s:g} images/s"
     for gpus in (64, 128, 256, 512):
         calm = simulate(workload, Rates(images_per_s), gpus)
         spot = simulate(workload, Rates(images_per_s), gpus, Interruptions(mean_hours=24))
@@ -341,7 +349,8 @@ def main() -> None:
             results[name] = {"value": value, "remark": remark}
     finally:
         shutil.rmtree(folder)
-    for line in play_a_week(args.images_per_s):
+    parsed, labelled = (results[f"null, {name}"]["value"] for name in ("phrases", "labels"))
+    for line in play_a_week(args.images_per_s, parsed, labelled):
         print(line)
     if args.json:
         args.json.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")

@@ -90,6 +90,13 @@ def test_detection_asks_for_the_whole_vocabulary_and_answers_with_its_ids(tmp_pa
     assert found.missing == {}
 
 
+def test_a_source_may_have_prompts_of_its_own_length(tmp_path: Path, make_detection: Any) -> None:
+    path = write_detection(tmp_path / shard_name(0), [make_detection(0)])
+    for source, count in (("test", 80), ("other", 40)):
+        _, asked = predict(path, "detection", replace(CONFIG, max_prompt_categories_by_source={source: 80}))
+        assert asked[0][2] == count
+
+
 def test_a_federated_vocabulary_keeps_the_detections_of_every_prompt(tmp_path: Path, make_detection: Any) -> None:
     path = write_detection(tmp_path / shard_name(0), [make_detection(i) for i in range(5)], RARE)
     _, asked = predict(path, "detection")
