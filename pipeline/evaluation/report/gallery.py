@@ -10,6 +10,7 @@ from PIL import Image
 from torchvision.ops import nms
 
 from glip_model.boxes import pairwise_iou
+from glip_model.images import ImageError
 from pipeline.data.drawing import draw_phrases
 from pipeline.data.records import DetectionRecord, GroundingRecord, Phrase, ScoredBox
 from pipeline.evaluation.predictions import Predictions
@@ -87,7 +88,7 @@ def draw(judged: Judged, number: int, model: str | None) -> Image.Image:
         )
         for label in order
     ]
-    return draw_phrases(judged.benchmark.picture(number), phrases)
+    return draw_phrases(_picture(judged, number), phrases)
 
 
 def side_by_side(judged: Judged, numbers: Sequence[int], models: Sequence[str]) -> Image.Image:
@@ -103,6 +104,15 @@ def side_by_side(judged: Judged, numbers: Sequence[int], models: Sequence[str]) 
             page.paste(picture, (j * (width + GAP), top))
         top += row[0].height + GAP
     return page
+
+
+def _picture(judged: Judged, number: int) -> Image.Image:
+    """Return a picture, a grey one of its size where it cannot be read: nothing was found in it either."""
+    try:
+        return judged.benchmark.picture(number)
+    except ImageError:
+        record = judged.records[number]
+        return Image.new("RGB", (record.width, record.height), "grey")
 
 
 def _truth(

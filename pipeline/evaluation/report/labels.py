@@ -129,7 +129,7 @@ def _plots(columns: Mapping[str, Sequence[float]], threshold: float | None) -> l
 
 
 def _points(x: Sequence[float], y: Sequence[float]) -> tuple[tuple[float, float], ...]:
-    return tuple((a, 100 * b) for a, b in zip(x, y, strict=True) if math.isfinite(b))
+    return tuple((a, 100 * b) for a, b in zip(x, y, strict=True) if math.isfinite(a + b))
 
 
 def _number(value: Any) -> float | None:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pipeline.data.records import ImageRef
 from pipeline.evaluation.report.gallery import choose_gallery, draw, side_by_side
 from pipeline.evaluation.report.judged import Judged
 
@@ -78,6 +79,13 @@ def test_a_thing_has_one_colour_in_truth_and_predictions(detection: Judged) -> N
 def test_boxes_with_corners_the_wrong_way_round_are_drawn_too(detection: Judged, toys: SimpleNamespace) -> None:
     found = toys.predicted([(0, 5, (20.0, 20.0, 19.5, 19.5), 0.9), (0, 77, toys.LEFT, 0.9)])
     draw(with_found(detection, teacher=found), 0, "teacher")  # of a category that is not known, too
+
+
+def test_a_picture_that_cannot_be_read_is_grey(detection: Judged, tmp_path: Path, toys: SimpleNamespace) -> None:
+    records = [replace(detection.records[0], image=ImageRef(bytes=b"no picture"))]
+    judged = toys.judged_of(tmp_path / "broken", "detection", records, {"a": []}, toys.CATEGORIES)
+    assert np.unique(np.asarray(draw(judged, 0, "a"))).tolist() == [128]
+    assert choose_gallery(judged, ("a", None), 2) == [0]
 
 
 def test_pictures_of_different_shapes_keep_theirs_side_by_side(detection: Judged, tmp_path: Path) -> None:

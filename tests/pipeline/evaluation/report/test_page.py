@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from pipeline.data.records import Category
 from pipeline.evaluation.report.charts import PERCENT, Line, Plot
 from pipeline.evaluation.report.judged import Judged
 from pipeline.evaluation.report.labels import LabelFigures
@@ -152,6 +153,19 @@ def test_one_model_alone_and_phrases_alone(grounding: Judged, toys: SimpleNamesp
     assert "Gain of" not in text
     assert text.count("there is no detection benchmark") == 2
     assert seen.tags.count("button") == 2 * 3 + 3  # truth and teacher of three pictures, and those of the dialog
+
+
+def test_lvis_has_frequencies_for_parts_and_no_whiskers(
+    detection: Judged, tmp_path: Path, toys: SimpleNamespace
+) -> None:
+    vocabulary = [Category(id=5, name="cat", frequency="c"), Category(id=9, name="rat", frequency="r")]
+    found = {"a": [(0, 5, toys.LEFT, 0.9)], "b": [(0, 9, toys.RIGHT, 0.9)]}
+    judged = toys.judged_of(tmp_path / "lvis", "detection", detection.records, found, vocabulary)
+    page = render_page(report_of([judged], "x", toys.CONFIG))
+    assert "No intervals: LVIS" in page
+    assert 'class="whisker"' not in page
+    assert "Rare concepts" in page
+    assert page.count("<polyline") == 3 * 2 + 1  # all, rare and common of two models, and the labels'
 
 
 def test_a_benchmark_that_some_models_lack_compares_the_others(
