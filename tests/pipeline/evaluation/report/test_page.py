@@ -179,11 +179,13 @@ def test_a_benchmark_that_some_models_lack_compares_the_others(
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [375, 1280])
+@pytest.mark.parametrize("width", [375, 680, 900, 1280])
 def test_readable_by_day_by_night_and_on_a_phone(open_report: Any, scheme: str, width: int) -> None:
     page = open_report(viewport={"width": width, "height": 700}, color_scheme=scheme)
     page.evaluate("document.querySelectorAll('details').forEach((each) => { each.open = true; })")
     assert page.evaluate("document.documentElement.scrollWidth") <= width
+    overfull = "all => all.filter((each) => each.scrollWidth > each.clientWidth).map((each) => each.textContent)"
+    assert page.locator(".box, .measure, ol.bars li").evaluate_all(overfull) == []
     contrasts = page.evaluate(CONTRASTS)
     assert len(contrasts) > 20
     assert min(contrasts.values()) >= 4.5, contrasts
