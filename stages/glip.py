@@ -6,6 +6,7 @@ glip export DIR --onnx FILE                                           model → 
 glip odinw RUNS                                                       means over ODinW's data sets, of tuned models
 glip plan                                                             what labelling will take, before it is paid for
 glip inspect DIR                                                      look at Parquet shards of pseudo-labels
+glip report                                                           the page of a run: numbers, curves, pictures
 glip score --protocol coco --annotations FILE --predictions FILE      COCO's or LVIS's numbers of a file of detections
 """
 
@@ -25,6 +26,7 @@ COMMANDS = {
     "odinw": "stages.odinw",
     "plan": "stages.plan",
     "predict": "stages.predict",
+    "report": "stages.report",
     "score": "stages.score",
 }
 """Subcommand to the module that runs it; imported only when it is asked for, so that ``--help`` stays quick."""

@@ -63,6 +63,20 @@ def resampled_ap(result: CocoResult, draws: np.ndarray, split: str | None = None
     return np.asarray(100 * sums / np.maximum(present.sum(0), 1))
 
 
+def resampled_share(hits: np.ndarray, pictures: np.ndarray, draws: np.ndarray) -> np.ndarray:
+    """Return (1 + samples,) which share of questions is answered right, in percent; samples without any are left out.
+
+    Args:
+        hits: (Q,) bool, right or not.
+        pictures: (Q,) number of the picture that each was asked about.
+        draws: see ``draw_pictures``; there is a question about some picture.
+    """
+    right, asked = (
+        draws @ np.bincount(pictures, weights, minlength=draws.shape[1]) for weights in (hits, np.ones(len(hits)))
+    )
+    return np.asarray(100 * right[asked > 0] / asked[asked > 0])
+
+
 def interval(values: np.ndarray) -> Interval:
     """Return the interval of a metric in percent: its value, then its resamplings."""
     found = _centred(values)

@@ -1,100 +1,191 @@
-"""The report stage on a benchmark of two pictures."""
+"""The report stage and ``glip report`` on benchmarks of two pictures: whole, in part, and of nothing."""
 
 from __future__ import annotations
 
-import argparse
 import csv
 import io
 import json
 import logging
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from PIL import Image
 
 from glip_model.structures import Detections
-from pipeline.data.records import Category, DetectedObject, DetectionRecord, ImageRef
+from pipeline.data.records import (
+    Category,
+    DetectedObject,
+    DetectionRecord,
+    GroundingRecord,
+    ImageRef,
+    Phrase,
+    ScoredBox,
+)
 from pipeline.data.shards import categories_to_metadata, shard_name, write_shard
-from pipeline.errors import MissingInputError
 from pipeline.evaluation.predictions import to_table, write_predictions
-from stages import report
+from stages import glip
 
 ROOT = Path(__file__).resolve().parents[2]
 CATEGORIES = [Category(id=1, name="dog"), Category(id=2, name="yak", split="novel")]
 BOX = (10.0, 10.0, 30.0, 30.0)
+KEYS = ["picture 0", "picture 1"]
 
 
-@pytest.fixture
-def project(tmp_path: Path) -> Path:
-    """Write records, predictions and metrics: only the student finds the yak."""
+def head(number: int) -> dict[str, Any]:
     out = io.BytesIO()
     Image.new("RGB", (64, 48), (200, 180, 90)).save(out, "PNG")
     image = ImageRef(bytes=out.getvalue())
-    records = [
-        DetectionRecord(
-            key=f"picture {i}",
-            image=image,
-            height=48,
-            width=64,
-            source="test",
-            objects=(DetectedObject(category_id=i + 1, xyxy=BOX),),
-        )
-        for i in range(2)
+    return {"key": KEYS[number], "image": image, "height": 48, "width": 64, "source": "toys"}
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Write records, predictions and metrics where a run has them: only the student finds the yak."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    things = [DetectedObject(category_id=i + 1, xyxy=BOX) for i in range(2)]
+    objects = [DetectionRecord(objects=(thing,), **head(i)) for i, thing in enumerate(things)]
+    records = Path("data/records/test")
+    write_shard(records / "detection" / shard_name(0), objects, DetectionRecord, categories_to_metadata(CATEGORIES))
+    phrases = [
+        Phrase(text=each.name, char_spans=((0, 3),), boxes=(ScoredBox(xyxy=BOX),), split=each.split)
+        for each in CATEGORIES
     ]
-    folder = tmp_path / "records/test/detection"
-    write_shard(folder / shard_name(0), records, DetectionRecord, categories_to_metadata(CATEGORIES))
-    for model, yak in (("teacher", 0.0), ("student", 100.0), ("control", 0.0)):
-        count = 1 if yak else 0
-        found = [
-            Detections(torch.tensor([BOX]), torch.tensor([0.9]), torch.tensor([0])),
-            Detections(torch.tensor([BOX] * count).reshape(-1, 4), torch.full((count,), 0.8), torch.ones(count).long()),
-        ]
-        table = to_table([record.key for record in records], [0, 1], found, [1, 2])
-        write_predictions(tmp_path / "predictions" / model / "test/detection.parquet", [table])
-        detection = {"base": {"AP": 100.0, "AP50": 100.0}, "novel": {"AP": yak, "AP50": yak}}
-        path = tmp_path / "metrics" / f"{model}.json"
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(json.dumps({"test": {"detection": detection}}), encoding="utf-8")
+    captions = [GroundingRecord(caption=each.text, phrases=(each,), **head(i)) for i, each in enumerate(phrases)]
+    write_shard(records / "grounding" / shard_name(0), captions, GroundingRecord)
+    for model in ("teacher", "student", "control"):
+        yak = model == "student"
+        write_found(model, "detection", [one(0), one(1) if yak else Detections.none()], [1, 2])
+        write_found(model, "grounding", [one(0), one(0) if yak else Detections.none()], None)
+        measures = {"base": {"AP": 100.0}, "novel": {"AP": 100.0 * yak}}
+        write_metrics(model, {"test": {"detection": {"toys": measures}}})
     return tmp_path
 
 
-def run_report(project: Path) -> None:
-    parser = argparse.ArgumentParser()
-    report.add_arguments(parser)
-    parser.add_argument("--params", type=Path, default=ROOT / "params.yaml")
-    words = {
-        "--records": "records",
-        "--predictions": "predictions",
-        "--metrics": "metrics",
-        "--out": "reports",
-        "--summary": "metrics/summary.json",
-    }
-    report.run(parser.parse_args([word for name, value in words.items() for word in (name, str(project / value))]))
+def one(label: int) -> Detections:
+    return Detections(torch.tensor([BOX]), torch.tensor([0.9]), torch.tensor([label]))
 
 
-def test_page_picture_table_and_summary_are_written(project: Path, caplog: pytest.LogCaptureFixture) -> None:
-    kept = project / "reports/notes.txt"
+def write_found(model: str, task: str, detections: list[Detections], ids: list[int] | None) -> None:
+    place = Path("data/predictions") / model / "test" / task / shard_name(0)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    write_predictions(place, to_table(KEYS, detections, ids), {})
+
+
+def write_metrics(name: str, value: Any) -> None:
+    path = Path(f"metrics/{name}.json")
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(value), encoding="utf-8")
+
+
+def run(*words: str) -> int:
+    with pytest.raises(SystemExit) as ended:
+        glip.main(["report", *words])
+    return int(ended.value.code or 0)
+
+
+def page(folder: str = "reports") -> str:
+    return (Path(folder) / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.usefixtures("project")
+def test_page_picture_table_and_summary_are_written(caplog: pytest.LogCaptureFixture) -> None:
+    kept = Path("reports/notes.txt")
     kept.parent.mkdir()
     kept.write_text("mine", encoding="utf-8")
     with caplog.at_level(logging.INFO):
-        run_report(project)
-    summary = json.loads((project / "metrics/summary.json").read_text(encoding="utf-8"))
-    assert summary["gains"]["novel"]["student_over_teacher"]["value"] == 100
-    assert summary["gains"]["base"]["student_over_control"]["value"] == 0
-    assert "student over teacher +100.0 AP on novel concepts, +0.0 on base" in caplog.text
-    page = (project / "reports/report.html").read_text(encoding="utf-8")
-    assert page.startswith("<!doctype html>")
-    assert "yak" in page
-    with Image.open(project / "reports/teacher_vs_student.png") as picture:
+        assert run("--summary", "metrics/summary.json") == 0
+    gains = json.loads(Path("metrics/summary.json").read_text(encoding="utf-8"))["gains"]
+    assert gains["detection"]["toys"]["novel"]["student_over_teacher"]["value"] == 100
+    assert gains["grounding"]["toys"]["novel"]["student_over_control"]["value"] == 100
+    assert gains["detection"]["toys"]["base"]["student_over_control"]["value"] == 0
+    assert "On novel concepts the student reaches 100.0 AP: +100.0 over the teacher" in caplog.text
+    assert page().startswith("<!doctype html>")
+    assert "yak" in page()
+    with Image.open("reports/teacher_vs_student.png") as picture:
         assert picture.width > picture.height
-    with (project / "reports/category_ap.csv").open(newline="", encoding="utf-8") as file:
+    with Path("reports/category_ap.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    assert [(row["category"], row["gain"]) for row in rows] == [("yak", "100.0"), ("dog", "0.0")]
+    assert [(row["source"], row["category"], row["gain"]) for row in rows] == [
+        ("toys", "yak", "100.0"),
+        ("toys", "dog", "0.0"),
+    ]
     assert kept.read_text(encoding="utf-8") == "mine"
 
 
-def test_missing_metrics_are_named(project: Path) -> None:
-    (project / "metrics/control.json").unlink()
-    with pytest.raises(MissingInputError, match=r"control\.json: no such metrics; run: dvc repro"):
-        run_report(project)
+@pytest.mark.usefixtures("project")
+def test_one_model_alone_by_its_name_or_folder() -> None:
+    assert run("--models", "models/teacher", "--out", "alone") == 0
+    assert "the teacher reaches 0.0 AP (95 % interval" in page("alone")
+    assert not list(Path("alone").glob("*.png"))
+    assert json.loads(Path("alone/summary.json").read_text(encoding="utf-8"))["gains"] == {}
+    assert run("--models", "control", "teacher") == 0
+    assert Path("reports/control_vs_teacher.png").is_file()
+
+
+@pytest.mark.usefixtures("project")
+def test_models_that_are_not_there_are_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--models", "teacher", "pupil") == 2
+    assert "pupil: neither in data/predictions nor in metrics; run: dvc repro" in capsys.readouterr().err
+    assert run("--predictions", "nowhere", "--metrics", "nowhere") == 2
+    assert "teacher, student, control: neither in nowhere" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("project")
+def test_models_that_have_run_are_compared_until_the_others_have() -> None:
+    shutil.rmtree("data/predictions/control")
+    Path("metrics/control.json").unlink()
+    assert run() == 0
+    assert "over the teacher" in page()
+    assert "over control" not in page()
+
+
+@pytest.mark.usefixtures("project")
+def test_what_is_missing_is_noted_in_a_line() -> None:
+    Path("metrics/control.json").unlink()
+    shutil.rmtree("data/predictions/control/test/grounding")
+    assert run() == 0
+    assert "metrics/control.json is not there: no measures of control." in page()
+    assert "test/grounding/toys: no predictions of control." in page()
+    assert "No records of test/referring." in page()
+    assert "Left out: no metrics of pseudo_label" in page()
+    assert "No dvc.lock" in page()
+
+
+@pytest.mark.usefixtures("project")
+def test_captions_alone_have_pictures_and_no_categories() -> None:
+    shutil.rmtree("data/records/test/detection")
+    assert run() == 0
+    assert "On novel concepts the student reaches 100.0 R@1" in page()
+    assert "Left out: there is no detection benchmark with predictions." in page()
+    assert page().count("data:image/jpeg") == 2 * 3
+    assert Path("reports/category_ap.csv").read_text(encoding="utf-8").strip().endswith("gain")
+
+
+@pytest.mark.usefixtures("project")
+def test_metrics_alone_make_a_page() -> None:
+    shutil.rmtree("data")
+    assert run() == 0
+    assert "Nothing but metrics: data/records/test" in page()
+    assert "100.0" in page()
+    assert not list(Path("reports").glob("*.png"))
+
+
+@pytest.mark.usefixtures("project")
+def test_predictions_of_other_rows_are_an_error(capsys: pytest.CaptureFixture[str]) -> None:
+    place = Path("data/predictions/student/test/detection") / shard_name(0)
+    write_predictions(place, to_table(["another", "picture 1"], [one(0), one(1)], [1, 2]), {})
+    assert run() == 2
+    assert "'another', which is not in the records" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("project")
+def test_the_labels_of_the_run_are_judged() -> None:
+    write_metrics("pseudo_label", {"rows": 6000, "rows_labelled": 5185, "boxes": 9718})
+    write_metrics("train_teacher", {"steps": 600, "images_per_s": 55.9})
+    assert run() == 0
+    assert "5,185" in page()
+    assert "55.9" in page()

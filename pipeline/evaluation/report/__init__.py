@@ -1,0 +1,1 @@
+"""The report of a run: one page, one picture, the numbers behind them."""

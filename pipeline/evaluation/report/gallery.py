@@ -1,0 +1,152 @@
+"""Pictures that show where a model gains on another and where it loses, with the boxes drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from PIL import Image
+from torchvision.ops import nms
+
+from glip_model.boxes import pairwise_iou
+from glip_model.images import ImageError
+from pipeline.data.drawing import draw_phrases
+from pipeline.data.records import DetectionRecord, GroundingRecord, Phrase, ScoredBox
+from pipeline.evaluation.predictions import Predictions
+from pipeline.evaluation.report.judged import Judged
+
+SHOWN_SCORE = 0.3
+"""Detections below it are not drawn."""
+IOU_THRESHOLD = 0.5
+GAP = 12
+"""Pixels between pictures that stand side by side."""
+_MINOR = 0.1
+"""What an object counts that is not novel, beside those that are."""
+_NOBODY = np.zeros(0, np.int64)
+
+
+def choose_gallery(judged: Judged, pair: tuple[str, str | None], count: int) -> list[int]:
+    """Return the pictures where one model gains most on another, then a quarter where it loses most.
+
+    An object counts as found when a box that is drawn overlaps it by half; novel ones count most, others break ties.
+
+    Args:
+        judged: the benchmark.
+        pair: the model, and the one it is compared with; None takes what it finds against what it misses.
+        count: pictures, or all if there are fewer.
+    """
+    model, other = pair
+    found, total = found_objects(judged, model)
+    gains = found - (found_objects(judged, other)[0] if other else total - found)
+    order = np.argsort(-gains, kind="stable")
+    losses = count // 4
+    best, worst = order[: count - losses], order[max(0, len(order) - losses) :]
+    return list(dict.fromkeys(int(i) for i in [*best, *worst]))  # a small set may have a picture in both
+
+
+def found_objects(judged: Judged, model: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return (pictures,) twice: how many objects the drawn boxes of a model find, and how many there are, by weight."""
+    splits = {category.id: category.split for category in judged.categories}
+    found, total = np.zeros((2, len(judged.records)))
+    predictions = judged.predictions[model]
+    rows = predictions.by_number()
+    for number, record in enumerate(judged.records):
+        labels, truth, novel = _truth(record, splits)
+        if not len(labels):
+            continue
+        weights = np.where(novel, 1.0, _MINOR)
+        mine = _shown(judged, predictions, rows, number)
+        overlap = pairwise_iou(torch.from_numpy(predictions.boxes_xyxy[mine]), truth).numpy()
+        is_found = ((overlap >= IOU_THRESHOLD) & (predictions.labels[mine][:, None] == labels)).any(0)
+        found[number], total[number] = weights[is_found].sum(), weights.sum()
+    return found, total
+
+
+def draw(judged: Judged, number: int, model: str | None) -> Image.Image:
+    """Draw one picture with the boxes of a model, or with the truth when ``model`` is None."""
+    record = judged.records[number]
+    names = (
+        {category.id: category.name for category in judged.categories}
+        if isinstance(record, DetectionRecord)
+        else {i: phrase.text for i, phrase in enumerate(record.phrases)}
+    )
+    if model is None:
+        labels, truth, _ = _truth(record, {})
+        boxes = [(int(label), ScoredBox(xyxy=tuple(xyxy))) for label, xyxy in zip(labels, truth.tolist(), strict=True)]
+    else:
+        found = judged.predictions[model]
+        boxes = [
+            (int(found.labels[i]), ScoredBox(xyxy=tuple(found.boxes_xyxy[i].tolist()), score=float(found.scores[i])))
+            for i in _shown(judged, found, found.by_number(), number)
+        ]
+    # A thing has the same colour in all pictures of a row: the truth's order first.
+    order = dict.fromkeys([*_truth(record, {})[0].tolist(), *(label for label, _ in boxes)])
+    phrases = [
+        Phrase(
+            text=names.get(label, str(label)), char_spans=(), boxes=tuple(box for each, box in boxes if each == label)
+        )
+        for label in order
+    ]
+    return draw_phrases(_picture(judged, number), phrases)
+
+
+def side_by_side(judged: Judged, numbers: Sequence[int], models: Sequence[str]) -> Image.Image:
+    """Return one picture: a row a test picture (at least one), a column a model, all of one width."""
+    rows = [[draw(judged, number, model) for model in models] for number in numbers]
+    width = rows[0][0].width
+    rows = [[_resize_to_width(picture, width) for picture in row] for row in rows]
+    size = len(models) * (width + GAP) - GAP, sum(row[0].height + GAP for row in rows) - GAP
+    page = Image.new("RGB", size, "white")
+    top = 0
+    for row in rows:
+        for j, picture in enumerate(row):
+            page.paste(picture, (j * (width + GAP), top))
+        top += row[0].height + GAP
+    return page
+
+
+def _picture(judged: Judged, number: int) -> Image.Image:
+    """Return a picture, a grey one of its size where it cannot be read: nothing was found in it either."""
+    try:
+        return judged.benchmark.picture(number)
+    except ImageError:
+        record = judged.records[number]
+        return Image.new("RGB", (record.width, record.height), "grey")
+
+
+def _truth(
+    record: DetectionRecord | GroundingRecord, splits: Mapping[int, str]
+) -> tuple[np.ndarray, torch.Tensor, np.ndarray]:
+    """Return (N,) labels, (N, 4) boxes and (N,) bool whether novel, of all true boxes of a picture."""
+    if isinstance(record, DetectionRecord):
+        rows = [(item.category_id, item.xyxy, splits.get(item.category_id) == "novel") for item in record.objects]
+    else:
+        rows = [
+            (i, box.xyxy, phrase.split == "novel") for i, phrase in enumerate(record.phrases) for box in phrase.boxes
+        ]
+    return (
+        np.array([label for label, *_ in rows], np.int64),
+        torch.tensor([xyxy for _, xyxy, _ in rows]).reshape(-1, 4),
+        np.array([novel for *_, novel in rows], bool),
+    )
+
+
+def _shown(judged: Judged, found: Predictions, rows: Mapping[int, np.ndarray], number: int) -> np.ndarray:
+    """Return the boxes of a picture that are drawn, best first.
+
+    Of detections those of some score that no better one of any category overlaps by half, so that pictures stay
+    legible; otherwise the best one of every phrase.
+    """
+    mine = rows.get(number, _NOBODY)
+    if judged.benchmark.task == "detection":
+        mine = mine[found.scores[mine] >= SHOWN_SCORE]
+        kept = nms(torch.from_numpy(found.boxes_xyxy[mine]), torch.from_numpy(found.scores[mine]), IOU_THRESHOLD)
+        return np.asarray(mine[kept.numpy()])
+    mine = mine[np.argsort(-found.scores[mine], kind="stable")]
+    _, first = np.unique(found.labels[mine], return_index=True)
+    return np.asarray(mine[np.sort(first)])
+
+
+def _resize_to_width(picture: Image.Image, width: int) -> Image.Image:
+    return picture.resize((width, max(1, round(picture.height * width / picture.width))))

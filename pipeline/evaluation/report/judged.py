@@ -1,0 +1,99 @@
+"""What the models of a run found in a benchmark, and who is compared with whom."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.data.records import Category
+from pipeline.data.storage import exists
+from pipeline.evaluation.benchmark import Benchmark, is_federated, predictions_of
+from pipeline.evaluation.coco import CocoResult, evaluate_detection
+from pipeline.evaluation.flickr30k import GroundingResult, evaluate_grounding
+from pipeline.evaluation.lvis import FIXED_AP, LvisResult, evaluate_lvis
+from pipeline.evaluation.predictions import Predictions, read_predictions
+from pipeline.evaluation.refcoco import ReferringResult, evaluate_referring
+
+MODELS = ("teacher", "student", "control")
+"""The models of a run; a report is about those that have predictions or metrics."""
+Result = CocoResult | LvisResult | GroundingResult | ReferringResult
+FREQUENCY_NAMES = {"r": "rare", "c": "common", "f": "frequent"}
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A benchmark, and what each model that has predictions for it is worth."""
+
+    benchmark: Benchmark
+    records: list[Any]
+    categories: list[Category]
+    """Of detection; empty in other tasks."""
+    predictions: dict[str, Predictions]
+    results: dict[str, Result]
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """Names of the models, in the order in which they were asked for."""
+        return tuple(self.predictions)
+
+
+def judge(benchmark: Benchmark, predictions: Path, models: Sequence[str]) -> Judged:
+    """Compare with the truth what models predicted for a benchmark; models without predictions are left out.
+
+    Args:
+        benchmark: its records are read.
+        predictions: folder of MODEL/SPLIT/TASK.
+        models: names of folders.
+
+    Raises:
+        ShardError: predictions are broken.
+        BenchmarkError: predictions belong to other rows.
+    """
+    records: list[Any] = benchmark.read()
+    categories = benchmark.categories() if benchmark.task == "detection" else []
+    found: dict[str, Predictions] = {}
+    for model in models:
+        places = predictions_of(benchmark, predictions / model)
+        if all(exists(place) for place in places):
+            found[model] = read_predictions(places, benchmark.rows)
+    results = {model: evaluate(benchmark.task, records, categories, each) for model, each in found.items()}
+    return Judged(benchmark, records, categories, found, results)
+
+
+def evaluate(task: str, records: Sequence[Any], categories: Sequence[Category], predictions: Predictions) -> Result:
+    """Judge predictions by the protocol whose leading measure is reported."""
+    if task == "grounding":
+        return evaluate_grounding(records, predictions)
+    if task == "referring":
+        return evaluate_referring(records, predictions)
+    if is_federated(categories):
+        return evaluate_lvis(records, categories, predictions, FIXED_AP)
+    return evaluate_detection(records, categories, predictions)
+
+
+def pairs(models: Sequence[str]) -> list[tuple[str, str]]:
+    """Return who is compared with whom: the student, or else the last model, with every other in turn."""
+    if not models:
+        return []
+    focus = "student" if "student" in models else models[-1]
+    return [(focus, other) for other in models if other != focus]
+
+
+def category_part(category: Category) -> str:
+    """Return what a category counts to: LVIS's rare, common and frequent ones, or base and novel."""
+    return FREQUENCY_NAMES.get(category.frequency or "", category.split)
+
+
+def category_ap(result: CocoResult | LvisResult) -> np.ndarray:
+    """Return (K,) AP in [0, 1] of every category, -1 where it has no ground truth."""
+    precision = result.curves.precision[..., 0]  # of objects of any area
+    return np.where(precision[0, 0] < 0, -1.0, precision.mean((0, 1)))
+
+
+def categories_of_part(result: CocoResult | LvisResult, part: str | None) -> list[int]:
+    """Return the numbers of a part's categories, of all when it is None."""
+    return [k for k, each in enumerate(result.categories) if part is None or category_part(each) == part]

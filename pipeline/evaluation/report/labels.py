@@ -1,0 +1,148 @@
+"""How good the pseudo-labels of a run are, from what its stages have measured."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.evaluation.report.charts import PERCENT, Line, Plot, scale
+
+_PARTS = ("base", "novel", "all")
+
+
+@dataclass(frozen=True)
+class LabelFigures:
+    """What is known of the pseudo-labels; what nobody has measured is empty."""
+
+    facts: list[tuple[str, str]]
+    """Names and values."""
+    rejects: list[tuple[str, list[tuple[str, int, float]]]]
+    """Title to reasons, how often each, and its share in percent, most frequent first."""
+    plots: list[Plot]
+    """Precision and recall over the threshold."""
+    chosen: list[tuple[str, float, float]]
+    """Part, precision and recall in percent at the threshold in use."""
+
+    def __bool__(self) -> bool:
+        """Tell whether anything is known."""
+        return bool(self.facts or self.rejects or self.plots)
+
+
+def read_labels(metrics: Path, plots: Path) -> LabelFigures:
+    """Read the metrics of ``pseudo_label``, ``phrases`` and ``calibrate``, as far as there are any.
+
+    Args:
+        metrics: folder of their JSON files.
+        plots: folder of calibration.csv.
+    """
+    labels, phrases, calibration = (
+        read_json(metrics / f"{name}.json") for name in ("pseudo_label", "phrases", "calibration")
+    )
+    threshold = _number(calibration.get("min_score"))
+    used = calibration.get("at_min_score") or {}
+    chosen = [(part, used.get(f"precision_{part}"), used.get(f"recall_{part}")) for part in _PARTS]
+    return LabelFigures(
+        facts=_facts(labels, phrases, threshold),
+        rejects=_rejects(labels, phrases),
+        plots=_plots(_read_curves(plots / "calibration.csv"), threshold),
+        chosen=[(part, 100 * p, 100 * r) for part, p, r in chosen if p is not None and r is not None],
+    )
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return what a JSON file holds, nothing where there is none."""
+    if not path.is_file():
+        return {}
+    found = json.loads(path.read_text(encoding="utf-8"))
+    return found if isinstance(found, dict) else {}
+
+
+def _facts(labels: Mapping[str, Any], phrases: Mapping[str, Any], threshold: float | None) -> list[tuple[str, str]]:
+    facts = [
+        ("web pairs", _count(labels.get("rows"))),
+        ("with boxes", _count(labels.get("rows_labelled"))),
+        ("boxes", _count(labels.get("boxes"))),
+        ("boxes a pair", _decimal(labels.get("boxes_per_row"))),
+        ("phrases", _count(labels.get("phrases", phrases.get("phrases")))),
+        ("different phrases", _count(phrases.get("unique_phrases"))),
+        ("said once", _count(phrases.get("phrases_said_once"))),
+        ("least score", _decimal(threshold)),
+        ("pictures a second", _decimal(labels.get("images_per_s"))),
+    ]
+    return [(name, value) for name, value in facts if value]
+
+
+def _rejects(labels: Mapping[str, Any], phrases: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, int, float]]]]:
+    found = [
+        ("Phrases without a box", labels.get("phrase_rejects"), labels.get("phrases")),
+        ("Pairs without a box", labels.get("row_rejects"), labels.get("rows")),
+    ]
+    if not labels:
+        found = [("Captions without phrases", phrases.get("rejects"), phrases.get("rows"))]
+    return [(title, _shares(reasons, total)) for title, reasons, total in found if reasons and total]
+
+
+def _shares(reasons: Mapping[str, int], total: int) -> list[tuple[str, int, float]]:
+    ranked = sorted(reasons.items(), key=lambda item: (-item[1], item[0]))
+    return [(name.replace("_", " "), count, 100 * count / total) for name, count in ranked]
+
+
+def _read_curves(path: Path) -> dict[str, list[float]]:
+    """Return the columns of a table; cells that are no numbers are NaN."""
+    if not path.is_file():
+        return {}
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    numbers = {name: [_number(row[name]) for row in rows] for name in (rows[0] if rows else ())}
+    return {name: [math.nan if each is None else each for each in column] for name, column in numbers.items()}
+
+
+def _plots(columns: Mapping[str, Sequence[float]], threshold: float | None) -> list[Plot]:
+    if "threshold" not in columns:
+        return []
+    x = columns["threshold"]
+    wanted = [
+        ("Precision: labels that are right", "precision", {"false_alarms": "named, but not there"}),
+        ("Recall: true boxes that labels find", "recall", {}),
+    ]
+    found = []
+    for title, name, others in wanted:
+        parts = {
+            f"{name}_{part}": part for part in _PARTS if any(map(math.isfinite, columns.get(f"{name}_{part}", ())))
+        }
+        if len(parts) > 1:
+            parts.pop(f"{name}_all", None)  # base and novel say more
+        lines = [
+            Line(label, "part-" + key.rpartition("_")[2], _points(x, columns[key]))
+            for key, label in (parts | others).items()
+            if key in columns
+        ]
+        lines = [line for line in lines if line.points]
+        if lines:
+            found.append(Plot(title, "score threshold", "%", scale(x), PERCENT, tuple(lines), threshold))
+    return found
+
+
+def _points(x: Sequence[float], y: Sequence[float]) -> tuple[tuple[float, float], ...]:
+    return tuple((a, 100 * b) for a, b in zip(x, y, strict=True) if math.isfinite(a + b))
+
+
+def _number(value: Any) -> float | None:
+    try:
+        found = float(value)
+    except (TypeError, ValueError):
+        return None
+    return found if math.isfinite(found) else None
+
+
+def _count(value: Any) -> str:
+    return f"{value:,}" if isinstance(value, int) else ""
+
+
+def _decimal(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, int | float) else ""

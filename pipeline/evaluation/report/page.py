@@ -1,0 +1,207 @@
+"""The page: what was found, as one HTML file that loads nothing from anywhere.
+
+Names of categories, phrases, models and data sets are untrusted. They reach the page as text, never as HTML; the page's
+policy forbids every script but its own and every address.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from PIL import Image
+
+from pipeline.config import ReportConfig
+from pipeline.evaluation.bootstrap import draw_pictures
+from pipeline.evaluation.coco import CocoResult
+from pipeline.evaluation.lvis import LvisResult
+from pipeline.evaluation.report import charts
+from pipeline.evaluation.report.charts import PERCENT, Line, Plot
+from pipeline.evaluation.report.confusion import Confusions, confused_categories, confused_phrases
+from pipeline.evaluation.report.gallery import choose_gallery, draw
+from pipeline.evaluation.report.judged import Judged, categories_of_part, pairs
+from pipeline.evaluation.report.labels import LabelFigures
+from pipeline.evaluation.report.provenance import Provenance
+from pipeline.evaluation.report.standings import Standing, headline, minus, standings
+from pipeline.evaluation.report.tables import CategoryRow, MeasureRow, category_rows, measure_rows, published_columns
+
+SHOWN_CATEGORIES = 20
+"""At either end of the gains that are drawn; those between are folded."""
+SHOWN_CONFUSIONS = 12
+MAX_PICTURE_SIDE = 900
+"""Pixels of a picture of the gallery."""
+_FOLDER = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Shot:
+    """A picture of the gallery."""
+
+    who: str
+    uri: str
+    width: int
+    height: int
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What is told of one benchmark."""
+
+    task: str
+    source: str
+    num_pictures: int
+    models: tuple[str, ...]
+    standings: list[Standing]
+    curves: list[Plot] = field(default_factory=list)
+    categories: list[CategoryRow] = field(default_factory=list)
+    confusions: dict[str, Confusions] = field(default_factory=dict)
+    """By model."""
+
+    @property
+    def pair(self) -> tuple[str, str] | None:
+        """Who is compared with whom above all; None where one model is alone."""
+        return next(iter(pairs(self.models)), None)
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything that the page tells."""
+
+    models: tuple[str, ...]
+    split: str
+    findings: list[Findings]
+    metrics: Mapping[str, Any]
+    """Model → split → task → source → part → measure."""
+    gallery: list[list[Shot]]
+    labels: LabelFigures
+    provenance: Provenance
+    notes: list[str]
+    """What could not be told, and why."""
+
+
+def examine(judged: Judged, config: ReportConfig, seed: int) -> Findings:
+    """Return what is told of a benchmark.
+
+    Args:
+        judged: it and its models.
+        config: number of resamplings.
+        seed: of the resampling.
+    """
+    draws = draw_pictures(len(judged.records), config.bootstrap_samples, seed)
+    found = standings(judged, draws)
+    return Findings(
+        task=judged.benchmark.task,
+        source=judged.benchmark.source,
+        num_pictures=len(judged.records),
+        models=judged.models,
+        standings=found,
+        curves=_curves(judged, [each.part for each in found]),
+        categories=category_rows(judged),
+        confusions={
+            model: _confusions(judged, model) for model in judged.models if judged.benchmark.task != "referring"
+        },
+    )
+
+
+def make_gallery(judged: Judged, count: int) -> list[list[Shot]]:
+    """Return rows of the truth, and what one model and the one it is compared with see in the same picture."""
+    focus, other = next(iter(pairs(judged.models)), (judged.models[-1], None))
+    return [
+        [_shot(judged, number, model) for model in dict.fromkeys((None, other, focus))]
+        for number in choose_gallery(judged, (focus, other), count)
+    ]
+
+
+def split_rows(rows: Sequence[CategoryRow], count: int = SHOWN_CATEGORIES) -> list[Sequence[CategoryRow]]:
+    """Return the first rows, those that are folded, and the last; a fold that would hide a few hides none."""
+    if len(rows) <= 2 * count + count // 4:
+        return [rows, (), ()]
+    return [rows[:count], rows[count:-count], rows[-count:]]
+
+
+def render_page(report: Report) -> str:
+    """Return the report as one HTML page."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_FOLDER),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "number": _number,
+        "signed": _signed,
+        "share": lambda value: f"{value:.1f}\N{NO-BREAK SPACE}%",
+    }
+    script = (_FOLDER / "report.js").read_text(encoding="utf-8")
+    rows = measure_rows(report.metrics)
+    leading = [row for row in rows if row.is_leading and row.split == report.split]
+    all_standings = [each for found in report.findings for each in found.standings]
+    return environment.get_template("report.html.j2").render(
+        report=report,
+        headline=headline(all_standings),
+        leading=_by_benchmark(leading),
+        others=_by_benchmark([row for row in rows if row not in leading]),
+        columns=published_columns(leading),
+        styles={model: f"model-{number % 6}" for number, model in enumerate(report.models)},
+        gain_scale=charts.scale(
+            (end for each in all_standings for gain in each.gains.values() for end in (gain.low, gain.high)), 3
+        ),
+        charts=charts,
+        split_rows=split_rows,
+        shown_confusions=SHOWN_CONFUSIONS,
+        css=(_FOLDER / "report.css").read_text(encoding="utf-8"),
+        script=script,
+        digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+    )
+
+
+def _by_benchmark(rows: Sequence[MeasureRow]) -> list[list[MeasureRow]]:
+    return [list(group) for _, group in itertools.groupby(rows, lambda row: (row.split, row.task, row.source))]
+
+
+def _curves(judged: Judged, parts: Sequence[str]) -> list[Plot]:
+    """Return a plot of precision over recall at IoU 0.5 for every part, a line a model."""
+    results = {model: each for model, each in judged.results.items() if isinstance(each, CocoResult | LvisResult)}
+    plots = []
+    for part in parts if results else ():
+        lines = []
+        for model, result in results.items():
+            chosen = categories_of_part(result, None if part == "all" else part)
+            precision = (100 * result.curves.precision_curve(0.5, chosen)).round(2).tolist()
+            end = precision.index(0) + 1 if 0 in precision else len(precision)  # beyond, the recall is not reached
+            lines.append(Line(model, model, tuple(enumerate(precision[:end]))))
+        title = "All categories" if part == "all" else f"{part.capitalize()} concepts"
+        plots.append(Plot(title, "recall, %", "precision, %", PERCENT, PERCENT, tuple(lines)))
+    return plots
+
+
+def _confusions(judged: Judged, model: str) -> Confusions:
+    found = judged.predictions[model]
+    if judged.benchmark.task == "detection":
+        return confused_categories(judged.records, judged.categories, found)
+    return confused_phrases(judged.records, found)
+
+
+def _shot(judged: Judged, number: int, model: str | None) -> Shot:
+    picture = draw(judged, number, model)
+    picture.thumbnail((MAX_PICTURE_SIDE, MAX_PICTURE_SIDE), Image.Resampling.LANCZOS)
+    out = io.BytesIO()
+    picture.save(out, "JPEG", quality=80, optimize=True)
+    uri = "data:image/jpeg;base64," + base64.b64encode(out.getvalue()).decode()
+    return Shot(model or "truth", uri, picture.width, picture.height)
+
+
+def _number(value: float) -> str:
+    return minus(f"{value:.1f}")
+
+
+def _signed(value: float) -> str:
+    return minus(f"{value:+.1f}")

@@ -1,0 +1,166 @@
+"""Where the models stand on every benchmark, by its leading measure, and how sure that is.
+
+Pictures are resampled (``bootstrap``); all models of a benchmark on the same draws, so that gains are paired. LVIS has
+values without intervals: its protocol keeps the best detections of a category over all pictures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from pipeline.evaluation.bootstrap import Interval, compare, interval, resampled_ap, resampled_share
+from pipeline.evaluation.coco import CocoResult
+from pipeline.evaluation.flickr30k import GroundingResult
+from pipeline.evaluation.lvis import LvisResult
+from pipeline.evaluation.report.judged import (
+    FREQUENCY_NAMES,
+    Judged,
+    Result,
+    categories_of_part,
+    category_ap,
+    category_part,
+    pairs,
+)
+from pipeline.evaluation.scoring import ALL, LEADING
+
+CONCEPTS = ("novel", "base")
+"""In the order in which they are reported: what a student is trained for comes first."""
+
+
+@dataclass(frozen=True)
+class Standing:
+    """The leading measure of one part of a benchmark, in percent."""
+
+    task: str
+    source: str
+    part: str
+    measure: str
+    models: dict[str, Interval]
+    gains: dict[tuple[str, str], Interval]
+    """Of the first of two models over the second."""
+    is_resampled: bool
+    """Whether the intervals are more than the values alone."""
+
+
+def standings(judged: Judged, draws: np.ndarray) -> list[Standing]:
+    """Return where the models stand on each part of a benchmark; nothing where there are none.
+
+    Args:
+        judged: a benchmark.
+        draws: (1 + samples, pictures), see ``draw_pictures``.
+    """
+    found = []
+    for part in _parts(judged):
+        samples = {model: _samples(judged, result, part, draws) for model, result in judged.results.items()}
+        found.append(
+            Standing(
+                task=judged.benchmark.task,
+                source=judged.benchmark.source,
+                part=part or ALL,
+                measure=LEADING[judged.benchmark.task],
+                models={model: _rounded(interval(values)) for model, values in samples.items()},
+                gains={pair: _rounded(compare(*(samples[each] for each in pair))) for pair in pairs(judged.models)},
+                is_resampled=all(len(values) > 1 for values in samples.values()),
+            )
+        )
+    return found
+
+
+def summarise(found: Sequence[Standing]) -> dict[str, Any]:
+    """Return the numbers for JSON: ``models`` and ``gains``, each task → source → part → who → value, low, high."""
+    summary: dict[str, Any] = {"models": {}, "gains": {}}
+    for each in found:
+        gains = {f"{one}_over_{other}": value for (one, other), value in each.gains.items()}
+        for name, values in (("models", each.models), ("gains", gains)):
+            if values:
+                source = summary[name].setdefault(each.task, {}).setdefault(each.source, {})
+                source[each.part] = {who: _to_dict(value, each) for who, value in values.items()}
+    return summary
+
+
+def headline(found: Sequence[Standing]) -> list[str]:
+    """Return what the run shows in two sentences, from its first two standings; none where there are none."""
+    with_source = len({each.source for each in found}) > 1
+    return [_sentence(each, with_source, is_first=number == 0) for number, each in enumerate(found[:2])]
+
+
+def _rounded(value: Interval) -> Interval:
+    """Return an interval in two digits, as the metrics are, so that both read the same in one."""
+    return Interval(**value.to_dict())
+
+
+def _to_dict(value: Interval, standing: Standing) -> dict[str, float]:
+    return value.to_dict() if standing.is_resampled else {"value": value.value}
+
+
+def _sentence(standing: Standing, with_source: bool, is_first: bool) -> str:
+    focus = next(iter(standing.gains), (next(reversed(standing.models)), ""))[0]
+    value = standing.models[focus]
+    text = f"{_where(standing, with_source)} {_called(focus)} reaches {value.value:.1f} {standing.measure}"
+    intervals = [f"{minus(f'{each.low:+.1f}')} to {minus(f'{each.high:+.1f}')}" for each in standing.gains.values()]
+    if not standing.gains:
+        intervals = [f"{value.low:.1f} to {value.high:.1f}"]
+    if is_first:
+        intervals[0] = f"95 % interval {intervals[0]}"
+    notes = [f" ({each})" if standing.is_resampled else "" for each in intervals]
+    if not standing.gains:
+        return f"{text}{notes[0]}."
+    clauses = [
+        f"{minus(f'{gain.value:+.1f}')} {'over' if gain.value >= 0 else 'against'} {_called(other)}"
+        + (note.replace(")", ", may be chance)") if gain.low <= 0 <= gain.high else note)
+        for ((_, other), gain), note in zip(standing.gains.items(), notes, strict=True)
+    ]
+    return f"{text}: {', '.join(clauses[:-1])}{' and ' if clauses[1:] else ''}{clauses[-1]}."
+
+
+def _where(standing: Standing, with_source: bool) -> str:
+    source = standing.source if with_source or standing.part == ALL else ""
+    if standing.part == ALL:
+        return f"On {source}"
+    return f"On {standing.part} concepts{' of ' if source else ''}{source}"
+
+
+def _called(model: str) -> str:
+    return f"the {model}" if model in ("teacher", "student", "control") else model
+
+
+def minus(text: str) -> str:
+    """Return a number with a minus sign as typesetters write it, zero without any sign before it but ``+``."""
+    is_zero = not text.strip("+-0.%")
+    return text.replace("-", "+" if is_zero else "−")
+
+
+def _parts(judged: Judged) -> list[str | None]:
+    """Return the parts that are reported, the most telling first; None is all of it."""
+    if not judged.results:
+        return []
+    result = next(iter(judged.results.values()))
+    if isinstance(result, LvisResult):
+        present = _parts_with_truth(result)
+        return [None, *(name for name in FREQUENCY_NAMES.values() if name in present)]
+    names = _parts_with_truth(result) if isinstance(result, CocoResult) else frozenset[str]().union(*result.parts)
+    if names == set(CONCEPTS):
+        return list(CONCEPTS)
+    return [None]  # also types of phrases, which the table has
+
+
+def _parts_with_truth(result: CocoResult | LvisResult) -> set[str]:
+    present = category_ap(result) >= 0
+    return {category_part(each) for each, is_present in zip(result.categories, present, strict=True) if is_present}
+
+
+def _samples(judged: Judged, result: Result, part: str | None, draws: np.ndarray) -> np.ndarray:
+    """Return (1 + samples,) of the leading measure in percent, the measured value first."""
+    if isinstance(result, CocoResult):
+        return resampled_ap(result, draws, part)
+    if isinstance(result, LvisResult):
+        return np.array([100 * (result.curves.average_precision(categories=categories_of_part(result, part)) or 0.0)])
+    ranks = result.any_box if isinstance(result, GroundingResult) else result.by_iou
+    chosen = np.array([part is None or part in each for each in result.parts], bool)
+    counts = [sum(bool(phrase.boxes) for phrase in record.phrases) for record in judged.records]
+    pictures = np.repeat(np.arange(len(judged.records)), counts)
+    return resampled_share(ranks[chosen] < 1, pictures[chosen], draws)

@@ -1,0 +1,153 @@
+"""A small run: three models, one benchmark of each task, every picture with a dog and a yak."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline.config import ReportConfig
+from pipeline.data.records import (
+    Box,
+    Category,
+    DetectedObject,
+    DetectionRecord,
+    GroundingRecord,
+    ImageRef,
+    Phrase,
+    ScoredBox,
+)
+from pipeline.data.shards import categories_to_metadata, shard_name, write_shard
+from pipeline.evaluation.benchmark import Benchmark
+from pipeline.evaluation.predictions import Predictions
+from pipeline.evaluation.report.judged import Judged, evaluate
+
+HOSTILE = "<script>alert('yak')</script>&\"\n\u202e"
+CATEGORIES = [
+    Category(id=5, name="dog"),
+    Category(id=9, name=HOSTILE, split="novel"),
+    Category(id=12, name="owl", split="novel"),
+]
+LEFT, RIGHT, AWAY = (5.0, 5.0, 25.0, 25.0), (60.0, 5.0, 90.0, 35.0), (40.0, 60.0, 60.0, 80.0)
+CONFIG = ReportConfig(gallery_rows=3, bootstrap_samples=20)
+Rows = Sequence[tuple[int, int, Box, float]]
+"""Number of the row, label, box, score."""
+
+
+def predicted(rows: Rows) -> Predictions:
+    return Predictions(
+        keys=tuple(f"key-{number}" for number, *_ in rows),
+        numbers=np.array([row[0] for row in rows], np.int32),
+        labels=np.array([row[1] for row in rows], np.int32),
+        boxes_xyxy=np.array([row[2] for row in rows], np.float32).reshape(-1, 4),
+        scores=np.array([row[3] for row in rows], np.float32),
+    )
+
+
+def judged_of(
+    folder: Path, task: str, records: list[Any], found: dict[str, Rows], categories: Sequence[Category] = ()
+) -> Judged:
+    """Write records as a shard of one benchmark and judge predictions of them."""
+    path = folder / task / shard_name(0)
+    kind = DetectionRecord if task == "detection" else GroundingRecord
+    write_shard(path, records, kind, categories_to_metadata(categories))
+    predictions = {model: predicted(rows) for model, rows in found.items()}
+    return Judged(
+        Benchmark("test", task, records[0].source, (path,), (len(records),)),
+        records,
+        list(categories),
+        predictions,
+        {model: evaluate(task, records, categories, each) for model, each in predictions.items()},
+    )
+
+
+@pytest.fixture(scope="session")
+def head() -> Callable[..., dict[str, Any]]:
+    """Return what all records share: a plain picture of 100 pixels' width."""
+
+    def make(number: int, height: int = 100) -> dict[str, Any]:
+        out = io.BytesIO()
+        Image.new("RGB", (100, height), (90, 140, 90)).save(out, "PNG")
+        image = ImageRef(bytes=out.getvalue())
+        return {"key": f"key-{number}", "image": image, "height": height, "width": 100, "source": "toys"}
+
+    return make
+
+
+@pytest.fixture
+def detection(tmp_path: Path, head: Any) -> Judged:
+    """Four pictures: the student finds yaks in all but the last, where only the teacher does."""
+    dog, yak = DetectedObject(category_id=5, xyxy=LEFT), DetectedObject(category_id=9, xyxy=RIGHT)
+    records = [DetectionRecord(objects=(dog, yak), **head(i, height=100 if i else 60)) for i in range(4)]
+    dogs = [(i, 5, LEFT, 0.9) for i in range(4)]
+    found: dict[str, Rows] = {
+        "teacher": [*dogs, (3, 9, RIGHT, 0.8)],
+        "student": [*dogs, *((i, 9, RIGHT, 0.8 - i / 10) for i in range(3)), (3, 9, AWAY, 0.4)],
+        "control": [],
+    }
+    return judged_of(tmp_path, "detection", records, found, CATEGORIES)
+
+
+def pair(number: int, head: Any, *names: str, boxes: Sequence[Sequence[Box]], splits: Sequence[str | None]) -> Any:
+    """Return a caption of phrases with their true boxes."""
+    caption, phrases = " and ".join(names), []
+    for name, truth, split in zip(names, boxes, splits, strict=True):
+        start = caption.index(name)
+        scored = tuple(ScoredBox(xyxy=box) for box in truth)
+        phrases.append(Phrase(text=name, char_spans=((start, start + len(name)),), boxes=scored, split=split))
+    return GroundingRecord(caption=caption, phrases=tuple(phrases), **head(number))
+
+
+@pytest.fixture
+def grounding(tmp_path: Path, head: Any) -> Judged:
+    """Three captions "a dog and a yak"; the teacher gives the dog's box to the yak of the first two."""
+    records = [
+        pair(i, head, "a dog", f"the {HOSTILE}", boxes=[[LEFT], [RIGHT]], splits=["base", "novel"]) for i in range(3)
+    ]
+    right = [(i, label, box, 0.9) for i in range(3) for label, box in ((0, LEFT), (1, RIGHT))]
+    wrong = [(i, 1, LEFT, 0.95) for i in range(2)]
+    return judged_of(tmp_path, "grounding", records, {"teacher": [*right, *wrong], "student": right})
+
+
+@pytest.fixture(scope="session")
+def toys(head: Any) -> SimpleNamespace:
+    """Return what tests build benchmarks of, which they cannot import from here."""
+    return SimpleNamespace(
+        CATEGORIES=CATEGORIES,
+        HOSTILE=HOSTILE,
+        LEFT=LEFT,
+        RIGHT=RIGHT,
+        AWAY=AWAY,
+        CONFIG=CONFIG,
+        predicted=predicted,
+        judged_of=judged_of,
+        head=head,
+        pair=lambda number, *names, **values: pair(number, head, *names, **values),
+    )
+
+
+@pytest.fixture
+def visit(browser: Any) -> Iterator[Callable[..., Any]]:
+    """Open a page; complain in the end about errors in it and about what it asked of the network."""
+    opened, troubles = [], []
+
+    def open_page(path: Path, **options: Any) -> Any:
+        page = browser.new_page(**options)
+        opened.append(page)
+        page.on("console", lambda message: troubles.append(message.text))
+        page.on("pageerror", lambda error: troubles.append(str(error)))
+        page.on("dialog", lambda dialog: (troubles.append(f"dialog {dialog.message}"), dialog.dismiss()))
+        page.on("request", lambda sent: sent.url.startswith(("file:", "data:")) or troubles.append(sent.url))
+        page.goto(path.as_uri())
+        return page
+
+    yield open_page
+    for page in opened:
+        page.close()
+    assert not troubles
