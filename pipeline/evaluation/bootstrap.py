@@ -18,8 +18,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline.evaluation.coco import CategoryMatches, CocoResult
+from pipeline.evaluation.curves import RECALLS
 
-RECALLS = np.linspace(0.0, 1.0, 101)
 CONFIDENCE = 0.95
 _BLOCK_CELLS = 4_000_000
 """Draws times detections that are worked on at once, some hundred megabytes."""

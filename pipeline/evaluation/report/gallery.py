@@ -13,12 +13,10 @@ from glip_model.boxes import pairwise_iou
 from glip_model.images import ImageError
 from pipeline.data.drawing import draw_phrases
 from pipeline.data.records import DetectionRecord, GroundingRecord, Phrase, ScoredBox
+from pipeline.evaluation.flickr30k import IOU_THRESHOLD
 from pipeline.evaluation.predictions import Predictions
-from pipeline.evaluation.report.judged import Judged
+from pipeline.evaluation.report.judged import SHOWN_SCORE, Judged
 
-SHOWN_SCORE = 0.3
-"""Detections below it are not drawn."""
-IOU_THRESHOLD = 0.5
 GAP = 12
 """Pixels between pictures that stand side by side."""
 _MINOR = 0.1

@@ -21,12 +21,13 @@ from PIL import Image
 from pipeline.config import ReportConfig
 from pipeline.evaluation.bootstrap import draw_pictures
 from pipeline.evaluation.coco import CocoResult
+from pipeline.evaluation.flickr30k import IOU_THRESHOLD
 from pipeline.evaluation.lvis import LvisResult
 from pipeline.evaluation.report import charts
 from pipeline.evaluation.report.charts import PERCENT, Line, Plot
 from pipeline.evaluation.report.confusion import Confusions, confused_categories, confused_phrases
 from pipeline.evaluation.report.gallery import choose_gallery, draw
-from pipeline.evaluation.report.judged import Judged, categories_of_part, pairs
+from pipeline.evaluation.report.judged import SHOWN_SCORE, Judged, categories_of_part, pairs
 from pipeline.evaluation.report.labels import LabelFigures
 from pipeline.evaluation.report.provenance import Provenance
 from pipeline.evaluation.report.standings import Standing, headline, minus, standings
@@ -157,6 +158,8 @@ def render_page(report: Report) -> str:
         charts=charts,
         split_rows=split_rows,
         shown_confusions=SHOWN_CONFUSIONS,
+        shown_score=SHOWN_SCORE,
+        iou=IOU_THRESHOLD,
         css=(_FOLDER / "report.css").read_text(encoding="utf-8"),
         script=script,
         digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
@@ -168,14 +171,14 @@ def _by_benchmark(rows: Sequence[MeasureRow]) -> list[list[MeasureRow]]:
 
 
 def _curves(judged: Judged, parts: Sequence[str]) -> list[Plot]:
-    """Return a plot of precision over recall at IoU 0.5 for every part, a line a model."""
+    """Return a plot of precision over recall at ``IOU_THRESHOLD`` for every part, a line a model."""
     results = {model: each for model, each in judged.results.items() if isinstance(each, CocoResult | LvisResult)}
     plots = []
     for part in parts if results else ():
         lines = []
         for model, result in results.items():
             chosen = categories_of_part(result, None if part == "all" else part)
-            precision = (100 * result.curves.precision_curve(0.5, chosen)).round(2).tolist()
+            precision = (100 * result.curves.precision_curve(IOU_THRESHOLD, chosen)).round(2).tolist()
             end = precision.index(0) + 1 if 0 in precision else len(precision)  # beyond, the recall is not reached
             lines.append(Line(model, model, tuple(enumerate(precision[:end]))))
         title = "All categories" if part == "all" else f"{part.capitalize()} concepts"

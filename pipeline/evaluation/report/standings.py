@@ -15,17 +15,9 @@ import numpy as np
 from pipeline.evaluation.bootstrap import Interval, compare, interval, resampled_ap, resampled_share
 from pipeline.evaluation.coco import CocoResult
 from pipeline.evaluation.flickr30k import GroundingResult
-from pipeline.evaluation.lvis import LvisResult
-from pipeline.evaluation.report.judged import (
-    FREQUENCY_NAMES,
-    Judged,
-    Result,
-    categories_of_part,
-    category_ap,
-    category_part,
-    pairs,
-)
-from pipeline.evaluation.scoring import ALL, LEADING
+from pipeline.evaluation.lvis import FREQUENCIES, LvisResult
+from pipeline.evaluation.report.judged import Judged, categories_of_part, category_part, pairs
+from pipeline.evaluation.scoring import ALL, LEADING, Result
 
 CONCEPTS = ("novel", "base")
 """In the order in which they are reported: what a student is trained for comes first."""
@@ -141,7 +133,7 @@ def _parts(judged: Judged) -> list[str | None]:
     result = next(iter(judged.results.values()))
     if isinstance(result, LvisResult):
         present = _parts_with_truth(result)
-        return [None, *(name for name in FREQUENCY_NAMES.values() if name in present)]
+        return [None, *(name for name in FREQUENCIES.values() if name in present)]
     names = _parts_with_truth(result) if isinstance(result, CocoResult) else frozenset[str]().union(*result.parts)
     if names == set(CONCEPTS):
         return list(CONCEPTS)
@@ -149,7 +141,7 @@ def _parts(judged: Judged) -> list[str | None]:
 
 
 def _parts_with_truth(result: CocoResult | LvisResult) -> set[str]:
-    present = category_ap(result) >= 0
+    present = result.curves.by_category() >= 0
     return {category_part(each) for each, is_present in zip(result.categories, present, strict=True) if is_present}
 
 

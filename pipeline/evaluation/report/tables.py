@@ -11,7 +11,7 @@ from pipeline.evaluation.benchmark import TASKS
 from pipeline.evaluation.coco import CocoResult
 from pipeline.evaluation.lvis import LvisResult
 from pipeline.evaluation.published import COLUMNS, PUBLISHED
-from pipeline.evaluation.report.judged import Judged, category_ap, category_part, pairs
+from pipeline.evaluation.report.judged import Judged, category_part, pairs
 from pipeline.evaluation.scoring import ALL, LEADING
 
 _Key = tuple[str, str, str, str, str]
@@ -74,7 +74,7 @@ def category_rows(judged: Judged) -> list[CategoryRow]:
     results = {model: each for model, each in judged.results.items() if isinstance(each, CocoResult | LvisResult)}
     if not results:
         return []
-    ap = {model: 100 * category_ap(each) for model, each in results.items()}
+    ap = {model: 100 * each.curves.by_category() for model, each in results.items()}
     categories = next(iter(results.values())).categories
     pair = next(iter(pairs(judged.models)), None)
     rows = [

@@ -26,7 +26,8 @@ from pipeline.data.records import (
 from pipeline.data.shards import categories_to_metadata, shard_name, write_shard
 from pipeline.evaluation.benchmark import Benchmark
 from pipeline.evaluation.predictions import Predictions
-from pipeline.evaluation.report.judged import Judged, evaluate
+from pipeline.evaluation.report.judged import Judged
+from pipeline.evaluation.scoring import evaluate
 
 HOSTILE = "<script>alert('yak')</script>&\"\n\u202e"
 CATEGORIES = [
