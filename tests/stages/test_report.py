@@ -36,7 +36,7 @@ KEYS = ["picture 0", "picture 1"]
 
 def head(number: int) -> dict[str, Any]:
     out = io.BytesIO()
-    Image.new("RGB", (64, 48), (200, 180, 90)).save(out, "PNG")
+    Image.new("RGB", (64, 48), (200, 180, 90 + number)).save(out, "PNG")
     image = ImageRef(bytes=out.getvalue())
     return {"key": KEYS[number], "image": image, "height": 48, "width": 64, "source": "toys"}
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from pipeline.data.records import Category
 from pipeline.data.storage import exists
@@ -36,6 +39,16 @@ class Judged:
     def models(self) -> tuple[str, ...]:
         """Names of the models, in the order in which they were asked for."""
         return tuple(self.predictions)
+
+    @cached_property
+    def pictures(self) -> np.ndarray:
+        """(rows,) int64 number of the picture that each row is about."""
+        return self.benchmark.picture_numbers()
+
+    @cached_property
+    def rows_found(self) -> dict[str, dict[int, np.ndarray]]:
+        """Model to row to the positions of its boxes in the predictions; rows without any are absent."""
+        return {model: each.by_number() for model, each in self.predictions.items()}
 
 
 def judge(benchmark: Benchmark, predictions: Path, models: Sequence[str]) -> Judged:

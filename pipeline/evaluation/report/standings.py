@@ -43,7 +43,7 @@ def standings(judged: Judged, draws: np.ndarray) -> list[Standing]:
 
     Args:
         judged: a benchmark.
-        draws: (1 + samples, pictures), see ``draw_pictures``.
+        draws: (1 + samples, rows), see ``draw_pictures``.
     """
     found = []
     for part in _parts(judged):
@@ -154,5 +154,5 @@ def _samples(judged: Judged, result: Result, part: str | None, draws: np.ndarray
     ranks = result.any_box if isinstance(result, GroundingResult) else result.by_iou
     chosen = np.array([part is None or part in each for each in result.parts], bool)
     counts = [sum(bool(phrase.boxes) for phrase in record.phrases) for record in judged.records]
-    pictures = np.repeat(np.arange(len(judged.records)), counts)
-    return resampled_share(ranks[chosen] < 1, pictures[chosen], draws)
+    rows = np.repeat(np.arange(len(judged.records)), counts)
+    return resampled_share(ranks[chosen] < 1, rows[chosen], draws)
