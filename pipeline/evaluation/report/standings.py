@@ -7,6 +7,7 @@ values without intervals: its protocol keeps the best detections of a category o
 from __future__ import annotations
 
 from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,7 +40,7 @@ class Standing:
 
 
 def standings(judged: Judged, draws: np.ndarray) -> list[Standing]:
-    """Return where the models stand on each part of a benchmark; nothing where there are none.
+    """Return where the models stand on each part of a benchmark; nothing where there is no model or no truth.
 
     Args:
         judged: a benchmark.
@@ -131,18 +132,23 @@ def _parts(judged: Judged) -> list[str | None]:
     if not judged.results:
         return []
     result = next(iter(judged.results.values()))
+    with_truth = _with_truth(result)
+    if not with_truth:
+        return []
+    names = frozenset[str]().union(*with_truth)
     if isinstance(result, LvisResult):
-        present = _parts_with_truth(result)
-        return [None, *(name for name in FREQUENCIES.values() if name in present)]
-    names = _parts_with_truth(result) if isinstance(result, CocoResult) else frozenset[str]().union(*result.parts)
+        return [None, *(name for name in FREQUENCIES.values() if name in names)]
     if names == set(CONCEPTS):
         return list(CONCEPTS)
     return [None]  # also types of phrases, which the table has
 
 
-def _parts_with_truth(result: CocoResult | LvisResult) -> set[str]:
-    present = result.curves.by_category() >= 0
-    return {category_part(each) for each, is_present in zip(result.categories, present, strict=True) if is_present}
+def _with_truth(result: Result) -> Sequence[AbstractSet[str]]:
+    """Return what each category, phrase or expression that there is something of counts to."""
+    if isinstance(result, CocoResult | LvisResult):
+        present = result.curves.by_category() >= 0
+        return [{category_part(each)} for each, there in zip(result.categories, present, strict=True) if there]
+    return result.parts
 
 
 def _samples(judged: Judged, result: Result, part: str | None, draws: np.ndarray) -> np.ndarray:

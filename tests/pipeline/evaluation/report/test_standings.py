@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -115,6 +116,19 @@ def test_without_base_and_novel_there_is_one_standing(tmp_path: Path, toys: Simp
         )
         == []
     )
+
+
+@pytest.mark.parametrize("frequency", [None, "r"])
+def test_without_any_truth_there_is_no_standing(tmp_path: Path, toys: SimpleNamespace, frequency: str | None) -> None:
+    categories = [replace(category, frequency=frequency) for category in toys.CATEGORIES]
+    records: dict[str, Any] = {
+        "detection": [DetectionRecord(objects=(), **toys.head(i)) for i in range(2)],
+        "grounding": [toys.pair(i, "dog", boxes=[[]], splits=["novel"]) for i in range(2)],
+    }
+    records["referring"] = records["grounding"]
+    for task, rows in records.items():
+        judged = toys.judged_of(tmp_path, task, rows, {"a": [(0, 5, toys.LEFT, 0.9)], "b": []}, categories)
+        assert standings(judged, draw_pictures(judged.pictures, 5, 0)) == []
 
 
 def test_types_of_phrases_are_not_told_apart(tmp_path: Path, toys: SimpleNamespace) -> None:
