@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from pipeline.data.records import Category
-from pipeline.data.storage import exists
-from pipeline.evaluation.benchmark import Benchmark, predictions_of
+from pipeline.data.storage import Place, exists, list_files
+from pipeline.evaluation.benchmark import TASKS, Benchmark, predictions_of
 from pipeline.evaluation.coco import CocoResult
 from pipeline.evaluation.lvis import FREQUENCIES, LvisResult
 from pipeline.evaluation.predictions import Predictions, read_predictions
@@ -51,7 +50,12 @@ class Judged:
         return {model: each.by_number() for model, each in self.predictions.items()}
 
 
-def judge(benchmark: Benchmark, predictions: Path, models: Sequence[str]) -> Judged:
+def has_predictions(predictions: Place, model: str, split: str) -> bool:
+    """Tell whether a folder of MODEL/SPLIT/TASK has any of a model for a split."""
+    return any(list_files(predictions / model / split / task, "part-*.parquet") for task in TASKS)
+
+
+def judge(benchmark: Benchmark, predictions: Place, models: Sequence[str]) -> Judged:
     """Compare with the truth what models predicted for a benchmark; models without predictions are left out.
 
     Args:
