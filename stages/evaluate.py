@@ -67,10 +67,12 @@ def _score(benchmark: Benchmark, out: Place) -> Score:
     missing = read_missing(places)
     if missing:
         reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(Counter(missing.values()).items()))
-        logger.warning("%s: %d pictures count as empty: %s", benchmark.name, len(missing), reasons)
+        logger.warning(
+            "%s: %d rows count as empty, for their pictures cannot be read: %s", benchmark.name, len(missing), reasons
+        )
     found = score(benchmark, read_predictions(places, benchmark.rows))
     if missing:
-        found.metrics["missing"] = {"pictures": len(missing)}
+        found.metrics["missing"] = {"rows": len(missing)}
     return found
 
 

@@ -12,13 +12,16 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 
 from pipeline.cli import write_json
 from pipeline.errors import BenchmarkError, MissingInputError
-from pipeline.evaluation.odinw import DATA_SETS, MODES, PREFIXES, SHOTS, Run, Tuned, tuned_averages
+from pipeline.evaluation.odinw import DATA_SETS, MODES, PREFIXES, SHOTS, Run, Tuned, incomplete, tuned_averages
 from pipeline.evaluation.published import MODELS, TUNED
+
+logger = logging.getLogger(__name__)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,8 +33,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Read, average, print."""
-    found = tuned_averages(read_runs(args.runs, args.split))
+    runs = read_runs(args.runs, args.split)
+    found = tuned_averages(runs)
     print("\n".join(_lines(found)))
+    for (mode, shots), names in incomplete(runs).items():
+        logger.warning("%s, %s shots: without %s, of which not all seeds are there", mode, shots, ", ".join(names))
     if args.json:
         write_json(args.json, {f"{mode}/{shots}": dataclasses.asdict(cell) for (mode, shots), cell in found.items()})
 

@@ -166,6 +166,15 @@ class SourceContext:
     config: PrepareConfig
     seed: int
 
+    @property
+    def is_judged_by(self) -> bool:
+        """Whether models are judged by these rows, and do not learn from them."""
+        return self.role in ("dev", "test")
+
+    def folder_of_expressions(self) -> str | None:
+        """Return the folder of expressions for single things; in training they are captions like others."""
+        return "referring" if self.is_judged_by else None
+
 
 Reader = Callable[..., list[RawTable]]
 """``(context: SourceContext, *, its own options) -> tables``. Options are settings: their annotations are checked, a

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -101,6 +102,12 @@ def open_sources(role: Role, config: PrepareConfig, seed: int) -> list[Source]:
             inner_where = f"prepare.mixtures.{entry['mixture']}[{k}]"
             times = inner.get("repeat", 1) if repeat is None else repeat
             sources.append(_open(inner, times, role, inner_where, config, seed))
+    names = Counter(source.name for source in sources)
+    if role in ("dev", "test") and names and max(names.values()) > 1:
+        raise ConfigError(
+            f"prepare.{role}: {names.most_common(1)[0][0]!r} is the name of several sources; give each a name of its "
+            "own, by which its scores are told"
+        )
     return sources
 
 

@@ -7,8 +7,10 @@ records. A stage that is run again asks only for what is not there or was made b
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import logging
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -21,21 +23,28 @@ import glip_model
 from glip_model.predictor import GLIPPredictor
 from pipeline.cli import progress, quiet_libraries
 from pipeline.config import EvaluateConfig
+from pipeline.data import images
 from pipeline.data.provenance import FINGERPRINT, code_sha256, describe_model, fingerprint
-from pipeline.data.shards import read_fingerprint, rows_sha256
+from pipeline.data.shards import CATEGORIES_KEY, read_fingerprint, read_metadata, rows_sha256
 from pipeline.data.storage import Place, exists, list_files, remove
 from pipeline.errors import BenchmarkError, PipelineError, ShardError
 from pipeline.evaluation import benchmark as benchmarks
-from pipeline.evaluation.benchmark import TASKS, Benchmark, list_benchmarks, predict_shard, predictions_of
-from pipeline.evaluation.predictions import write_predictions
+from pipeline.evaluation import predictions
+from pipeline.evaluation.benchmark import (
+    TASKS,
+    Benchmark,
+    is_federated,
+    list_benchmarks,
+    predict_shard,
+    predictions_of,
+)
+from pipeline.evaluation.predictions import read_missing, write_predictions
 from pipeline.ray_session import share_cluster
 
 logger = logging.getLogger(__name__)
 
 RESTARTS = 4
 """How often the shard of a worker that died is begun anew."""
-FREE_SETTINGS = ("splits", "num_actors")
-"""They do not change any prediction."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,13 +83,18 @@ class PredictActor:
             write_predictions(shard.target, found.table, shard.provenance, found.missing)
         except PipelineError as error:
             return error  # crosses the process border as data: the others are finished first
+        except ValueError as error:
+            return BenchmarkError(f"{shard.path}: the model cannot be asked about it ({error})")
+        except torch.AcceleratorError:
+            logger.exception("%s: the device is of no use to this process any more", shard.path)
+            os._exit(1)  # Ray starts another one
         return shard
 
 
 def predict_benchmarks(config: EvaluateConfig, model: Path, records: Place, out: Place) -> list[Benchmark]:
     """Write the model's predictions for every benchmark below ``out``; Ray must be running.
 
-    Predictions of shards that are no more are removed.
+    Predictions of the same splits whose records are no more are removed.
 
     Returns:
         The benchmarks; ``predictions_of`` says where the predictions of one are.
@@ -95,7 +109,7 @@ def predict_benchmarks(config: EvaluateConfig, model: Path, records: Place, out:
     if absent:
         logger.info("evaluate: no records of %s; their metrics are left out", ", ".join(absent))
     work = [shard for benchmark in found for shard in _plan(config, described, benchmark, out)]
-    _remove_foreign(out, {str(shard.target) for shard in work})
+    _remove_foreign(out, config.splits, {str(shard.target) for shard in work})
     todo = [shard for shard in work if not _is_finished(shard)]
     if len(todo) < len(work):
         logger.info("evaluate: %d of %d shards are finished already", len(work) - len(todo), len(work))
@@ -107,6 +121,8 @@ def predict_benchmarks(config: EvaluateConfig, model: Path, records: Place, out:
         while pool.has_next():
             try:
                 result = pool.get_next_unordered()
+            except ray.exceptions.RayTaskError:
+                raise  # a bug, with its traceback
             except ray.exceptions.RayError as error:
                 result = BenchmarkError(f"{records}: a worker died {RESTARTS + 1} times over a shard ({error})")
             if isinstance(result, PipelineError):
@@ -119,35 +135,54 @@ def predict_benchmarks(config: EvaluateConfig, model: Path, records: Place, out:
 
 
 def _plan(config: EvaluateConfig, model: dict[str, Any], benchmark: Benchmark, out: Place) -> Iterator[_Shard]:
-    settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in FREE_SETTINGS}
     model_code = Path(str(glip_model.__file__)).parent.glob("*.py")
     common = {
         "model": model,
-        "settings": settings,
-        "code": code_sha256([Path(benchmarks.__file__), *model_code]),
+        "settings": _deciding_settings(config, benchmark),
+        "code": code_sha256(
+            [*(Path(str(module.__file__)) for module in (benchmarks, images, predictions)), *model_code]
+        ),
         "task": benchmark.task,
     }
     for path, rows, target in zip(benchmark.shards, benchmark.rows, predictions_of(benchmark, out), strict=True):
-        entry = {**common, "records": rows_sha256(path)}
+        # The vocabulary stands beside the rows, in the metadata.
+        entry = {**common, "records": rows_sha256(path), "categories": read_metadata(path).get(CATEGORIES_KEY)}
         provenance = {**entry, FINGERPRINT: fingerprint(entry)}
-        # Workers have a working folder of their own.
-        source, target = (place.resolve() if isinstance(place, Path) else place for place in (path, target))
-        yield _Shard(benchmark.task, source, rows, target, provenance)
+        yield _Shard(benchmark.task, _absolute(path), rows, _absolute(target), provenance)
+
+
+def _deciding_settings(config: EvaluateConfig, benchmark: Benchmark) -> dict[str, Any]:
+    """Return the settings that change a prediction of this benchmark."""
+    deciding: dict[str, Any] = {"batch_size": config.batch_size, "max_detections": config.max_detections}
+    if benchmark.task == "detection":
+        deciding["names_a_prompt"] = config.names_a_prompt(benchmark.source)
+        if is_federated(benchmark.categories()):
+            deciding["max_detections"] = config.max_detections_lvis
+    if benchmark.task == "referring":
+        deciding["referring_target"] = config.referring_target
+    return deciding
+
+
+def _absolute(place: Place) -> Place:
+    """Return a place that workers find too, which have a working folder of their own; links stay links."""
+    return place.absolute() if isinstance(place, Path) else place
 
 
 def _is_finished(shard: _Shard) -> bool:
+    """Tell whether the predictions are there; pictures that were missing may have come meanwhile."""
     try:
-        return exists(shard.target) and read_fingerprint(shard.target) == shard.provenance[FINGERPRINT]
+        if not exists(shard.target) or read_fingerprint(shard.target) != shard.provenance[FINGERPRINT]:
+            return False
+        return "image_missing" not in read_missing([shard.target]).values()
     except ShardError:
         return False
 
 
-def _remove_foreign(out: Place, wanted: set[str]) -> None:
-    for split in ("dev", "test"):
-        for task in TASKS:
-            for path in list_files(out / split / task, "part-*.parquet"):
-                if str(path.resolve() if isinstance(path, Path) else path) not in wanted:
-                    remove(path)
+def _remove_foreign(out: Place, splits: Sequence[str], wanted: set[str]) -> None:
+    for split, task in itertools.product(splits, TASKS):
+        for path in list_files(out / split / task, "part-*.parquet"):
+            if str(_absolute(path)) not in wanted:
+                remove(path)
 
 
 @contextmanager

@@ -85,17 +85,36 @@ class Tuned:
 
 
 def tuned_averages(runs: Sequence[Run]) -> dict[tuple[str, str], Tuned]:
-    """Return mode and shots to the mean over data sets and seeds; what is compared is the same for all seeds.
+    """Return mode and shots to the mean over data sets and seeds.
 
-    Data sets that lack one of the seeds are left out of a cell, so that every seed is a mean over the same ones.
+    Data sets that lack one of the seeds are left out of a cell, so that every seed is a mean over the same ones; see
+    ``incomplete``.
     """
     found = {}
-    for cell in dict.fromkeys((run.mode, run.shots) for run in runs):
-        values = {(run.data_set, run.seed): run.ap for run in runs if (run.mode, run.shots) == cell}
-        seeds = {seed for _, seed in values}
-        complete = [name for name in DATA_SETS if all((name, seed) in values for seed in seeds)]
+    for cell, values in _cells(runs).items():
+        seeds = sorted({seed for _, seed in values})
+        left_out = set(incomplete(runs).get(cell, ()))
+        complete = [name for name in DATA_SETS if (name, seeds[0]) in values and name not in left_out]
         if complete:
-            means = [statistics.fmean(values[name, seed] for name in complete) for seed in sorted(seeds)]
+            means = [statistics.fmean(values[name, seed] for name in complete) for seed in seeds]
             deviation = statistics.stdev(means) if len(means) > 1 else None
             found[cell] = Tuned(statistics.fmean(means), deviation, len(seeds), len(complete))
     return found
+
+
+def incomplete(runs: Sequence[Run]) -> dict[tuple[str, str], list[str]]:
+    """Return mode and shots to the data sets that have some of the cell's seeds and not all."""
+    found = {}
+    for cell, values in _cells(runs).items():
+        seeds = {seed for _, seed in values}
+        lacking = sorted({name for name, _ in values if any((name, seed) not in values for seed in seeds)})
+        if lacking:
+            found[cell] = lacking
+    return found
+
+
+def _cells(runs: Sequence[Run]) -> dict[tuple[str, str], dict[tuple[str, int], float]]:
+    cells: dict[tuple[str, str], dict[tuple[str, int], float]] = {}
+    for run in runs:
+        cells.setdefault((run.mode, run.shots), {})[run.data_set, run.seed] = run.ap
+    return cells

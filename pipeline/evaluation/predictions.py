@@ -108,8 +108,9 @@ def read_predictions(places: Sequence[Place], rows: Sequence[int]) -> Prediction
     starts = np.cumsum([0, *rows[:-1]])
     numbers = [table["number"].to_numpy() + start for table, start in zip(tables, starts, strict=True)]
     table = pa.concat_tables([PREDICTION_SCHEMA.empty_table(), *tables])
+    keys = table["key"].combine_chunks().dictionary_encode()  # one string a row, not one a box
     return Predictions(
-        keys=tuple(table["key"].to_pylist()),
+        keys=tuple(np.array(keys.dictionary.to_pylist(), object)[keys.indices.to_numpy()]),
         numbers=np.concatenate([np.zeros(0, np.int32), *numbers]).astype(np.int32),
         labels=table["label"].to_numpy(),
         boxes_xyxy=np.stack([table[side].to_numpy() for side in ("x1", "y1", "x2", "y2")], 1),

@@ -106,6 +106,7 @@ class _Worker:
             if len(found) < len(pictures):
                 self.stop()
                 found.append(ImageError("image_timeout", f"not decoded within {self._timeout_s:g} s"))
+                deaths = 0
         return found
 
     def stop(self) -> None:

@@ -103,9 +103,11 @@ def test_metrics_and_curves_are_written_for_every_split(tmp_path: Path, caplog: 
     assert metrics["test"]["detection"]["home"]["base"] == {"AP": half, "AP50": half}
     assert metrics["dev"]["grounding"]["home"]["base"]["R@10"] == 50.0
     assert metrics["dev"]["referring"]["home"]["all"]["P@1"] == 50.0
-    assert metrics["dev"]["referring"]["home"]["missing"] == {"pictures": 1}
+    assert metrics["dev"]["referring"]["home"]["missing"] == {"rows": 1}
     assert "missing" not in metrics["test"]["referring"]["home"]
-    assert "dev/detection/home: 1 pictures count as empty: image_missing 1" in caplog.text
+    assert (
+        "dev/detection/home: 1 rows count as empty, for their pictures cannot be read: image_missing 1" in caplog.text
+    )
     line = (
         "evaluate student: test/detection/home 50.5 all, 50.5 base; test/grounding/home 50.0 all, 50.0 base; test/ref"
     )

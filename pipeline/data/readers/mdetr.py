@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 from pipeline.data.filesystem import redact
 from pipeline.data.raw import RawGrounding, RawImage, RawPhrase, RawTable, Reject, SourceContext, Url
@@ -30,7 +30,13 @@ _KEPT = (
 _COCO_NAME = re.compile(r"(?:COCO_(?:train|val|test)\d{4}_)?(\d{12})\.jpg")
 
 
-def read_mdetr(context: SourceContext, *, annotations: Url, images: Mapping[str, Url]) -> list[RawTable]:
+def read_mdetr(
+    context: SourceContext,
+    *,
+    annotations: Url,
+    images: Mapping[str, Url],
+    task: Literal["grounding", "referring"] = "grounding",
+) -> list[RawTable]:
     """MDETR-style JSON: ``final_flickr_separateGT_*``, ``final_mixed_train[_no_coco]``, ``finetune_refcoco_*`` and kin.
 
     One entry of ``images`` is a picture with a caption; ``tokens_positive`` of its boxes are spans of the caption.
@@ -41,6 +47,7 @@ def read_mdetr(context: SourceContext, *, annotations: Url, images: Mapping[str,
     Options:
         annotations: the file.
         images: folders of the pictures by where they come from: ``coco``, ``vg``, ``flickr``.
+        task: ``referring`` judges by the rows as by RefCOCO, each an expression for one thing.
     """
     unknown = set(images) - set(_SAID)
     if unknown or not images:
@@ -48,11 +55,13 @@ def read_mdetr(context: SourceContext, *, annotations: Url, images: Mapping[str,
     file = _MdetrFile(annotations)
     spool = file.spool(lambda row: (row.get("bbox"), row.get("tokens_positive")))
     # Training files have tokens_positive_eval too, but what a box means there is all of its spans at once.
-    is_judged = context.role in {"dev", "test"}
+    is_judged = context.is_judged_by
     folders = sorted((kind, redact(url)) for kind, url in images.items())
     rows = partial(_rows, dict(images), is_judged)
     identity = f"{file.identity} {folders} {is_judged}"
-    return [RawTable(GroundingRecord, partial(spool.parts, file.label, identity, rows), len(spool))]
+    folder = context.folder_of_expressions() if task == "referring" else None
+    parts = partial(spool.parts, file.label, identity, rows)
+    return [RawTable(GroundingRecord, parts, len(spool), folder=folder)]
 
 
 class _MdetrFile(CocoFile):

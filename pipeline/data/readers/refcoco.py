@@ -45,6 +45,7 @@ def read_refcoco(
 ) -> list[RawTable]:
     """RefCOCO, RefCOCO+ or RefCOCOg: every expression is a row, one phrase with the box of its object.
 
+    Where models are judged, by the roles ``dev`` and ``test``, the rows are referring expressions and not captions.
     ``test`` takes ``testA`` and ``testB`` together where a file has these. ``sent`` is an expression in lower case and
     without punctuation, which training and evaluation use everywhere; ``raw`` is as it was typed.
     """
@@ -54,7 +55,8 @@ def read_refcoco(
     num_rows = sum(len(reference.captions) for reference in references)
     spool = _join(file, refs, references)
     name = f"{redact(refs)}, {split}"
-    return [RawTable(GroundingRecord, partial(_parts, spool, images, name, identity, num_rows), num_rows)]
+    parts = partial(_parts, spool, images, name, identity, num_rows)
+    return [RawTable(GroundingRecord, parts, num_rows, folder=context.folder_of_expressions())]
 
 
 def _load(url: Url, split: str, text: str) -> list[_Reference]:

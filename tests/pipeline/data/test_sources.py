@@ -124,6 +124,15 @@ def test_a_mixture_stands_for_its_sources() -> None:
     assert [(source.name, source.repeat) for source in found] == [("a", 3), ("b", 3)]
 
 
+@pytest.mark.parametrize("role", ["dev", "test"])
+def test_what_models_are_judged_by_has_names_of_its_own(role: Role) -> None:
+    entry = {"reader": "embedded"}
+    with pytest.raises(ConfigError, match=f"prepare.{role}: 'embedded' is the name of several sources"):
+        sources(role, entry, entry)
+    assert len(sources(role, entry, {**entry, "name": "again"})) == 2
+    assert len(sources("human", entry, entry)) == 2
+
+
 def test_a_reader_of_ones_own_is_named_by_its_module(monkeypatch: pytest.MonkeyPatch) -> None:
     module = types.ModuleType("my_readers")
     module.__dict__["read_mine"] = read_probe

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import pickle
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +19,8 @@ from glip_model.images import ImageError
 from glip_model.predictor import GLIPPredictor
 from glip_model.prompts import Prompt
 from glip_model.structures import Detections
-from pipeline.config import EvaluateConfig
+from pipeline.config import EvaluateConfig, load_config
+from pipeline.data.job import prepare
 from pipeline.data.records import (
     Category,
     DetectedObject,
@@ -32,6 +35,7 @@ from pipeline.data.storage import Place, to_place
 from pipeline.errors import BenchmarkError, MissingInputError
 from pipeline.evaluation.benchmark import Benchmark, ShardPredictions, list_benchmarks, predict_shard, predictions_of
 from pipeline.evaluation.predictions import read_predictions, write_predictions
+from pipeline.evaluation.scoring import score
 
 BOX = (10.0, 10.0, 30.0, 30.0)
 DOG = Phrase(text="a dog", char_spans=((0, 5),), boxes=(ScoredBox(xyxy=BOX),), split="base")
@@ -206,3 +210,27 @@ def test_records_and_predictions_may_rest_in_a_store(s3: Any, make_detection: An
     write_predictions(target, found.table, {})
     assert read_predictions([target], benchmark.rows).numbers.tolist() == [0, 0, 1, 1, 2, 2]
     assert [record.key for record in benchmark.read()] == ["key-0", "key-1", "key-2"]
+
+
+@pytest.mark.ray
+@pytest.mark.filterwarnings("ignore")
+def test_refcocos_own_files_are_judged_by_its_protocol(
+    tmp_path: Path, png: Any, ray_running: None, make_predictions: Any
+) -> None:
+    (tmp_path / "COCO_train2014_000000000007.jpg").write_bytes(png(40, 30).bytes)
+    image = {"id": 7, "file_name": "COCO_train2014_000000000007.jpg", "height": 30, "width": 40}
+    boxes = [{"id": 1, "image_id": 7, "bbox": [10, 10, 20, 20], "category_id": 1}]
+    instances = {"images": [image], "annotations": boxes, "categories": [{"id": 1, "name": "dog"}]}
+    (tmp_path / "instances.json").write_text(json.dumps(instances), encoding="utf-8")
+    said = [{"sent": text, "raw": text} for text in ("the dog", "left dog")]
+    refs = [{"image_id": 7, "ann_id": 1, "split": "testA", "sentences": said}]
+    (tmp_path / "refs.p").write_bytes(pickle.dumps(refs, 2))
+    source = {"reader": "refcoco", "name": "refcoco_testA", "split": "testA", "images": str(tmp_path)}
+    source |= {"refs": str(tmp_path / "refs.p"), "instances": str(tmp_path / "instances.json")}
+    config = load_config(Path(__file__).parents[3] / "params.yaml").prepare
+    prepare(replace(config, human=(), web=(), dev=(), test=(source,)), 0, tmp_path / "records")
+    (benchmark,), _ = list_benchmarks(tmp_path / "records", ["test"])
+    assert benchmark.name == "test/referring/refcoco_testA"
+    keys = [record.key for record in benchmark.read()]
+    found = replace(make_predictions([(0, 0, BOX, 0.9)]), keys=(keys[0],))
+    assert score(benchmark, found).metrics["all"] == {"P@1": 50.0, "P@5": 50.0, "P@10": 50.0, "P@1 GIoU": 50.0}

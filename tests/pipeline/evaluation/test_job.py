@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from pipeline.data.records import (
     Phrase,
     ScoredBox,
 )
-from pipeline.data.shards import categories_to_metadata, shard_name, write_shard
+from pipeline.data.shards import categories_to_metadata, read_shard, shard_name, write_shard
 from pipeline.errors import BenchmarkError, MissingInputError, ShardError
 from pipeline.evaluation.benchmark import Benchmark, predict_shard, predictions_of
 from pipeline.evaluation.job import predict_benchmarks
@@ -110,14 +110,13 @@ def test_predictions_are_those_of_the_plain_loop(
     model: Path, records: Path, tmp_path: Path, ray_running: None, caplog: pytest.LogCaptureFixture
 ) -> None:
     out = tmp_path / "out"
-    stale = [out / "test/detection/part-00000.parquet", out / "dev/detection/part-00007.parquet"]
-    for path in stale:
-        write_predictions(path, to_table([], [], None), {})
+    stale = out / "dev/detection/part-00007.parquet"
+    write_predictions(stale, to_table([], [], None), {})
     with caplog.at_level(logging.INFO):
         found = predict_benchmarks(CONFIG, model, records, out)
     assert [(each.name, each.rows) for each in found] == [("dev/detection/test", (2, 1)), ("dev/grounding/test", (2,))]
     assert "no records of dev/referring" in caplog.text
-    assert not any(path.exists() for path in stale)
+    assert not stale.exists()
 
     predictor = GLIPPredictor.from_pretrained(model)
     for benchmark in found:
@@ -163,18 +162,60 @@ def test_finished_shards_are_kept_and_those_of_something_else_made_anew(
         f"dev/grounding/{shard_name(0)}",
     ]
 
-    predict_benchmarks(replace(CONFIG, max_detections=5), model, records, out)
-    assert not set(written(out).values()) & set(second.values())
+    predict_benchmarks(
+        replace(CONFIG, max_detections=5, max_prompt_categories_by_source={"other": 3}), model, records, out
+    )
+    third = written(out)
+    assert not set(third.values()) & set(second.values())
+
+    # What belongs to other tasks and sources changes nothing here; another vocabulary does.
+    free = replace(CONFIG, max_detections=5, referring_target="phrase", max_detections_lvis=9)
+    rename(records / "dev/detection" / shard_name(1), [replace(CATEGORIES[0], name="wolf"), *CATEGORIES[1:]])
+    predict_benchmarks(free, model, records, out)
+    assert [name for name in third if third[name] != written(out)[name]] == [f"dev/detection/{shard_name(1)}"]
+
+
+def rename(path: Path, categories: Sequence[Category]) -> None:
+    write_shard(path, read_shard(path, DetectionRecord), DetectionRecord, categories_to_metadata(categories))
+
+
+def test_splits_that_are_not_asked_for_stay(model: Path, records: Path, tmp_path: Path, ray_running: None) -> None:
+    other = tmp_path / "out/test/detection/part-00000.parquet"
+    write_predictions(other, to_table([], [], None), {})
+    shared = tmp_path / "cache"
+    link = tmp_path / "out/dev/grounding" / shard_name(0)
+    write_predictions(shared, to_table([], [], None), {})
+    link.parent.mkdir(parents=True)
+    link.symlink_to(shared)
+    predict_benchmarks(CONFIG, model, records, tmp_path / "out")
+    assert other.exists()
+    assert not link.is_symlink()  # what a cache lends is replaced, not written to
+    assert len(read_predictions([shared], [0])) == 0
 
 
 def test_missing_pictures_are_told_and_the_rest_is_judged(
     model: Path, records: Path, tmp_path: Path, ray_running: None, make_detection: Any
 ) -> None:
-    row = replace(make_detection(0), image=ImageRef(path="/nowhere/dog.jpg"))
+    place = tmp_path / "dog.png"
+    row = replace(make_detection(0), image=ImageRef(path=str(place)))
     write_shard(records / "dev/detection" / shard_name(1), [row], DetectionRecord, categories_to_metadata(CATEGORIES))
     benchmark = predict_benchmarks(CONFIG, model, records, tmp_path / "out")[0]
     assert read_missing(predictions_of(benchmark, tmp_path / "out")) == {"key-0": "image_missing"}
     assert set(read_all(benchmark, tmp_path / "out").numbers) == {0, 1}
+
+    place.write_bytes(make_detection(0).image.bytes)
+    benchmark = predict_benchmarks(CONFIG, model, records, tmp_path / "out")[0]
+    assert read_missing(predictions_of(benchmark, tmp_path / "out")) == {}
+    assert set(read_all(benchmark, tmp_path / "out").numbers) == {0, 1, 2}
+
+
+def test_a_name_that_cannot_be_asked_for_is_named(
+    model: Path, records: Path, tmp_path: Path, ray_running: None
+) -> None:
+    for number in range(2):
+        rename(records / "dev/detection" / shard_name(number), [replace(CATEGORIES[0], name="(x)"), *CATEGORIES[1:]])
+    with pytest.raises(BenchmarkError, match=r"part-0000\d\.parquet: the model cannot be asked .*'\(x\)' is empty"):
+        predict_benchmarks(CONFIG, model, records, tmp_path / "out")
 
 
 def test_a_broken_shard_is_named_after_the_others_are_done(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.evaluation.odinw import DATA_SETS, PREFIXES, Run, averages, tuned_averages
+from pipeline.evaluation.odinw import DATA_SETS, PREFIXES, Run, averages, incomplete, tuned_averages
 from pipeline.evaluation.published import PUBLISHED
 
 
@@ -50,6 +50,7 @@ def test_tuned_models_are_averaged_over_data_sets_then_seeds() -> None:
     assert (cell.ap, cell.seeds, cell.data_sets) == (35.0, 3, 2)  # means of seeds: 30, 45, 30
     assert cell.deviation == pytest.approx(75**0.5)
     assert found["prompt", "all"].deviation is None
+    assert incomplete(runs) == {("full", "3"): ["aquarium"]}
 
 
 def test_without_a_data_set_of_all_seeds_there_is_no_mean() -> None:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -15,6 +16,7 @@ from PIL import Image
 
 from glip_model.images import ImageError
 from pipeline.data.records import ImageRef
+from pipeline.pseudo_labels import decoding
 from pipeline.pseudo_labels.decoding import PictureDecoder
 
 RED = (2, 3, 12, 13)
@@ -104,6 +106,54 @@ def test_a_picture_that_kills_every_decoder_is_unreadable(scan_bomb: bytes) -> N
         killer.join()
     assert isinstance(found, ImageError)
     assert (found.reason, str(found)) == ("image_unreadable", "its decoder died 3 times")
+
+
+def test_a_picture_answers_for_its_own_deaths_alone(
+    monkeypatch: pytest.MonkeyPatch, picture: Callable[..., bytes]
+) -> None:
+    """The first picture kills two decoders and hangs the third; the one behind it may lose a decoder and live."""
+    worker = decoding._Worker(max_pixels=10_000, timeout_s=1.0)
+    script = iter([b"die", b"die", b"hang", b"die", b"good"])
+
+    def start() -> None:
+        worker._process, worker._pipe, worker._answers = FakeProcess(), FakePipe(next(script)), FakePoll(worker)
+
+    monkeypatch.setattr(worker, "_start", start)
+    first, second = worker.decode([b"bad", picture(red=RED)])
+    assert isinstance(first, ImageError)
+    assert first.reason == "image_timeout"
+    assert isinstance(second, Image.Image)
+
+
+class FakeProcess:
+    def kill(self) -> None:
+        pass
+
+    join = kill
+
+
+class FakePipe:
+    def __init__(self, fate: bytes) -> None:
+        self.fate = fate
+
+    def send(self, pictures: list[bytes]) -> None:
+        self.pictures = list(pictures)
+
+    def recv_bytes(self) -> bytes:
+        if self.fate == b"die":
+            raise EOFError
+        return decoding._answer(self.pictures.pop(0), 10_000)
+
+    def close(self) -> None:
+        pass
+
+
+class FakePoll:
+    def __init__(self, worker: Any) -> None:
+        self._worker = worker
+
+    def poll(self, milliseconds: float) -> bool:
+        return self._worker._pipe.fate != b"hang"
 
 
 def test_nothing_is_left_behind(picture: Callable[..., bytes]) -> None:

@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from hypothesis import given
@@ -54,6 +54,19 @@ def test_boxes_of_the_same_words_are_one_phrase(
         ("a red ball", [(20.0, 2.0, 29.0, 11.0)]),
         ("Two dogs a red ball", [(5.0, 5.0, 14.0, 14.0)]),
     ]
+
+
+@pytest.mark.parametrize(
+    ("role", "task", "folder"),
+    [("test", "referring", "referring"), ("test", "grounding", None), ("human", "referring", None)],
+)
+def test_a_file_of_expressions_is_judged_as_such(
+    tmp_path: Path, context: SourceContext, role: str, task: Literal["grounding", "referring"], folder: str | None
+) -> None:
+    url = write(tmp_path, [entry()], [box([1, 1, 8, 8], [0, 8])])
+    context = dataclasses.replace(context, role=role)
+    (table,) = read_mdetr(context, annotations=url, images={"flickr": Url(tmp_path)}, task=task)
+    assert table.folder == folder
 
 
 @pytest.mark.parametrize("role", ["dev", "test"])

@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -128,13 +129,17 @@ def read(context: SourceContext, tmp_path: Path, picture: Callable[..., bytes]) 
     (tmp_path / "train2014" / LADY).write_bytes(picture())
     (tmp_path / "train2014" / CAT).write_bytes(picture(colour="blue"))
 
-    def write_and_open(content: Any, boxes: Any = None, split: Any = "train", **options: Any) -> list[RawTable]:
+    def write_and_open(
+        content: Any, boxes: Any = None, split: Any = "train", role: str = context.role, **options: Any
+    ) -> list[RawTable]:
         refs, boxes_json = tmp_path / "refs(unc).p", tmp_path / "instances.json"
         refs.write_bytes(content if isinstance(content, bytes) else pickle.dumps(content, 2))
         boxes = instances() if boxes is None else boxes
         boxes_json.write_text(boxes if isinstance(boxes, str) else json.dumps(boxes), encoding="utf-8")
         options = {"images": Url(tmp_path / "train2014")} | options
-        return read_refcoco(context, refs=Url(refs), instances=Url(boxes_json), split=split, **options)
+        return read_refcoco(
+            replace(context, role=role), refs=Url(refs), instances=Url(boxes_json), split=split, **options
+        )
 
     return write_and_open
 
@@ -149,6 +154,14 @@ def test_every_expression_of_a_python_2_file_is_a_row(read: Read, read_rows: Rea
     assert phrase.char_spans == ((0, 28),)
     assert [box.xyxy for box in phrase.boxes] == [(3, 4, 23, 14)]
     assert (records[0].height, records[0].width) == (30, 40)
+
+
+@pytest.mark.parametrize(
+    ("role", "folder"), [("human", None), ("dev", "referring"), ("test", "referring"), ("held_out", None)]
+)
+def test_models_are_judged_by_expressions_and_learn_from_captions(read: Read, role: str, folder: str | None) -> None:
+    [table] = read(LADY_PICKLE, role=role)
+    assert table.folder == folder
 
 
 def test_raw_text_is_read_on_request(read: Read, read_rows: ReadRows) -> None:
