@@ -18,15 +18,16 @@ from pathlib import Path
 
 from pipeline.cli import run_stage, write_json
 from pipeline.config import Config, load_config
-from pipeline.data.storage import replacing
+from pipeline.data.storage import replacing, to_place
 from pipeline.errors import MissingInputError
 from pipeline.evaluation.benchmark import Benchmark, list_benchmarks
 from pipeline.evaluation.report.gallery import choose_gallery, side_by_side
-from pipeline.evaluation.report.judged import MODELS, Judged, judge, pairs
-from pipeline.evaluation.report.labels import read_json, read_labels
+from pipeline.evaluation.report.judged import MODELS, Judged, has_predictions, judge, pairs
+from pipeline.evaluation.report.labels import read_labels
 from pipeline.evaluation.report.page import Findings, Report, Shot, examine, make_gallery, render_page
 from pipeline.evaluation.report.provenance import collect
 from pipeline.evaluation.report.standings import headline, summarise
+from pipeline.evaluation.report.tables import count_notes, read_metrics
 
 logger = logging.getLogger(__name__)
 
@@ -46,10 +47,8 @@ def add_stage_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--models", nargs="+", metavar="NAME", help=f"default: those that are there of {', '.join(MODELS)}"
     )
-    parser.add_argument("--records", type=Path, default=Path("data/records"), help=f"folder of SPLIT/TASK {shown}")
-    parser.add_argument(
-        "--predictions", type=Path, default=Path("data/predictions"), help=f"of NAME/SPLIT/TASK {shown}"
-    )
+    parser.add_argument("--records", default="data/records", help=f"folder or URL of SPLIT/TASK {shown}")
+    parser.add_argument("--predictions", default="data/predictions", help=f"folder or URL of NAME/SPLIT/TASK {shown}")
     parser.add_argument("--metrics", type=Path, default=Path("metrics"), help=f"of NAME.json and the stages' {shown}")
     parser.add_argument("--plots", type=Path, default=Path("plots"), help=f"folder of calibration.csv {shown}")
     parser.add_argument("--lock", type=Path, default=Path("dvc.lock"), help=f"hashes of data and models {shown}")
@@ -62,10 +61,11 @@ def run(args: argparse.Namespace) -> None:
     """Compare the models and write what was found."""
     config = load_config(args.params)
     models = _models(args)
-    metrics = {model: read_json(args.metrics / f"{model}.json") for model in models}
+    metrics = {model: read_metrics(args.metrics / f"{model}.json") for model in models}
     notes = [
         f"{args.metrics / model}.json is not there: no measures of {model}." for model in models if not metrics[model]
     ]
+    notes += count_notes(metrics)
     args.out.mkdir(parents=True, exist_ok=True)
     findings, gallery = _examine(args, models, config, notes)
     report = Report(
@@ -89,7 +89,12 @@ def run(args: argparse.Namespace) -> None:
 def _models(args: argparse.Namespace) -> tuple[str, ...]:
     """Return the models that were asked for, or those of a run that have predictions or metrics."""
     asked = [Path(name).name for name in args.models or MODELS]
-    there = [name for name in asked if (args.predictions / name).is_dir() or (args.metrics / f"{name}.json").is_file()]
+    predictions = to_place(args.predictions)
+    there = [
+        name
+        for name in asked
+        if (args.metrics / f"{name}.json").is_file() or has_predictions(predictions, name, args.split)
+    ]
     absent = asked if not there else [name for name in asked if name not in there] if args.models else []
     if absent:
         raise MissingInputError(
@@ -105,13 +110,17 @@ def _examine(
     findings: list[Findings] = []
     gallery: list[list[Shot]] = []
     for benchmark in _benchmarks(args, notes):
-        judged = judge(benchmark, args.predictions, models)
+        judged = judge(benchmark, to_place(args.predictions), models)
         absent = [model for model in models if model not in judged.models]
         if absent:
             notes.append(f"{benchmark.name}: no predictions of {', '.join(absent)}.")
         if not judged.models:
             continue
-        findings.append(examine(judged, config.report, config.seed))
+        found = examine(judged, config.report, config.seed)
+        if not found.standings:
+            notes.append(f"{benchmark.name}: left out, no row has a true box.")
+            continue
+        findings.append(found)
         if len(findings) == 1:
             gallery = make_gallery(judged, config.report.gallery_rows)
             _save_picture(judged, args.out)
@@ -120,7 +129,7 @@ def _examine(
 
 def _benchmarks(args: argparse.Namespace, notes: list[str]) -> list[Benchmark]:
     try:
-        found, absent = list_benchmarks(args.records, [args.split])
+        found, absent = list_benchmarks(to_place(args.records), [args.split])
     except MissingInputError as error:
         notes.append(f"Nothing but metrics: {error}")
         return []

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 from PIL import Image
 
@@ -16,7 +18,7 @@ from glip_model.predictor import GLIPPredictor
 from glip_model.prompts import caption_prompt
 from glip_model.structures import CharSpans, Detections
 from pipeline.config import EvaluateConfig
-from pipeline.data.images import load_image, read_encoded
+from pipeline.data.images import read_encoded
 from pipeline.data.records import Category, DetectionRecord, GroundingRecord, ImageRef
 from pipeline.data.shards import list_shards, read_annotations, read_categories, read_shard, read_table
 from pipeline.data.storage import Place
@@ -54,13 +56,35 @@ class Benchmark:
         """Return the vocabulary of a detection benchmark."""
         return read_categories(self.shards[0])
 
-    def picture(self, number: int) -> Image.Image:
-        """Decode the picture of a row, counted over all shards; ImageError where that cannot be."""
+    def pictures(self, numbers: Sequence[int]) -> Iterator[Image.Image | ImageError]:
+        """Yield the pictures of some rows, counted over all shards, or why one cannot be; a shard is read once."""
+        refs: dict[int, ImageRef] = {}
+        start = 0
         for path, rows in zip(self.shards, self.rows, strict=True):
-            if number < rows:
-                return load_image(ImageRef(**read_table(path, ["image"])["image"][number].as_py()), MAX_PIXELS)
-            number -= rows
-        raise IndexError(f"{self.name} has no row {number} beyond its last")
+            mine = {number for number in numbers if start <= number < start + rows}
+            if mine:
+                column = read_table(path, ["image"])["image"]
+                refs |= {number: ImageRef(**column[number - start].as_py()) for number in mine}
+            start += rows
+        for number in numbers:
+            if number not in refs:
+                raise IndexError(f"{self.name} has {start} rows, none of them number {number}")
+        # Decoded one by one: encoded they are small.
+        return (_decode(data) for data in read_encoded([refs[number] for number in numbers]))
+
+    def picture_numbers(self) -> np.ndarray:
+        """Return (rows,) int64, which picture each row is about, counted in the order of their first rows.
+
+        Pictures are the same whose bytes, or else whose places, are the same.
+        """
+        numbers: dict[bytes | str, int] = {}
+        found = []
+        for path in self.shards:
+            for chunk in read_table(path, ["image"])["image"].chunks:
+                for data, place in zip(chunk.field("bytes"), chunk.field("path"), strict=True):
+                    picture = hashlib.sha256(data.as_buffer()).digest() if data.is_valid else place.as_py()
+                    found.append(numbers.setdefault(picture, len(numbers)))
+        return np.array(found, np.int64)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """Confidence intervals: how much a metric would vary over other pictures of the same kind.
 
-Pictures are drawn with replacement, as often as there are; detections were matched to ground truth once, so a resampled
-average precision only counts each picture's matches as often as the picture was drawn. Two models are compared on the
+Pictures are drawn with replacement, as often as there are, each with all rows that are about it, such as its captions.
+Detections were matched to ground truth once, so a resampled average precision only counts each row's matches as often
+as the row was drawn. Two models are compared on the
 same draws, which leaves the spread of their difference.
 
 Average precision over few boxes a category rises when pictures repeat: copies of a hit stand side by side in the
@@ -18,8 +19,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline.evaluation.coco import CategoryMatches, CocoResult
+from pipeline.evaluation.curves import RECALLS
 
-RECALLS = np.linspace(0.0, 1.0, 101)
 CONFIDENCE = 0.95
 _BLOCK_CELLS = 4_000_000
 """Draws times detections that are worked on at once, some hundred megabytes."""
@@ -38,17 +39,24 @@ class Interval:
         return {"value": round(self.value, 2), "low": round(self.low, 2), "high": round(self.high, 2)}
 
 
-def draw_pictures(num_pictures: int, num_samples: int, seed: int) -> np.ndarray:
-    """Return (1 + samples, pictures) int64, how often each picture is drawn; the first row draws each once."""
+def draw_pictures(pictures: np.ndarray, num_samples: int, seed: int) -> np.ndarray:
+    """Return (1 + samples, rows) int64, how often each row's picture is drawn; the first sample draws each once.
+
+    Args:
+        pictures: (rows,) int64 number of each row's picture, from 0 without gaps.
+        num_samples: resamplings.
+        seed: of the draws.
+    """
+    num_pictures = int(pictures.max()) + 1
     rng = np.random.default_rng(seed)
     draws = rng.multinomial(num_pictures, np.full(num_pictures, 1 / num_pictures), size=num_samples)
-    return np.concatenate([np.ones((1, num_pictures), np.int64), draws])
+    return np.concatenate([np.ones((1, num_pictures), np.int64), draws])[:, pictures]
 
 
 def resampled_ap(result: CocoResult, draws: np.ndarray, split: str | None = None) -> np.ndarray:
     """Return (samples,) AP in percent of the categories of a split; categories that a sample lacks are left out.
 
-    For the first row of ``draw_pictures`` it is COCOeval's number.
+    For the first sample of ``draw_pictures`` it is COCOeval's number.
     """
     chosen = [
         matches
@@ -63,16 +71,16 @@ def resampled_ap(result: CocoResult, draws: np.ndarray, split: str | None = None
     return np.asarray(100 * sums / np.maximum(present.sum(0), 1))
 
 
-def resampled_share(hits: np.ndarray, pictures: np.ndarray, draws: np.ndarray) -> np.ndarray:
+def resampled_share(hits: np.ndarray, rows: np.ndarray, draws: np.ndarray) -> np.ndarray:
     """Return (1 + samples,) which share of questions is answered right, in percent; samples without any are left out.
 
     Args:
         hits: (Q,) bool, right or not.
-        pictures: (Q,) number of the picture that each was asked about.
-        draws: see ``draw_pictures``; there is a question about some picture.
+        rows: (Q,) number of the row that each was asked about.
+        draws: see ``draw_pictures``; there is a question about some row.
     """
     right, asked = (
-        draws @ np.bincount(pictures, weights, minlength=draws.shape[1]) for weights in (hits, np.ones(len(hits)))
+        draws @ np.bincount(rows, weights, minlength=draws.shape[1]) for weights in (hits, np.ones(len(hits)))
     )
     return np.asarray(100 * right[asked > 0] / asked[asked > 0])
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from pipeline.data.records import Category, DetectionRecord
-from pipeline.evaluation.curves import Curves, measure, threshold_index
+from pipeline.evaluation.curves import Curves, measure
 from pipeline.evaluation.detection_set import DetectionSet, found_of_predictions, set_of_records
 from pipeline.evaluation.matching import AREAS, Found, Matches, match, split_by_category, unpack
 from pipeline.evaluation.predictions import Predictions, check_rows
@@ -44,11 +44,6 @@ class CocoResult:
     matches: tuple[CategoryMatches, ...]
     """Per category, without regard to area."""
 
-    @property
-    def precision(self) -> np.ndarray:
-        """(10 IoU thresholds, 101 recalls, K categories), -1 where a category has no ground truth."""
-        return self.curves.precision[..., _ALL_AREAS]
-
     def metrics(self, split: str | None = None) -> dict[str, float | None]:
         """Return COCO's twelve numbers in [0, 1] over the categories of a split; None where there is no ground truth.
 
@@ -65,18 +60,9 @@ class CocoResult:
             **{f"AR{area[0]}": recall(area=area, categories=chosen) for area in AREAS[1:]},
         }
 
-    def average_precision(self, split: str | None = None, iou: float | None = None) -> float:
-        """Return the mean AP in percent over the categories of a split that have ground truth; 0 if none has."""
-        return 100 * (self.curves.average_precision(iou, categories=self._chosen(split)) or 0.0)
-
-    def per_category(self, iou: float | None = None) -> np.ndarray:
-        """Return (K,) AP in [0, 1] of every category, -1 without ground truth; at one IoU threshold or over all."""
-        precision = self.precision if iou is None else self.precision[[threshold_index(iou)]]
-        return np.where(precision[0, 0] < 0, -1.0, precision.mean((0, 1)))
-
     def curve(self, split: str | None = None) -> np.ndarray:
         """Return (101,) precision at IoU 0.5 for recalls 0, 0.01 … 1, averaged over the categories of a split."""
-        return self.curves.precision_curve(0.5, self._chosen(split))
+        return self.curves.precision_curve(categories=self._chosen(split))
 
     def _chosen(self, split: str | None) -> list[int]:
         return [k for k, category in enumerate(self.categories) if split is None or category.split == split]

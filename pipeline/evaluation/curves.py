@@ -33,7 +33,7 @@ class Curves:
             area: one of ``AREAS``.
             categories: numbers of those that count; None for all.
         """
-        values = self.precision if iou is None else self.precision[[threshold_index(iou)]]
+        values = self.precision if iou is None else self.precision[[_threshold_index(iou)]]
         return _mean(_of(values[:, :, :, AREAS.index(area)], categories))
 
     def average_recall(
@@ -42,9 +42,14 @@ class Curves:
         """Return the mean of the highest recalls as ``average_precision`` does, for one of ``limits`` by its place."""
         return _mean(_of(self.recall[:, :, AREAS.index(area), limit], categories))
 
+    def by_category(self) -> np.ndarray:
+        """Return (K,) AP in [0, 1] of every category over objects of any area, -1 where it has no ground truth."""
+        values = self.precision[..., AREAS.index("all")]
+        return np.where(values[0, 0] < 0, -1.0, values.mean((0, 1)))
+
     def precision_curve(self, iou: float = 0.5, categories: Sequence[int] | None = None) -> np.ndarray:
         """Return (101,) precision over recall, averaged over categories as ``average_precision`` is."""
-        values = _of(self.precision[threshold_index(iou), :, :, AREAS.index("all")], categories)
+        values = _of(self.precision[_threshold_index(iou), :, :, AREAS.index("all")], categories)
         present = values[:, values[0] > -1]
         return present.mean(1) if present.shape[1] else np.zeros(len(RECALLS))
 
@@ -76,11 +81,6 @@ def measure(matches: Matches, num_categories: int, limits: tuple[int | None, ...
     return Curves(precision, recall, limits)
 
 
-def threshold_index(iou: float) -> int:
-    """Return the place of a threshold among ``IOU_THRESHOLDS``."""
-    return round((iou - 0.5) / 0.05)
-
-
 def _precision(hits: np.ndarray, counted: np.ndarray, num_truths: np.ndarray) -> np.ndarray:
     """Return (A, T, 101) the highest precision at each recall or any beyond, 0 where the recall is not reached.
 
@@ -103,6 +103,11 @@ def _precision(hits: np.ndarray, counted: np.ndarray, num_truths: np.ndarray) ->
         first_hit = np.searchsorted(np.arange(1, count + 1) / max(count, 1), RECALLS)
         curves[area] = by_hit[area][:, np.minimum(first_hit, len(rows))]
     return curves
+
+
+def _threshold_index(iou: float) -> int:
+    """Return the place of a threshold among ``IOU_THRESHOLDS``."""
+    return round((iou - 0.5) / 0.05)
 
 
 def _of(values: np.ndarray, categories: Sequence[int] | None) -> np.ndarray:

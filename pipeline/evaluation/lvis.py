@@ -23,8 +23,8 @@ from pipeline.evaluation.detection_set import DetectionSet, found_of_predictions
 from pipeline.evaluation.matching import AREAS, Found, match, places_in_runs
 from pipeline.evaluation.predictions import Predictions, check_rows
 
-FREQUENCIES = ("r", "c", "f")
-"""Rare, common and frequent: in up to 10, up to 100 and more training pictures."""
+FREQUENCIES = {"r": "rare", "c": "common", "f": "frequent"}
+"""What categories are called that are in up to 10, up to 100 and more training pictures."""
 
 
 @dataclass(frozen=True)

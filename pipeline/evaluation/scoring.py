@@ -8,14 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.data.records import Category, DetectionRecord, GroundingRecord
+from pipeline.data.records import Category
 from pipeline.evaluation.benchmark import Benchmark, is_federated
-from pipeline.evaluation.coco import evaluate_detection
-from pipeline.evaluation.flickr30k import evaluate_grounding
-from pipeline.evaluation.lvis import FIXED_AP, STANDARD, evaluate_lvis
+from pipeline.evaluation.coco import CocoResult, evaluate_detection
+from pipeline.evaluation.flickr30k import GroundingResult, evaluate_grounding
+from pipeline.evaluation.lvis import FIXED_AP, STANDARD, LvisResult, evaluate_lvis
 from pipeline.evaluation.predictions import Predictions
-from pipeline.evaluation.refcoco import evaluate_referring
+from pipeline.evaluation.refcoco import ReferringResult, evaluate_referring
 
+Result = CocoResult | LvisResult | GroundingResult | ReferringResult
 Metrics = dict[str, dict[str, float]]
 """Part of the benchmark to measure to value, in percent with two digits; what has no ground truth is left out."""
 ALL = "all"
@@ -42,11 +43,35 @@ def score(benchmark: Benchmark, predictions: Predictions) -> Score:
         BenchmarkError: predictions belong to other rows.
     """
     records: list[Any] = benchmark.read()
-    if benchmark.task == "detection":
-        categories = benchmark.categories()
-        judge = _lvis if is_federated(categories) else _coco
-        return judge(records, categories, predictions)
-    return _grounding(benchmark.task, records, predictions)
+    categories = benchmark.categories() if benchmark.task == "detection" else []
+    result = evaluate(benchmark.task, records, categories, predictions)
+    if isinstance(result, CocoResult):
+        return _coco(result)
+    if isinstance(result, LvisResult):
+        return _lvis(result, evaluate_lvis(records, categories, predictions, STANDARD))
+    parts = sorted(frozenset[str]().union(*result.parts))
+    return Score(_percent({ALL: result.metrics(), **{part: result.metrics(part) for part in parts}}), {})
+
+
+def evaluate(task: str, records: Sequence[Any], categories: Sequence[Category], predictions: Predictions) -> Result:
+    """Compare predictions with ground truth by the protocol that the leading measure is of: of LVIS's two, fixed AP.
+
+    Args:
+        task: one of ``benchmark.TASKS``.
+        records: all rows of the benchmark, in order.
+        categories: the vocabulary of detection.
+        predictions: of these rows.
+
+    Raises:
+        BenchmarkError: predictions belong to other rows.
+    """
+    if task == "grounding":
+        return evaluate_grounding(records, predictions)
+    if task == "referring":
+        return evaluate_referring(records, predictions)
+    if is_federated(categories):
+        return evaluate_lvis(records, categories, predictions, FIXED_AP)
+    return evaluate_detection(records, categories, predictions)
 
 
 def leading(task: str, metrics: Metrics) -> dict[str, float]:
@@ -55,25 +80,16 @@ def leading(task: str, metrics: Metrics) -> dict[str, float]:
     return {part: values[name] for part, values in metrics.items() if name in values and part != "standard"}
 
 
-def _coco(records: Sequence[DetectionRecord], categories: Sequence[Category], predictions: Predictions) -> Score:
-    result = evaluate_detection(records, categories, predictions)
-    parts = _splits(category.split for category in categories)
+def _coco(result: CocoResult) -> Score:
+    parts = _splits(category.split for category in result.categories)
     metrics = {ALL: result.metrics()}
     metrics |= {part: {name: result.metrics(part)[name] for name in PART_MEASURES} for part in parts}
     return Score(_percent(metrics), {part: result.curve(part) for part in parts} or {ALL: result.curve()})
 
 
-def _lvis(records: Sequence[DetectionRecord], categories: Sequence[Category], predictions: Predictions) -> Score:
-    fixed, standard = (evaluate_lvis(records, categories, predictions, rules) for rules in (FIXED_AP, STANDARD))
+def _lvis(fixed: LvisResult, standard: LvisResult) -> Score:
     metrics = {"fixed": fixed.metrics(), "standard": standard.metrics()}
     return Score(_percent(metrics), {"fixed": fixed.curves.precision_curve()})
-
-
-def _grounding(task: str, records: Sequence[GroundingRecord], predictions: Predictions) -> Score:
-    judge = evaluate_grounding if task == "grounding" else evaluate_referring
-    result = judge(records, predictions)
-    parts = sorted(frozenset[str]().union(*result.parts))
-    return Score(_percent({ALL: result.metrics(), **{part: result.metrics(part) for part in parts}}), {})
 
 
 def _splits(found: Iterable[str]) -> list[str]:

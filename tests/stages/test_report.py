@@ -36,7 +36,7 @@ KEYS = ["picture 0", "picture 1"]
 
 def head(number: int) -> dict[str, Any]:
     out = io.BytesIO()
-    Image.new("RGB", (64, 48), (200, 180, 90)).save(out, "PNG")
+    Image.new("RGB", (64, 48), (200, 180, 90 + number)).save(out, "PNG")
     image = ImageRef(bytes=out.getvalue())
     return {"key": KEYS[number], "image": image, "height": 48, "width": 64, "source": "toys"}
 
@@ -153,6 +153,45 @@ def test_what_is_missing_is_noted_in_a_line() -> None:
     assert "No records of test/referring." in page()
     assert "Left out: no metrics of pseudo_label" in page()
     assert "No dvc.lock" in page()
+
+
+@pytest.mark.usefixtures("project")
+def test_benchmarks_without_any_truth_are_left_out() -> None:
+    blank = [DetectionRecord(objects=(), **head(i)) for i in range(2)]
+    silent = [GroundingRecord(caption="nothing", phrases=(), **head(i)) for i in range(2)]
+    records = Path("data/records/test")
+    write_shard(records / "grounding" / shard_name(0), silent, GroundingRecord)
+    assert run() == 0
+    assert "test/grounding/toys: left out, no row has a true box." in page()
+    assert "On novel concepts the student reaches 100.0 AP" in page()
+    write_shard(records / "detection" / shard_name(0), blank, DetectionRecord, categories_to_metadata(CATEGORIES))
+    assert run() == 0
+    assert "test/detection/toys: left out, no row has a true box." in page()
+    assert "reaches" not in page()
+    assert "Left out: there are no pictures with predictions." in page()
+
+
+@pytest.mark.usefixtures("project")
+def test_metrics_of_an_older_version_are_an_error(capsys: pytest.CaptureFixture[str]) -> None:
+    write_metrics("teacher", {"test": {"detection": {"all": {"AP": 46.1}}}})
+    assert run() == 2
+    assert "metrics/teacher.json: not split → task" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("project")
+def test_rows_without_a_picture_are_told_in_a_note() -> None:
+    write_metrics("student", {"test": {"detection": {"toys": {"all": {"AP": 50.0}, "missing": {"rows": 3}}}}})
+    assert run() == 0
+    assert "test/detection/toys: 3 rows without a readable picture count as empty." in page()
+    assert "missing rows" not in page()
+
+
+@pytest.mark.usefixtures("project")
+def test_urls_name_folders_too(tmp_path: Path) -> None:
+    places = [f"--{name}=file://{tmp_path}/data/{name}" for name in ("records", "predictions")]
+    Path("metrics/student.json").unlink()
+    assert run(*places) == 0
+    assert "On novel concepts the student reaches 100.0 AP" in page()
 
 
 @pytest.mark.usefixtures("project")

@@ -12,11 +12,10 @@ import torch
 from glip_model.boxes import pairwise_iou
 from pipeline.data.records import Category, DetectionRecord, GroundingRecord
 from pipeline.evaluation.benchmark import is_federated
+from pipeline.evaluation.flickr30k import IOU_THRESHOLD
 from pipeline.evaluation.predictions import Predictions
+from pipeline.evaluation.report.judged import SHOWN_SCORE
 
-IOU_THRESHOLD = 0.5
-MIN_SCORE = 0.3
-"""Detections below it are not counted as confusions: they would hardly be shown to anybody."""
 OFTEN = 3
 """Times that a phrase is said in a benchmark to stand for longer ones that end in it."""
 _ARTICLES = ("a", "an", "the", "some")
@@ -86,7 +85,7 @@ def confused_categories(
     false_alarms = 0
     rows = predictions.by_number()
     for number, mine in rows.items():
-        record, mine = records[number], mine[predictions.scores[mine] >= MIN_SCORE]
+        record, mine = records[number], mine[predictions.scores[mine] >= SHOWN_SCORE]
         objects = [item for item in record.objects if item.category_id in names]
         shown = np.array([item.category_id for item in objects], np.int64)
         if federated:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -13,12 +13,9 @@ from glip_model.boxes import pairwise_iou
 from glip_model.images import ImageError
 from pipeline.data.drawing import draw_phrases
 from pipeline.data.records import DetectionRecord, GroundingRecord, Phrase, ScoredBox
-from pipeline.evaluation.predictions import Predictions
-from pipeline.evaluation.report.judged import Judged
+from pipeline.evaluation.flickr30k import IOU_THRESHOLD
+from pipeline.evaluation.report.judged import SHOWN_SCORE, Judged
 
-SHOWN_SCORE = 0.3
-"""Detections below it are not drawn."""
-IOU_THRESHOLD = 0.5
 GAP = 12
 """Pixels between pictures that stand side by side."""
 _MINOR = 0.1
@@ -46,25 +43,47 @@ def choose_gallery(judged: Judged, pair: tuple[str, str | None], count: int) -> 
 
 
 def found_objects(judged: Judged, model: str) -> tuple[np.ndarray, np.ndarray]:
-    """Return (pictures,) twice: how many objects the drawn boxes of a model find, and how many there are, by weight."""
+    """Return (rows,) twice: how many objects the drawn boxes of a model find, and how many there are, by weight."""
     splits = {category.id: category.split for category in judged.categories}
     found, total = np.zeros((2, len(judged.records)))
     predictions = judged.predictions[model]
-    rows = predictions.by_number()
     for number, record in enumerate(judged.records):
         labels, truth, novel = _truth(record, splits)
         if not len(labels):
             continue
         weights = np.where(novel, 1.0, _MINOR)
-        mine = _shown(judged, predictions, rows, number)
+        mine = _shown(judged, model, number)
         overlap = pairwise_iou(torch.from_numpy(predictions.boxes_xyxy[mine]), truth).numpy()
         is_found = ((overlap >= IOU_THRESHOLD) & (predictions.labels[mine][:, None] == labels)).any(0)
         found[number], total[number] = weights[is_found].sum(), weights.sum()
     return found, total
 
 
-def draw(judged: Judged, number: int, model: str | None) -> Image.Image:
-    """Draw one picture with the boxes of a model, or with the truth when ``model`` is None."""
+def draw_rows(judged: Judged, numbers: Sequence[int], models: Sequence[str | None]) -> Iterator[list[Image.Image]]:
+    """Yield for every number its picture once a model, with the boxes that it found; with the truth for None."""
+    for number, picture in zip(numbers, judged.benchmark.pictures(numbers), strict=True):
+        if isinstance(picture, ImageError):  # nothing was found in it either
+            record = judged.records[number]
+            picture = Image.new("RGB", (record.width, record.height), "grey")
+        yield [_draw(judged, number, model, picture) for model in models]
+
+
+def side_by_side(judged: Judged, numbers: Sequence[int], models: Sequence[str]) -> Image.Image:
+    """Return one picture: a row a test picture (at least one), a column a model, all of one width."""
+    rows = list(draw_rows(judged, numbers, models))
+    width = rows[0][0].width
+    rows = [[_resize_to_width(picture, width) for picture in row] for row in rows]
+    size = len(models) * (width + GAP) - GAP, sum(row[0].height + GAP for row in rows) - GAP
+    page = Image.new("RGB", size, "white")
+    top = 0
+    for row in rows:
+        for j, picture in enumerate(row):
+            page.paste(picture, (j * (width + GAP), top))
+        top += row[0].height + GAP
+    return page
+
+
+def _draw(judged: Judged, number: int, model: str | None, picture: Image.Image) -> Image.Image:
     record = judged.records[number]
     names = (
         {category.id: category.name for category in judged.categories}
@@ -78,7 +97,7 @@ def draw(judged: Judged, number: int, model: str | None) -> Image.Image:
         found = judged.predictions[model]
         boxes = [
             (int(found.labels[i]), ScoredBox(xyxy=tuple(found.boxes_xyxy[i].tolist()), score=float(found.scores[i])))
-            for i in _shown(judged, found, found.by_number(), number)
+            for i in _shown(judged, model, number)
         ]
     # A thing has the same colour in all pictures of a row: the truth's order first.
     order = dict.fromkeys([*_truth(record, {})[0].tolist(), *(label for label, _ in boxes)])
@@ -88,31 +107,7 @@ def draw(judged: Judged, number: int, model: str | None) -> Image.Image:
         )
         for label in order
     ]
-    return draw_phrases(_picture(judged, number), phrases)
-
-
-def side_by_side(judged: Judged, numbers: Sequence[int], models: Sequence[str]) -> Image.Image:
-    """Return one picture: a row a test picture (at least one), a column a model, all of one width."""
-    rows = [[draw(judged, number, model) for model in models] for number in numbers]
-    width = rows[0][0].width
-    rows = [[_resize_to_width(picture, width) for picture in row] for row in rows]
-    size = len(models) * (width + GAP) - GAP, sum(row[0].height + GAP for row in rows) - GAP
-    page = Image.new("RGB", size, "white")
-    top = 0
-    for row in rows:
-        for j, picture in enumerate(row):
-            page.paste(picture, (j * (width + GAP), top))
-        top += row[0].height + GAP
-    return page
-
-
-def _picture(judged: Judged, number: int) -> Image.Image:
-    """Return a picture, a grey one of its size where it cannot be read: nothing was found in it either."""
-    try:
-        return judged.benchmark.picture(number)
-    except ImageError:
-        record = judged.records[number]
-        return Image.new("RGB", (record.width, record.height), "grey")
+    return draw_phrases(picture, phrases)
 
 
 def _truth(
@@ -132,13 +127,13 @@ def _truth(
     )
 
 
-def _shown(judged: Judged, found: Predictions, rows: Mapping[int, np.ndarray], number: int) -> np.ndarray:
-    """Return the boxes of a picture that are drawn, best first.
+def _shown(judged: Judged, model: str, number: int) -> np.ndarray:
+    """Return the boxes of a row that are drawn, best first.
 
     Of detections those of some score that no better one of any category overlaps by half, so that pictures stay
     legible; otherwise the best one of every phrase.
     """
-    mine = rows.get(number, _NOBODY)
+    found, mine = judged.predictions[model], judged.rows_found[model].get(number, _NOBODY)
     if judged.benchmark.task == "detection":
         mine = mine[found.scores[mine] >= SHOWN_SCORE]
         kept = nms(torch.from_numpy(found.boxes_xyxy[mine]), torch.from_numpy(found.scores[mine]), IOU_THRESHOLD)

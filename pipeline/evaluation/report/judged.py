@@ -4,24 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from pipeline.data.records import Category
-from pipeline.data.storage import exists
-from pipeline.evaluation.benchmark import Benchmark, is_federated, predictions_of
-from pipeline.evaluation.coco import CocoResult, evaluate_detection
-from pipeline.evaluation.flickr30k import GroundingResult, evaluate_grounding
-from pipeline.evaluation.lvis import FIXED_AP, LvisResult, evaluate_lvis
+from pipeline.data.storage import Place, exists, list_files
+from pipeline.evaluation.benchmark import TASKS, Benchmark, predictions_of
+from pipeline.evaluation.coco import CocoResult
+from pipeline.evaluation.lvis import FREQUENCIES, LvisResult
 from pipeline.evaluation.predictions import Predictions, read_predictions
-from pipeline.evaluation.refcoco import ReferringResult, evaluate_referring
+from pipeline.evaluation.scoring import Result, evaluate
 
 MODELS = ("teacher", "student", "control")
 """The models of a run; a report is about those that have predictions or metrics."""
-Result = CocoResult | LvisResult | GroundingResult | ReferringResult
-FREQUENCY_NAMES = {"r": "rare", "c": "common", "f": "frequent"}
+SHOWN_SCORE = 0.3
+"""Detections below it are neither drawn nor counted as confusions: they would hardly be shown to anybody."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +39,23 @@ class Judged:
         """Names of the models, in the order in which they were asked for."""
         return tuple(self.predictions)
 
+    @cached_property
+    def pictures(self) -> np.ndarray:
+        """(rows,) int64 number of the picture that each row is about."""
+        return self.benchmark.picture_numbers()
 
-def judge(benchmark: Benchmark, predictions: Path, models: Sequence[str]) -> Judged:
+    @cached_property
+    def rows_found(self) -> dict[str, dict[int, np.ndarray]]:
+        """Model to row to the positions of its boxes in the predictions; rows without any are absent."""
+        return {model: each.by_number() for model, each in self.predictions.items()}
+
+
+def has_predictions(predictions: Place, model: str, split: str) -> bool:
+    """Tell whether a folder of MODEL/SPLIT/TASK has any of a model for a split."""
+    return any(list_files(predictions / model / split / task, "part-*.parquet") for task in TASKS)
+
+
+def judge(benchmark: Benchmark, predictions: Place, models: Sequence[str]) -> Judged:
     """Compare with the truth what models predicted for a benchmark; models without predictions are left out.
 
     Args:
@@ -64,17 +78,6 @@ def judge(benchmark: Benchmark, predictions: Path, models: Sequence[str]) -> Jud
     return Judged(benchmark, records, categories, found, results)
 
 
-def evaluate(task: str, records: Sequence[Any], categories: Sequence[Category], predictions: Predictions) -> Result:
-    """Judge predictions by the protocol whose leading measure is reported."""
-    if task == "grounding":
-        return evaluate_grounding(records, predictions)
-    if task == "referring":
-        return evaluate_referring(records, predictions)
-    if is_federated(categories):
-        return evaluate_lvis(records, categories, predictions, FIXED_AP)
-    return evaluate_detection(records, categories, predictions)
-
-
 def pairs(models: Sequence[str]) -> list[tuple[str, str]]:
     """Return who is compared with whom: the student, or else the last model, with every other in turn."""
     if not models:
@@ -85,13 +88,7 @@ def pairs(models: Sequence[str]) -> list[tuple[str, str]]:
 
 def category_part(category: Category) -> str:
     """Return what a category counts to: LVIS's rare, common and frequent ones, or base and novel."""
-    return FREQUENCY_NAMES.get(category.frequency or "", category.split)
-
-
-def category_ap(result: CocoResult | LvisResult) -> np.ndarray:
-    """Return (K,) AP in [0, 1] of every category, -1 where it has no ground truth."""
-    precision = result.curves.precision[..., 0]  # of objects of any area
-    return np.where(precision[0, 0] < 0, -1.0, precision.mean((0, 1)))
+    return FREQUENCIES.get(category.frequency or "", category.split)
 
 
 def categories_of_part(result: CocoResult | LvisResult, part: str | None) -> list[int]:

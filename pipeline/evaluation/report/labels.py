@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.errors import BenchmarkError
 from pipeline.evaluation.report.charts import PERCENT, Line, Plot, scale
 
 _PARTS = ("base", "novel", "all")
@@ -54,12 +55,27 @@ def read_labels(metrics: Path, plots: Path) -> LabelFigures:
     )
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Return what a JSON file holds, nothing where there is none."""
+def read_json(path: Path, remedy: str = "dvc repro") -> dict[str, Any]:
+    """Return the object that a JSON file holds, nothing where there is no file.
+
+    Args:
+        path: the file.
+        remedy: the command that writes it anew.
+
+    Raises:
+        BenchmarkError: it holds anything else.
+    """
     if not path.is_file():
         return {}
-    found = json.loads(path.read_text(encoding="utf-8"))
-    return found if isinstance(found, dict) else {}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise BenchmarkError(
+            f"{path}: no JSON ({error}); written by an older version or broken; run: {remedy}"
+        ) from error
+    if not isinstance(found, dict):
+        raise BenchmarkError(f"{path}: no JSON object; written by an older version or broken; run: {remedy}")
+    return found
 
 
 def _facts(labels: Mapping[str, Any], phrases: Mapping[str, Any], threshold: float | None) -> list[tuple[str, str]]:

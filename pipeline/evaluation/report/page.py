@@ -21,12 +21,13 @@ from PIL import Image
 from pipeline.config import ReportConfig
 from pipeline.evaluation.bootstrap import draw_pictures
 from pipeline.evaluation.coco import CocoResult
+from pipeline.evaluation.flickr30k import IOU_THRESHOLD
 from pipeline.evaluation.lvis import LvisResult
 from pipeline.evaluation.report import charts
 from pipeline.evaluation.report.charts import PERCENT, Line, Plot
 from pipeline.evaluation.report.confusion import Confusions, confused_categories, confused_phrases
-from pipeline.evaluation.report.gallery import choose_gallery, draw
-from pipeline.evaluation.report.judged import Judged, categories_of_part, pairs
+from pipeline.evaluation.report.gallery import choose_gallery, draw_rows
+from pipeline.evaluation.report.judged import SHOWN_SCORE, Judged, categories_of_part, pairs
 from pipeline.evaluation.report.labels import LabelFigures
 from pipeline.evaluation.report.provenance import Provenance
 from pipeline.evaluation.report.standings import Standing, headline, minus, standings
@@ -37,6 +38,8 @@ SHOWN_CATEGORIES = 20
 SHOWN_CONFUSIONS = 12
 MAX_PICTURE_SIDE = 900
 """Pixels of a picture of the gallery."""
+ROWS = {"detection": "rows", "grounding": "captions", "referring": "expressions"}
+"""What the rows of a task are called."""
 _FOLDER = Path(__file__).parent
 
 
@@ -57,6 +60,8 @@ class Findings:
     task: str
     source: str
     num_pictures: int
+    num_rows: int
+    """As many, or more where there are several captions or expressions of a picture."""
     models: tuple[str, ...]
     standings: list[Standing]
     curves: list[Plot] = field(default_factory=list)
@@ -68,6 +73,12 @@ class Findings:
     def pair(self) -> tuple[str, str] | None:
         """Who is compared with whom above all; None where one model is alone."""
         return next(iter(pairs(self.models)), None)
+
+    @property
+    def size(self) -> str:
+        """How many pictures it has, and how many rows if those are more."""
+        rows = f", {self.num_rows:,} {ROWS[self.task]}" if self.num_rows > self.num_pictures else ""
+        return f"{self.num_pictures:,} pictures{rows}"
 
 
 @dataclass(frozen=True)
@@ -94,12 +105,13 @@ def examine(judged: Judged, config: ReportConfig, seed: int) -> Findings:
         config: number of resamplings.
         seed: of the resampling.
     """
-    draws = draw_pictures(len(judged.records), config.bootstrap_samples, seed)
+    draws = draw_pictures(judged.pictures, config.bootstrap_samples, seed)
     found = standings(judged, draws)
     return Findings(
         task=judged.benchmark.task,
         source=judged.benchmark.source,
-        num_pictures=len(judged.records),
+        num_pictures=int(judged.pictures.max()) + 1,
+        num_rows=len(judged.records),
         models=judged.models,
         standings=found,
         curves=_curves(judged, [each.part for each in found]),
@@ -113,9 +125,11 @@ def examine(judged: Judged, config: ReportConfig, seed: int) -> Findings:
 def make_gallery(judged: Judged, count: int) -> list[list[Shot]]:
     """Return rows of the truth, and what one model and the one it is compared with see in the same picture."""
     focus, other = next(iter(pairs(judged.models)), (judged.models[-1], None))
+    models = tuple(dict.fromkeys((None, other, focus)))
+    numbers = choose_gallery(judged, (focus, other), count)
     return [
-        [_shot(judged, number, model) for model in dict.fromkeys((None, other, focus))]
-        for number in choose_gallery(judged, (focus, other), count)
+        [_shot(picture, model or "truth") for picture, model in zip(row, models, strict=True)]
+        for row in draw_rows(judged, numbers, models)
     ]
 
 
@@ -157,6 +171,8 @@ def render_page(report: Report) -> str:
         charts=charts,
         split_rows=split_rows,
         shown_confusions=SHOWN_CONFUSIONS,
+        shown_score=SHOWN_SCORE,
+        iou=IOU_THRESHOLD,
         css=(_FOLDER / "report.css").read_text(encoding="utf-8"),
         script=script,
         digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
@@ -168,14 +184,14 @@ def _by_benchmark(rows: Sequence[MeasureRow]) -> list[list[MeasureRow]]:
 
 
 def _curves(judged: Judged, parts: Sequence[str]) -> list[Plot]:
-    """Return a plot of precision over recall at IoU 0.5 for every part, a line a model."""
+    """Return a plot of precision over recall at ``IOU_THRESHOLD`` for every part, a line a model."""
     results = {model: each for model, each in judged.results.items() if isinstance(each, CocoResult | LvisResult)}
     plots = []
     for part in parts if results else ():
         lines = []
         for model, result in results.items():
             chosen = categories_of_part(result, None if part == "all" else part)
-            precision = (100 * result.curves.precision_curve(0.5, chosen)).round(2).tolist()
+            precision = (100 * result.curves.precision_curve(IOU_THRESHOLD, chosen)).round(2).tolist()
             end = precision.index(0) + 1 if 0 in precision else len(precision)  # beyond, the recall is not reached
             lines.append(Line(model, model, tuple(enumerate(precision[:end]))))
         title = "All categories" if part == "all" else f"{part.capitalize()} concepts"
@@ -190,13 +206,12 @@ def _confusions(judged: Judged, model: str) -> Confusions:
     return confused_phrases(judged.records, found)
 
 
-def _shot(judged: Judged, number: int, model: str | None) -> Shot:
-    picture = draw(judged, number, model)
+def _shot(picture: Image.Image, who: str) -> Shot:
     picture.thumbnail((MAX_PICTURE_SIDE, MAX_PICTURE_SIDE), Image.Resampling.LANCZOS)
     out = io.BytesIO()
     picture.save(out, "JPEG", quality=80, optimize=True)
     uri = "data:image/jpeg;base64," + base64.b64encode(out.getvalue()).decode()
-    return Shot(model or "truth", uri, picture.width, picture.height)
+    return Shot(who, uri, picture.width, picture.height)
 
 
 def _number(value: float) -> str:

@@ -100,12 +100,12 @@ def _stages(metrics: Path) -> list[Path]:
 
 
 def _scalars(values: dict[str, Any]) -> dict[str, str]:
-    """Return speeds and counts that stand at the top of a stage's metrics."""
+    """Return speeds, durations and counts that stand at the top of a stage's metrics."""
     names = ("steps", "rows", "skipped_steps", "unreadable_pictures", "data_wait_share")
     return {
-        name.replace("_", " "): f"{value:,}" if isinstance(value, int) else f"{value:g}"
+        name.replace("_", " "): f"{value:,.0f}" if isinstance(value, int) or value >= 1000 else f"{value:.4g}"
         for name, value in values.items()
-        if isinstance(value, int | float) and (name in names or name.endswith(("_s", "seconds", "per_s")))
+        if isinstance(value, int | float) and (name in names or name.endswith(("_s", "seconds")))
     }
 
 

@@ -7,6 +7,7 @@ values without intervals: its protocol keeps the best detections of a category o
 from __future__ import annotations
 
 from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,17 +16,9 @@ import numpy as np
 from pipeline.evaluation.bootstrap import Interval, compare, interval, resampled_ap, resampled_share
 from pipeline.evaluation.coco import CocoResult
 from pipeline.evaluation.flickr30k import GroundingResult
-from pipeline.evaluation.lvis import LvisResult
-from pipeline.evaluation.report.judged import (
-    FREQUENCY_NAMES,
-    Judged,
-    Result,
-    categories_of_part,
-    category_ap,
-    category_part,
-    pairs,
-)
-from pipeline.evaluation.scoring import ALL, LEADING
+from pipeline.evaluation.lvis import FREQUENCIES, LvisResult
+from pipeline.evaluation.report.judged import Judged, categories_of_part, category_part, pairs
+from pipeline.evaluation.scoring import ALL, LEADING, Result
 
 CONCEPTS = ("novel", "base")
 """In the order in which they are reported: what a student is trained for comes first."""
@@ -47,11 +40,11 @@ class Standing:
 
 
 def standings(judged: Judged, draws: np.ndarray) -> list[Standing]:
-    """Return where the models stand on each part of a benchmark; nothing where there are none.
+    """Return where the models stand on each part of a benchmark; nothing where there is no model or no truth.
 
     Args:
         judged: a benchmark.
-        draws: (1 + samples, pictures), see ``draw_pictures``.
+        draws: (1 + samples, rows), see ``draw_pictures``.
     """
     found = []
     for part in _parts(judged):
@@ -139,18 +132,23 @@ def _parts(judged: Judged) -> list[str | None]:
     if not judged.results:
         return []
     result = next(iter(judged.results.values()))
+    with_truth = _with_truth(result)
+    if not with_truth:
+        return []
+    names = frozenset[str]().union(*with_truth)
     if isinstance(result, LvisResult):
-        present = _parts_with_truth(result)
-        return [None, *(name for name in FREQUENCY_NAMES.values() if name in present)]
-    names = _parts_with_truth(result) if isinstance(result, CocoResult) else frozenset[str]().union(*result.parts)
+        return [None, *(name for name in FREQUENCIES.values() if name in names)]
     if names == set(CONCEPTS):
         return list(CONCEPTS)
     return [None]  # also types of phrases, which the table has
 
 
-def _parts_with_truth(result: CocoResult | LvisResult) -> set[str]:
-    present = category_ap(result) >= 0
-    return {category_part(each) for each, is_present in zip(result.categories, present, strict=True) if is_present}
+def _with_truth(result: Result) -> Sequence[AbstractSet[str]]:
+    """Return what each category, phrase or expression that there is something of counts to."""
+    if isinstance(result, CocoResult | LvisResult):
+        present = result.curves.by_category() >= 0
+        return [{category_part(each)} for each, there in zip(result.categories, present, strict=True) if there]
+    return result.parts
 
 
 def _samples(judged: Judged, result: Result, part: str | None, draws: np.ndarray) -> np.ndarray:
@@ -162,5 +160,5 @@ def _samples(judged: Judged, result: Result, part: str | None, draws: np.ndarray
     ranks = result.any_box if isinstance(result, GroundingResult) else result.by_iou
     chosen = np.array([part is None or part in each for each in result.parts], bool)
     counts = [sum(bool(phrase.boxes) for phrase in record.phrases) for record in judged.records]
-    pictures = np.repeat(np.arange(len(judged.records)), counts)
-    return resampled_share(ranks[chosen] < 1, pictures[chosen], draws)
+    rows = np.repeat(np.arange(len(judged.records)), counts)
+    return resampled_share(ranks[chosen] < 1, rows[chosen], draws)

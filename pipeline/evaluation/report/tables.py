@@ -5,17 +5,27 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from pipeline.errors import BenchmarkError
 from pipeline.evaluation.benchmark import TASKS
 from pipeline.evaluation.coco import CocoResult
 from pipeline.evaluation.lvis import LvisResult
+from pipeline.evaluation.odinw import DATA_SETS
 from pipeline.evaluation.published import COLUMNS, PUBLISHED
-from pipeline.evaluation.report.judged import Judged, category_ap, category_part, pairs
+from pipeline.evaluation.report.judged import Judged, category_part, pairs
+from pipeline.evaluation.report.labels import read_json
 from pipeline.evaluation.scoring import ALL, LEADING
 
 _Key = tuple[str, str, str, str, str]
 """Split, task, source, part and measure."""
+_LEVELS = ("split", "task", "source", "part", "measure")
+MISSING = "missing"
+"""The part of a benchmark that counts its rows without a readable picture."""
+DATA_SETS_COUNT = "data_sets"
+"""What ODinW's means are means of."""
+_EVALUATE = "dvc repro evaluate"
 
 
 @dataclass(frozen=True)
@@ -50,18 +60,48 @@ class CategoryRow:
     """Of the first pair of models; None for one model alone."""
 
 
+def read_metrics(path: Path) -> dict[str, Any]:
+    """Return split → task → source → part → measure → value as ``stages.evaluate`` wrote it, nothing without a file.
+
+    Raises:
+        BenchmarkError: the file holds anything else.
+    """
+    metrics = read_json(path, _EVALUATE)
+    if not _is_nested(metrics, len(_LEVELS)):
+        raise BenchmarkError(
+            f"{path}: not {' → '.join(_LEVELS)} → number; written by an older version or broken; run: {_EVALUATE}"
+        )
+    return metrics
+
+
 def measure_rows(metrics: Mapping[str, Any]) -> list[MeasureRow]:
-    """Return all measures, benchmark by benchmark.
+    """Return all measures, benchmark by benchmark; those that count something are no measures.
 
     Args:
         metrics: model → split → task → source → part → measure → value.
     """
-    values: dict[_Key, dict[str, float]] = {}
-    for model, of_model in metrics.items():
-        for key, value in _leaves(of_model):
-            values.setdefault(key, {})[model] = value
-    rows = [MeasureRow(*key, found, PUBLISHED.get(key[2:], {})) for key, found in values.items()]
+    rows = [
+        MeasureRow(*key, found, PUBLISHED.get(key[2:], {}))
+        for key, found in _by_key(metrics).items()
+        if not _is_count(key)
+    ]
     return sorted(rows, key=_order)
+
+
+def count_notes(metrics: Mapping[str, Any]) -> list[str]:
+    """Return what has to be known of some measures: rows without a picture, and means of some of ODinW's data sets.
+
+    Args:
+        metrics: see ``measure_rows``.
+    """
+    notes = []
+    for (*benchmark, part, measure), found in _by_key(metrics).items():
+        name, most, least = "/".join(benchmark), max(found.values()), min(found.values())
+        if part == MISSING and most:
+            notes.append(f"{name}: {most:,} rows without a readable picture count as empty.")
+        if measure == DATA_SETS_COUNT and least < len(DATA_SETS):
+            notes.append(f"{name}: the mean of {least} of {len(DATA_SETS)} data sets.")
+    return notes
 
 
 def published_columns(rows: Sequence[MeasureRow]) -> list[str]:
@@ -74,7 +114,7 @@ def category_rows(judged: Judged) -> list[CategoryRow]:
     results = {model: each for model, each in judged.results.items() if isinstance(each, CocoResult | LvisResult)}
     if not results:
         return []
-    ap = {model: 100 * category_ap(each) for model, each in results.items()}
+    ap = {model: 100 * each.curves.by_category() for model, each in results.items()}
     categories = next(iter(results.values())).categories
     pair = next(iter(pairs(judged.models)), None)
     rows = [
@@ -92,6 +132,26 @@ def category_rows(judged: Judged) -> list[CategoryRow]:
 
 def _extent(row: CategoryRow) -> float:
     return next(iter(row.values.values())) if row.gain is None else row.gain
+
+
+def _is_nested(value: Any, depth: int) -> bool:
+    if not depth:
+        return isinstance(value, int | float)
+    return isinstance(value, dict) and all(_is_nested(each, depth - 1) for each in value.values())
+
+
+def _is_count(key: _Key) -> bool:
+    *_, part, measure = key
+    return part == MISSING or measure == DATA_SETS_COUNT
+
+
+def _by_key(metrics: Mapping[str, Any]) -> dict[_Key, dict[str, float]]:
+    """Return the values of all models side by side."""
+    values: dict[_Key, dict[str, float]] = {}
+    for model, of_model in metrics.items():
+        for key, value in _leaves(of_model):
+            values.setdefault(key, {})[model] = value
+    return values
 
 
 def _leaves(metrics: Mapping[str, Any]) -> Iterator[tuple[_Key, float]]:

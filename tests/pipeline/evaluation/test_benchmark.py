@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 from glip_model.config import GLIPConfig
+from glip_model.images import ImageError
 from glip_model.predictor import GLIPPredictor
 from glip_model.prompts import Prompt
 from glip_model.structures import Detections
@@ -32,7 +33,7 @@ from pipeline.data.records import (
 from pipeline.data.shards import categories_to_metadata, shard_name, write_shard
 from pipeline.data.storage import Place, to_place
 from pipeline.errors import BenchmarkError, MissingInputError
-from pipeline.evaluation.benchmark import ShardPredictions, list_benchmarks, predict_shard, predictions_of
+from pipeline.evaluation.benchmark import Benchmark, ShardPredictions, list_benchmarks, predict_shard, predictions_of
 from pipeline.evaluation.predictions import read_predictions, write_predictions
 from pipeline.evaluation.scoring import score
 
@@ -164,10 +165,28 @@ def test_the_rows_of_one_source_make_a_benchmark(tmp_path: Path, make_detection:
     assert [record.key for record in found[0].read()] == ["key-0", "key-1", "key-2"]
     assert [record.objects for record in found[0].read()] == [record.objects for record in first]
     assert [category.id for category in found[1].categories()] == [7, 3]
-    assert found[0].picture(2).size == (100, 100)
     assert [path.name for path in predictions_of(found[0], Path("out"))] == [shard_name(0), shard_name(2)]
-    with pytest.raises(IndexError, match="dev/detection/test has no row"):
-        found[0].picture(3)
+
+
+def test_pictures_of_rows_are_counted_over_all_shards(tmp_path: Path, make_detection: Any) -> None:
+    rows = [make_detection(i, width=20 + i) for i in range(4)]
+    rows[1] = replace(rows[1], image=ImageRef(path=str(tmp_path / "nowhere.png")))
+    paths = [write_detection(tmp_path / shard_name(i), rows[2 * i : 2 * i + 2]) for i in range(2)]
+    benchmark = Benchmark("dev", "detection", "test", tuple(paths), (2, 2))
+    third, missing, first, again = benchmark.pictures([3, 1, 0, 3])
+    assert isinstance(missing, ImageError)
+    assert [each.width for each in (third, first, again) if isinstance(each, Image.Image)] == [23, 20, 23]
+    with pytest.raises(IndexError, match="dev/detection/test has 4 rows, none of them number 4"):
+        benchmark.pictures([0, 4])
+
+
+def test_rows_of_the_same_bytes_or_place_are_about_one_picture(tmp_path: Path, make_detection: Any) -> None:
+    here, there, *_ = (replace(make_detection(i), image=ImageRef(path=f"/pictures/{i}.jpg")) for i in range(2))
+    small, large = make_detection(2, width=20), make_detection(3, width=30)
+    parts = [[small, here, small], [there, large, here], [small]]
+    paths = [write_detection(tmp_path / shard_name(i), part) for i, part in enumerate(parts)]
+    benchmark = Benchmark("dev", "detection", "test", tuple(paths), (3, 3, 1))
+    assert benchmark.picture_numbers().tolist() == [0, 1, 0, 2, 3, 1, 0]
 
 
 def test_what_is_not_there_empty_or_mixed_is_an_error(tmp_path: Path, make_detection: Any) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -81,14 +80,12 @@ def test_numbers_are_those_of_pycocotools_for_all_base_and_novel(
         expected = official(records, categories, found, ids)
         assert 0 < expected[0] < 1
         assert [-1 if value is None else value for value in result.metrics(split).values()] == expected
-        assert result.average_precision(split) == pytest.approx(100 * expected[0], abs=1e-12)
-        assert result.average_precision(split, iou=0.5) == pytest.approx(100 * expected[1], abs=1e-12)
 
 
-def test_perfect_boxes_score_100(make_detection: Any, make_predictions: Any) -> None:
+def test_perfect_boxes_score_1(make_detection: Any, make_predictions: Any) -> None:
     result = evaluate_detection([make_detection(0, thing(DOG))], [DOG], make_predictions([(0, DOG.id, SQUARE, 0.3)]))
-    assert result.average_precision() == pytest.approx(100)
-    assert result.average_precision("base", iou=0.75) == pytest.approx(100)
+    assert result.metrics()["AP"] == pytest.approx(1)
+    assert result.metrics("base")["AP75"] == pytest.approx(1)
 
 
 def test_the_area_of_the_mask_says_how_large_a_thing_is_where_there_is_one(
@@ -105,10 +102,9 @@ def test_the_area_of_the_mask_says_how_large_a_thing_is_where_there_is_one(
 def test_a_box_of_iou_072_counts_at_five_of_ten_thresholds(make_detection: Any, make_predictions: Any) -> None:
     lower = (10.0, 10.0, 30.0, 10.0 + 0.72 * 20)
     result = evaluate_detection([make_detection(0, thing(DOG))], [DOG], make_predictions([(0, DOG.id, lower, 0.9)]))
-    assert result.average_precision() == pytest.approx(50)
-    assert result.average_precision(iou=0.5) == pytest.approx(100)
-    assert result.average_precision(iou=0.7) == pytest.approx(100)
-    assert result.average_precision(iou=0.75) == 0
+    assert result.metrics()["AP"] == pytest.approx(0.5)
+    at = {iou: result.curves.average_precision(iou) for iou in (0.5, 0.7, 0.75)}
+    assert at == {0.5: pytest.approx(1), 0.7: pytest.approx(1), 0.75: 0}
 
 
 def test_a_false_alarm_ahead_halves_precision_and_a_miss_cuts_recall(
@@ -119,32 +115,32 @@ def test_a_false_alarm_ahead_halves_precision_and_a_miss_cuts_recall(
     found = make_predictions([(0, DOG.id, far, 0.9), (0, DOG.id, SQUARE, 0.8)])
     # Precision 1/2 up to recall 1/2, which 51 of the 101 recalls do not exceed.
     result = evaluate_detection(records, [DOG], found)
-    assert result.average_precision() == pytest.approx(100 * 0.5 * 51 / 101)
+    assert result.metrics()["AP"] == pytest.approx(0.5 * 51 / 101)
     np.testing.assert_allclose(result.curve("base"), [0.5] * 51 + [0.0] * 50)
 
 
 def test_a_second_box_on_the_same_object_is_a_false_alarm(make_detection: Any, make_predictions: Any) -> None:
     records = [make_detection(0, thing(DOG)), make_detection(1, thing(DOG))]
     found = make_predictions([(0, DOG.id, SQUARE, 0.9), (0, DOG.id, SQUARE, 0.8), (1, DOG.id, SQUARE, 0.7)])
-    expected = 100 * (51 * 1 + 50 * 2 / 3) / 101
-    assert evaluate_detection(records, [DOG], found).average_precision() == pytest.approx(expected)
+    expected = (51 * 1 + 50 * 2 / 3) / 101
+    assert evaluate_detection(records, [DOG], found).metrics()["AP"] == pytest.approx(expected)
 
 
 def test_base_and_novel_are_means_over_their_own_categories(make_detection: Any, make_predictions: Any) -> None:
     records = [make_detection(0, thing(DOG), thing(CAT), thing(OWL))]
     found = make_predictions([(0, DOG.id, SQUARE, 0.9), (0, OWL.id, SQUARE, 0.9)])
     result = evaluate_detection(records, [DOG, CAT, OWL], found)
-    assert result.average_precision("base") == pytest.approx(50)
-    assert result.average_precision("novel") == pytest.approx(100)
-    assert result.average_precision() == pytest.approx(200 / 3)
+    assert result.metrics("base")["AP"] == pytest.approx(1 / 2)
+    assert result.metrics("novel")["AP"] == pytest.approx(1)
+    assert result.metrics()["AP"] == pytest.approx(2 / 3)
 
 
 def test_categories_without_ground_truth_are_left_out(make_detection: Any, make_predictions: Any) -> None:
     found = make_predictions([(0, DOG.id, SQUARE, 0.9), (0, OWL.id, SQUARE, 0.9)])
     result = evaluate_detection([make_detection(0, thing(DOG))], [DOG, CAT, OWL], found)
-    assert result.average_precision() == pytest.approx(100)
-    assert result.average_precision("novel") == 0
-    np.testing.assert_allclose(result.per_category(), [1, -1, -1])
+    assert result.metrics()["AP"] == pytest.approx(1)
+    assert result.metrics("novel")["AP"] is None
+    np.testing.assert_allclose(result.curves.by_category(), [1, -1, -1])
     np.testing.assert_array_equal(result.curve("novel"), np.zeros(101))
 
 
@@ -152,7 +148,7 @@ def test_detections_on_a_crowd_are_neither_hits_nor_false_alarms(make_detection:
     crowd = (50.0, 50.0, 90.0, 90.0)
     records = [make_detection(0, thing(DOG), thing(DOG, crowd, crowd=True))]
     found = make_predictions([(0, DOG.id, (55.0, 55.0, 65.0, 65.0), 0.9), (0, DOG.id, SQUARE, 0.8)])
-    assert evaluate_detection(records, [DOG], found).average_precision() == pytest.approx(100)
+    assert evaluate_detection(records, [DOG], found).metrics()["AP"] == pytest.approx(1)
 
 
 def test_only_the_best_100_of_a_picture_and_category_count(make_detection: Any, make_predictions: Any) -> None:
@@ -161,24 +157,24 @@ def test_only_the_best_100_of_a_picture_and_category_count(make_detection: Any, 
     records = [make_detection(0, thing(DOG))]
     late = evaluate_detection(records, [DOG], make_predictions([*rows, (0, DOG.id, SQUARE, 0.1)]))
     in_time = evaluate_detection(records, [DOG], make_predictions([*rows[:99], (0, DOG.id, SQUARE, 0.1)]))
-    assert late.average_precision() == 0
-    assert in_time.average_precision() == pytest.approx(1)
+    assert late.metrics()["AP"] == 0
+    assert in_time.metrics()["AP"] == pytest.approx(0.01)
 
 
 def test_a_model_that_finds_nothing_scores_0(make_detection: Any, make_predictions: Any) -> None:
     result = evaluate_detection([make_detection(0, thing(DOG)), make_detection(1)], [DOG, OWL], make_predictions([]))
-    for split in (None, "base", "novel"):
-        assert result.average_precision(split) == 0
-        assert result.average_precision(split, iou=0.5) == 0
+    for split, expected in ((None, 0), ("base", 0), ("novel", None)):
+        metrics = result.metrics(split)
+        assert (metrics["AP"], metrics["AP50"]) == (expected, expected)
         assert not np.isnan(result.curve(split)).any()
 
 
-def test_pictures_without_objects_and_vocabularies_without_names_score_0(
+def test_pictures_without_objects_and_vocabularies_without_names_have_no_score(
     make_detection: Any, make_predictions: Any
 ) -> None:
     found = make_predictions([(0, DOG.id, SQUARE, 0.9)])
-    assert evaluate_detection([make_detection(0)], [DOG], found).average_precision() == 0
-    assert evaluate_detection([make_detection(0)], [], make_predictions([])).average_precision() == 0
+    assert evaluate_detection([make_detection(0)], [DOG], found).metrics()["AP"] is None
+    assert evaluate_detection([make_detection(0)], [], make_predictions([])).metrics()["AP"] is None
 
 
 def test_predictions_of_other_rows_are_refused(make_detection: Any, make_predictions: Any) -> None:
@@ -199,4 +195,4 @@ def test_area_under_the_curve_is_the_precision_at_half_overlap(random_benchmark:
     result = evaluate_detection(records, categories, found)
     curve = result.curve("base")
     assert (np.diff(curve) <= 1e-12).all()
-    assert math.isclose(100 * curve.mean(), result.average_precision("base", iou=0.5), abs_tol=1e-9)
+    assert curve.mean() == pytest.approx(result.metrics("base")["AP50"], abs=1e-11)

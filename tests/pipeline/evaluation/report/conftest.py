@@ -26,7 +26,8 @@ from pipeline.data.records import (
 from pipeline.data.shards import categories_to_metadata, shard_name, write_shard
 from pipeline.evaluation.benchmark import Benchmark
 from pipeline.evaluation.predictions import Predictions
-from pipeline.evaluation.report.judged import Judged, evaluate
+from pipeline.evaluation.report.judged import Judged
+from pipeline.evaluation.scoring import evaluate
 
 HOSTILE = "<script>alert('yak')</script>&\"\n\u202e"
 CATEGORIES = [
@@ -69,11 +70,11 @@ def judged_of(
 
 @pytest.fixture(scope="session")
 def head() -> Callable[..., dict[str, Any]]:
-    """Return what all records share: a plain picture of 100 pixels' width."""
+    """Return what all records share: a plain picture of 100 pixels' width, in a colour of its own."""
 
     def make(number: int, height: int = 100) -> dict[str, Any]:
         out = io.BytesIO()
-        Image.new("RGB", (100, height), (90, 140, 90)).save(out, "PNG")
+        Image.new("RGB", (100, height), (90, 140, 90 + number)).save(out, "PNG")
         image = ImageRef(bytes=out.getvalue())
         return {"key": f"key-{number}", "image": image, "height": height, "width": 100, "source": "toys"}
 

@@ -178,6 +178,17 @@ def test_a_benchmark_that_some_models_lack_compares_the_others(
     assert 'class="model-2"' in page  # the control's colour, though it comes second here
 
 
+def test_pictures_are_counted_apart_from_their_captions(
+    grounding: Judged, tmp_path: Path, toys: SimpleNamespace
+) -> None:
+    twice = [record for record in grounding.records for _ in range(400)]
+    judged = toys.judged_of(tmp_path / "twice", "grounding", twice, {"a": [(0, 0, toys.LEFT, 0.9)]})
+    text = "".join(Page(render_page(report_of([judged], "x", toys.CONFIG))).text)
+    assert "toys, 3 pictures, 1,200 captions" in text
+    assert "A on 3 test pictures" in text
+    assert examine(grounding, toys.CONFIG, 0).size == "3 pictures"
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [375, 680, 900, 1280])
 def test_readable_by_day_by_night_and_on_a_phone(open_report: Any, scheme: str, width: int) -> None:

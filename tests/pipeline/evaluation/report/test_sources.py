@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
+from pipeline.errors import BenchmarkError
 from pipeline.evaluation.report import provenance
 from pipeline.evaluation.report.labels import read_json, read_labels
 
@@ -73,6 +74,25 @@ def test_phrases_alone_tell_of_themselves(tmp_path: Path) -> None:
     assert found.rejects == [("Captions without phrases", [("no phrases", 2, 20.0)])]
     assert not read_labels(tmp_path / "nowhere", tmp_path)
     assert read_json(tmp_path / "nothing.json") == {}
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", '"text"'])
+def test_what_is_no_json_object_says_what_to_run(tmp_path: Path, text: str) -> None:
+    (tmp_path / "phrases.json").write_text(text, encoding="utf-8")
+    with pytest.raises(BenchmarkError, match=r"phrases\.json: no JSON .*older version or broken; run: dvc repro"):
+        read_labels(tmp_path, tmp_path)
+
+
+def test_stages_tell_how_long_they_took_where_they_know(tmp_path: Path) -> None:
+    write(tmp_path, train_teacher={"steps": 1200, "seconds": 5423.27}, train_student={"steps": 2, "seconds": 12.345})
+    write(tmp_path, train_control={"steps": 3, "images_per_s": 1234.5}, pseudo_label={"rows": 4})
+    found = provenance.collect(tmp_path / "params.yaml", tmp_path / "dvc.lock", tmp_path)
+    assert dict(found.speeds) == {
+        "train_teacher": {"steps": "1,200", "seconds": "5,423"},
+        "train_student": {"steps": "2", "seconds": "12.35"},
+        "train_control": {"steps": "3", "images per s": "1,234"},
+        "pseudo_label": {"rows": "4"},
+    }
 
 
 def test_origin_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +17,7 @@ from pipeline.evaluation.report.standings import Standing, headline, minus, stan
 
 
 def test_values_and_gains_of_novel_and_base_categories(detection: Judged) -> None:
-    novel, base = standings(detection, draw_pictures(4, 20, 0))
+    novel, base = standings(detection, draw_pictures(np.arange(4), 20, 0))
     assert (novel.part, base.part, novel.measure) == ("novel", "base", "AP")
     # One of four yaks found and no false alarm; three of four found before one.
     assert {model: each.value for model, each in novel.models.items()} == {
@@ -29,19 +31,19 @@ def test_values_and_gains_of_novel_and_base_categories(detection: Judged) -> Non
     assert gain.low <= gain.value <= gain.high
     assert novel.models["student"].low < novel.models["student"].value < novel.models["student"].high
     assert base.gains["student", "teacher"] == Interval(0, 0, 0)
-    assert standings(detection, draw_pictures(4, 20, 0)) == [novel, base]
+    assert standings(detection, draw_pictures(np.arange(4), 20, 0)) == [novel, base]
 
 
 def test_shares_of_right_phrases_are_recounted_draw_by_draw() -> None:
     rng = np.random.default_rng(3)
-    hits, pictures = rng.random(30) < 0.6, rng.integers(0, 8, 30)
-    draws = draw_pictures(8, 50, 1)
+    hits, rows = rng.random(30) < 0.6, rng.integers(0, 8, 30)
+    draws = draw_pictures(np.arange(8), 50, 1)
     slow = []
     for draw in draws:
-        drawn = [hit for hit, picture in zip(hits, pictures, strict=True) for _ in range(draw[picture])]
+        drawn = [hit for hit, row in zip(hits, rows, strict=True) for _ in range(draw[row])]
         if drawn:
             slow.append(100 * sum(drawn) / len(drawn))
-    np.testing.assert_allclose(resampled_share(hits, pictures, draws), slow)
+    np.testing.assert_allclose(resampled_share(hits, rows, draws), slow)
     assert slow[0] == pytest.approx(100 * hits.mean())
 
 
@@ -51,7 +53,7 @@ def test_draws_that_ask_nothing_are_left_out() -> None:
 
 
 def test_phrases_and_expressions_have_intervals_too(grounding: Judged, tmp_path: Path, toys: SimpleNamespace) -> None:
-    novel, base = standings(grounding, draw_pictures(3, 200, 0))
+    novel, base = standings(grounding, draw_pictures(np.arange(3), 200, 0))
     assert (novel.measure, novel.is_resampled) == ("R@1", True)
     assert {model: round(each.value, 1) for model, each in novel.models.items()} == {"teacher": 33.3, "student": 100}
     assert novel.models["teacher"].low < 10 < 60 < novel.models["teacher"].high
@@ -59,8 +61,29 @@ def test_phrases_and_expressions_have_intervals_too(grounding: Judged, tmp_path:
     assert base.gains["student", "teacher"].value == 0
     records = [toys.pair(i, "dog", boxes=[[toys.LEFT]], splits=[None]) for i in range(2)]
     judged = toys.judged_of(tmp_path / "r", "referring", records, {"a": [(0, 0, toys.LEFT, 0.5)]})
-    (whole,) = standings(judged, draw_pictures(2, 5, 0))
+    (whole,) = standings(judged, draw_pictures(np.arange(2), 5, 0))
     assert (whole.part, whole.measure, whole.models["a"].value, whole.gains) == ("all", "P@1", 50, {})
+
+
+@pytest.mark.parametrize("task", ["detection", "grounding", "referring"])
+def test_rows_that_repeat_their_pictures_make_nothing_surer(tmp_path: Path, toys: SimpleNamespace, task: str) -> None:
+    thing = DetectedObject(category_id=5, xyxy=toys.LEFT)
+    once = [
+        DetectionRecord(objects=(thing,), **toys.head(i))
+        if task == "detection"
+        else toys.pair(i, "dog", boxes=[[toys.LEFT]], splits=[None])
+        for i in range(12)
+    ]
+    label, found = 5 * (task == "detection"), []
+    for times in (1, 5):
+        records = [replace(once[i // times], key=f"key-{i}") for i in range(12 * times)]
+        rows = [(i, label, toys.LEFT if i // times % 3 else toys.AWAY, 0.9) for i in range(12 * times)]
+        judged = toys.judged_of(tmp_path / str(times), task, records, {"a": rows}, toys.CATEGORIES)
+        assert judged.pictures.tolist() == [i // times for i in range(12 * times)]
+        (only,) = standings(judged, draw_pictures(judged.pictures, 200, 0))
+        found.append(only.models["a"])
+    assert found[0].high - found[0].low > 20
+    assert vars(found[1]) == pytest.approx(vars(found[0]), abs=3)  # precision has finer steps
 
 
 def test_lvis_has_values_of_rare_and_common_but_no_intervals(tmp_path: Path, toys: SimpleNamespace) -> None:
@@ -69,7 +92,7 @@ def test_lvis_has_values_of_rare_and_common_but_no_intervals(tmp_path: Path, toy
     records = [DetectionRecord(objects=things, **toys.head(0))]
     found = {"a": [(0, 1, toys.LEFT, 0.9)], "b": [(0, 1, toys.LEFT, 0.9), (0, 2, toys.RIGHT, 0.9)]}
     found_standings = standings(
-        toys.judged_of(tmp_path, "detection", records, found, categories), draw_pictures(1, 5, 0)
+        toys.judged_of(tmp_path, "detection", records, found, categories), draw_pictures(np.arange(1), 5, 0)
     )
     assert {each.part: each.gains["b", "a"].value for each in found_standings} == {
         "all": pytest.approx(50),
@@ -85,15 +108,35 @@ def test_without_base_and_novel_there_is_one_standing(tmp_path: Path, toys: Simp
     thing = DetectedObject(category_id=5, xyxy=toys.LEFT)
     records = [DetectionRecord(objects=(thing,), **toys.head(i)) for i in range(2)]
     judged = toys.judged_of(tmp_path, "detection", records, {"a": []}, toys.CATEGORIES)
-    (only,) = standings(judged, draw_pictures(2, 5, 0))
+    (only,) = standings(judged, draw_pictures(np.arange(2), 5, 0))
     assert (only.part, only.models) == ("all", {"a": Interval(0, 0, 0)})  # of the owl and the yak nothing is there
-    assert standings(toys.judged_of(tmp_path, "detection", records, {}, toys.CATEGORIES), draw_pictures(2, 5, 0)) == []
+    assert (
+        standings(
+            toys.judged_of(tmp_path, "detection", records, {}, toys.CATEGORIES), draw_pictures(np.arange(2), 5, 0)
+        )
+        == []
+    )
+
+
+@pytest.mark.parametrize("frequency", [None, "r"])
+def test_without_any_truth_there_is_no_standing(tmp_path: Path, toys: SimpleNamespace, frequency: str | None) -> None:
+    categories = [replace(category, frequency=frequency) for category in toys.CATEGORIES]
+    records: dict[str, Any] = {
+        "detection": [DetectionRecord(objects=(), **toys.head(i)) for i in range(2)],
+        "grounding": [toys.pair(i, "dog", boxes=[[]], splits=["novel"]) for i in range(2)],
+    }
+    records["referring"] = records["grounding"]
+    for task, rows in records.items():
+        judged = toys.judged_of(tmp_path, task, rows, {"a": [(0, 5, toys.LEFT, 0.9)], "b": []}, categories)
+        assert standings(judged, draw_pictures(judged.pictures, 5, 0)) == []
 
 
 def test_types_of_phrases_are_not_told_apart(tmp_path: Path, toys: SimpleNamespace) -> None:
     record = toys.pair(0, "dog", "man", boxes=[[toys.LEFT], [toys.RIGHT]], splits=["animals", "people/clothing"])
     judged = toys.judged_of(tmp_path, "grounding", [record], {"a": [(0, 0, toys.LEFT, 0.5)]})
-    assert [(each.part, each.models["a"].value) for each in standings(judged, draw_pictures(1, 5, 0))] == [("all", 50)]
+    assert [(each.part, each.models["a"].value) for each in standings(judged, draw_pictures(np.arange(1), 5, 0))] == [
+        ("all", 50)
+    ]
 
 
 def standing(part: str, gains: dict[tuple[str, str], Interval], source: str = "toys") -> Standing:

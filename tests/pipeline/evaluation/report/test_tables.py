@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.errors import BenchmarkError
 from pipeline.evaluation.report.charts import BOTTOM, HEIGHT, LEFT, PERCENT, RIGHT, TOP, WIDTH, Line, Plot, scale
 from pipeline.evaluation.report.judged import Judged
 from pipeline.evaluation.report.page import split_rows
-from pipeline.evaluation.report.tables import CategoryRow, category_rows, measure_rows, published_columns
+from pipeline.evaluation.report.tables import (
+    CategoryRow,
+    category_rows,
+    count_notes,
+    measure_rows,
+    published_columns,
+    read_metrics,
+)
 
 
 def test_measures_stand_beside_published_ones_in_reading_order() -> None:
@@ -40,6 +50,47 @@ def test_measures_stand_beside_published_ones_in_reading_order() -> None:
     assert published_columns(rows[3:]) == ["GLIP-T (C)", "GLIP-T", "GLIP-L"]
     assert published_columns(rows[2:3]) == []
     assert measure_rows({"teacher": {}}) == []
+
+
+def test_counts_are_told_in_notes_and_not_among_percent() -> None:
+    def metrics(missing: int, data_sets: int) -> dict[str, Any]:
+        coco = {"all": {"AP": 40.0}, "missing": {"rows": missing}}
+        return {"test": {"detection": {"coco_val2017": coco, "odinw13": {"all": {"AP": 20.0, "data_sets": data_sets}}}}}
+
+    some = {"teacher": metrics(3, 13), "student": metrics(3, 5)}
+    assert [(row.source, row.part, row.measure) for row in measure_rows(some)] == [
+        ("coco_val2017", "all", "AP"),
+        ("odinw13", "all", "AP"),
+    ]
+    assert count_notes(some) == [
+        "test/detection/coco_val2017: 3 rows without a readable picture count as empty.",
+        "test/detection/odinw13: the mean of 5 of 13 data sets.",
+    ]
+    assert count_notes({"teacher": metrics(0, 13), "student": {}}) == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        '{"test": {"detection": {"all": {"AP": 46.1}}}}',
+        '{"test": {"detection": {"coco": {"all": {"AP": [1]}}}}}',
+        '{"seconds": 3}',
+    ],
+)
+def test_metrics_of_another_shape_say_what_to_run(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "teacher.json"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(BenchmarkError, match=r"teacher\.json: .*older version or broken; run: dvc repro evaluate"):
+        read_metrics(path)
+
+
+def test_metrics_are_read_as_they_were_written(tmp_path: Path) -> None:
+    metrics = {"test": {"detection": {"coco": {"all": {"AP": 46.1, "AP50": 50}}}}, "dev": {}}
+    (tmp_path / "teacher.json").write_text(json.dumps(metrics), encoding="utf-8")
+    assert read_metrics(tmp_path / "teacher.json") == metrics
+    assert read_metrics(tmp_path / "student.json") == {}
 
 
 def test_categories_are_sorted_by_gain_and_unseen_ones_left_out(detection: Judged, toys: SimpleNamespace) -> None:
