@@ -99,6 +99,35 @@ def test_coco_is_tuned_as_published() -> None:
     assert config.train.samples.detection_prompts == "all"
 
 
+@pytest.mark.parametrize(
+    ("name", "parts", "rate", "decay"),
+    [
+        ("odinw_full", {"backbone", "fpn", "text_encoder", "tower", "head"}, 1e-4, 0.05),
+        ("odinw_linear", {"head"}, 1e-4, 0.05),
+        ("odinw_prompt", {"text_offset"}, 0.05, 0.25),
+    ],
+)
+def test_odinw_is_tuned_as_published(name: str, parts: set[str], rate: float, decay: float) -> None:
+    config, found = load_config(RECIPES[name]), outlook(name)
+    assert {part.name for part in found.trained} == parts
+    assert {part.learning_rate for part in found.trained if part.weight_decay} - {1e-5} == {rate}
+    assert {part.weight_decay for part in found.trained} - {0.0} == {decay}
+    assert (config.train.optim.batch_size, config.train.optim.warmup_steps, config.train.optim.ema_decay) == (4, 0, 0)
+    assert config.train.samples.detection_prompts == "all"
+
+
+def test_ways_of_tuning_train_the_published_parameters() -> None:
+    counts = {mode: sum(part.parameters for part in outlook(f"odinw_{mode}").trained) for mode in ("linear", "prompt")}
+    # 4 × 256 + 4 of boxes, 256 + 1 of centerness, 768 × 256 + 256 of the projection, 1 + 768 + 1.
+    assert counts["linear"] == 1028 + 257 + 196_864 + 770
+    assert counts["prompt"] == 256 * 768
+    frozen = outlook("glip_t").parameters - sum(part.parameters for part in outlook("odinw_full").trained)
+    attention = 4 * 96 * 96 + 4 * 96 + 3 * 13 * 13
+    block = attention + 8 * 96 * 96 + 5 * 96 + 4 * 96
+    merging = 2 * 384 + 384 * 192
+    assert frozen == (3 * 16 * 96 + 3 * 96) + 2 * block + merging  # stem and first stage of Swin-T
+
+
 # Data and teachers that are there
 
 
