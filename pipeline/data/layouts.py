@@ -118,7 +118,7 @@ def _held_out(names: Sequence[str], share: float, where: Path) -> set[str]:
     if len(names) < 2:
         raise MissingInputError(f"{where}: {len(names)} pictures; expected at least two, to learn from and to judge by")
     order = sorted(names, key=lambda name: hashlib.sha256(name.encode()).digest())
-    return set(order[: min(math.ceil(share * len(names)), len(names) - 1)])
+    return set(order[: min(max(math.ceil(share * len(names)), 1), len(names) - 1)])
 
 
 def _picture_folder(folder: Path, annotations: Path, name: str) -> Path:

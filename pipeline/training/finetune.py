@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from glip_model.config import GLIPConfig
 from pipeline.config import Config, RunConfig, SourceEntry, TrainConfig
@@ -23,7 +24,7 @@ RATES = {"full": 1e-4, "linear": 1e-4, "prompt": 0.05}
 class Choices:
     """What people may decide for themselves; None leaves it to the data."""
 
-    tuning: str = "full"
+    tuning: Literal["full", "linear", "prompt"] = "full"
     steps: int | None = None
     learning_rate: float | None = None
     batch_size: int = BATCH_SIZE
@@ -101,7 +102,7 @@ def _train(base: TrainConfig, model: GLIPConfig, choices: Choices) -> TrainConfi
         steps=choices.steps or 0,
         epochs=0.0 if choices.steps else EPOCHS,
         mixture={"detection": 1.0},
-        tuning=choices.tuning,  # type: ignore[arg-type]  # argparse has checked it
+        tuning=choices.tuning,
         frozen_stages=max(1, model.backbone.frozen_stages),
     )
     return replace(

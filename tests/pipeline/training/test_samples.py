@@ -296,3 +296,16 @@ def test_pseudo_labels_ignore_what_they_did_not_locate_and_people_do_not(
     assert not sources["grounding"].sample(0, rng()).ignored_phrases
     believed = make_sources(human, human / "grounding", weights, replace(config, ignore_unlocated=False), tokenizer)
     assert not believed["pseudo"].sample(0, rng()).ignored_phrases
+
+
+def test_captions_of_human_data_may_stand_alone(human: Path, samples_config: SamplesConfig, tokenizer: Any) -> None:
+    config = replace(samples_config, phrase_prompts=0.0, caption_negatives_none=0.0)
+    for pack, most in ((True, 2), (False, 1)):
+        weights = {"grounding": 1.0, "pseudo": 1.0}
+        changed = replace(config, caption_negatives=1, pack_human_captions=pack)
+        sources = make_sources(human, human / "grounding", weights, changed, tokenizer)
+        counts = {
+            name: max(len(source.sample(row, rng(row)).prompt.segments) for row in range(8))
+            for name, source in sources.items()
+        }
+        assert counts == {"grounding": most, "pseudo": 2}
