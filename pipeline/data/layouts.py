@@ -17,9 +17,11 @@ from pipeline.errors import MissingInputError
 
 NAME = "own"
 """What records of such a folder are called."""
-KNOWN = """a COCO file train/_annotations.coco.json or _annotations.coco.json beside its pictures,
-annotations/instances_train*.json or annotations/instances_*.json with pictures in train*/, images/ or beside, or Pascal
-VOC's XML files in Annotations/ with pictures in JPEGImages/ or images/"""
+KNOWN = (
+    "a COCO file train/_annotations.coco.json or _annotations.coco.json beside its pictures, "
+    "annotations/instances_train*.json or annotations/instances_*.json with pictures in train*/, images/ or beside, or "
+    "Pascal VOC's XML files in Annotations/ with pictures in JPEGImages/ or images/"
+)
 _ROBOFLOW = "_annotations.coco.json"
 _TRAIN_FILES = (f"train/{_ROBOFLOW}", _ROBOFLOW, "annotations/instances_train*.json", "annotations/instances_*.json")
 _VALIDATION_FILES = (f"valid/{_ROBOFLOW}", f"val/{_ROBOFLOW}", "annotations/instances_val*.json")
