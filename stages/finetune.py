@@ -16,8 +16,8 @@ so name things as people do: "fire truck" rather than "cls_07". --from is a mode
 become one by glip convert.
 
 The model is judged before and after, by COCO's AP on the pictures held out. Length and sizes follow from the data and
-the model; with little data try --tuning linear or prompt, which move a few weights alone. Interrupted, the same command
-goes on. The work folder, OUT/work, may be deleted afterwards.
+the model. --tuning linear or prompt moves a few weights alone: quicker, rarely as good. Interrupted, the same
+command goes on. The work folder, OUT/work, may be deleted afterwards.
 """
 
 from __future__ import annotations

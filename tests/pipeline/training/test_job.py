@@ -162,5 +162,3 @@ def test_batch_that_cannot_be_divided_is_reported(run: Run, train_config: TrainC
     if (os.cpu_count() or 1) >= 2:
         with pytest.raises(TrainingError, match=r"must be divisible by train\.num_workers"):
             run(workers=2, optim=odd)
-    with pytest.raises(TrainingError, match=r"train\.num_workers \(=1\) times accumulate \(=2\)"):
-        run(optim=replace(odd, accumulate=2))

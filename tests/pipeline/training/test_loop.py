@@ -273,6 +273,11 @@ def test_parts_of_a_step_add_up_to_the_mean_of_their_gradients(
             torch.testing.assert_close(2 * found.grad, wanted.grad, msg=name)
 
 
+def test_parts_must_divide_the_batch(make_trainer: Make) -> None:
+    with pytest.raises(TrainingError, match=r"train\.num_workers \(=1\) times accumulate \(=3\)"):
+        make_trainer(accumulate=3)
+
+
 def test_weight_decay_follows_its_schedule(make_trainer: Make) -> None:
     trainer = make_trainer(6, schedule="steps", decay_at=(0.5, 1.0), weight_decay_drops=0.667)
     found: list[float] = []
