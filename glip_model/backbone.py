@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -43,9 +44,24 @@ class Backbone(nn.Module):
             self.channels = self.body.channels
         else:
             self.body, self.channels = _timm_body(cast(str, config.timm_name), pretrained=False)
+        self._freeze()
+
+    def freeze_stages(self, count: int) -> None:
+        """Freeze the stem and so many first stages, 0 none, in place of what the config asks for.
+
+        Raises:
+            ValueError: there are fewer stages.
+        """
+        self.config = replace(self.config, frozen_stages=count, freeze_stem=False)
+        self.requires_grad_(True)
+        self._freeze()
+
+    def _freeze(self) -> None:
         stages = _stem_and_stages(self.body)[1]
-        if config.frozen_stages > len(stages):
-            raise ValueError(f"backbone.frozen_stages is {config.frozen_stages}, the backbone has {len(stages)} stages")
+        if self.config.frozen_stages > len(stages):
+            raise ValueError(
+                f"backbone.frozen_stages is {self.config.frozen_stages}, the backbone has {len(stages)} stages"
+            )
         for module in self._frozen_modules():
             module.requires_grad_(False)
 

@@ -67,6 +67,8 @@ class TextConfig:
     name, a caption) alone, so that states are cached per segment and names do not attend to one another."""
     projected_size: int | None = None
     """Width of the text in the fusion tower; None keeps ``hidden_size`` (published)."""
+    has_offset: bool = False
+    """Add a learned offset for each place in the prompt to the text before the tower: what prompt tuning trains."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -74,6 +74,11 @@ class PredictionHead(nn.Module):
         return logits, torch.cat(boxes, 2).transpose(1, 2), torch.cat(centerness, 2).flatten(1)
 
 
+def new_text_offset(config: GLIPConfig) -> nn.Parameter:
+    """Return the offset that prompt tuning starts with: zeros, (T, D)."""
+    return nn.Parameter(torch.zeros(config.text.max_tokens, config.text_size))
+
+
 class GLIP(nn.Module):
     """A grounding detector: pictures and captions in, region-token alignment and boxes out."""
 
@@ -85,6 +90,7 @@ class GLIP(nn.Module):
         self.text_encoder = TextEncoder(config.text)
         projected = config.text.projected_size
         self.text_projection = nn.Linear(config.text.hidden_size, projected) if projected else None
+        self.text_offset = new_text_offset(config) if config.text.has_offset else None
         self.tower = nn.ModuleList(TowerLayer(config) for _ in range(config.fusion.num_layers))
         self.head = PredictionHead(config)
 
@@ -103,6 +109,8 @@ class GLIP(nn.Module):
         levels = self.fpn(self.backbone(batch.pixel_values))
         if self.text_projection is not None:
             text = self.text_projection(text)
+        if self.text_offset is not None:
+            text = text + self.text_offset[: text.shape[1]]
         if not self.config.fusion.enabled:
             # Without fusion the published model zeroes padding; with it, padded states stay garbage and are masked
             # wherever they are read.

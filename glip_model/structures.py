@@ -66,6 +66,23 @@ class GroundingBatch:
             targets=None if self.targets is None else tuple(target.to(device) for target in self.targets),
         )
 
+    def split(self, parts: int) -> list[GroundingBatch]:
+        """Return parts of equal size, padded as the whole; ValueError when B cannot be divided so."""
+        size, rest = divmod(len(self.input_ids), parts)
+        if rest:
+            raise ValueError(f"a batch of {len(self.input_ids)} pictures cannot be split into {parts} equal parts")
+        return [self] if parts == 1 else [self._cut(slice(i * size, (i + 1) * size)) for i in range(parts)]
+
+    def _cut(self, rows: slice) -> GroundingBatch:
+        return GroundingBatch(
+            pixel_values=self.pixel_values[rows],
+            image_sizes=self.image_sizes[rows],
+            input_ids=self.input_ids[rows],
+            attention_mask=self.attention_mask[rows],
+            text_states=None if self.text_states is None else self.text_states[rows],
+            targets=None if self.targets is None else self.targets[rows],
+        )
+
 
 @dataclass(frozen=True)
 class GLIPOutput:

@@ -20,6 +20,9 @@ import yaml
 from glip_model.config import PRESETS, GLIPConfig
 from pipeline.errors import ConfigError, MissingInputError
 
+_EXTENDS = "extends"
+"""Key of a params file: the path, from its own folder, of the file that it says the differences to."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class EmbeddedConfig:
@@ -150,10 +153,25 @@ class OptimConfig:
     """Decay of the moving average of the weights that is saved as the model; 0 saves the raw weights."""
     bf16: bool
     """Autocast to bfloat16; losses and deformable convolutions stay in float32."""
+    accumulate: int = 1
+    """Parts in which a worker computes its share of a step, one after the other: as many times less memory. Every part
+    weighs the same and is normalised by its own boxes."""
+    warmup_from: float | None = None
+    """Share of the learning rate at the first step, from where it rises in a line until ``warmup_steps``; 0.001 as
+    published. null starts at one part in ``warmup_steps``."""
+    weight_decay_drops: float = 0.0
+    """Weight decay drops to a tenth at this share of the way to each of ``decay_at``, 0.667 as published for GLIP-L; 0
+    keeps it."""
+    saved_weights: Literal["average", "raw"] = "average"
+    """What is saved as the model where there is a moving average. ``raw``, as published, saves the average beside it,
+    in the folder ``average``."""
 
     def __post_init__(self) -> None:
         """Check ranges."""
-        _check_range(self, 1, None, "batch_size")
+        _check_range(self, 1, None, "batch_size", "accumulate")
+        _check_range(self, 0, 1, "weight_decay_drops")
+        if self.warmup_from is not None:
+            _check_range(self, 0, 1, "warmup_from")
         _check_range(self, 0, None, "learning_rate", "text_learning_rate", "backbone_learning_rate", "weight_decay")
         _check_range(self, 0, None, "warmup_steps", "max_grad_norm")
         _check_range(self, 0, 1, "ema_decay")
@@ -186,6 +204,10 @@ class SamplesConfig:
     """Probability that a caption row is shown as the list of its phrases, like a detection prompt."""
     ignore_unlocated: bool
     """Leave the tokens of phrases without boxes in pseudo-labels out of the token loss."""
+    pack_human_captions: bool = True
+    """Pack captions of human data too; false, as published, packs those of pseudo-labels alone."""
+    group_by_orientation: bool = False
+    """Make batches of wide pictures and batches of tall ones, as published: less padding."""
 
     def __post_init__(self) -> None:
         """Check ranges."""
@@ -200,13 +222,28 @@ class RunConfig:
 
     init: Literal["pretrained", "teacher"]
     """Start from pretrained backbone and text weights, or from the teacher's weights."""
-    steps: int
+    steps: int = 0
+    """Optimiser steps; 0 goes by ``epochs``."""
+    epochs: float = 0.0
+    """Passes over all rows of the mixture, repeats counted; 0 goes by ``steps``."""
     mixture: Mapping[str, float]
     """Sampling weights of ``detection``, ``grounding`` and ``pseudo``; they need not sum to 1."""
+    mixture_by: Literal["share", "rows"] = "share"
+    """``share`` takes the weights as shares of the samples. ``rows`` weighs every row: with equal weights all data
+    simply follow one another, as published."""
+    tuning: Literal["full", "linear", "prompt"] = "full"
+    """What is trained: ``full`` as the model has it; ``linear`` the last layers of the head alone; ``prompt`` an offset
+    to the text of the prompt alone."""
+    frozen_stages: int | None = None
+    """Freeze the backbone's stem and so many stages, 0 none; null as the model has it."""
 
     def __post_init__(self) -> None:
         """Check ranges."""
-        _check_range(self, 1, None, "steps")
+        _check_range(self, 0, None, "steps", "epochs")
+        if (self.steps > 0) == (self.epochs > 0):
+            raise ConfigError(f"steps is {self.steps} and epochs is {self.epochs:g}; one of them must be above 0")
+        if self.frozen_stages is not None:
+            _check_range(self, 0, None, "frozen_stages")
         wrong = set(self.mixture) - {"detection", "grounding", "pseudo"}
         if wrong:
             raise ConfigError(f"mixture names {sorted(wrong)[0]!r}; expected detection, grounding, pseudo")
@@ -358,22 +395,66 @@ class Config:
 
 
 def load_config(path: Path) -> Config:
-    """Read and check params.yaml.
+    """Read and check params.yaml, or a file that ``extends`` it and says only what differs.
+
+    Sections are merged setting by setting. What is no section (a list, ``model.overrides``, ``train.runs``, a mixture)
+    replaces what stood there as a whole.
 
     Raises:
         MissingInputError: there is no such file.
-        ConfigError: it is not YAML, or a setting is unknown, missing, of the wrong type or out of range.
+        ConfigError: it is not YAML, a setting is unknown, missing, of the wrong type or out of range, or files extend
+            one another in a circle or one that is not there.
     """
     if not path.is_file():
         raise MissingInputError(f"{path}: no such params file; pass --params FILE")
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not readable as YAML: {error}") from error
+    values: Any = {}
+    for file, layer in reversed(_layers(path)):
+        try:
+            values = _extend(Config, values, layer, "")
+        except ConfigError as error:
+            raise ConfigError(f"{file}: {error}") from None
     try:
         return typing.cast(Config, _parse(Config, values, ""))
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
+
+
+def extended_files(path: Path) -> list[Path]:
+    """Return a params file and those that it extends, the last of which extends none; raises as ``load_config``."""
+    return [file for file, _ in _layers(path)]
+
+
+def _layers(path: Path) -> list[tuple[Path, Any]]:
+    """Read a params file and, following ``extends``, those beneath it."""
+    layers: list[tuple[Path, Any]] = []
+    while True:
+        if any(path.resolve() == file.resolve() for file, _ in layers):
+            raise ConfigError(f"{layers[-1][0]}: extends {path}, which extends it in turn")
+        if not path.is_file():
+            raise ConfigError(f"{layers[-1][0]}: extends {path}, which is not there")
+        try:
+            values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{path}: not readable as YAML: {error}") from error
+        below = values.pop(_EXTENDS, None) if isinstance(values, dict) else None
+        layers.append((path, values))
+        if below is None:
+            return layers
+        if not isinstance(below, str):
+            raise ConfigError(f"{path}: {_EXTENDS} is {below!r}; expected the path of a params file")
+        path = path.parent / below
+
+
+def _extend(section: Any, base: Mapping[str, Any], layer: Any, where: str) -> dict[str, Any]:
+    """Lay the settings of a file over those of a section beneath; ConfigError on one that is unknown."""
+    hints = typing.get_type_hints(section)
+    _check_names(hints, layer, where)
+    merged = dict(base)
+    for name, value in layer.items():
+        inner = f"{where}.{name}" if where else name
+        is_section = dataclasses.is_dataclass(hints[name])
+        merged[name] = _extend(hints[name], merged.get(name, {}), value, inner) if is_section else value
+    return merged
 
 
 def _parse(kind: Any, value: Any, where: str) -> Any:
@@ -435,13 +516,7 @@ def parse_options(hints: Mapping[str, Any], defaults: Mapping[str, Any], values:
         ConfigError: a setting is unknown, missing or mistyped.
     """
     prefix = f"{where}." if where else ""
-    if not isinstance(values, Mapping):
-        raise ConfigError(f"{where or 'the file'} is {values!r}; expected a mapping of settings")
-    for name in values:
-        if name not in hints:
-            close = difflib.get_close_matches(str(name), hints, n=1)
-            known = f"did you mean {close[0]}?" if close else f"settings here: {', '.join(hints)}"
-            raise ConfigError(f"{prefix}{name} is not a setting; {known}")
+    _check_names(hints, values, where)
     missing = [name for name in hints if name not in values and name not in defaults]
     if missing:
         raise ConfigError(f"{prefix}{missing[0]} is missing; add it to params.yaml")
@@ -449,6 +524,17 @@ def parse_options(hints: Mapping[str, Any], defaults: Mapping[str, Any], values:
         name: _parse(kind, values[name], prefix + name) if name in values else defaults[name]
         for name, kind in hints.items()
     }
+
+
+def _check_names(hints: Mapping[str, Any], values: Any, where: str) -> None:
+    """See that ``values`` is a mapping of settings that there are."""
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{where or 'the file'} is {values!r}; expected a mapping of settings")
+    for name in values:
+        if name not in hints:
+            close = difflib.get_close_matches(str(name), hints, n=1)
+            known = f"did you mean {close[0]}?" if close else f"settings here: {', '.join(hints)}"
+            raise ConfigError(f"{where}{'.' if where else ''}{name} is not a setting; {known}")
 
 
 def _check_sources(where: str, sources: tuple[SourceEntry, ...], mixtures: Mapping[str, Any] | None) -> None:

@@ -3,6 +3,7 @@
 glip predict PICTURE… --text "a cat. a remote control." --model DIR    find things in pictures
 glip convert FILE.pth DIR                                             published checkpoint → folder of this project
 glip export DIR --onnx FILE                                           model → ONNX
+glip finetune --data DIR --from MODEL --out DIR                       tune on your own pictures, judged before and after
 glip odinw RUNS                                                       means over ODinW's data sets, of tuned models
 glip plan                                                             what labelling will take, before it is paid for
 glip inspect DIR                                                      look at Parquet shards of pseudo-labels
@@ -22,6 +23,7 @@ from pipeline.cli import call
 COMMANDS = {
     "convert": "stages.convert",
     "export": "stages.export",
+    "finetune": "stages.finetune",
     "inspect": "stages.inspect",
     "odinw": "stages.odinw",
     "plan": "stages.plan",

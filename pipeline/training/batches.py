@@ -21,7 +21,8 @@ from glip_model.structures import GroundingBatch, GroundingTarget
 from pipeline.config import RunConfig, TrainConfig
 from pipeline.errors import TrainingError
 from pipeline.training.augment import prepare_sample
-from pipeline.training.samples import SampleSource, plan_samples
+from pipeline.training.plan import group_by_orientation, plan_samples, sample_weights
+from pipeline.training.samples import SampleSource
 
 MAX_UNREADABLE_IN_A_ROW = 20
 """Rows tried in place of one whose picture cannot be read."""
@@ -76,16 +77,21 @@ class BatchMaker:
         worker: Worker,
     ) -> None:
         batch_size = config.optim.batch_size
-        if batch_size % worker.world_size:
+        accumulate = config.optim.accumulate
+        if batch_size % (worker.world_size * accumulate):
+            times = f" times accumulate (={accumulate})" if accumulate > 1 else ""
             raise TrainingError(
                 f"train.optim.batch_size (={batch_size}) must be divisible by train.num_workers (={worker.world_size})"
+                f"{times}"
             )
         self._sources, self._samples, self._model_config = sources, config.samples, model_config
         self._tokenizer, self._seed, self._steps = tokenizer, seed, run.steps
         self._batch_size, self._share = batch_size, batch_size // worker.world_size
         self._offset = worker.rank * self._share
         sizes = {name: len(source) for name, source in sources.items()}
-        self._plan = plan_samples(sizes, run.mixture, run.steps * batch_size, seed)
+        self._plan = plan_samples(sizes, sample_weights(run, sizes), run.steps * batch_size, seed)
+        if config.samples.group_by_orientation:
+            self._plan = group_by_orientation(self._plan, sources, batch_size)
         self.unreadable = 0
         """Pictures that could not be read so far, each replaced by another row."""
 

@@ -23,14 +23,22 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from glip_model.checkpoint import WEIGHTS_FILE
 from pipeline.cli import progress, quiet_libraries
-from pipeline.config import Config
+from pipeline.config import Config, RunConfig
 from pipeline.errors import MissingInputError, PipelineError, TrainingError
 from pipeline.ray_session import cores_per_worker
 from pipeline.training.batches import Worker
 from pipeline.training.checkpoints import discard_checkpoints
 from pipeline.training.loop import Progress, Trainer
-from pipeline.training.model_folder import SCRATCH_FOLDER, remove_unfinished, save_whole, starting_model
+from pipeline.training.model_folder import (
+    AVERAGE_FOLDER,
+    SCRATCH_FOLDER,
+    remove_unfinished,
+    save_whole,
+    starting_model,
+)
+from pipeline.training.plan import count_rows, with_steps
 from pipeline.training.samples import make_sources
+from pipeline.training.tuning import freeze_for
 
 logger = logging.getLogger(__name__)
 
@@ -106,8 +114,8 @@ def train(name: str, config: Config, paths: Paths, log: Path | None) -> dict[str
         MissingInputError: data or teacher are not there.
         TrainingError: settings and data do not fit, or training diverged.
     """
-    run = config.train.runs[name]
     _check(name, config, paths)
+    config, run = _with_steps(name, config, paths)
     scaling, threads = _scaling(config.train.num_workers)
     remove_unfinished(paths.out)
     board = ray.remote(num_cpus=0)(Board).remote()
@@ -141,6 +149,17 @@ def train(name: str, config: Config, paths: Paths, log: Path | None) -> dict[str
         "skipped_steps": last.skipped_steps,
         "unreadable_pictures": last.unreadable_pictures,
     }
+
+
+def _with_steps(name: str, config: Config, paths: Paths) -> tuple[Config, RunConfig]:
+    """Put the number of steps into a run that is given in epochs."""
+    run = config.train.runs[name]
+    if not run.steps:
+        sizes = count_rows(paths.human, paths.pseudo_labels, run.mixture)
+        run = with_steps(run, sizes, config.train.optim.batch_size)
+        runs = {**config.train.runs, name: run}
+        config = dataclasses.replace(config, train=dataclasses.replace(config.train, runs=runs))
+    return config, run
 
 
 def _check(name: str, config: Config, paths: Paths) -> None:
@@ -242,6 +261,7 @@ def _train_worker(name: str, config: Config, paths: Paths, board: Any, threads: 
         notes.handlers = [_BoardHandler(board)]
     run = config.train.runs[name]
     model, tokenizer = starting_model(config, paths.teacher if run.init == "teacher" else None)
+    freeze_for(run, model)
     if torch.cuda.is_available():
         model.to(ray.train.torch.get_device())
     sources = make_sources(paths.human, paths.pseudo_labels, run.mixture, config.train.samples, tokenizer)
@@ -251,6 +271,8 @@ def _train_worker(name: str, config: Config, paths: Paths, board: Any, threads: 
     trainer.run(report)
     if worker.rank == 0:
         save_whole(model, tokenizer, paths.out)
+        if config.train.optim.saved_weights == "raw" and trainer.take_average():
+            save_whole(model, tokenizer, paths.out / AVERAGE_FOLDER)
 
 
 def _pin(board: Any, entry: Progress) -> None:

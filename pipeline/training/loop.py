@@ -8,6 +8,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,13 @@ from pipeline.config import RunConfig, TrainConfig
 from pipeline.errors import TrainingError
 from pipeline.training.batches import MODEL_STREAM, BatchMaker, TrainingBatch, Worker, chance
 from pipeline.training.checkpoints import load_checkpoint, save_checkpoint
-from pipeline.training.optim import WeightAverage, make_optimizer, make_scheduler
+from pipeline.training.optim import (
+    WeightAverage,
+    make_optimizer,
+    make_scheduler,
+    set_weight_decay,
+    weight_decay_factor,
+)
 from pipeline.training.samples import SampleSource
 
 logger = logging.getLogger(__name__)
@@ -82,7 +89,8 @@ class Trainer:
         self.checkpoints, self.worker = checkpoints, worker or Worker()
         self._batches = BatchMaker(sources, config, run, model.config, tokenizer, seed, self.worker)
         self._criterion = GroundingCriterion(model.config)
-        self._text_states = TextStateCache(model.text_encoder, tokenizer) if model.config.text.frozen else None
+        is_text_frozen = not any(parameter.requires_grad for parameter in model.text_encoder.parameters())
+        self._text_states = TextStateCache(model.text_encoder, tokenizer) if is_text_frozen else None
         self._wrapped: nn.Module = model if self.worker.world_size == 1 else DistributedDataParallel(model)
         self._optimizer = make_optimizer(model, config.optim)
         self._scheduler = make_scheduler(self._optimizer, config.optim, run.steps)
@@ -106,6 +114,9 @@ class Trainer:
         for entry in self._history:
             report(entry)
         self._wrapped.train()
+        for part in self.model.children():
+            if not any(parameter.requires_grad for parameter in part.parameters()):
+                part.eval()
         window = _Window(start)
         batches = self._batches.ahead(start)
         for step in range(start + 1, self.run_config.steps + 1):
@@ -122,19 +133,20 @@ class Trainer:
                 window = _Window(step)
             if step % self.config.checkpoint_every == 0 and not is_last:
                 self._save(step)
+        if self.config.optim.saved_weights == "average":
+            self.take_average()
+
+    def take_average(self) -> bool:
+        """Give the model the moving average of its weights; return False where there is none."""
         if self._average is not None:
             self._average.copy_to(self.model)
+        return self._average is not None
 
     def _step(self, made: TrainingBatch) -> dict[str, float] | None:
         """Make one optimiser step and return the losses by name; None when the step was skipped."""
         device = next(self.model.parameters()).device
-        batch = self._with_text_states(made).to(device)
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.config.optim.bf16):
-            output = self._wrapped(batch)
-        losses = self._criterion(output, batch)
-        total = torch.stack(list(losses.values())).sum()
         self._optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(total)
+        losses = self._backward(self._with_text_states(made).to(device))
         norm = nn.utils.clip_grad_norm_(
             [p for p in self.model.parameters() if p.requires_grad], self.config.optim.max_grad_norm or math.inf
         )
@@ -142,6 +154,8 @@ class Trainer:
         is_finite = bool(torch.isfinite(norm))
         if not is_finite:
             self._optimizer.zero_grad(set_to_none=True)  # the optimiser passes over parameters without gradients
+        done, steps = self._scheduler.last_epoch, self.run_config.steps
+        set_weight_decay(self._optimizer, weight_decay_factor(self.config.optim, done, steps))
         self._optimizer.step()
         self._scheduler.step()
         if not is_finite:
@@ -150,7 +164,28 @@ class Trainer:
         self._skipped_in_a_row = 0
         if self._average is not None:
             self._average.update(self.model)
-        return {**{name: float(value.detach()) for name, value in losses.items()}, "loss": float(total.detach())}
+        return {name: float(value) for name, value in losses.items()}
+
+    def _backward(self, batch: GroundingBatch) -> dict[str, Tensor]:
+        """Compute gradients, part by part where they are accumulated; return the losses, means over the parts."""
+        parts = batch.split(self.config.optim.accumulate)
+        sums: dict[str, Tensor] = {}
+        for number, part in enumerate(parts, 1):
+            with self._gradients_exchanged(is_last=number == len(parts)):
+                with torch.autocast(part.pixel_values.device.type, torch.bfloat16, self.config.optim.bf16):
+                    output = self._wrapped(part)
+                losses = self._criterion(output, part)
+                total = torch.stack(list(losses.values())).sum() / len(parts)
+                torch.autograd.backward(total)
+            for name, value in {**losses, "loss": total * len(parts)}.items():
+                sums[name] = sums.get(name, 0) + value.detach() / len(parts)
+        return sums
+
+    def _gradients_exchanged(self, is_last: bool) -> AbstractContextManager[None]:
+        """Let workers exchange their gradients once a step, after its last part."""
+        if is_last or not isinstance(self._wrapped, DistributedDataParallel):
+            return nullcontext()
+        return self._wrapped.no_sync()
 
     def _skip(self, keys: Sequence[str]) -> None:
         self._skipped += 1

@@ -17,6 +17,8 @@ from pipeline.errors import TrainingError
 
 SCRATCH_FOLDER = ".ray-train"
 """Ray Train's own notes, which every node must see; removed in the end."""
+AVERAGE_FOLDER = "average"
+"""Model of the moving average of the weights, where the raw ones are the model."""
 _ASIDE = ".saving-"
 
 
@@ -53,5 +55,5 @@ def remove_unfinished(out: Path) -> None:
     """Remove the model of an earlier training and what a killed one left; checkpoints stay."""
     for name in (CONFIG_FILE, WEIGHTS_FILE):
         (out / name).unlink(missing_ok=True)
-    for folder in (out / SCRATCH_FOLDER, *out.glob(f"{_ASIDE}*")):
+    for folder in (out / SCRATCH_FOLDER, out / AVERAGE_FOLDER, *out.glob(f"{_ASIDE}*")):
         shutil.rmtree(folder, ignore_errors=True)

@@ -17,17 +17,25 @@ COSINE_FLOOR = 0.01
 """Share of the learning rate that the cosine schedule ends with."""
 
 
-def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
-    """Return AdamW over all parameters that train, in groups by learning rate and decay."""
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+def parameter_groups(model: nn.Module, config: OptimConfig) -> dict[tuple[float, float], dict[str, nn.Parameter]]:
+    """Return all parameters that train by name, grouped by learning rate and weight decay."""
+    groups: dict[tuple[float, float], dict[str, nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             rate = _learning_rate(name, config)
             is_bias = "bias" in name
             key = (rate * BIAS_LEARNING_RATE_FACTOR, 0.0) if is_bias else (rate, config.weight_decay)
-            groups.setdefault(key, []).append(parameter)
+            groups.setdefault(key, {})[name] = parameter
+    return groups
+
+
+def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
+    """Return AdamW over all parameters that train, in groups by learning rate and decay."""
     return torch.optim.AdamW(
-        [{"params": params, "lr": rate, "weight_decay": decay} for (rate, decay), params in groups.items()],
+        [
+            {"params": list(group.values()), "lr": rate, "weight_decay": decay, "initial_weight_decay": decay}
+            for (rate, decay), group in parameter_groups(model, config).items()
+        ],
         betas=(0.9, 0.999),
         eps=1e-8,
     )
@@ -36,16 +44,30 @@ def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
 def make_scheduler(
     optimizer: torch.optim.Optimizer, config: OptimConfig, total_steps: int
 ) -> torch.optim.lr_scheduler.LambdaLR:
-    """Return linear warm-up followed by step or cosine decay; stepped once per optimiser step."""
+    """Return the schedule of the learning rate; stepped once per optimiser step."""
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(config, step, total_steps))
 
-    def factor(step: int) -> float:
-        warmup = min(1.0, (step + 1) / config.warmup_steps) if config.warmup_steps else 1.0
-        done = step / max(total_steps, 1)
-        if config.schedule == "steps":
-            return warmup * DECAY_FACTOR ** sum(done >= share for share in config.decay_at)
-        return warmup * (COSINE_FLOOR + (1 - COSINE_FLOOR) * (1 + math.cos(math.pi * min(done, 1.0))) / 2)
 
-    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+def learning_rate_factor(config: OptimConfig, step: int, total_steps: int) -> float:
+    """Return the share of the learning rate at a step, counted from 0: linear warm-up, then step or cosine decay."""
+    warmup = _warmup(step, config)
+    done = step / max(total_steps, 1)
+    if config.schedule == "steps":
+        return warmup * DECAY_FACTOR ** sum(done >= share for share in config.decay_at)
+    return warmup * (COSINE_FLOOR + (1 - COSINE_FLOOR) * (1 + math.cos(math.pi * min(done, 1.0))) / 2)
+
+
+def weight_decay_factor(config: OptimConfig, step: int, total_steps: int) -> float:
+    """Return the share of the weight decay at a step, counted from 0, see ``weight_decay_drops``."""
+    if not config.weight_decay_drops:
+        return 1.0
+    return DECAY_FACTOR ** sum(step >= share * config.weight_decay_drops * total_steps for share in config.decay_at)
+
+
+def set_weight_decay(optimizer: torch.optim.Optimizer, factor: float) -> None:
+    """Set the weight decay of every group to a share of what it began with."""
+    for group in optimizer.param_groups:
+        group["weight_decay"] = group["initial_weight_decay"] * factor
 
 
 class WeightAverage:
@@ -83,6 +105,14 @@ class WeightAverage:
         self.updates = state["updates"]
         for name, value in state["shadow"].items():
             self.shadow[name].copy_(value)
+
+
+def _warmup(step: int, config: OptimConfig) -> float:
+    if step >= config.warmup_steps:
+        return 1.0
+    if config.warmup_from is None:
+        return (step + 1) / config.warmup_steps
+    return config.warmup_from + (1 - config.warmup_from) * step / config.warmup_steps
 
 
 def _learning_rate(name: str, config: OptimConfig) -> float:

@@ -1,20 +1,17 @@
-"""Records to training samples: which row comes next, which prompt it is shown with, and which tokens name its boxes.
-
-Every choice is a function of the seed and the sample's number, so that a run can resume at any step and does not depend
-on who loads the data.
-"""
+"""Records to training samples: which prompt a row is shown with, and which tokens name its boxes."""
 
 from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from glip_model.prompts import Prompt, caption_prompt, category_prompt, clean_name, pack_prompts
 from pipeline.config import SamplesConfig
@@ -61,6 +58,10 @@ class SampleSource(ABC):
     def digest(self) -> str:
         """Hash everything but the pictures, for which the keys stand."""
 
+    @abstractmethod
+    def is_tall(self) -> NDArray[np.bool_]:
+        """Tell of every row whether its picture is at least as high as it is wide."""
+
 
 class DetectionSource(SampleSource):
     """Category boxes, shown with a prompt of the names that are there and of sampled negatives."""
@@ -68,11 +69,13 @@ class DetectionSource(SampleSource):
     def __init__(self, folder: Path, config: SamplesConfig, count_tokens: TokenCount) -> None:
         self._config, self._count_tokens = config, count_tokens
         self._rows: list[tuple[pa.Table, int, dict[int, str]]] = []
+        self._tall: list[NDArray[np.bool_]] = []
         digests = []
         for path in list_shards(folder):
             names = {category.id: category.name for category in read_categories(path)}
             table, repeat = read_table(path, DETECTION_SCHEMA.names), read_repeat(path)
             self._rows += [(table, i, names) for _ in range(repeat) for i in range(len(table))]
+            self._tall += [_is_tall(table)] * repeat
             digests.append(f"{_digest(table)} {names} {repeat}")
         self._digest = hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
@@ -103,6 +106,10 @@ class DetectionSource(SampleSource):
         """Hash everything but the pictures, for which the keys stand."""
         return self._digest
 
+    def is_tall(self) -> NDArray[np.bool_]:
+        """Tell of every row whether its picture is at least as high as it is wide."""
+        return np.concatenate(self._tall)
+
 
 class GroundingSource(SampleSource):
     """Captions with boxes for their phrases, from people or from a teacher.
@@ -117,7 +124,7 @@ class GroundingSource(SampleSource):
             read_table(path, GROUNDING_SCHEMA.names) for path in list_shards(folder) for _ in range(read_repeat(path))
         ]
         # Rejected rows and rows without boxes have nothing to teach.
-        self._table = pa.concat_tables([table.filter(pa.array(_has_boxes(table), pa.bool_())) for table in tables])
+        self._table = pa.concat_tables([table.filter(pa.array(has_boxes(table), pa.bool_())) for table in tables])
         columns = self._table.select(["caption", "phrases"]).to_pylist()
         self._captions = [row["caption"] for row in columns]
         self._phrases = [[p["text"] for p in row["phrases"]] for row in columns]
@@ -138,6 +145,10 @@ class GroundingSource(SampleSource):
     def digest(self) -> str:
         """Hash everything but the pictures, for which the keys stand."""
         return _digest(self._table)
+
+    def is_tall(self) -> NDArray[np.bool_]:
+        """Tell of every row whether its picture is at least as high as it is wide."""
+        return _is_tall(self._table)
 
     def _as_caption(self, record: GroundingRecord, rng: np.random.Generator) -> Sample:
         own = caption_prompt(record.caption, [list(phrase.char_spans) for phrase in record.phrases])
@@ -199,38 +210,6 @@ class GroundingSource(SampleSource):
         return list(chosen)
 
 
-def plan_samples(
-    sizes: Mapping[str, int], weights: Mapping[str, float], total: int, seed: int
-) -> list[tuple[str, int]]:
-    """Decide which row of which source every sample shows.
-
-    Sources alternate evenly in proportion to their weights; each source runs through random permutations of its rows,
-    so that no row comes twice before all came once.
-
-    Returns:
-        ``total`` pairs of source name and row number.
-
-    Raises:
-        TrainingError: a source with weight has no rows.
-    """
-    chosen = sorted(name for name, weight in weights.items() if weight > 0)
-    for name in chosen:
-        if not sizes.get(name):
-            raise TrainingError(f"mixture gives {name!r} weight {weights[name]}, but it has no usable rows")
-    shares = np.array([weights[name] for name in chosen], dtype=np.float64)
-    # Golden-ratio steps visit the unit interval evenly: every stretch of samples has the mixture's proportions.
-    positions = (np.arange(total) * 0.6180339887498949) % 1.0
-    source_of = np.searchsorted(np.cumsum(shares / shares.sum()), positions, side="right").clip(max=len(chosen) - 1)
-    rows = np.zeros(total, dtype=np.int64)
-    for i, name in enumerate(chosen):
-        mine = np.flatnonzero(source_of == i)
-        rng = np.random.default_rng([seed, i])
-        rounds = -(-len(mine) // sizes[name])
-        order = [rng.permutation(sizes[name]) for _ in range(rounds)]
-        rows[mine] = np.concatenate(order)[: len(mine)] if order else mine
-    return [(chosen[int(source)], int(row)) for source, row in zip(source_of, rows, strict=True)]
-
-
 def _located_sample(
     record: GroundingRecord, prompt: Prompt, phrases: Sequence[Phrase], ignore_unlocated: bool
 ) -> Sample:
@@ -249,7 +228,12 @@ def _located_sample(
     )
 
 
-def _has_boxes(table: pa.Table) -> list[bool]:
+def _is_tall(table: pa.Table) -> NDArray[np.bool_]:
+    return np.asarray(table["height"]) >= np.asarray(table["width"])
+
+
+def has_boxes(table: pa.Table) -> list[bool]:
+    """Tell of every row of phrases whether it is usable: not rejected, and with a box."""
     rows = table.select(["phrases", "reject_reason"]).to_pylist()
     return [row["reject_reason"] is None and any(phrase["boxes"] for phrase in row["phrases"] or ()) for row in rows]
 
@@ -277,7 +261,8 @@ def make_sources(
     if weights.get("detection", 0) > 0:
         sources["detection"] = DetectionSource(human / "detection", config, count_tokens)
     if weights.get("grounding", 0) > 0:
-        sources["grounding"] = GroundingSource(human / "grounding", config, count_tokens, ignore_unlocated=False)
+        packing = config if config.pack_human_captions else replace(config, caption_negatives=0)
+        sources["grounding"] = GroundingSource(human / "grounding", packing, count_tokens, ignore_unlocated=False)
     if weights.get("pseudo", 0) > 0:
         if pseudo is None:
             raise TrainingError("the mixture gives pseudo-labels weight; pass --pseudo-labels FOLDER")

@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from glip_model.structures import Detections
+from glip_model.structures import Detections, GroundingBatch, GroundingTarget
 
 
 @pytest.fixture
@@ -90,3 +90,26 @@ def test_boxes_are_drawn_in_a_colour_for_every_phrase(detections: Detections) ->
     assert tuple(drawn[45, 10]) == tuple(drawn[45, 110])  # left and right side of one box
     assert tuple(drawn[45, 10]) != tuple(drawn[5, 3])  # another phrase
     assert tuple(drawn[150, 300]) == (255, 255, 255)
+
+
+# Batches
+
+
+def test_batch_splits_into_parts_that_are_the_whole_again() -> None:
+    targets = tuple(GroundingTarget(torch.full((1, 4), float(i)), torch.ones(1, 3, dtype=torch.bool)) for i in range(4))
+    batch = GroundingBatch(
+        pixel_values=torch.rand(4, 3, 32, 32),
+        image_sizes=((1, 1), (2, 2), (3, 3), (4, 4)),
+        input_ids=torch.arange(12).reshape(4, 3),
+        attention_mask=torch.rand(4, 3) > 0.5,
+        text_states=torch.rand(4, 3, 5),
+        targets=targets,
+    )
+    parts = batch.split(2)
+    for name in ("pixel_values", "input_ids", "attention_mask", "text_states"):
+        assert torch.equal(torch.cat([getattr(part, name) for part in parts]), getattr(batch, name))
+    assert parts[0].image_sizes + parts[1].image_sizes == batch.image_sizes
+    assert [part.targets for part in parts] == [targets[:2], targets[2:]]
+    assert batch.split(1) == [batch]
+    with pytest.raises(ValueError, match="a batch of 4 pictures cannot be split into 3 equal parts"):
+        batch.split(3)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from pipeline.config import load_config
+from pipeline.config import RunConfig, extended_files, load_config
 from pipeline.errors import ConfigError, MissingInputError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -48,6 +49,8 @@ def test_shipped_params_load() -> None:
         ("evaluate.splits", "dev", "evaluate.splits is 'dev'; expected a list"),
         ("evaluate.splits", ["val"], "evaluate.splits[0] is 'val'; expected one of dev, test"),
         ("train.runs.student.mixture", {"pseudos": 1.0}, "train.runs.student.mixture names 'pseudos'"),
+        ("train.runs.student.steps", ..., "steps is 0 and epochs is 0; one of them must be above 0"),
+        ("train.runs.student.epochs", 2, "steps is 400 and epochs is 2; one of them must be above 0"),
         ("train.runs.student.mixture", {"pseudo": 0.0}, "no weight above 0"),
         ("prepare.embedded.max_objects", 0, "prepare.embedded.max_objects is 0; expected at least 1"),
         ("model.preset", "glip_xl", "model.preset is 'glip_xl'; expected one of"),
@@ -77,3 +80,57 @@ def test_broken_yaml_is_a_config_error(tmp_path: Path) -> None:
 
 def test_an_integer_serves_where_a_float_is_expected(tmp_path: Path) -> None:
     assert load_with(tmp_path, "pseudo_label.min_score", 1).pseudo_label.min_score == 1.0
+
+
+# Files that extend others
+
+
+def write(path: Path, **settings: Any) -> Path:
+    path.write_text(yaml.safe_dump(settings), encoding="utf-8")
+    return path
+
+
+def test_a_file_says_only_what_differs(tmp_path: Path) -> None:
+    (tmp_path / "recipes").mkdir()
+    (tmp_path / "params.yaml").write_text((ROOT / "params.yaml").read_text(encoding="utf-8"), encoding="utf-8")
+    write(tmp_path / "recipes/a.yaml", extends="../params.yaml", seed=3, train={"optim": {"batch_size": 7}})
+    runs = {"only": {"init": "teacher", "epochs": 2, "mixture": {"detection": 1}}}
+    optim = {"learning_rate": 0.5}
+    path = write(tmp_path / "recipes/b.yaml", extends="a.yaml", train={"optim": optim, "runs": runs})
+    base, found = load_config(tmp_path / "params.yaml"), load_config(path)
+    changed = replace(base.train.optim, batch_size=7, learning_rate=0.5)
+    only = RunConfig(init="teacher", epochs=2, mixture={"detection": 1.0})
+    assert found == replace(base, seed=3, train=replace(base.train, optim=changed, runs={"only": only}))
+    assert extended_files(path) == [path, path.parent / "a.yaml", path.parent / "../params.yaml"]
+
+
+def test_what_is_no_section_is_replaced_as_a_whole(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.yaml", extends=str(ROOT / "params.yaml"), model={"overrides": {"channels": 128}})
+    assert load_config(path).model.overrides == {"channels": 128}
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({"a": "a"}, "a.yaml: extends {}/a.yaml, which extends it in turn"),
+        ({"a": "b", "b": "c", "c": "b"}, "c.yaml: extends {}/b.yaml, which extends it in turn"),
+        ({"a": "gone"}, "a.yaml: extends {}/gone.yaml, which is not there"),
+    ],
+)
+def test_chains_that_lead_nowhere_are_named(tmp_path: Path, files: dict[str, str], message: str) -> None:
+    for name, below in files.items():
+        write(tmp_path / f"{name}.yaml", extends=f"{below}.yaml")
+    with pytest.raises(ConfigError) as caught:
+        load_config(tmp_path / "a.yaml")
+    assert message.format(tmp_path) in str(caught.value)
+
+
+def test_mistakes_are_told_of_the_file_that_has_them(tmp_path: Path) -> None:
+    write(tmp_path / "base.yaml", extends=str(ROOT / "params.yaml"), train={"optim": {"lerning_rate": 0.1}})
+    path = write(tmp_path / "top.yaml", extends="base.yaml", train={"optim": {"batch_size": 3}})
+    with pytest.raises(ConfigError, match=r"base\.yaml: train\.optim\.lerning_rate is not a setting; did you mean"):
+        load_config(path)
+    with pytest.raises(ConfigError, match=r"odd\.yaml: extends is 3; expected the path"):
+        load_config(write(tmp_path / "odd.yaml", extends=3))
+    with pytest.raises(ConfigError, match=r"flat\.yaml: train is 3; expected a mapping"):
+        load_config(write(tmp_path / "flat.yaml", extends=str(ROOT / "params.yaml"), train=3))

@@ -59,6 +59,11 @@ def read_imagenet_boxes(
     return [_table(files, images, _vocabulary(sorted(set(words.values()))), words, one_based, identity)]
 
 
+def read_names(annotations: Url) -> list[str]:
+    """Return the names of objects in a folder of XML files, sorted."""
+    return _names_in(_files(annotations, None))
+
+
 def parse_voc(data: bytes) -> ElementTree.Element:
     """Parse an XML file; ValueError when it is broken, too large, or declares entities, which could be endless."""
     if len(data) > MAX_XML_BYTES:

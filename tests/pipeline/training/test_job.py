@@ -35,12 +35,13 @@ def run(config: Config, train_config: TrainConfig, human: Path, tmp_path: Path) 
         folder: Path = human,
         mixture: dict[str, float] | None = None,
         teacher: Path | None = None,
+        length: dict[str, float] | None = None,
         **settings: Any,
     ) -> tuple[dict[str, Any], list[dict[str, str]]]:
         tiny_run = RunConfig(
             init="pretrained" if teacher is None else "teacher",
-            steps=steps,
             mixture=mixture or {"detection": 1.0, "grounding": 1.0},
+            **(length or {"steps": steps}),  # type: ignore[arg-type]
         )
         changed = replace(train_config, num_workers=workers, runs={"tiny": tiny_run}, **settings)
         paths = Paths(human=folder, pseudo_labels=None, teacher=teacher, out=tmp_path / out)
@@ -78,6 +79,28 @@ def test_training_continues_from_a_teacher(run: Run, tmp_path: Path) -> None:
     assert metrics["steps"] == 1
     with pytest.raises(MissingInputError, match=r"init is teacher, but .*nowhere holds no model"):
         run(teacher=tmp_path / "nowhere")
+
+
+def test_epochs_of_accumulated_steps_and_raw_weights_beside_their_average(
+    run: Run, train_config: TrainConfig, tmp_path: Path
+) -> None:
+    optim = replace(train_config.optim, accumulate=2, ema_decay=0.9, saved_weights="raw")
+    metrics, log = run("model", length={"epochs": 0.75}, optim=optim)
+    assert metrics["steps"] == 3  # 0.75 of 16 rows in steps of 4
+    assert [row["step"] for row in log] == ["1", "2", "3"]
+    raw, average = (GLIP.from_pretrained(tmp_path / name) for name in ("model", "model/average"))
+    assert not raw.head.bias_lang.equal(average.head.bias_lang)
+    run("model", steps=1)
+    assert not (tmp_path / "model/average").exists()
+
+
+@needs_two_cores
+def test_two_workers_accumulate_as_one(run: Run, train_config: TrainConfig) -> None:
+    optim = replace(train_config.optim, batch_size=4, accumulate=2)
+    _, log = run("accumulated", steps=2, workers=2, optim=optim)
+    _, expected = run("alone", steps=2, optim=replace(optim, accumulate=4))
+    # Two workers share the normalisers of a part; in the end the losses are nearly those of one.
+    assert [float(row["loss"]) for row in log] == pytest.approx([float(row["loss"]) for row in expected], rel=0.3)
 
 
 @pytest.mark.slow

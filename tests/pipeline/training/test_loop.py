@@ -245,6 +245,47 @@ def test_moving_average_is_what_remains(make_trainer: Make, make_model: Callable
         assert torch.equal(model.get_parameter(name), value)
 
 
+def test_raw_weights_stay_until_the_average_is_taken(make_trainer: Make, make_model: Callable[..., GLIP]) -> None:
+    raw, averaged = make_model(), make_model()
+    make_trainer(3, model=raw).run()
+    trainer = make_trainer(3, model=averaged, ema_decay=0.99, saved_weights="raw")
+    trainer.run()
+    assert all(torch.equal(a, b) for a, b in zip(raw.parameters(), averaged.parameters(), strict=True))
+    assert trainer.take_average()
+    assert not torch.equal(raw.head.bias_lang, averaged.head.bias_lang)
+    assert not make_trainer(1).take_average()
+
+
+def test_parts_of_a_step_add_up_to_the_mean_of_their_gradients(
+    make_trainer: Make, make_model: Callable[..., GLIP], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, alone = make_model(), make_model()
+    trainer, other = make_trainer(1, model=model, accumulate=2), make_trainer(1, model=alone)
+    batch = other._with_text_states(other._batches.make(0))
+    losses = trainer._backward(batch)
+    expected: dict[str, float] = {}
+    for part in batch.split(2):
+        for name, value in other._backward(part).items():  # gradients add up
+            expected[name] = expected.get(name, 0) + float(value) / 2
+    assert {name: float(value) for name, value in losses.items()} == pytest.approx(expected)
+    for (name, found), wanted in zip(model.named_parameters(), alone.parameters(), strict=True):
+        if found.grad is not None:
+            torch.testing.assert_close(2 * found.grad, wanted.grad, msg=name)
+
+
+def test_parts_must_divide_the_batch(make_trainer: Make) -> None:
+    with pytest.raises(TrainingError, match=r"train\.num_workers \(=1\) times accumulate \(=3\)"):
+        make_trainer(accumulate=3)
+
+
+def test_weight_decay_follows_its_schedule(make_trainer: Make) -> None:
+    trainer = make_trainer(6, schedule="steps", decay_at=(0.5, 1.0), weight_decay_drops=0.667)
+    found: list[float] = []
+    groups = trainer._optimizer.param_groups
+    trainer.run(lambda entry: found.append(max(group["weight_decay"] for group in groups)))
+    assert found == pytest.approx([0.01, 0.01, 0.01, 0.001, 0.001, 0.0001])
+
+
 def test_bf16_trains(make_trainer: Make) -> None:
     losses = losses_of(make_trainer(3, bf16=True))
     assert all(loss < 20 for loss in losses)

@@ -12,7 +12,14 @@ from torch import nn
 
 from glip_model.glip import GLIP
 from pipeline.config import OptimConfig
-from pipeline.training.optim import WeightAverage, make_optimizer, make_scheduler
+from pipeline.training.optim import (
+    WeightAverage,
+    learning_rate_factor,
+    make_optimizer,
+    make_scheduler,
+    set_weight_decay,
+    weight_decay_factor,
+)
 
 
 @pytest.mark.parametrize("frozen_text", [True, False])
@@ -70,6 +77,36 @@ def test_cosine_schedule_falls_from_one_towards_its_floor(optim_config: OptimCon
     assert found == pytest.approx([0.01 + 0.99 * (1 + math.cos(math.pi * i / 100)) / 2 for i in range(100)])
     assert found[0] == 1.0
     assert found[-1] < 0.011
+
+
+def test_published_schedule(optim_config: OptimConfig) -> None:
+    config = replace(optim_config, schedule="steps", warmup_steps=2000, warmup_from=0.001, decay_at=(0.67, 0.89))
+    total = 1_000_000
+    expected = {
+        0: 0.001,
+        1: 0.001 + 0.999 / 2000,
+        1999: 0.001 + 0.999 * 1999 / 2000,
+        2000: 1.0,
+        669_999: 1.0,
+        670_000: 0.1,
+        889_999: 0.1,
+        890_000: 0.01,
+        999_999: 0.01,
+    }
+    assert {step: learning_rate_factor(config, step, total) for step in expected} == pytest.approx(expected)
+
+
+def test_weight_decay_drops_before_the_learning_rate_does(
+    make_model: Callable[..., GLIP], optim_config: OptimConfig
+) -> None:
+    config = replace(optim_config, schedule="steps", decay_at=(0.67, 0.89), weight_decay_drops=0.667)
+    found = [weight_decay_factor(config, step, 1_000_000) for step in (0, 446_889, 446_891, 593_629, 593_631)]
+    assert found == pytest.approx([1.0, 1.0, 0.1, 0.1, 0.01])
+    assert weight_decay_factor(optim_config, 999_999, 1_000_000) == 1.0
+    optimizer = make_optimizer(make_model(), config)
+    for factor in (0.1, 0.1, 1.0):  # of the first value, however often it is set
+        set_weight_decay(optimizer, factor)
+        assert {group["weight_decay"] for group in optimizer.param_groups} == {0.0, 0.01 * factor}
 
 
 def test_average_follows_its_definition() -> None:

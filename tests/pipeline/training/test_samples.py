@@ -11,8 +11,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from glip_model.alignment import tokenize_prompt
 from pipeline.config import SamplesConfig
@@ -24,7 +22,6 @@ from pipeline.training.samples import (
     GroundingSource,
     Sample,
     make_sources,
-    plan_samples,
 )
 
 Ground = Callable[..., GroundingSource]
@@ -301,35 +298,14 @@ def test_pseudo_labels_ignore_what_they_did_not_locate_and_people_do_not(
     assert not believed["pseudo"].sample(0, rng()).ignored_phrases
 
 
-@given(
-    st.dictionaries(st.sampled_from(["detection", "grounding", "pseudo"]), st.floats(0.05, 5.0), min_size=1),
-    st.integers(1, 50),
-    st.integers(0, 400),
-)
-def test_mixture_has_its_proportions_in_every_stretch(weights: dict[str, float], size: int, start: int) -> None:
-    plan = plan_samples(dict.fromkeys(weights, size), weights, start + 200, seed=3)
-    counts = Counter(name for name, _ in plan[start:])
-    for name, weight in weights.items():
-        assert abs(counts[name] - 200 * weight / sum(weights.values())) < 8
-
-
-def test_no_row_comes_twice_before_all_came_once() -> None:
-    plan = plan_samples({"a": 7, "b": 5}, {"a": 1.0, "b": 2.0}, 120, seed=0)
-    for name, size in (("a", 7), ("b", 5)):
-        rows = [row for source, row in plan if source == name]
-        for start in range(0, len(rows) - size + 1, size):
-            assert sorted(rows[start : start + size]) == list(range(size))
-        assert rows[:size] != rows[size : 2 * size]
-
-
-def test_plan_depends_on_the_seed_and_not_on_its_length_or_the_order_of_weights() -> None:
-    sizes = {"a": 9, "b": 9}
-    plan = plan_samples(sizes, {"a": 1.0, "b": 2.0}, 60, seed=0)
-    assert plan == plan_samples(sizes, {"b": 2.0, "a": 1.0}, 60, seed=0)
-    assert plan[:30] == plan_samples(sizes, {"a": 1.0, "b": 2.0}, 30, seed=0)
-    assert plan != plan_samples(sizes, {"a": 1.0, "b": 2.0}, 60, seed=1)
-
-
-def test_weight_on_an_empty_source_is_an_error() -> None:
-    with pytest.raises(TrainingError, match=r"gives 'pseudo' weight 0\.5, but it has no usable rows"):
-        plan_samples({"detection": 3, "pseudo": 0}, {"detection": 0.5, "pseudo": 0.5}, 10, seed=0)
+def test_captions_of_human_data_may_stand_alone(human: Path, samples_config: SamplesConfig, tokenizer: Any) -> None:
+    config = replace(samples_config, phrase_prompts=0.0, caption_negatives_none=0.0)
+    for pack, most in ((True, 2), (False, 1)):
+        weights = {"grounding": 1.0, "pseudo": 1.0}
+        changed = replace(config, caption_negatives=1, pack_human_captions=pack)
+        sources = make_sources(human, human / "grounding", weights, changed, tokenizer)
+        counts = {
+            name: max(len(source.sample(row, rng(row)).prompt.segments) for row in range(8))
+            for name, source in sources.items()
+        }
+        assert counts == {"grounding": most, "pseudo": 2}

@@ -1,0 +1,170 @@
+"""A training worked out without being run: what is trained and how, for how long, and on how much data."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from glip_model.checkpoint import CONFIG_FILE, WEIGHTS_FILE
+from glip_model.config import GLIPConfig
+from glip_model.glip import GLIP
+from pipeline.config import Config, OptimConfig, RunConfig
+from pipeline.errors import ConfigError, MissingInputError
+from pipeline.training.optim import learning_rate_factor, parameter_groups, weight_decay_factor
+from pipeline.training.plan import count_rows, sample_weights, with_steps
+from pipeline.training.tuning import freeze_for
+
+
+@dataclass(frozen=True)
+class Part:
+    """Parameters of one part of the model that are trained alike."""
+
+    name: str
+    learning_rate: float
+    weight_decay: float
+    parameters: int
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What is shown of a source; None where it follows from rows or steps that are not known."""
+
+    name: str
+    rows: int | None
+    """Repeats counted."""
+    share: float | None
+    """Of all samples."""
+    passes: float | None
+    """How often each row comes."""
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """What a run of params.yaml comes to."""
+
+    parameters: int
+    trained: tuple[Part, ...]
+    batch_size: int
+    workers: int
+    sources: tuple[Shown, ...]
+    steps: int | None
+    epochs: float
+    """As the run asks for, where it does not ask for steps."""
+    schedule: tuple[tuple[int, float, float], ...]
+    """Steps at which something changes, with the learning rate and weight decay of what is neither bias, backbone nor
+    text encoder; empty where the steps are not known."""
+
+    @property
+    def images(self) -> int | None:
+        """Pictures shown in all."""
+        return None if self.steps is None else self.steps * self.batch_size
+
+    def hours(self, images_per_s: float) -> float | None:
+        """Return how long it takes when every worker trains on so many pictures a second."""
+        return None if self.images is None else self.images / (images_per_s * self.workers) / 3600
+
+
+def work_out(name: str, config: Config, human: Path | None, pseudo: Path | None, teacher: Path | None) -> Outlook:
+    """Work out a run; neither weights nor pictures are read.
+
+    Args:
+        name: key of ``train.runs``.
+        config: all settings.
+        human: folder with detection/ and grounding/ records, or None where there are none yet.
+        pseudo: folder of pseudo-label shards.
+        teacher: model to start from; None takes the sizes of section ``model``.
+
+    Raises:
+        MissingInputError: data or teacher that are named are not there, or pseudo-labels that have weight are not.
+        ConfigError: a source of the mixture has no rows.
+    """
+    run, optim = config.train.runs[name], config.train.optim
+    model = _structure(run, config, teacher)
+    rows = None if human is None else _rows(name, run, human, pseudo)
+    run = run if rows is None else with_steps(run, rows, optim.batch_size)
+    return Outlook(
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        trained=tuple(_parts(model, optim)),
+        batch_size=optim.batch_size,
+        workers=config.train.num_workers,
+        sources=tuple(_shown(run, rows or {}, run.steps * optim.batch_size)),
+        steps=run.steps or None,
+        epochs=run.epochs,
+        schedule=tuple(_schedule(optim, run.steps)) if run.steps else (),
+    )
+
+
+def differences(config: Config, base: Config) -> dict[str, tuple[Any, Any]]:
+    """Return dotted settings that differ, with their value and that of ``base``."""
+    values, others = dict(_settings(config, "")), dict(_settings(base, ""))
+    return {name: (value, others[name]) for name, value in values.items() if value != others[name]}
+
+
+def _structure(run: RunConfig, config: Config, teacher: Path | None) -> GLIP:
+    """Build the model without memory for its weights, frozen as the run asks for."""
+    sizes = config.model.glip_config()
+    if run.init == "teacher" and teacher is not None:
+        if not (teacher / WEIGHTS_FILE).is_file():
+            raise MissingInputError(f"{teacher}: holds no model")
+        sizes = GLIPConfig.from_dict(json.loads((teacher / CONFIG_FILE).read_text(encoding="utf-8")))
+    with torch.device("meta"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # initialisation of what has no values
+        model = GLIP(sizes)
+        freeze_for(run, model)
+    return model
+
+
+def _rows(name: str, run: RunConfig, human: Path, pseudo: Path | None) -> dict[str, int]:
+    if run.mixture.get("pseudo", 0) > 0 and pseudo is None:
+        raise MissingInputError(f"train.runs.{name}.mixture gives pseudo-labels weight; pass --pseudo-labels FOLDER")
+    rows = count_rows(human, pseudo, run.mixture)
+    for source, count in rows.items():
+        if not count:
+            raise ConfigError(f"train.runs.{name}.mixture gives {source!r} weight, but it has no usable rows")
+    return rows
+
+
+def _shown(run: RunConfig, rows: Mapping[str, int], samples: int) -> Iterator[Shown]:
+    weights = sample_weights(run, rows)
+    total = sum(weights.values())
+    for name in (name for name, weight in run.mixture.items() if weight > 0):
+        share = weights[name] / total if total else None
+        known = name in rows and share is not None and samples > 0
+        yield Shown(name, rows.get(name), share, samples * (share or 0) / rows[name] if known else None)
+
+
+def _parts(model: GLIP, optim: OptimConfig) -> Iterator[Part]:
+    counts: dict[tuple[str, float, float], int] = {}
+    for (rate, decay), group in parameter_groups(model, optim).items():
+        for name, parameter in group.items():
+            key = name.partition(".")[0], rate, decay
+            counts[key] = counts.get(key, 0) + parameter.numel()
+    order = [name for name, _ in model.named_children()]
+    for name, rate, decay in sorted(counts, key=lambda key: (order.index(key[0]) if key[0] in order else -1, -key[2])):
+        yield Part(name, rate, decay, counts[name, rate, decay])
+
+
+def _schedule(optim: OptimConfig, steps: int) -> Iterator[tuple[int, float, float]]:
+    drops = [math.ceil(share * steps) for share in optim.decay_at] if optim.schedule == "steps" else []
+    lighter = [math.ceil(share * optim.weight_decay_drops * steps) for share in optim.decay_at]
+    points = {0, optim.warmup_steps, *drops, *(lighter if optim.weight_decay_drops else []), steps - 1}
+    for step in sorted(point for point in points if point < steps):
+        rate = optim.learning_rate * learning_rate_factor(optim, step, steps)
+        yield step, rate, optim.weight_decay * weight_decay_factor(optim, step, steps)
+
+
+def _settings(section: Any, where: str) -> Iterator[tuple[str, Any]]:
+    for each in dataclasses.fields(section):
+        value, name = getattr(section, each.name), f"{where}{each.name}"
+        if dataclasses.is_dataclass(value):
+            yield from _settings(value, f"{name}.")
+        else:
+            yield name, value

