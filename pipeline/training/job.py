@@ -9,6 +9,7 @@ import math
 import os
 import shutil
 import threading
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -108,7 +109,7 @@ def train(name: str, config: Config, paths: Paths, log: Path | None) -> dict[str
         log: CSV file for the losses, for DVC plots.
 
     Returns:
-        Metrics of the last report.
+        Metrics of the last report; ``seconds`` of a training that was interrupted are those since it went on.
 
     Raises:
         MissingInputError: data or teacher are not there.
@@ -129,6 +130,7 @@ def train(name: str, config: Config, paths: Paths, log: Path | None) -> dict[str
             failure_config=ray.train.FailureConfig(max_failures=WORKER_RESTARTS),
         ),
     )
+    start = time.monotonic()
     try:
         entries = _watch(trainer, board, name, run.steps)
     finally:
@@ -143,6 +145,7 @@ def train(name: str, config: Config, paths: Paths, log: Path | None) -> dict[str
         )
     return {
         "steps": last.step,
+        "seconds": round(time.monotonic() - start),
         "losses": {key: round(value, 4) if math.isfinite(value) else None for key, value in last.losses.items()},
         "images_per_s": round(sum(entry.images_per_s for entry in entries) / len(entries), 1),
         "data_wait_share": round(sum(entry.data_wait_share for entry in entries) / len(entries), 3),
