@@ -90,7 +90,7 @@ def test_stages_join_the_cluster_and_share_out_their_work(address: str, tmp_path
     assert len(labelled) == 8
     words = ["--model", "teacher", "--records", "records", "--out", "predictions", "--metrics", "teacher.json"]
     stage(tmp_path, address, "evaluate", *words)
-    assert json.loads((tmp_path / "teacher.json").read_text())["test"]["detection"]["base"]["AP"] >= 0
+    assert json.loads((tmp_path / "teacher.json").read_text())["test"]["detection"]["embedded"]["all"]["AP"] >= 0
 
 
 def test_a_cluster_that_is_not_there_is_named_at_once(tmp_path: Path) -> None:

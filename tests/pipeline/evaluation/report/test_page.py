@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from playwright.sync_api import expect
 
 from pipeline.data.records import Category
 from pipeline.evaluation.report.charts import PERCENT, Line, Plot
@@ -223,24 +224,23 @@ def test_pictures_open_large_and_go_on_by_keys(open_report: Any) -> None:
     page = open_report()
     loaded = "all => Promise.all(all.map((each) => each.decode().then(() => each.naturalWidth)))"
     assert min(page.locator(".shot img").evaluate_all(loaded)) >= 100
-    assert not page.locator("#large").is_visible()
+    large, told = page.locator("#large"), page.locator("#large p")
+    expect(large).to_be_hidden()
     page.locator(".shot").nth(1).focus()
     page.keyboard.press("Enter")
-    large = page.locator("#large")
-    assert large.is_visible()
-    assert large.locator("p").text_content() == "picture 1, teacher · 2 of 9"
+    expect(told).to_have_text("picture 1, teacher · 2 of 9")
     page.keyboard.press("ArrowRight")
-    assert large.locator("p").text_content() == "picture 1, student · 3 of 9"
+    expect(told).to_have_text("picture 1, student · 3 of 9")
     page.get_by_label("picture before").click()
     page.get_by_label("picture before").click()
-    assert large.locator("p").text_content() == "picture 1, truth · 1 of 9"
-    assert large.locator("img").bounding_box()["height"] > 400
+    expect(told).to_have_text("picture 1, truth · 1 of 9")
+    page.wait_for_function("document.querySelector('#large img').getBoundingClientRect().height > 400")
     page.keyboard.press("Escape")
-    assert not large.is_visible()
-    assert page.evaluate("document.activeElement.querySelector('img').alt") == "picture 1, truth"
+    expect(large).to_be_hidden()
+    expect(page.locator(".shot").nth(0)).to_be_focused()
     page.locator(".shot").nth(8).click()
     large.locator("img").click()
-    assert not large.is_visible()
+    expect(large).to_be_hidden()
 
 
 def test_folds_open_and_marks_stay_within_their_charts(open_report: Any) -> None:
