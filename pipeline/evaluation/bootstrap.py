@@ -2,8 +2,7 @@
 
 Pictures are drawn with replacement, as often as there are, each with all rows that are about it, such as its captions.
 Detections were matched to ground truth once, so a resampled average precision only counts each row's matches as often
-as the row was drawn. Two models are compared on the
-same draws, which leaves the spread of their difference.
+as the row was drawn. Two models are compared on the same draws, which leaves the spread of their difference.
 
 Average precision over few boxes a category rises when pictures repeat: copies of a hit stand side by side in the
 ranking and lift the precision that is read off. Its resamplings therefore scatter around a higher value than the one

@@ -93,8 +93,7 @@ def tuned_averages(runs: Sequence[Run]) -> dict[tuple[str, str], Tuned]:
     found = {}
     for cell, values in _cells(runs).items():
         seeds = sorted({seed for _, seed in values})
-        left_out = set(incomplete(runs).get(cell, ()))
-        complete = [name for name in DATA_SETS if (name, seeds[0]) in values and name not in left_out]
+        complete = [name for name in DATA_SETS if all((name, seed) in values for seed in seeds)]
         if complete:
             means = [statistics.fmean(values[name, seed] for name in complete) for seed in seeds]
             deviation = statistics.stdev(means) if len(means) > 1 else None
