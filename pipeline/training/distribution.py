@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -26,7 +27,7 @@ def distribute(model: GLIP, how: Literal["ddp", "fsdp"], half: torch.dtype | Non
     Args:
         model: on the device where it trains, with the same weights everywhere. ``fsdp`` changes it in place.
         how: see ``TrainConfig.distribution``.
-        half: type that autocast computes in; ``fsdp`` then sends weights in it.
+        half: type that autocast computes in; on a GPU ``fsdp`` sends weights in it.
 
     Returns:
         What to call in place of the model.
@@ -101,11 +102,15 @@ def _whole(part: DTensor) -> Tensor:
 
 
 def _shard(model: GLIP, half: torch.dtype | None) -> None:
+    # The model changes no output of a layer in place.
+    warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor", UserWarning)
     device = next(model.parameters()).device.type
     mesh = init_device_mesh(device, (dist.get_world_size(),))
     # Inputs keep their type: residual streams are float32, and autocast decides for the rest.
     exact = MixedPrecisionPolicy(cast_forward_inputs=False)
-    reduced = MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    # A CPU's LayerNorm takes no weights of another type than its input.
+    sent = half if device == "cuda" else None
+    reduced = MixedPrecisionPolicy(param_dtype=sent, reduce_dtype=torch.float32, cast_forward_inputs=False)
     # A frozen text encoder runs by itself, for the cache of its states, so each worker keeps all of it.
     whole = set() if _text_trains(model) else set(model.text_encoder.parameters())
     for layer in _layers(model):
