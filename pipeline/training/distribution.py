@@ -40,12 +40,12 @@ def distribute(model: GLIP, how: Literal["ddp", "fsdp"], half: torch.dtype | Non
     return model if dist.get_world_size() == 1 else DistributedDataParallel(model)
 
 
-def compile_layers(model: GLIP) -> None:
+def compile_layers(model: GLIP, backend: str = "inductor") -> None:
     """Have every layer compiled when it first runs; layers of the same code share what is compiled."""
     # Beyond the limit, layers would run uncompiled without a word.
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, RECOMPILE_LIMIT)
     for layer in _layers(model):
-        layer.compile()
+        layer.compile(backend=backend)
 
 
 def exchange_gradients(wrapped: nn.Module, wanted: bool) -> None:
