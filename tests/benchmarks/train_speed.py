@@ -1,9 +1,8 @@
-"""The training step against bare loops, plain torchrun and one process; on a GPU, GLIP-T at its published size.
+"""Training steps of GLIP-T at its published size on one GPU, beside the paper's speed and a plain matrix product.
 
-Run: make bench, or: python tests/benchmarks/train_speed.py --json out.json
-On a machine with a GPU: python tests/benchmarks/train_speed.py --gpu --out train_gpu.json
+Run: python tests/benchmarks/train_speed.py --gpu --out train_gpu.json
 
-On the GPU every case has random weights and the same random batch: pictures of 800×1333 padded to 800×1344, 256 tokens,
+Every case has random weights and the same random batch: pictures of 800×1333 padded to 800×1344, 256 tokens,
 ten boxes each. Warm-up steps are not timed. FLOP are those that torch's counter sees in the plain step, forward and
 backward: matrix products, convolutions and attention; deformable convolutions are not among what it knows and are
 added by hand, elementwise work is not counted. Recomputed work does not count as achieved.
@@ -362,11 +361,11 @@ def on_gpu(args: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    """Measure on the GPU, or on the CPU what a laptop can tell."""
+    """Read the command line and measure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--gpu", action="store_true", help="GLIP-T at its published size; needs neither Ray nor data")
-    parser.add_argument("--device", default="cuda", help="with --gpu: where to run")
-    parser.add_argument("--tiny", action="store_true", help="with --gpu: a tiny model, to try the program out")
+    parser.add_argument("--gpu", action="store_true", required=True, help="GLIP-T at its published size")
+    parser.add_argument("--device", default="cuda", help="where to run")
+    parser.add_argument("--tiny", action="store_true", help="a tiny model, to try the program out")
     parser.add_argument("--out", type=Path, default=Path("train_gpu.json"), help="file for the figures")
     parser.add_argument("--seconds-a-case", type=float, default=6.0, help="timed steps go on for so long")
     parser.add_argument("--seconds", type=float, default=420.0, help="no further case starts behind so many")
