@@ -153,6 +153,8 @@ class OptimConfig:
     """Decay of the moving average of the weights that is saved as the model; 0 saves the raw weights."""
     bf16: bool
     """Autocast to bfloat16; losses and deformable convolutions stay in float32."""
+    fp16: bool = False
+    """Autocast to float16 instead, with a loss scale that finds itself, as published. Its search skips steps."""
     accumulate: int = 1
     """Parts in which a worker computes its share of a step, one after the other: as many times less memory. Every part
     weighs the same and is normalised by its own boxes."""
@@ -172,6 +174,8 @@ class OptimConfig:
         _check_range(self, 0, 1, "weight_decay_drops")
         if self.warmup_from is not None:
             _check_range(self, 0, 1, "warmup_from")
+        if self.bf16 and self.fp16:
+            raise ConfigError("bf16 and fp16 are both true; set one of them to false")
         _check_range(self, 0, None, "learning_rate", "text_learning_rate", "backbone_learning_rate", "weight_decay")
         _check_range(self, 0, None, "warmup_steps", "max_grad_norm")
         _check_range(self, 0, 1, "ema_decay")
@@ -263,6 +267,11 @@ class TrainConfig:
     checkpoint_every: int
     """Optimiser steps between checkpoints from which an interrupted run resumes."""
     log_every: int
+    distribution: Literal["ddp", "fsdp"] = "ddp"
+    """What several workers share: ``ddp`` their gradients; ``fsdp`` weights, gradients and optimiser state as well, so
+    that each holds a part. The losses are the same; checkpoints of one continue with the other."""
+    compile: bool = False
+    """Compile the layers of the model: faster steps after minutes of compilation. Needs a C++ compiler on a CPU."""
 
     def __post_init__(self) -> None:
         """Check ranges."""
