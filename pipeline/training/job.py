@@ -29,7 +29,7 @@ from pipeline.errors import MissingInputError, PipelineError, TrainingError
 from pipeline.ray_session import cores_per_worker
 from pipeline.training.batches import Worker
 from pipeline.training.checkpoints import discard_checkpoints
-from pipeline.training.loop import Progress, Trainer
+from pipeline.training.loop import Trainer
 from pipeline.training.model_folder import (
     AVERAGE_FOLDER,
     SCRATCH_FOLDER,
@@ -38,6 +38,7 @@ from pipeline.training.model_folder import (
     starting_model,
 )
 from pipeline.training.plan import count_rows, with_steps
+from pipeline.training.progress import Progress
 from pipeline.training.samples import make_sources
 from pipeline.training.tuning import freeze_for
 

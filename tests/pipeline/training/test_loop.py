@@ -15,8 +15,9 @@ import torch
 from glip_model.glip import GLIP
 from pipeline.config import RunConfig, TrainConfig
 from pipeline.errors import TrainingError
-from pipeline.training import loop
-from pipeline.training.loop import Progress, Trainer
+from pipeline.training import update
+from pipeline.training.loop import Trainer
+from pipeline.training.progress import Progress
 from pipeline.training.samples import make_sources
 
 Make = Callable[..., Trainer]
@@ -178,14 +179,14 @@ def test_step_with_a_bad_gradient_is_skipped_and_counted(
 ) -> None:
     model = make_model()
     trainer = make_trainer(3, model=model)
-    criterion, calls = trainer._criterion, []
+    criterion, calls = trainer._updater.criterion, []
 
     def poisoned(*args: Any) -> dict[str, torch.Tensor]:
         calls.append({name: value.clone() for name, value in model.state_dict().items()})
         losses = criterion(*args)
         return {**losses, "loss_box": losses["loss_box"] * float("nan")} if len(calls) == 1 else losses
 
-    monkeypatch.setattr(trainer, "_criterion", poisoned)
+    monkeypatch.setattr(trainer._updater, "criterion", poisoned)
     reports: list[Progress] = []
     trainer.run(reports.append)
     assert [entry.skipped_steps for entry in reports] == [1, 1, 1]
@@ -198,10 +199,10 @@ def test_step_with_a_bad_gradient_is_skipped_and_counted(
 def test_bad_gradients_in_a_row_stop_training_and_name_the_samples(
     make_trainer: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loop, "MAX_SKIPPED_IN_A_ROW", 3)
+    monkeypatch.setattr(update, "MAX_SKIPPED_IN_A_ROW", 3)
     trainer = make_trainer(20)
-    criterion = trainer._criterion
-    monkeypatch.setattr(trainer, "_criterion", lambda *args: {k: v / 0 for k, v in criterion(*args).items()})
+    criterion = trainer._updater.criterion
+    monkeypatch.setattr(trainer._updater, "criterion", lambda *args: {k: v / 0 for k, v in criterion(*args).items()})
     with pytest.raises(TrainingError, match=r"not finite 3 steps in a row; .*learning_rate.* samples: [dg]\d, [dg]\d"):
         trainer.run()
 
@@ -215,7 +216,8 @@ def test_every_trained_parameter_gets_a_gradient_even_without_boxes(
     for frozen in (True, False):
         model = make_model(frozen_text=frozen)
         trainer = make_trainer(1, {"detection": 1.0}, folder=folder, model=model)
-        losses = trainer._step(trainer._batches.make(0))
+        made = trainer._batches.make(0)
+        losses = trainer._updater.step(trainer._inputs(made), made.keys)
         assert losses is not None
         assert losses["loss_box"] == losses["loss_centerness"] == 0
         assert losses["loss_token"] > 0
@@ -229,9 +231,9 @@ def test_frozen_text_encoder_does_not_run_for_known_strings(
     model = make_model()
     trainer = make_trainer(1, model=model)
     made = trainer._batches.make(0)
-    trainer._with_text_states(made)
+    trainer._inputs(made)
     monkeypatch.setattr(model.text_encoder, "forward", None)
-    batch = trainer._with_text_states(made)
+    batch = trainer._inputs(made)
     assert batch.text_states is not None
     assert batch.text_states.shape[:2] == batch.input_ids.shape
 
@@ -240,8 +242,8 @@ def test_moving_average_is_what_remains(make_trainer: Make, make_model: Callable
     model = make_model()
     trainer = make_trainer(3, model=model, ema_decay=0.99)
     trainer.run()
-    assert trainer._average is not None
-    for name, value in trainer._average.shadow.items():
+    assert trainer._updater._average is not None
+    for name, value in trainer._updater._average.shadow.items():
         assert torch.equal(model.get_parameter(name), value)
 
 
@@ -261,11 +263,11 @@ def test_parts_of_a_step_add_up_to_the_mean_of_their_gradients(
 ) -> None:
     model, alone = make_model(), make_model()
     trainer, other = make_trainer(1, model=model, accumulate=2), make_trainer(1, model=alone)
-    batch = other._with_text_states(other._batches.make(0))
-    losses = trainer._backward(batch)
+    batch = other._inputs(other._batches.make(0))
+    losses = trainer._updater.backward(batch)
     expected: dict[str, float] = {}
     for part in batch.split(2):
-        for name, value in other._backward(part).items():  # gradients add up
+        for name, value in other._updater.backward(part).items():  # gradients add up
             expected[name] = expected.get(name, 0) + float(value) / 2
     assert {name: float(value) for name, value in losses.items()} == pytest.approx(expected)
     for (name, found), wanted in zip(model.named_parameters(), alone.parameters(), strict=True):
@@ -281,7 +283,7 @@ def test_parts_must_divide_the_batch(make_trainer: Make) -> None:
 def test_weight_decay_follows_its_schedule(make_trainer: Make) -> None:
     trainer = make_trainer(6, schedule="steps", decay_at=(0.5, 1.0), weight_decay_drops=0.667)
     found: list[float] = []
-    groups = trainer._optimizer.param_groups
+    groups = trainer._updater.optimizer.param_groups
     trainer.run(lambda entry: found.append(max(group["weight_decay"] for group in groups)))
     assert found == pytest.approx([0.01, 0.01, 0.01, 0.001, 0.001, 0.0001])
 
@@ -296,6 +298,6 @@ def test_frozen_text_encoder_is_left_out_of_checkpoints(
 ) -> None:
     run_until(make_trainer(checkpoints=tmp_path), step=3)
     [path] = tmp_path.glob("step-*.pt")
-    names = torch.load(path, weights_only=True)["model"]
+    names = torch.load(path, weights_only=True)["trained"]["model"]
     assert names
     assert not any(name.startswith("text_encoder.") for name in names)

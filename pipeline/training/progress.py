@@ -1,0 +1,44 @@
+"""What a training reports now and then, and what adds up between two reports."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+LOSS_NAMES = ("loss_token", "loss_box", "loss_centerness")
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What the loop reports now and then, over the steps since its last report."""
+
+    step: int
+    losses: Mapping[str, float]
+    """Means over steps and workers; NaN when every step was skipped."""
+    learning_rate: float
+    """Of the next step, for weights that are neither biases nor of backbone or text encoder."""
+    images_per_s: float
+    data_wait_share: float
+    """Share of the time in which this worker waited for data."""
+    skipped_steps: int
+    """Since the beginning: steps left out because their gradient was not finite."""
+    unreadable_pictures: int
+    """Since the beginning, over all workers: pictures that could not be read, each replaced by another row."""
+
+
+class Window:
+    """What adds up between two reports."""
+
+    def __init__(self, start: int) -> None:
+        self.start, self.began = start, time.monotonic()
+        self.waited = 0.0
+        self.counted = 0
+        self.sums = dict.fromkeys((*LOSS_NAMES, "loss"), 0.0)
+
+    def add(self, losses: Mapping[str, float] | None) -> None:
+        """Take in the losses of a step; a skipped step has none."""
+        if losses is not None:
+            self.counted += 1
+            for name, value in losses.items():
+                self.sums[name] += value
