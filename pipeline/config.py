@@ -275,7 +275,7 @@ class TrainConfig:
     log_every: int
     loader_processes: int = 0
     """Processes of each worker that read, decode and augment; 0 does so in one thread. Batches are the same either
-    way."""
+    way. Each has its own copy of rows in memory, or its own window where ``samples.shuffle_window`` streams them."""
 
     def __post_init__(self) -> None:
         """Check ranges."""

@@ -123,9 +123,8 @@ class RowGroups:
 
     def _read_end(self, shard: Place) -> _End:
         footer = read_footer(shard)
-        metadata = decode_metadata(footer.metadata)
         with shard_errors(shard):
-            schema = footer.schema.to_arrow_schema()
+            metadata, schema = decode_metadata(footer.metadata), footer.schema.to_arrow_schema()
         check_columns(shard, metadata.get(KIND_KEY), schema, self._columns)
         group_rows = tuple(footer.row_group(i).num_rows for i in range(footer.num_row_groups))
         digest = metadata.get(ROWS_SHA256_KEY) or rows_sha256(shard)

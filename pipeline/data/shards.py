@@ -201,7 +201,8 @@ def read_annotations(path: Place, record_type: type[R]) -> list[R]:
 
 def read_metadata(path: Place) -> dict[str, str]:
     """Return the key-value metadata of a shard, reading its end alone; ShardError when it is missing or broken."""
-    return decode_metadata(read_footer(path).metadata)
+    with shard_errors(path):
+        return decode_metadata(read_footer(path).metadata)
 
 
 def read_footer(path: Place) -> pq.FileMetaData:

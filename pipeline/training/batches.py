@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -148,10 +149,10 @@ class BatchMaker:
         Returns:
             Key, pixels, prompt, target, and how many pictures could not be read.
         """
-        name, _ = self._plan[number]
+        name, planned = self._plan[number]
         source, rng = self._sources[name], chance(self._seed, SAMPLE_STREAM, number)
         unreadable = 0
-        for row in self._plan.candidates(number, len(source), rng):
+        for row in chain([planned], self._plan.stand_ins(number, len(source), rng)):
             sample = source.sample(row, rng)
             if sample is None:
                 continue

@@ -41,9 +41,8 @@ class SamplePlan:
         """Return source and row of a sample."""
         return self.names[self.sources[number]], int(self.rows[number])
 
-    def candidates(self, number: int, size: int, rng: np.random.Generator) -> Iterator[int]:
-        """Yield the row of a sample, then any of its source's ``size`` rows, without end, as stand-ins."""
-        yield int(self.rows[number])
+    def stand_ins(self, number: int, size: int, rng: np.random.Generator) -> Iterator[int]:
+        """Yield rows in place of a sample's: any of its source's ``size`` rows, without end."""
         while True:
             yield int(rng.integers(size))
 

@@ -71,10 +71,10 @@ class StreamPlan:
         source, lane, turn = self._turn(number)
         return self._names[source], self._row(source, lane, turn, 0)
 
-    def candidates(self, number: int, size: int, rng: np.random.Generator) -> Iterator[int]:
-        """Yield the row of a sample, then the others of its window, once each, as stand-ins."""
+    def stand_ins(self, number: int, size: int, rng: np.random.Generator) -> Iterator[int]:
+        """Yield rows in place of a sample's: the others of its window, once each."""
         source, lane, turn = self._turn(number)
-        for ahead in range(self._window_of(source, lane, turn)[3]):
+        for ahead in range(1, self._window_of(source, lane, turn)[3]):
             yield self._row(source, lane, turn, ahead)
 
     def lanes_of(self, first: int, count: int) -> int:
