@@ -212,9 +212,19 @@ class SamplesConfig:
     """Pack captions of human data too; false, as published, packs those of pseudo-labels alone."""
     group_by_orientation: bool = False
     """Make batches of wide pictures and batches of tall ones, as published: less padding."""
+    shuffle_window: int = 0
+    """Rows that are shuffled together, over all workers; shards are then streamed and no more than the row groups of
+    these rows is in memory. 0 loads all rows and shuffles them all."""
+    shuffle_lanes: int = 1
+    """Parts of a batch, each of which reads rows of its own where data is streamed; a multiple of ``train.num_workers``
+    lets every worker read its share of the data alone. Must divide ``batch_size``; the order depends on it."""
 
     def __post_init__(self) -> None:
         """Check ranges."""
+        _check_range(self, 0, None, "shuffle_window")
+        _check_range(self, 1, None, "shuffle_lanes")
+        if self.shuffle_window and self.group_by_orientation:
+            raise ConfigError("group_by_orientation needs all rows in memory; set it to false or shuffle_window to 0")
         _check_range(self, 0, 1, "flip", "full_negatives", "caption_negatives_none", "phrase_prompts")
         _check_range(self, 0, None, "max_negatives", "caption_negatives")
         _check_range(self, 8, 512, "max_prompt_tokens")
@@ -272,10 +282,19 @@ class TrainConfig:
     that each holds a part. The losses are the same; checkpoints of one continue with the other."""
     compile: bool = False
     """Compile the layers of the model: faster steps after minutes of compilation. Needs a C++ compiler on a CPU."""
+    loader_processes: int = 0
+    """Processes of each worker that read, decode and augment; 0 does so in one thread. Batches are the same either
+    way. Each has its own copy of rows in memory, or its own window where ``samples.shuffle_window`` streams them."""
 
     def __post_init__(self) -> None:
         """Check ranges."""
         _check_range(self, 1, None, "num_workers", "checkpoint_every", "log_every")
+        _check_range(self, 0, None, "loader_processes")
+        if self.optim.batch_size % self.samples.shuffle_lanes:
+            raise ConfigError(
+                f"samples.shuffle_lanes (={self.samples.shuffle_lanes}) must divide optim.batch_size "
+                f"(={self.optim.batch_size})"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -56,9 +56,9 @@ needs_two_cores = pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="two work
 
 
 @needs_two_cores
-def test_two_workers_learn_what_one_learns(run: Run, tmp_path: Path) -> None:
+def test_two_workers_with_loader_processes_learn_what_one_learns(run: Run, tmp_path: Path) -> None:
     metrics, log = run("one")
-    metrics_of_two, log_of_two = run("two", workers=2)
+    metrics_of_two, log_of_two = run("two", workers=2, loader_processes=1)
     assert [row["step"] for row in log] == ["1", "2", "3", "4"]
     for name in ("loss", "loss_token", "loss_box", "loss_centerness"):
         values = [[float(row[name]) for row in rows] for rows in (log, log_of_two)]
@@ -131,7 +131,7 @@ def test_mistake_in_one_of_two_workers_reaches_the_driver(
     bad = replace(tiny.detection_record("bad", ["apple"]), image=ImageRef(path=str(tmp_path / "gone.png")))
     tiny.write_detection(tmp_path / "detection", [bad])
     with pytest.raises(TrainingError, match="20 pictures of the detection data in a row cannot be read"):
-        run(workers=2, folder=tmp_path, mixture={"detection": 1.0})
+        run(workers=2, folder=tmp_path, mixture={"detection": 1.0}, loader_processes=1)
 
 
 def test_pictures_that_cannot_be_read_are_reported(
