@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import kubernetes_validate
 import pytest
 import yaml
 from click.testing import CliRunner
@@ -28,6 +29,55 @@ SECRETS = re.compile(
     r"AKIA[0-9A-Z]{16}|-----BEGIN|(?i:(secret|password|passwd|access_key|api_key)\w*\s*[:=]\s*[\"']?[\w/+]{8,})"
     r"|ghp_\w{20,}|hf_\w{20,}|ya29\."
 )
+
+
+# The fields of ray.io/v1 by the operator's API reference; a strict API server refuses any other.
+CLUSTER_FIELDS = {
+    "rayVersion",
+    "enableInTreeAutoscaling",
+    "autoscalerOptions",
+    "headServiceAnnotations",
+    "suspend",
+    "headGroupSpec",
+    "workerGroupSpecs",
+}
+AUTOSCALER_FIELDS = {
+    "resources",
+    "image",
+    "imagePullPolicy",
+    "env",
+    "envFrom",
+    "volumeMounts",
+    "securityContext",
+    "idleTimeoutSeconds",
+    "upscalingMode",
+}
+HEAD_FIELDS = {"serviceType", "headService", "enableIngress", "rayStartParams", "template"}
+WORKER_FIELDS = {
+    "groupName",
+    "replicas",
+    "minReplicas",
+    "maxReplicas",
+    "numOfHosts",
+    "rayStartParams",
+    "template",
+    "scaleStrategy",
+}
+JOB_FIELDS = {
+    "activeDeadlineSeconds",
+    "backoffLimit",
+    "rayClusterSpec",
+    "submitterPodTemplate",
+    "clusterSelector",
+    "entrypoint",
+    "runtimeEnvYAML",
+    "jobId",
+    "submissionMode",
+    "ttlSecondsAfterFinished",
+    "shutdownAfterJobFinishes",
+    "suspend",
+}
+KUBERNETES = "1.37"
 
 
 def load(name: str) -> dict[str, Any]:
@@ -98,6 +148,35 @@ def test_rays_autoscaler_reads_the_kuberay_groups(name: str) -> None:
     assert types["cpu"]["resources"]["CPU"] == 16
     assert not types["cpu"]["resources"].get("GPU")
     assert types["gpu"]["max_workers"] > types["gpu"]["min_workers"] == 0
+
+
+@pytest.mark.parametrize("name", KUBERAY)
+def test_kubernetes_knows_every_field(name: str) -> None:
+    *others, last = yaml.safe_load_all((CLUSTER / f"{name}.yaml").read_text(encoding="utf-8"))
+    for document in others:
+        kubernetes_validate.validate(document, KUBERNETES, strict=True)
+    assert (last["apiVersion"], set(last)) == ("ray.io/v1", {"apiVersion", "kind", "metadata", "spec"})
+    if last["kind"] == "RayJob":
+        assert set(last["spec"]) <= JOB_FIELDS
+    spec = ray_cluster(name)
+    assert set(spec) <= CLUSTER_FIELDS
+    assert set(spec["autoscalerOptions"]) <= AUTOSCALER_FIELDS
+    assert set(spec["headGroupSpec"]) <= HEAD_FIELDS
+    for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"]):
+        assert all(isinstance(value, str) for value in group["rayStartParams"].values())
+        template = {"apiVersion": "v1", "kind": "PodTemplate", "template": group["template"]}
+        kubernetes_validate.validate(template, KUBERNETES, strict=True)
+    for group in spec["workerGroupSpecs"]:
+        assert set(group) <= WORKER_FIELDS
+
+
+def test_kubernetes_refuses_a_pod_field_that_does_not_exist() -> None:
+    template = ray_cluster("raycluster")["headGroupSpec"]["template"]
+    template["spec"]["runAsNonRoot"] = True
+    with pytest.raises(kubernetes_validate.ValidationError):
+        kubernetes_validate.validate(
+            {"apiVersion": "v1", "kind": "PodTemplate", "template": template}, KUBERNETES, strict=True
+        )
 
 
 @pytest.mark.parametrize("name", KUBERAY)
