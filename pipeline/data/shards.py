@@ -199,15 +199,21 @@ def read_annotations(path: Place, record_type: type[R]) -> list[R]:
     return [from_row(record_type, {**row, "image": {}}) for row in table.to_pylist()]
 
 
-def read_metadata(path: Place) -> dict[str, str]:
-    """Return the key-value metadata of a shard, reading its end alone; ShardError when it is missing or broken."""
+def read_end(path: Place) -> tuple[int, dict[str, str]]:
+    """Return the rows and key-value metadata of a shard, reading its end alone; ShardError when missing or broken."""
 
     def read() -> pq.FileMetaData:
         with path.open("rb") as file:
             return pq.read_metadata(file)
 
     with _shard_errors(path):
-        return _decode_metadata(patiently(read, path).metadata)
+        end = patiently(read, path)
+        return end.num_rows, _decode_metadata(end.metadata)
+
+
+def read_metadata(path: Place) -> dict[str, str]:
+    """Return the key-value metadata of a shard; as ``read_end``."""
+    return read_end(path)[1]
 
 
 def read_fingerprint(path: Place) -> str | None:
