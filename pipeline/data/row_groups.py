@@ -21,8 +21,7 @@ from pipeline.data.shards import (
     REPEAT_KEY,
     ROWS_SHA256_KEY,
     check_columns,
-    decode_metadata,
-    read_footer,
+    read_end,
     rows_sha256,
     shard_errors,
 )
@@ -122,9 +121,9 @@ class RowGroups:
         return table
 
     def _read_end(self, shard: Place) -> _End:
-        footer = read_footer(shard)
+        footer, metadata = read_end(shard)
         with shard_errors(shard):
-            metadata, schema = decode_metadata(footer.metadata), footer.schema.to_arrow_schema()
+            schema = footer.schema.to_arrow_schema()
         check_columns(shard, metadata.get(KIND_KEY), schema, self._columns)
         group_rows = tuple(footer.row_group(i).num_rows for i in range(footer.num_row_groups))
         digest = metadata.get(ROWS_SHA256_KEY) or rows_sha256(shard)

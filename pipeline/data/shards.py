@@ -134,7 +134,7 @@ class ShardWriter:
             stack.push(self._replacing)
             with self._file:
                 self._write_group()
-                first = decode_metadata(self._schema.metadata)
+                first = _decode_metadata(self._schema.metadata)
                 metadata = {**self.metadata, ROWS_SHA256_KEY: self._digest.hexdigest()}
                 self._file.add_key_value_metadata({k: v for k, v in metadata.items() if k not in first})
             self.file_bytes, self.file_sha256 = self.aside.stat().st_size, file_sha256(self.aside)
@@ -171,7 +171,7 @@ def read_table(path: Place, columns: Sequence[str] | None = None) -> pa.Table:
     with shard_errors(path):
         # Every page carries a checksum: a flipped bit is an error and never a slightly different caption.
         file = pq.ParquetFile(read_source(path), page_checksum_verification=True)
-        kind = decode_metadata(file.metadata.metadata).get(KIND_KEY)
+        kind = _decode_metadata(file.metadata.metadata).get(KIND_KEY)
         check_columns(path, kind, file.schema_arrow, columns)
         names = file.schema_arrow.names
         table = file.read(columns=None if columns is None else [column for column in columns if column in names])
@@ -199,21 +199,21 @@ def read_annotations(path: Place, record_type: type[R]) -> list[R]:
     return [from_row(record_type, {**row, "image": {}}) for row in table.to_pylist()]
 
 
-def read_metadata(path: Place) -> dict[str, str]:
-    """Return the key-value metadata of a shard, reading its end alone; ShardError when it is missing or broken."""
-    with shard_errors(path):
-        return decode_metadata(read_footer(path).metadata)
-
-
-def read_footer(path: Place) -> pq.FileMetaData:
-    """Return what stands at the end of a shard: row groups, schema, metadata; ShardError as ``read_metadata``."""
+def read_end(path: Place) -> tuple[pq.FileMetaData, dict[str, str]]:
+    """Return what stands at the end of a shard, and its key-value metadata; ShardError when it is missing or broken."""
 
     def read() -> pq.FileMetaData:
         with path.open("rb") as file:
             return pq.read_metadata(file)
 
     with shard_errors(path):
-        return patiently(read, path)
+        end = patiently(read, path)
+        return end, _decode_metadata(end.metadata)
+
+
+def read_metadata(path: Place) -> dict[str, str]:
+    """Return the key-value metadata of a shard; as ``read_end``."""
+    return read_end(path)[1]
 
 
 def read_fingerprint(path: Place) -> str | None:
@@ -324,7 +324,7 @@ def check_columns(path: Place, kind: str | None, found: pa.Schema, columns: Sequ
             raise ShardError(f"{path}: column {column!r} is {known}, expected {expected}; write the shard anew")
 
 
-def decode_metadata(metadata: Mapping[bytes, bytes] | None) -> dict[str, str]:
+def _decode_metadata(metadata: Mapping[bytes, bytes] | None) -> dict[str, str]:
     """Return key-value metadata as text, without Arrow's own."""
     return {key.decode(): value.decode() for key, value in (metadata or {}).items() if key != b"ARROW:schema"}
 
