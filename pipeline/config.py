@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import json
 import types
 import typing
 from collections.abc import Mapping
@@ -277,6 +278,9 @@ class TrainConfig:
     checkpoint_every: int
     """Optimiser steps between checkpoints from which an interrupted run resumes."""
     log_every: int
+    keep_last: int = 2
+    """Newest checkpoints that are kept, the last one and those to fall back to where it is damaged; the one of the best
+    score is kept besides."""
     distribution: Literal["ddp", "fsdp"] = "ddp"
     """What several workers share: ``ddp`` their gradients; ``fsdp`` weights, gradients and optimiser state as well, so
     that each holds a part. The losses are the same; checkpoints of one continue with the other."""
@@ -288,7 +292,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         """Check ranges."""
-        _check_range(self, 1, None, "num_workers", "checkpoint_every", "log_every")
+        _check_range(self, 1, None, "num_workers", "checkpoint_every", "log_every", "keep_last")
         _check_range(self, 0, None, "loader_processes")
         if self.optim.batch_size % self.samples.shuffle_lanes:
             raise ConfigError(
@@ -445,6 +449,12 @@ def load_config(path: Path) -> Config:
         return typing.cast(Config, _parse(Config, values, ""))
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
+
+
+def to_yaml(config: Config) -> str:
+    """Write all settings as a params file that ``load_config`` reads back as they are."""
+    values = json.loads(json.dumps(dataclasses.asdict(config)))  # YAML has no tuples
+    return typing.cast(str, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
 
 
 def extended_files(path: Path) -> list[Path]:

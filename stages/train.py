@@ -22,6 +22,7 @@ from typing import Any
 
 from pipeline.cli import run_stage, write_json
 from pipeline.config import Config, extended_files, load_config
+from pipeline.data.storage import to_place
 from pipeline.errors import ConfigError
 from pipeline.ray_session import ray_session
 from pipeline.training.dry_run import Outlook, differences, work_out
@@ -40,6 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--pseudo-labels", type=Path, help="folder of pseudo-label shards")
     parser.add_argument("--teacher", type=Path, help="model to start from where train.runs.NAME.init is teacher")
     parser.add_argument("--out", type=Path, help="folder for the model")
+    parser.add_argument("--checkpoints", help="folder or URL for checkpoints of this training (OUT/checkpoints)")
     parser.add_argument("--metrics", type=Path, help="JSON file for the last losses and the speed")
     parser.add_argument("--log", type=Path, help="CSV file for the losses over time")
     parser.add_argument(
@@ -65,6 +67,7 @@ def run(args: argparse.Namespace) -> None:
         pseudo_labels=args.pseudo_labels.resolve() if args.pseudo_labels else None,
         teacher=args.teacher.resolve() if args.teacher else None,
         out=args.out.resolve(),
+        checkpoints_elsewhere=to_place(args.checkpoints).absolute() if args.checkpoints else None,
     )
     with ray_session():
         metrics = train(args.name, config, paths, args.log)

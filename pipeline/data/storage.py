@@ -139,6 +139,24 @@ def read_source(place: Place) -> pa.NativeFile | Path:
 
 
 @contextmanager
+def fetched(place: Place) -> Iterator[Path]:
+    """Give a path to read a file from: its own on disk, or that of a copy, which is removed when the block ends.
+
+    Raises:
+        FileNotFoundError: there is no such file; on disk, when it is opened.
+        StorageError: the store gives no answer.
+    """
+    if isinstance(place, Path):
+        yield place
+        return
+    with tempfile.TemporaryDirectory(prefix="glip-download-") as folder:
+        copy = Path(folder) / place.name
+        if _or_missing(lambda: place.fs.get_file(place.path, str(copy)) or copy, place) is None:
+            raise FileNotFoundError(place)
+        yield copy
+
+
+@contextmanager
 def replacing(place: Place) -> Iterator[Path]:
     """Give a path to write to; the file takes its place when the block ends without an exception, or is no more."""
     if isinstance(place, Path):

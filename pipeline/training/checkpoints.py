@@ -1,90 +1,224 @@
-"""Checkpoints from which an interrupted training resumes: written whole or not at all, checked when read.
+"""Checkpoints from which a training resumes: on disk or in a store, written whole or not at all, checked when read.
 
-A file's name carries the step and the beginning of its own SHA-256, so that damage of any kind is seen before the file
-is unpacked: ``step-00000400-8c1f03b2a7d94e56.pt``.
+A checkpoint is three files of one name, which carries the step and the beginning of the training's fingerprint:
+
+- ``step-00000400-8c1f03b2a7d94e56.pt``: the state;
+- ``….yaml``: all settings of the training, to be read by people and by ``load_config``;
+- ``….json``: hashes of the two and the score. It is written last: without it there is no checkpoint.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
-import os
+import math
 import pickle
 import re
-import shutil
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, TypeVar
 
 import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map_only
+
+from pipeline.data.filesystem import READ_ERRORS, describe
+from pipeline.data.storage import Place, fetched, list_files, remove, replacing
+from pipeline.errors import StorageError
 
 logger = logging.getLogger(__name__)
 
-KEPT = 2
-"""Checkpoints kept: the newest, and one to fall back to."""
-_NAME = re.compile(r"step-(\d{8,})-([0-9a-f]{16})\.pt")
+_NAME = re.compile(r"step-(\d{8,})-([0-9a-f]{16})\.(pt|yaml|json)")
+_FINGERPRINT_CHARS = 16
+T = TypeVar("T", bound="Checkpoints")
 
 
-def save_checkpoint(folder: Path, step: int, fingerprint: str, state: dict[str, Any]) -> None:
-    """Write a checkpoint and remove older ones, and those of an abandoned training that had come further.
+@dataclass(frozen=True)
+class Manifest:
+    """What stands in the last file of a checkpoint."""
+
+    step: int
+    sha256: str
+    """Of the file with the state, so that damage of any kind is seen before it is unpacked."""
+    settings_sha256: str
+    score: float | None
+    """Higher is better; None where the model was not judged."""
+
+
+class Checkpoints:
+    """Writes checkpoints in a thread, one at a time, while training goes on; reads the newest that is usable.
+
+    A context: it ends when nothing is being written any more.
 
     Args:
         folder: created when it is not there; only one process may write to it.
-        step: optimiser steps done.
-        fingerprint: of everything that must be the same for the checkpoint to continue this training.
-        state: tensors and plain values.
+        settings: YAML that is written beside every checkpoint.
+        keep_last: how many of the newest are kept, and besides them the one of the best score.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    aside = folder / f".step-{step:08d}.{os.getpid()}"
-    try:
-        torch.save({"step": step, "fingerprint": fingerprint, **state}, aside)
-        os.replace(aside, folder / f"step-{step:08d}-{_digest(aside)}.pt")
-    finally:
-        aside.unlink(missing_ok=True)
-    found = _checkpoints(folder)
-    past = [path for number, path in found if number <= step]
-    for path in [*past[:-KEPT], *(path for number, path in found if number > step), *folder.glob(".step-*")]:
-        path.unlink()
 
+    def __init__(self, folder: Place, settings: str = "", keep_last: int = 2) -> None:
+        self.folder, self._settings, self._keep_last = folder, settings, keep_last
+        self._thread = ThreadPoolExecutor(1, "checkpoints")
+        self._writing: Future[None] | None = None
 
-def load_checkpoint(folder: Path, fingerprint: str) -> dict[str, Any] | None:
-    """Return the newest usable checkpoint, or None to start from the beginning.
+    def __enter__(self: T) -> T:
+        return self
 
-    A damaged file is passed over with a warning. A checkpoint of other settings, data or starting weights is not used
-    either; the next one that is saved replaces it.
-    """
-    for _, path in reversed(_checkpoints(folder)):
-        state = _read(path)
-        if state is None:
-            logger.warning("%s is damaged; falling back to the checkpoint before it", path)
-            continue
-        if state["fingerprint"] != fingerprint:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.wait()
+
+    def save(self, step: int, fingerprint: str, state: dict[str, Any], score: float | None = None) -> None:
+        """Begin to write a checkpoint, when the one before is written; then older ones and foreign ones are removed.
+
+        What cannot be written is told in a warning, and the earlier checkpoints stay.
+
+        Args:
+            step: optimiser steps done.
+            fingerprint: in hexadecimal, of everything that must be the same for the checkpoint to continue a training.
+            state: tensors and plain values; it may change as soon as this returns.
+            score: of the model; the best one's checkpoint is kept.
+        """
+        self.wait()
+        copied = tree_map_only(Tensor, _copy, {"step": step, **state})
+        self._writing = self._thread.submit(self._write, step, fingerprint, copied, score)
+
+    def wait(self) -> None:
+        """Return when nothing is being written any more."""
+        if self._writing is not None:
+            self._writing.result()
+            self._writing = None
+
+    def load(self, fingerprint: str, step: int | None = None) -> dict[str, Any] | None:
+        """Return the newest usable checkpoint, or None to start from the beginning.
+
+        A damaged one is passed over with a warning. A checkpoint of other settings, data or starting weights is not
+        used either; the next one that is saved replaces it.
+
+        Args:
+            fingerprint: as it was saved.
+            step: look at this one alone.
+
+        Raises:
+            StorageError: the store gives no answer.
+        """
+        self.wait()
+        found = _checkpoints(self.folder)
+        own = [name for name in found if _is_of(name, fingerprint)]
+        if found and not own:
             logger.warning(
                 "%s belongs to a training with other settings, data or starting weights; starting from the beginning",
-                path,
+                self.folder / found[-1],
             )
-            return None
-        return state
-    return None
+        for name in reversed(own):
+            if step is not None and _step(name) != step:
+                continue
+            state = _read(self.folder, name)
+            if state is not None:
+                return state
+            logger.warning("%s is damaged; falling back to the checkpoint before it", self.folder / f"{name}.pt")
+        return None
+
+    def _write(self, step: int, fingerprint: str, state: dict[str, Any], score: float | None) -> None:
+        name = f"step-{step:08d}-{fingerprint[:_FINGERPRINT_CHARS]}"
+        try:
+            with replacing(self.folder / f"{name}.yaml") as path:
+                path.write_text(self._settings, encoding="utf-8")
+                settings_digest = _digest(path)
+            with replacing(self.folder / f"{name}.pt") as path:
+                torch.save(state, path)
+                digest = _digest(path)
+            with replacing(self.folder / f"{name}.json") as path:
+                manifest = Manifest(step, digest, settings_digest, score)
+                path.write_text(json.dumps(asdict(manifest)), encoding="utf-8")
+            _keep(self.folder, self._kept(step, fingerprint))
+        # Among them RuntimeError, by which torch.save tells that a disk is full.
+        except (*READ_ERRORS, StorageError) as error:
+            logger.warning(
+                "%s: the checkpoint of step %d could not be written (%s); training goes on, and would resume from the "
+                "one before; make room or mend the access to it",
+                self.folder,
+                step,
+                describe(error, str(self.folder)),
+            )
+            with suppress(*READ_ERRORS, StorageError):
+                _keep(self.folder, set(_checkpoints(self.folder)))
+
+    def _kept(self, step: int, fingerprint: str) -> set[str]:
+        """Return the checkpoints to keep after that of ``step``; any later ones are of a training that was given up."""
+        names = [name for name in _checkpoints(self.folder) if _is_of(name, fingerprint) and _step(name) <= step]
+        scores = {name: manifest.score for name in names if (manifest := _manifest(self.folder, name)) is not None}
+        judged = {name: score for name, score in scores.items() if score is not None and not math.isnan(score)}
+        best = [max(judged, key=lambda name: judged[name])] if judged else []
+        return {*names[-self._keep_last :], *best}
 
 
-def discard_checkpoints(folder: Path) -> None:
-    """Remove all checkpoints."""
-    shutil.rmtree(folder, ignore_errors=True)
+def discard_checkpoints(folder: Place) -> None:
+    """Remove all checkpoints, and the folder if nothing else is in it."""
+    _keep(folder, set())
+    if isinstance(folder, Path) and folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
 
 
-def _checkpoints(folder: Path) -> list[tuple[int, Path]]:
-    """Return steps and files, oldest step first."""
-    matches = ((_NAME.fullmatch(path.name), path) for path in folder.glob("step-*.pt"))
-    return sorted((int(match[1]), path) for match, path in matches if match)
+def _copy(tensor: Tensor) -> Tensor:
+    return tensor.detach().to("cpu", copy=True)
 
 
-def _read(path: Path) -> dict[str, Any] | None:
-    """Return what a file holds; None when it is damaged."""
+def _is_of(name: str, fingerprint: str) -> bool:
+    return name.endswith(fingerprint[:_FINGERPRINT_CHARS])
+
+
+def _step(name: str) -> int:
+    return int(name.split("-")[1])
+
+
+def _files(folder: Place) -> Iterator[tuple[Place, str]]:
+    """Yield the files of checkpoints and the checkpoints' names."""
+    for path in list_files(folder, "step-*"):
+        if _NAME.fullmatch(path.name):
+            yield path, path.stem
+
+
+def _checkpoints(folder: Place) -> list[str]:
+    """Return the names of complete checkpoints, oldest step first."""
+    return sorted((name for path, name in _files(folder) if path.suffix == ".json"), key=_step)
+
+
+def _keep(folder: Place, names: set[str]) -> None:
+    """Remove all other checkpoints, and what killed writers left."""
+    files = [path for path, name in _files(folder) if name not in names]
+    for path in [*sorted(files, key=lambda path: path.suffix != ".json"), *list_files(folder, ".step-*")]:
+        remove(path)
+
+
+def _manifest(folder: Place, name: str) -> Manifest | None:
+    """Return a checkpoint's manifest; None when it is damaged."""
     try:
-        # torch.load checks no checksums: a flipped bit would go unseen, and rubbish raises whatever it likes.
-        if not path.stem.endswith(_digest(path)):
-            return None
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        with fetched(folder / f"{name}.json") as path:
+            values = json.loads(path.read_text(encoding="utf-8"))
+        manifest = Manifest(**values)
+        return manifest if isinstance(manifest.score, float | int | None) else None
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def _read(folder: Place, name: str) -> dict[str, Any] | None:
+    """Return what a checkpoint holds; None when it is damaged."""
+    manifest = _manifest(folder, name)
+    if manifest is None:
+        return None
+    try:
+        with fetched(folder / f"{name}.pt") as path:
+            # torch.load checks no checksums: a flipped bit would go unseen, and rubbish raises whatever it likes.
+            if _digest(path) != manifest.sha256:
+                return None
+            state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, pickle.UnpicklingError):
         return None
     return state
@@ -92,4 +226,4 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 def _digest(path: Path) -> str:
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+        return hashlib.file_digest(file, "sha256").hexdigest()

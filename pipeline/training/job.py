@@ -20,15 +20,18 @@ import ray
 import ray.train
 import torch
 from ray.train.torch import TorchTrainer
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from glip_model.checkpoint import WEIGHTS_FILE
 from pipeline.cli import progress, quiet_libraries
-from pipeline.config import Config, RunConfig
+from pipeline.config import Config, RunConfig, to_yaml
+from pipeline.data.storage import Place
 from pipeline.errors import MissingInputError, PipelineError, TrainingError
 from pipeline.ray_session import cores_per_worker
 from pipeline.training.batches import Worker
-from pipeline.training.checkpoints import discard_checkpoints
+from pipeline.training.checkpoints import Checkpoints, discard_checkpoints
+from pipeline.training.divergence import DIVERGED_FILE
 from pipeline.training.loop import Trainer
 from pipeline.training.model_folder import (
     AVERAGE_FOLDER,
@@ -58,11 +61,12 @@ class Paths:
     pseudo_labels: Path | None
     teacher: Path | None
     out: Path
+    checkpoints_elsewhere: Place | None = None
 
     @property
-    def checkpoints(self) -> Path:
+    def checkpoints(self) -> Place:
         """Folder of the checkpoints that an interrupted run resumes from."""
-        return self.out / "checkpoints"
+        return self.checkpoints_elsewhere or self.out / "checkpoints"
 
 
 class Board:
@@ -121,7 +125,9 @@ def train(name: str, config: Config, paths: Paths, log: Path | None) -> dict[str
     config, run = _with_steps(name, config, paths)
     scaling, threads = _scaling(config.train.num_workers)
     remove_unfinished(paths.out)
-    board = ray.remote(num_cpus=0)(Board).remote()
+    # On the driver's node, for others may come and go.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    board = ray.remote(Board).options(num_cpus=0, scheduling_strategy=here).remote()
     trainer = TorchTrainer(
         _work,
         train_loop_config={"name": name, "config": config, "paths": paths, "board": board, "threads": threads},
@@ -268,11 +274,22 @@ def _train_worker(name: str, config: Config, paths: Paths, board: Any, threads: 
     model, tokenizer = starting_model(config, paths.teacher if run.init == "teacher" else None)
     freeze_for(run, model)
     if torch.cuda.is_available():
-        model.to(ray.train.torch.get_device())
+        device = ray.train.torch.get_device()
+        torch.cuda.set_device(device)  # where objects pass through when workers exchange them
+        model.to(device)
         torch.set_float32_matmul_precision(FLOAT32_MATMUL)
     sources = make_sources(paths.human, paths.pseudo_labels, run.mixture, config.train.samples, tokenizer)
+    checkpoints = Checkpoints(paths.checkpoints, to_yaml(config), config.train.keep_last)
     trainer = Trainer(
-        model, tokenizer, sources, config.train, run, config.seed, checkpoints=paths.checkpoints, worker=worker
+        model,
+        tokenizer,
+        sources,
+        config.train,
+        run,
+        config.seed,
+        checkpoints=checkpoints,
+        worker=worker,
+        diverged=paths.out / DIVERGED_FILE,
     )
     trainer.run(report)
     _save(trainer, tokenizer, worker, paths.out)

@@ -8,6 +8,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,9 @@ from glip_model.glip import GLIP
 from glip_model.structures import GroundingBatch
 from glip_model.text_encoder import TextStateCache
 from pipeline.config import RunConfig, TrainConfig
+from pipeline.errors import TrainingError
 from pipeline.training.batches import MODEL_STREAM, BatchMaker, TrainingBatch, Worker, chance
-from pipeline.training.checkpoints import load_checkpoint, save_checkpoint
+from pipeline.training.checkpoints import Checkpoints
 from pipeline.training.progress import Progress, Window
 from pipeline.training.samples import SampleSource
 from pipeline.training.update import Updater, trained_state
@@ -39,8 +41,9 @@ class Trainer:
         config: shared settings.
         run: steps and mixture.
         seed: of data order and augmentation.
-        checkpoints: folder for resuming; None keeps none.
+        checkpoints: for resuming; None keeps none.
         worker: this process among its equals; torch.distributed must run when there are several.
+        diverged: JSON file for the batches that led to giving up, see ``Updater``.
     """
 
     def __init__(
@@ -51,8 +54,9 @@ class Trainer:
         config: TrainConfig,
         run: RunConfig,
         seed: int,
-        checkpoints: Path | None = None,
+        checkpoints: Checkpoints | None = None,
         worker: Worker | None = None,
+        diverged: Path | None = None,
     ) -> None:
         self.model, self.config, self.run_config, self.seed = model, config, run, seed
         self.checkpoints, self.worker = checkpoints, worker or Worker()
@@ -60,7 +64,7 @@ class Trainer:
         is_text_frozen = not any(parameter.requires_grad for parameter in model.text_encoder.parameters())
         self._text_states = TextStateCache(model.text_encoder, tokenizer) if is_text_frozen else None
         self._fingerprint = _fingerprint(config, run, seed, sources, model)
-        self._updater = Updater(model, config.optim, run.steps, config.distribution, config.compile)
+        self._updater = Updater(model, config.optim, run.steps, config.distribution, config.compile, diverged)
         self._history: list[Progress] = []
 
     def run(self, report: Callable[[Progress], None] | None = None) -> None:
@@ -73,6 +77,10 @@ class Trainer:
         Raises:
             TrainingError: the gradient was not finite, or pictures were unreadable, too many times in a row.
         """
+        with self.checkpoints or nullcontext():
+            self._run(report)
+
+    def _run(self, report: Callable[[Progress], None] | None) -> None:
         start = self._resume()
         report = report or (lambda entry: None)
         for entry in self._history:
@@ -118,8 +126,9 @@ class Trainer:
     def _progress(self, step: int, window: Window) -> Progress:
         steps, seconds = step - window.start, time.monotonic() - window.began
         # Every worker counts the same skipped steps; the sums and the unreadable pictures are its own.
-        sums = self._mean_over_workers([*window.sums.values(), float(self._batches.unreadable)])
-        means = [total / window.counted if window.counted else math.nan for total in sums[:-1]]
+        *sums, unreadable = self._sum_over_workers([*window.sums.values(), self._batches.unreadable])
+        counted = window.counted * self.worker.world_size
+        means = [total / counted if counted else math.nan for total in sums]
         return Progress(
             step=step,
             losses=dict(zip(window.sums, means, strict=True)),
@@ -127,35 +136,47 @@ class Trainer:
             images_per_s=steps * self.config.optim.batch_size / seconds,
             data_wait_share=window.waited / seconds,
             skipped_steps=self._updater.skipped,
-            unreadable_pictures=round(sums[-1] * self.worker.world_size),
+            unreadable_pictures=round(unreadable),
         )
 
-    def _mean_over_workers(self, values: list[float]) -> list[float]:
+    def _sum_over_workers(self, values: list[float]) -> list[float]:
         if self.worker.world_size == 1:
-            return values
+            return list(values)
         summed = torch.tensor(values, dtype=torch.float64, device=next(self.model.parameters()).device)
         dist.all_reduce(summed)
-        return [float(value) / self.worker.world_size for value in summed]
+        return summed.tolist()
 
     def _save(self, step: int) -> None:
         if self.checkpoints is None:
             return
         trained = self._updater.state_dict()  # on every worker: what is spread over them comes together
+        (unreadable,) = self._sum_over_workers([self._batches.unreadable])
         if self.worker.rank == 0:
             state = {
                 "trained": trained,
                 "history": [asdict(entry) for entry in self._history],
-                "unreadable": self._batches.unreadable,
+                "unreadable": round(unreadable),
             }
-            save_checkpoint(self.checkpoints, step, self._fingerprint, state)
+            self.checkpoints.save(step, self._fingerprint, state)
 
     def _resume(self) -> int:
-        state = None if self.checkpoints is None else load_checkpoint(self.checkpoints, self._fingerprint)
-        if state is None:
+        if self.checkpoints is None:
             return 0
+        is_first = self.worker.rank == 0
+        state = self.checkpoints.load(self._fingerprint) if is_first else None
+        # The first worker decides for all, so that none goes on from another step.
+        (found,) = self._sum_over_workers([state["step"] if state else 0])
+        if not found:
+            return 0
+        state = state if is_first else self.checkpoints.load(self._fingerprint, round(found))
+        if state is None:
+            raise TrainingError(
+                f"{self.checkpoints.folder}: worker {self.worker.rank} cannot read the checkpoint of step {found:.0f}, "
+                "which the first worker reads; all nodes must see that folder: pass --checkpoints with one or a URL"
+            )
         self._updater.load_state_dict(state["trained"])
         self._history = [Progress(**entry) for entry in state["history"]]
-        self._batches.unreadable = state["unreadable"] if self.worker.rank == 0 else 0
+        self._batches.unreadable = state["unreadable"] if is_first else 0
         logger.info("resuming after step %d of %d", state["step"], self.run_config.steps)
         return int(state["step"])
 
@@ -169,5 +190,7 @@ def _fingerprint(
     text = json.dumps([settings, seed, digests, model.config.to_dict()], sort_keys=True, default=str)
     digest = hashlib.sha256(text.encode())
     for name, value in sorted(trained_state(model).items()):
-        digest.update(f"{name}{float(value.double().sum()):.9e}".encode())
+        digest.update(name.encode())
+        # Bytes, for sums depend on the number of threads.
+        digest.update(value.cpu().contiguous().view(-1).view(torch.uint8).numpy())
     return digest.hexdigest()

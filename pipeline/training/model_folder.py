@@ -14,6 +14,7 @@ from glip_model.glip import GLIP
 from glip_model.text_encoder import load_tokenizer
 from pipeline.config import Config
 from pipeline.errors import TrainingError
+from pipeline.training.divergence import DIVERGED_FILE
 
 SCRATCH_FOLDER = ".ray-train"
 """Ray Train's own notes, which every node must see; removed in the end."""
@@ -53,7 +54,7 @@ def save_whole(model: GLIP, tokenizer: Any, out: Path) -> None:
 
 def remove_unfinished(out: Path) -> None:
     """Remove the model of an earlier training and what a killed one left; checkpoints stay."""
-    for name in (CONFIG_FILE, WEIGHTS_FILE):
+    for name in (CONFIG_FILE, WEIGHTS_FILE, DIVERGED_FILE):
         (out / name).unlink(missing_ok=True)
     for folder in (out / SCRATCH_FOLDER, out / AVERAGE_FOLDER, *out.glob(f"{_ASIDE}*")):
         shutil.rmtree(folder, ignore_errors=True)

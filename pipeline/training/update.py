@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -25,6 +26,7 @@ from pipeline.training.distribution import (
     spread,
     spread_optimizer,
 )
+from pipeline.training.divergence import SkippedStep, write_divergence
 from pipeline.training.optim import (
     WeightAverage,
     make_optimizer,
@@ -48,6 +50,7 @@ class Updater:
         steps: of the whole training.
         distribution: what the processes of torch.distributed share, where it runs.
         compiled: compile the layers of the model.
+        diverged: JSON file that tells, when training gives up, what the steps before showed.
     """
 
     def __init__(
@@ -57,8 +60,9 @@ class Updater:
         steps: int,
         distribution: Literal["ddp", "fsdp"] = "ddp",
         compiled: bool = False,
+        diverged: Path | None = None,
     ) -> None:
-        self.model, self._config, self._steps = model, config, steps
+        self.model, self._config, self._steps, self._diverged = model, config, steps, diverged
         self.criterion = GroundingCriterion(model.config)
         self._half = torch.bfloat16 if config.bf16 else torch.float16 if config.fp16 else None
         if compiled:
@@ -69,6 +73,7 @@ class Updater:
         self._scaler = torch.amp.GradScaler(next(model.parameters()).device.type, enabled=config.fp16)
         self._average = WeightAverage(model, config.ema_decay) if config.ema_decay else None
         self.skipped = self._skipped_in_a_row = 0
+        self._last_skipped: list[SkippedStep] = []
 
     @property
     def learning_rate(self) -> float:
@@ -95,20 +100,22 @@ class Updater:
         # All figures at once: a GPU is waited for a single time a step.
         norm_value, *values = torch.stack([whole_norm, *losses.values()]).tolist()
         # Gradients are averaged over the workers already, so a bad one is seen by all of them alike.
-        is_finite = math.isfinite(norm_value)
+        is_finite, found = math.isfinite(norm_value), dict(zip(losses, values, strict=True))
         if not is_finite:
             self.optimizer.zero_grad(set_to_none=True)  # the optimiser passes over parameters without gradients
+            skipped = SkippedStep(self._scheduler.last_epoch + 1, self.learning_rate, keys, found)
         set_weight_decay(self.optimizer, weight_decay_factor(self._config, self._scheduler.last_epoch, self._steps))
         self.optimizer.step()
         self._scheduler.step()
         if not is_finite:
-            self._skip(keys)
+            self._skip(skipped)
             return None
         self._scaler.update()
         self._skipped_in_a_row = 0
+        self._last_skipped.clear()
         if self._average is not None:
             self._average.update(self.model)
-        return dict(zip(losses, values, strict=True))
+        return found
 
     def backward(self, batch: GroundingBatch) -> dict[str, Tensor]:
         """Compute gradients, part by part where they are accumulated; return the losses, means over the parts."""
@@ -120,6 +127,8 @@ class Updater:
                 output = self.wrapped(part)
             losses = self.criterion(output, part)
             total = torch.stack(list(losses.values())).sum() / len(parts)
+            # A loss that is not finite leaves no gradient finite, on no worker: all of them skip the step.
+            total = total * torch.where(total.isfinite(), 1.0, math.nan)
             torch.autograd.backward(self._scaler.scale(total))
             for name, value in {**losses, "loss": total * len(parts)}.items():
                 sums[name] = sums.get(name, 0) + value.detach() / len(parts)
@@ -172,16 +181,23 @@ class Updater:
             self._average.load_state_dict(state["average"])
         self.skipped, self._skipped_in_a_row = state["skipped"], state["skipped_in_a_row"]
 
-    def _skip(self, keys: Sequence[str]) -> None:
+    def _skip(self, step: SkippedStep) -> None:
         self.skipped += 1
         # Until the scale of the losses has come down to 1, overflows are its search for a value and no fault of theirs.
-        self._skipped_in_a_row += self._scaler.get_scale() <= 1
+        if self._scaler.get_scale() <= 1:
+            self._skipped_in_a_row += 1
+            self._last_skipped.append(step)
         self._scaler.update()
-        if self._skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
-            raise TrainingError(
-                f"the gradient was not finite {self._skipped_in_a_row} steps in a row; lower train.optim.learning_rate "
-                f"or look at these samples: {', '.join(keys)}"
-            )
+        if self._skipped_in_a_row < MAX_SKIPPED_IN_A_ROW:
+            return
+        samples = f"these samples: {', '.join(step.keys)}"
+        if self._diverged is not None:
+            write_divergence(self._diverged, self._last_skipped)
+            samples = f"the samples in {self._diverged}"
+        raise TrainingError(
+            f"the gradient was not finite {self._skipped_in_a_row} steps in a row; lower train.optim.learning_rate "
+            f"or look at {samples}"
+        )
 
 
 def trained_state(model: GLIP) -> dict[str, Tensor]:

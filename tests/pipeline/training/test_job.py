@@ -108,7 +108,7 @@ def test_killed_worker_is_replaced_and_the_log_has_no_gap(run: Run, tmp_path: Pa
     _, expected = run("whole", steps=40)
 
     def kill_when_checkpoints_are_there() -> None:
-        while len(list((tmp_path / "killed" / "checkpoints").glob("step-*"))) != 2:
+        while len(list((tmp_path / "killed" / "checkpoints").glob("step-*.json"))) != 2:
             time.sleep(0.02)
         # Only a process that this test started through its own Ray.
         children = psutil.Process().children(recursive=True)

@@ -16,6 +16,7 @@ from glip_model.glip import GLIP
 from pipeline.config import RunConfig, TrainConfig
 from pipeline.errors import TrainingError
 from pipeline.training import update
+from pipeline.training.checkpoints import Checkpoints
 from pipeline.training.loop import Trainer
 from pipeline.training.progress import Progress
 from pipeline.training.samples import make_sources
@@ -46,7 +47,8 @@ def make_trainer(human: Path, tokenizer: Any, train_config: TrainConfig, make_mo
         config = replace(config, optim=replace(config.optim, **optim))
         run = RunConfig(init="pretrained", steps=steps, mixture=mixture or {"detection": 0.5, "grounding": 0.5})
         sources = make_sources(folder, None, run.mixture, config.samples, tokenizer)
-        return Trainer(model or make_model(), tokenizer, sources, config, run, seed, checkpoints)
+        kept = checkpoints and Checkpoints(checkpoints)
+        return Trainer(model or make_model(), tokenizer, sources, config, run, seed, kept)
 
     return make
 

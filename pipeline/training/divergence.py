@@ -1,0 +1,55 @@
+"""What a training leaves behind when it gives up because its gradients are not finite."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+from pipeline.data.storage import replacing
+
+DIVERGED_FILE = "diverged.json"
+"""In the model's folder: the steps that were skipped last."""
+
+
+@dataclass(frozen=True)
+class SkippedStep:
+    """One worker's share of a step whose gradient was not finite."""
+
+    step: int
+    learning_rate: float
+    keys: Sequence[str]
+    """Of the rows that were shown."""
+    losses: Mapping[str, float]
+
+
+def write_divergence(path: Path, skipped: Sequence[SkippedStep]) -> None:
+    """Write a JSON file of the skipped steps, with what every worker saw; all workers must call it.
+
+    Numbers that are not finite stand there as strings, which JSON has no numbers for.
+    """
+    by_worker = [skipped]
+    if dist.is_initialized():
+        by_worker = [[]] * dist.get_world_size()
+        dist.all_gather_object(by_worker, list(skipped))
+        if dist.get_rank() > 0:
+            return
+    steps: list[dict[str, Any]] = [
+        {
+            "step": shares[0].step,
+            "learning_rate": shares[0].learning_rate,
+            "workers": [{"keys": list(share.keys), "losses": _plain(share.losses)} for share in shares],
+        }
+        for shares in zip(*by_worker, strict=True)
+    ]
+    with replacing(path) as aside:
+        aside.write_text(json.dumps({"skipped": steps}, indent=1), encoding="utf-8")
+
+
+def _plain(losses: Mapping[str, float]) -> dict[str, float | str]:
+    return {name: value if math.isfinite(value) else str(value) for name, value in losses.items()}
