@@ -454,7 +454,7 @@ def load_config(path: Path) -> Config:
 def to_yaml(config: Config) -> str:
     """Write all settings as a params file that ``load_config`` reads back as they are."""
     values = json.loads(json.dumps(dataclasses.asdict(config)))  # YAML has no tuples
-    return typing.cast(str, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
 
 def extended_files(path: Path) -> list[Path]:

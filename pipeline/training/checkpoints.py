@@ -35,6 +35,8 @@ logger = logging.getLogger(__name__)
 
 _NAME = re.compile(r"step-(\d{8,})-([0-9a-f]{16})\.(pt|yaml|json)")
 _FINGERPRINT_CHARS = 16
+_FAILURES: tuple[type[Exception], ...] = (*READ_ERRORS, StorageError)
+"""What writing may end with; torch.save tells that a disk is full by a RuntimeError, which is among them."""
 T = TypeVar("T", bound="Checkpoints")
 
 
@@ -138,8 +140,7 @@ class Checkpoints:
                 manifest = Manifest(step, digest, settings_digest, score)
                 path.write_text(json.dumps(asdict(manifest)), encoding="utf-8")
             _keep(self.folder, self._kept(step, fingerprint))
-        # Among them RuntimeError, by which torch.save tells that a disk is full.
-        except (*READ_ERRORS, StorageError) as error:
+        except _FAILURES as error:
             logger.warning(
                 "%s: the checkpoint of step %d could not be written (%s); training goes on, and would resume from the "
                 "one before; make room or mend the access to it",
@@ -147,7 +148,7 @@ class Checkpoints:
                 step,
                 describe(error, str(self.folder)),
             )
-            with suppress(*READ_ERRORS, StorageError):
+            with suppress(*_FAILURES):
                 _keep(self.folder, set(_checkpoints(self.folder)))
 
     def _kept(self, step: int, fingerprint: str) -> set[str]:

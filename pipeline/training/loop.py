@@ -192,5 +192,5 @@ def _fingerprint(
     for name, value in sorted(trained_state(model).items()):
         digest.update(name.encode())
         # Bytes, for sums depend on the number of threads.
-        digest.update(value.cpu().contiguous().view(-1).view(torch.uint8).numpy())
+        digest.update(value.cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

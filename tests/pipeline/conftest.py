@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -30,6 +31,24 @@ def s3_endpoint() -> Iterator[str]:
     host, port = server.get_host_and_port()
     yield f"http://{host}:{port}"
     server.stop()
+
+
+@pytest.fixture(scope="session")
+def start_cluster() -> Callable[..., AbstractContextManager[Any]]:
+    """Give a context of a ``ray.cluster_utils.Cluster``: a head without processors to work on, nodes of one each."""
+    from ray.cluster_utils import Cluster
+
+    @contextmanager
+    def start(nodes: int = 2, **options: Any) -> Iterator[Any]:
+        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False} | options)
+        try:
+            for _ in range(nodes):
+                cluster.add_node(num_cpus=1, **options)
+            yield cluster
+        finally:
+            cluster.shutdown()
+
+    return start
 
 
 @pytest.fixture

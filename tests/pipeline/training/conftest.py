@@ -229,7 +229,7 @@ def human(tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def config() -> Config:
     """The shipped settings with a model too small to need pretrained weights."""
     shipped = load_config(ROOT / "params.yaml")

@@ -47,7 +47,7 @@ def make_trainer(human: Path, tokenizer: Any, train_config: TrainConfig, make_mo
         config = replace(config, optim=replace(config.optim, **optim))
         run = RunConfig(init="pretrained", steps=steps, mixture=mixture or {"detection": 0.5, "grounding": 0.5})
         sources = make_sources(folder, None, run.mixture, config.samples, tokenizer)
-        kept = checkpoints and Checkpoints(checkpoints)
+        kept = Checkpoints(checkpoints) if checkpoints else None
         return Trainer(model or make_model(), tokenizer, sources, config, run, seed, kept)
 
     return make

@@ -240,20 +240,8 @@ def fault_environment(fault_folder: Path, proxy: FaultyStore) -> Iterator[dict[s
             os.environ[name] = value
 
 
-@contextmanager
-def start_cluster(nodes: int = 2, **options: Any) -> Iterator[Cluster]:
-    """Start a head without processors to work on, and nodes of one each."""
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False} | options)
-    try:
-        for _ in range(nodes):
-            cluster.add_node(num_cpus=1, **options)
-        yield cluster
-    finally:
-        cluster.shutdown()
-
-
 @pytest.fixture(scope="session")
-def shared_cluster(fault_environment: dict[str, str]) -> Iterator[Cluster]:
+def shared_cluster(fault_environment: dict[str, str], start_cluster: Callable[..., Any]) -> Iterator[Cluster]:
     """A cluster for the tests that leave their nodes alive."""
     with start_cluster() as cluster:
         yield cluster
@@ -355,7 +343,7 @@ def watcher(bench: Bench) -> Iterator[Watcher]:
 
 
 @pytest.fixture(scope="session")
-def tools() -> SimpleNamespace:
+def tools(start_cluster: Callable[..., Any]) -> SimpleNamespace:
     """What tests call themselves."""
     return SimpleNamespace(
         start_cluster=start_cluster, open_bench=open_bench, write_inputs=write_inputs, Watcher=Watcher

@@ -1,0 +1,167 @@
+"""Faults of a training on a cluster of several nodes on this machine; each ends as a training without any does."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import psutil
+import pytest
+
+from pipeline.config import Config, RunConfig, TrainConfig, load_config, to_yaml
+
+ROOT = Path(__file__).resolve().parents[4]
+STEPS, EVERY = 120, 10
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+
+@dataclass
+class Bench:
+    """A cluster, data and settings of one training on two of its nodes."""
+
+    cluster: Any
+    nodes: list[Any]
+    human: Path
+    params: Path
+    started: list[subprocess.Popen[str]] = field(default_factory=list)
+
+    def start(self, out: Path, *words: str) -> subprocess.Popen[str]:
+        """Start the stage."""
+        places = ["--human", str(self.human), "--out", str(out), "--log", str(out / "log.csv")]
+        self.started.append(
+            subprocess.Popen(
+                [sys.executable, "-m", "stages.train", "tiny", "--params", str(self.params), *places, *words],
+                cwd=self.params.parent,
+                env=os.environ | {"RAY_ADDRESS": self.cluster.address, "PYTHONPATH": str(ROOT)},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        )
+        return self.started[-1]
+
+    def end(self, process: subprocess.Popen[str]) -> str:
+        """Wait for a good end; return what was printed."""
+        try:
+            _, errors = process.communicate(timeout=60)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            _, errors = process.communicate()
+        assert process.returncode == 0, errors
+        return errors
+
+
+def outcome(out: Path) -> tuple[list[tuple[str, str]], str]:
+    """Return the losses by step, and the hash of the weights."""
+    with (out / "log.csv").open(encoding="utf-8") as file:
+        losses = [(row["step"], row["loss"]) for row in csv.DictReader(file)]
+    return losses, hashlib.sha256((out / "model.safetensors").read_bytes()).hexdigest()
+
+
+def checkpoint_after(step: int, checkpoints: Path, process: subprocess.Popen[str]) -> int:
+    """Wait for a checkpoint of a later step and return its own."""
+    end = time.monotonic() + 120
+    while time.monotonic() < end:
+        assert process.poll() is None, process.communicate()[1]
+        steps = [int(path.name.split("-")[1]) for path in checkpoints.glob("step-*.json")]
+        if max(steps, default=0) > step:
+            return max(steps)
+        time.sleep(0.01)
+    raise AssertionError(f"no checkpoint after step {step}")
+
+
+def workers() -> list[psutil.Process]:
+    """Return the processes that train, all of which this test has started through its own cluster."""
+    children = psutil.Process().children(recursive=True)
+    return [child for child in children if "RayTrainWorker" in " ".join(child.cmdline())]
+
+
+@pytest.fixture(scope="module")
+def bench(
+    start_cluster: Callable[..., AbstractContextManager[Any]],
+    tmp_path_factory: pytest.TempPathFactory,
+    config: Config,
+    train_config: TrainConfig,
+    tiny: SimpleNamespace,
+) -> Iterator[Bench]:
+    folder = tmp_path_factory.mktemp("faults")
+    names = list(tiny.COLOURS)
+    rows = [tiny.detection_record(f"d{i}", [names[i % 6], names[(i + 1) % 6]], i) for i in range(8)]
+    tiny.write_detection(folder / "human" / "detection", rows)
+    run = RunConfig(init="pretrained", steps=STEPS, mixture={"detection": 1.0})
+    optim = replace(train_config.optim, ema_decay=0.9)
+    train = replace(
+        train_config, optim=optim, runs={"tiny": run}, num_workers=2, checkpoint_every=EVERY, log_every=EVERY // 2
+    )
+    params = folder / "params.yaml"
+    params.write_text(to_yaml(replace(config, train=train)), encoding="utf-8")
+    with start_cluster(nodes=2) as cluster:
+        bench = Bench(cluster, sorted(cluster.worker_nodes, key=str), folder / "human", params)
+        yield bench
+        for process in bench.started:
+            if process.poll() is None:
+                process.kill()
+                process.communicate()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[tuple[str, str]], str]:
+    out = tmp_path_factory.mktemp("undisturbed")
+    bench.end(bench.start(out))
+    return outcome(out)
+
+
+def test_worker_killed_and_then_a_node_with_its_worker(
+    bench: Bench, undisturbed: tuple[list[tuple[str, str]], str], tmp_path: Path
+) -> None:
+    process = bench.start(tmp_path)
+    step = checkpoint_after(0, tmp_path / "checkpoints", process)
+    workers()[-1].kill()
+    checkpoint_after(step, tmp_path / "checkpoints", process)
+    bench.cluster.remove_node(bench.nodes.pop(), allow_graceful=False)
+    bench.nodes.append(bench.cluster.add_node(num_cpus=1))
+    printed = bench.end(process)
+    assert printed.count("resuming after step") >= 2
+    assert outcome(tmp_path) == undisturbed
+
+
+def test_driver_killed_and_started_again(
+    bench: Bench, undisturbed: tuple[list[tuple[str, str]], str], tmp_path: Path
+) -> None:
+    process = bench.start(tmp_path)
+    checkpoint_after(EVERY, tmp_path / "checkpoints", process)
+    process.kill()
+    process.communicate()
+    [settings, *_] = (tmp_path / "checkpoints").glob("step-*.yaml")
+    assert load_config(settings) == load_config(bench.params)
+    printed = bench.end(bench.start(tmp_path))
+    assert "resuming after step" in printed
+    assert outcome(tmp_path) == undisturbed
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_disk_full_when_a_checkpoint_is_written(
+    bench: Bench, undisturbed: tuple[list[tuple[str, str]], str], tmp_path: Path
+) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("mounting needs rights that are missing here")
+    try:
+        printed = bench.end(bench.start(tmp_path, "--checkpoints", str(disk / "checkpoints")))
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+    assert "the checkpoint of step 10 could not be written" in printed
+    assert outcome(tmp_path) == undisturbed
