@@ -54,7 +54,7 @@ class Bench:
     def end(self, process: subprocess.Popen[str]) -> str:
         """Wait for a good end; return what was printed."""
         try:
-            _, errors = process.communicate(timeout=60)
+            _, errors = process.communicate(timeout=240)
         except subprocess.TimeoutExpired:
             process.kill()
             _, errors = process.communicate()
