@@ -24,6 +24,12 @@ CODE_ROOT = Path(__file__).resolve().parent.parent
 CONNECT_SECONDS = 10.0
 """How long the head of a cluster may take to answer."""
 
+RESTARTS = 4
+"""How often what a worker was at when it died is begun anew."""
+
+WorkerDeath = ray.exceptions.RayError
+"""A worker died once too often, or its node is gone."""
+
 OBJECT_STORE_BYTES = 1 << 30
 """Shared memory of a local Ray: pictures pass through it shard by shard, 1 GiB holds dozens of shards."""
 
@@ -95,6 +101,22 @@ def cores_per_worker(workers: int) -> int:
     """Return how many cores each worker can have so that every one of them finds a node; 0 with too few cores."""
     cores = [int(node.get("CPU", 0)) for node in _node_resources()]
     return next((n for n in range(max(cores, default=0), 0, -1) if sum(c // n for c in cores) >= workers), 0)
+
+
+def results(pool: ray.util.ActorPool) -> Iterator[Any]:
+    """Yield what a pool's workers return, as it comes; for a task whose worker died too often, its death.
+
+    Raises:
+        RayTaskError: a worker raised, which is a bug; with its traceback.
+    """
+    while pool.has_next():
+        try:
+            result = pool.get_next_unordered()
+        except ray.exceptions.RayTaskError:
+            raise
+        except WorkerDeath as death:
+            result = death
+        yield result
 
 
 def _node_resources() -> list[dict[str, float]]:

@@ -146,8 +146,11 @@ def predictions_of(benchmark: Benchmark, out: Place) -> list[Place]:
 def predict_shard(predictor: GLIPPredictor, path: Place, task: str, config: EvaluateConfig) -> ShardPredictions:
     """Run a model over one shard of a task, all of one source; pictures are decoded ahead of it."""
     records: list[Any] = read_shard(path, TASKS[task])
+    ids = None
     if task == "detection":
-        ask = _detector(predictor, read_categories(path), config.names_a_prompt(records[0].source), config)
+        categories = read_categories(path)
+        ids = [category.id for category in categories]
+        ask = _detector(predictor, categories, config.names_a_prompt(records[0].source), config)
     else:
         ask = _grounder(predictor, task, config)
     batches = [records[start : start + config.batch_size] for start in range(0, len(records), config.batch_size)]
@@ -160,7 +163,6 @@ def predict_shard(predictor: GLIPPredictor, path: Place, task: str, config: Eval
         for record, image in zip(batch, images, strict=True):
             if isinstance(image, ImageError):
                 missing[record.key] = image.reason
-    ids = [category.id for category in read_categories(path)] if task == "detection" else None
     return ShardPredictions(to_table([record.key for record in records], found, ids), missing)
 
 

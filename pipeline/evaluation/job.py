@@ -39,12 +39,9 @@ from pipeline.evaluation.benchmark import (
     predictions_of,
 )
 from pipeline.evaluation.predictions import read_missing, write_predictions
-from pipeline.ray_session import share_cluster
+from pipeline.ray_session import RESTARTS, WorkerDeath, results, share_cluster
 
 logger = logging.getLogger(__name__)
-
-RESTARTS = 4
-"""How often the shard of a worker that died is begun anew."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,14 +115,10 @@ def predict_benchmarks(config: EvaluateConfig, model: Path, records: Place, out:
     with bar, _actor_pool(config, model, len(todo)) as pool:
         for shard in todo:
             pool.submit(lambda actor, shard: actor.predict.remote(shard), shard)
-        while pool.has_next():
-            try:
-                result = pool.get_next_unordered()
-            except ray.exceptions.RayTaskError:
-                raise  # a bug, with its traceback
-            except ray.exceptions.RayError as error:
-                result = BenchmarkError(f"{records}: a worker died {RESTARTS + 1} times over a shard ({error})")
-            if isinstance(result, PipelineError):
+        for result in results(pool):
+            if isinstance(result, WorkerDeath):
+                errors.append(BenchmarkError(f"{records}: a worker died {RESTARTS + 1} times over a shard ({result})"))
+            elif isinstance(result, PipelineError):
                 errors.append(result)
             else:
                 bar.update(result.rows)

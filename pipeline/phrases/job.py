@@ -31,9 +31,7 @@ from pipeline.data.shards import (
 from pipeline.data.storage import Place, exists, list_files, remove
 from pipeline.errors import PipelineError, ShardError
 from pipeline.phrases.noun_phrases import NounPhraseParser
-
-RESTARTS = 4
-"""How often the shard of a worker that died is begun anew."""
+from pipeline.ray_session import RESTARTS, WorkerDeath, results
 
 logger = logging.getLogger(__name__)
 
@@ -113,12 +111,10 @@ def extract_phrases(config: PhrasesConfig, records: Place, out: Place) -> dict[s
     for source in sources:
         pool.submit(lambda worker, path: worker.parse_shard.remote(path, out / path.name), source)
     with progress(len(sources), "phrases", "shards") as bar:
-        while pool.has_next():
-            try:
-                result = pool.get_next_unordered()
-            except ray.exceptions.RayError as error:
-                result = ShardError(f"{records}: a worker died {RESTARTS + 1} times over a shard ({error})")
-            if isinstance(result, PipelineError):
+        for result in results(pool):
+            if isinstance(result, WorkerDeath):
+                errors.append(ShardError(f"{records}: a worker died {RESTARTS + 1} times over a shard ({result})"))
+            elif isinstance(result, PipelineError):
                 errors.append(result)
             else:
                 figures.append(result)

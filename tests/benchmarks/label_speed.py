@@ -126,7 +126,7 @@ def seconds_of(act: Callable[[], Any], clock: Callable[[], float] = time.perf_co
 @contextmanager
 def local_ray(cores: int) -> Iterator[None]:
     """Start Ray with so many cores, whatever the machine has."""
-    ray.init(num_cpus=cores, include_dashboard=False, log_to_driver=False, object_store_memory=1 << 28)
+    ray.init("local", num_cpus=cores, include_dashboard=False, log_to_driver=False, object_store_memory=1 << 28)
     yield
     ray.shutdown()
 
