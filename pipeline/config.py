@@ -295,7 +295,9 @@ class TrainConfig:
         if self.evaluate_epochs and any(run.steps for run in self.runs.values()):
             raise ConfigError("evaluate_epochs is set, but a run is given in steps; set evaluate_every instead")
         if self.optim.schedule == "plateau" and not (self.evaluate_every or self.evaluate_epochs):
-            raise ConfigError("optim.schedule is plateau; set evaluate_every or evaluate_epochs, whose scores it follows")
+            raise ConfigError(
+                "optim.schedule is plateau; set evaluate_every or evaluate_epochs, whose scores it follows"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,6 +14,7 @@ BIAS_LEARNING_RATE_FACTOR = 2.0
 """Everything with "bias" in its name learns twice as fast and does not decay, as published."""
 DECAY_FACTOR = 0.1
 GAIN = 1e-4
+"""By what part a score must be above the best to count as gain."""
 COSINE_FLOOR = 0.01
 """Share of the learning rate that the cosine schedule ends with."""
 
@@ -62,7 +63,9 @@ class Plateau:
         self._best = self._highest = 0.0
 
     def take(self, score: float, step: int) -> bool:
-        """Take in the score of an evaluation after ``step`` steps; return whether training shall stop."""
+        """Take in the score of an evaluation after ``step`` steps, NaN for none; return whether training shall stop."""
+        if math.isnan(score):
+            return False
         if step >= self._config.warmup_steps and score > 0:
             is_gain = score > self._best * (1 + GAIN)
             self._best = score if is_gain else self._best
@@ -73,9 +76,9 @@ class Plateau:
         self._highest = max(self._highest, score)
         return 0 < self._config.plateau_stop <= self._worse
 
-    def lower(self, rate: float, scheduled: float) -> float:
-        """Return the learning rate where the schedule gives ``scheduled`` for weights that begin with ``rate``."""
-        return max(scheduled * DECAY_FACTOR**self.drops, min(scheduled, self._config.plateau_min_rate, rate))
+    def lower(self, rate: float) -> float:
+        """Return what remains of the learning rate that the schedule gives."""
+        return max(rate * DECAY_FACTOR**self.drops, min(rate, self._config.plateau_min_rate))
 
     def state_dict(self) -> dict[str, float]:
         """Return what ``load_state_dict`` takes."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -17,6 +18,7 @@ from glip_model.structures import GroundingBatch
 from pipeline.config import OptimConfig
 from pipeline.errors import TrainingError
 from pipeline.training.optim import (
+    Plateau,
     WeightAverage,
     make_optimizer,
     make_scheduler,
@@ -44,13 +46,15 @@ class Updater:
         self.wrapped: nn.Module = model if world_size == 1 else DistributedDataParallel(model)
         self.optimizer = make_optimizer(model, config)
         self._scheduler = make_scheduler(self.optimizer, config, steps)
+        self._plateau = Plateau(config) if config.schedule == "plateau" else None
         self._average = WeightAverage(model, config.ema_decay) if config.ema_decay else None
         self.skipped = self._skipped_in_a_row = 0
 
     @property
     def learning_rate(self) -> float:
         """Of the next step, for weights that are neither biases nor of backbone or text encoder."""
-        return self._config.learning_rate * self._scheduler.lr_lambdas[0](self._scheduler.last_epoch)
+        rate = self._config.learning_rate * self._scheduler.lr_lambdas[0](self._scheduler.last_epoch)
+        return rate if self._plateau is None else self._plateau.lower(rate)
 
     def step(self, batch: GroundingBatch, keys: Sequence[str]) -> dict[str, float] | None:
         """Make one optimiser step and return the losses by name; None when the step was skipped.
@@ -74,6 +78,7 @@ class Updater:
         set_weight_decay(self.optimizer, weight_decay_factor(self._config, self._scheduler.last_epoch, self._steps))
         self.optimizer.step()
         self._scheduler.step()
+        self._lower_rates()
         if not is_finite:
             self._skip(keys)
             return None
@@ -97,6 +102,21 @@ class Updater:
                 sums[name] = sums.get(name, 0) + value.detach() / len(parts)
         return sums
 
+    def take_score(self, score: float) -> bool:
+        """Let the schedule follow the score of an evaluation, NaN for none; return whether training shall stop."""
+        if self._plateau is None:
+            return False
+        is_over = self._plateau.take(score, self._scheduler.last_epoch)
+        self._lower_rates()
+        return is_over
+
+    def model_to_judge(self) -> GLIP:
+        """Return a copy of the model as it would be saved now; the one that trains is not touched."""
+        judged = copy.deepcopy(self.model)
+        if self._average is not None and self._config.saved_weights == "average":
+            self._average.copy_to(judged)
+        return judged
+
     def take_average(self) -> bool:
         """Give the model the moving average of its weights; return False where there is none."""
         if self._average is not None:
@@ -109,6 +129,7 @@ class Updater:
             "model": trained_state(self.model),
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self._scheduler.state_dict(),
+            "plateau": None if self._plateau is None else self._plateau.state_dict(),
             "average": None if self._average is None else self._average.state_dict(),
             "skipped": self.skipped,
             "skipped_in_a_row": self._skipped_in_a_row,
@@ -119,6 +140,8 @@ class Updater:
         self.model.load_state_dict(state["model"], strict=False)  # a frozen text encoder is not among it
         self.optimizer.load_state_dict(state["optimizer"])
         self._scheduler.load_state_dict(state["scheduler"])
+        if self._plateau is not None:
+            self._plateau.load_state_dict(state["plateau"])
         if self._average is not None:
             self._average.load_state_dict(state["average"])
         self.skipped, self._skipped_in_a_row = state["skipped"], state["skipped_in_a_row"]
@@ -128,6 +151,11 @@ class Updater:
         if is_last or not isinstance(self.wrapped, DistributedDataParallel):
             return nullcontext()
         return self.wrapped.no_sync()
+
+    def _lower_rates(self) -> None:
+        if self._plateau is not None:
+            for group, rate in zip(self.optimizer.param_groups, self._scheduler.get_last_lr(), strict=True):
+                group["lr"] = self._plateau.lower(float(rate))
 
     def _skip(self, keys: Sequence[str]) -> None:
         self.skipped += 1
