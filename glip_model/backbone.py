@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from glip_model.config import BackboneConfig, SwinConfig
-from glip_model.swin import SwinTransformer
+from glip_model.swin import SwinStage, SwinTransformer
 
 STRIDES = (8, 16, 32)
 PUBLISHED_STARTS = {
@@ -78,6 +78,13 @@ class Backbone(nn.Module):
             # Convolutions of small pictures run about a quarter faster in this layout on a CPU.
             pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)
         return list(self.body(pixel_values))
+
+    def layers(self) -> list[nn.Module]:
+        """Return what runs one after the other behind the stem: blocks of a Swin, stages of a timm model."""
+        stages = _stem_and_stages(self.body)[1]
+        if isinstance(self.body, SwinTransformer):
+            return [block for stage in stages for block in cast(SwinStage, stage).blocks]
+        return stages
 
     def _frozen_modules(self) -> list[nn.Module]:
         stem, stages = _stem_and_stages(self.body)

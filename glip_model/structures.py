@@ -6,7 +6,7 @@ Masks are True where the data is real. Boxes are ``xyxy`` corners in pixels; siz
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -33,10 +33,14 @@ class GroundingTarget:
     """(T,) bool, tokens that take part in the token loss; None means every real token. Off for phrases of which it
     is unknown where they are, such as pseudo-labels below the threshold."""
 
-    def to(self, device: torch.device | str) -> GroundingTarget:
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> GroundingTarget:
         """Copy to a device."""
-        mask = None if self.token_mask is None else self.token_mask.to(device)
-        return GroundingTarget(self.boxes_xyxy.to(device), self.positive_map.to(device), mask)
+        return self.map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> GroundingTarget:
+        """Change every tensor."""
+        mask = None if self.token_mask is None else change(self.token_mask)
+        return GroundingTarget(change(self.boxes_xyxy), change(self.positive_map), mask)
 
 
 @dataclass(frozen=True)
@@ -55,15 +59,23 @@ class GroundingBatch:
     """(B, T, D) encoder states where a frozen encoder has computed them already; None lets the model encode."""
     targets: tuple[GroundingTarget, ...] | None = None
 
-    def to(self, device: torch.device | str) -> GroundingBatch:
-        """Copy every tensor to a device."""
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> GroundingBatch:
+        """Copy every tensor to a device; ``non_blocking`` goes on while pinned memory is being copied to a GPU."""
+        return self.map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> GroundingBatch:
+        """Copy every tensor to memory from which a GPU can fetch it by itself."""
+        return self.map(Tensor.pin_memory)
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> GroundingBatch:
+        """Change every tensor."""
         return replace(
             self,
-            pixel_values=self.pixel_values.to(device),
-            input_ids=self.input_ids.to(device),
-            attention_mask=self.attention_mask.to(device),
-            text_states=None if self.text_states is None else self.text_states.to(device),
-            targets=None if self.targets is None else tuple(target.to(device) for target in self.targets),
+            pixel_values=change(self.pixel_values),
+            input_ids=change(self.input_ids),
+            attention_mask=change(self.attention_mask),
+            text_states=None if self.text_states is None else change(self.text_states),
+            targets=None if self.targets is None else tuple(target.map(change) for target in self.targets),
         )
 
     def split(self, parts: int) -> list[GroundingBatch]:

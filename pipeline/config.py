@@ -155,6 +155,8 @@ class OptimConfig:
     """Decay of the moving average of the weights that is saved as the model; 0 saves the raw weights."""
     bf16: bool
     """Autocast to bfloat16; losses and deformable convolutions stay in float32."""
+    fp16: bool = False
+    """Autocast to float16 instead, with a loss scale that finds itself, as published. Its search skips steps."""
     accumulate: int = 1
     """Parts in which a worker computes its share of a step, one after the other: as many times less memory. Every part
     weighs the same and is normalised by its own boxes."""
@@ -182,6 +184,8 @@ class OptimConfig:
         _check_range(self, 0, 1, "weight_decay_drops")
         if self.warmup_from is not None:
             _check_range(self, 0, 1, "warmup_from")
+        if self.bf16 and self.fp16:
+            raise ConfigError("bf16 and fp16 are both true; set one of them to false")
         _check_range(self, 0, None, "learning_rate", "text_learning_rate", "backbone_learning_rate", "weight_decay")
         _check_range(self, 0, None, "warmup_steps", "max_grad_norm")
         _check_range(self, 0, None, "plateau_patience", "plateau_stop", "plateau_min_rate")
@@ -219,9 +223,19 @@ class SamplesConfig:
     """Pack captions of human data too; false, as published, packs those of pseudo-labels alone."""
     group_by_orientation: bool = False
     """Make batches of wide pictures and batches of tall ones, as published: less padding."""
+    shuffle_window: int = 0
+    """Rows that are shuffled together, over all workers; shards are then streamed and no more than the row groups of
+    these rows is in memory. 0 loads all rows and shuffles them all."""
+    shuffle_lanes: int = 1
+    """Parts of a batch, each of which reads rows of its own where data is streamed; a multiple of ``train.num_workers``
+    lets every worker read its share of the data alone. Must divide ``batch_size``; the order depends on it."""
 
     def __post_init__(self) -> None:
         """Check ranges."""
+        _check_range(self, 0, None, "shuffle_window")
+        _check_range(self, 1, None, "shuffle_lanes")
+        if self.shuffle_window and self.group_by_orientation:
+            raise ConfigError("group_by_orientation needs all rows in memory; set it to false or shuffle_window to 0")
         _check_range(self, 0, 1, "flip", "full_negatives", "caption_negatives_none", "phrase_prompts")
         _check_range(self, 0, None, "max_negatives", "caption_negatives")
         _check_range(self, 8, 512, "max_prompt_tokens")
@@ -285,11 +299,24 @@ class TrainConfig:
     """Pictures of each benchmark that are drawn at every evaluation, labelled boxes beside those found."""
     trackers: tuple[Literal["tensorboard", "dvclive", "wandb", "mlflow"], ...] = ()
     """Experiment trackers that follow the training; the packages of the same names must be installed."""
+    distribution: Literal["ddp", "fsdp"] = "ddp"
+    """What several workers share: ``ddp`` their gradients; ``fsdp`` weights, gradients and optimiser state as well, so
+    that each holds a part. The losses are the same; checkpoints of one continue with the other."""
+    compile: bool = False
+    """Compile the layers of the model: faster steps after minutes of compilation. Needs a C++ compiler on a CPU."""
+    loader_processes: int = 0
+    """Processes of each worker that read, decode and augment; 0 does so in one thread. Batches are the same either
+    way. Each has its own copy of rows in memory, or its own window where ``samples.shuffle_window`` streams them."""
 
     def __post_init__(self) -> None:
         """Check ranges."""
         _check_range(self, 1, None, "num_workers", "checkpoint_every", "log_every", "evaluate_rows")
-        _check_range(self, 0, None, "evaluate_every", "evaluate_epochs", "sample_pictures")
+        _check_range(self, 0, None, "loader_processes", "evaluate_every", "evaluate_epochs", "sample_pictures")
+        if self.optim.batch_size % self.samples.shuffle_lanes:
+            raise ConfigError(
+                f"samples.shuffle_lanes (={self.samples.shuffle_lanes}) must divide optim.batch_size "
+                f"(={self.optim.batch_size})"
+            )
         if self.evaluate_every and self.evaluate_epochs:
             raise ConfigError("evaluate_every and evaluate_epochs are both set; set one of them to 0")
         if self.evaluate_epochs and any(run.steps for run in self.runs.values()):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import socket
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,8 +17,11 @@ from typing import Any
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # keeps a warning about future defaults away
 
 import ray
+from ray.autoscaler.sdk import request_resources
 
-from pipeline.errors import MissingInputError
+from pipeline.errors import ConfigError, MissingInputError
+
+logger = logging.getLogger(__name__)
 
 CODE_ROOT = Path(__file__).resolve().parent.parent
 """Folder that holds the packages, shipped to a cluster that is joined."""
@@ -30,6 +35,12 @@ RESTARTS = 4
 WorkerDeath = ray.exceptions.RayError
 """A worker died once too often, or its node is gone."""
 
+WANTED_VARIABLE = "GLIP_RESOURCES"
+"""Environment variable: what a joined cluster shall grow to before the work is divided, as ``{"GPU": 8}``."""
+
+GROW_SECONDS = 900.0
+"""How long the machines may take to come."""
+
 OBJECT_STORE_BYTES = 1 << 30
 """Shared memory of a local Ray: pictures pass through it shard by shard, 1 GiB holds dozens of shards."""
 
@@ -42,6 +53,7 @@ def ray_session() -> Iterator[None]:
 
     Raises:
         MissingInputError: no cluster answers at ``RAY_ADDRESS``.
+        ConfigError: ``GLIP_RESOURCES`` says no resources.
     """
     if ray.is_initialized():
         yield
@@ -52,6 +64,7 @@ def ray_session() -> Iterator[None]:
     os.environ.setdefault("RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS", "0")
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
     address = os.environ.get("RAY_ADDRESS")
+    wanted = _wanted_resources() if address else {}
     if address:
         _join(address)
     else:
@@ -65,8 +78,12 @@ def ray_session() -> Iterator[None]:
                 log_to_driver=False,
             )
     try:
+        if wanted:
+            _grow(wanted)
         yield
     finally:
+        if wanted:
+            request_resources(bundles=[])  # idle machines may go
         ray.shutdown()
 
 
@@ -121,6 +138,35 @@ def results(pool: ray.util.ActorPool) -> Iterator[Any]:
 
 def _node_resources() -> list[dict[str, float]]:
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def _wanted_resources() -> dict[str, int]:
+    text = os.environ.get(WANTED_VARIABLE) or "{}"
+    try:
+        wanted = json.loads(text)
+    except json.JSONDecodeError:
+        wanted = None
+    if not isinstance(wanted, dict) or not all(type(count) is int and count > 0 for count in wanted.values()):
+        raise ConfigError(f'{WANTED_VARIABLE}={text}: expected whole numbers by resource, such as {{"GPU": 8}}')
+    return wanted
+
+
+def _grow(wanted: dict[str, int]) -> None:
+    """Ask the autoscaler for machines and wait for them: stages divide their work among the nodes they find.
+
+    The work begins with what is there when the time is up, as spot machines may be short.
+    """
+    request_resources(bundles=[{name: 1} for name, count in wanted.items() for _ in range(count)])
+    deadline = time.monotonic() + GROW_SECONDS
+    while True:
+        there = ray.cluster_resources()
+        if all(there.get(name, 0) >= count for name, count in wanted.items()):
+            return
+        if time.monotonic() > deadline:
+            found = {name: int(there.get(name, 0)) for name in wanted}
+            logger.warning("Ray: %s wanted, %s there after %.0f s; going on with that", wanted, found, GROW_SECONDS)
+            return
+        time.sleep(1)
 
 
 def _join(address: str) -> None:

@@ -7,6 +7,7 @@ glip finetune --data DIR --from MODEL --out DIR                       tune on yo
 glip odinw RUNS                                                       means over ODinW's data sets, of tuned models
 glip plan                                                             what labelling will take, before it is paid for
 glip inspect DIR                                                      look at Parquet shards of pseudo-labels
+glip manifest --shards DIR --out FILE                                 what DVC tracks in place of millions of pictures
 glip report                                                           the page of a run: numbers, curves, pictures
 glip score --protocol coco --annotations FILE --predictions FILE      COCO's or LVIS's numbers of a file of detections
 """
@@ -25,6 +26,7 @@ COMMANDS = {
     "export": "stages.export",
     "finetune": "stages.finetune",
     "inspect": "stages.inspect",
+    "manifest": "stages.manifest",
     "odinw": "stages.odinw",
     "plan": "stages.plan",
     "predict": "stages.predict",

@@ -5,8 +5,8 @@ published models and tunings; --dry-run says what a training comes to, with data
 
 python -m stages.train pretrain --params pipeline/training/recipes/glip_t_c.yaml --dry-run --images-per-s 1.62
 
-With --dev and train.evaluate_every (or evaluate_epochs) the model is judged while it trains: scores join the log, sample
-pictures lie in OUT/samples, the model that scored best in OUT/best. train.trackers follow along.
+With --dev and train.evaluate_every (or evaluate_epochs) the model is judged while it trains: scores join the log,
+sample pictures lie in OUT/samples, the model that scored best in OUT/best. train.trackers follow along.
 
 Run: python -m stages.train student --human data/records/human --pseudo-labels data/pseudo_labels \
     --teacher models/teacher --out models/student --metrics metrics/train_student.json --log plots/train_student.csv
@@ -115,6 +115,8 @@ def _lines(found: Outlook, images_per_s: float | None) -> Iterator[str]:
     yield f"length    {limit}{length}; {found.batch_size} pictures a step on {found.workers} workers"
     for i, (step, rate, decay) in enumerate(found.schedule):
         yield f"{'' if i else 'schedule':9} step {step:>9,}: learning rate {rate:g}, weight decay {decay:g}"
+    if found.may_stop:
+        yield f"{'':9} evaluations that bring no gain lower the rate further, and may end training earlier"
     hours = found.hours(images_per_s) if images_per_s else None
     if hours is not None:
         yield f"time      {hours:,.1f} h, {hours / 24:,.1f} days, at {images_per_s:g} images/s a worker"

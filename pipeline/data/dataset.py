@@ -28,7 +28,7 @@ def open_dataset(place: Place) -> pyarrow.dataset.Dataset:
         ShardError: the first one is broken.
     """
     shards = [place] if exists(place) else list_shards(place)
-    filesystem, paths = _arrow_filesystem(shards)
+    filesystem, paths = arrow_filesystem(shards)
     try:
         return pyarrow.dataset.dataset(paths, format=_checked_parquet(), filesystem=filesystem)
     except (pa.ArrowException, *READ_ERRORS) as error:
@@ -58,7 +58,8 @@ def _checked_parquet() -> pyarrow.dataset.ParquetFileFormat:
     return pyarrow.dataset.ParquetFileFormat(default_fragment_scan_options=options)
 
 
-def _arrow_filesystem(shards: list[Any]) -> tuple[pyarrow.fs.FileSystem, list[str]]:
+def arrow_filesystem(shards: list[Any]) -> tuple[pyarrow.fs.FileSystem, list[str]]:
+    """Return Arrow's file system for shards of one folder, and their paths in it."""
     first = shards[0]
     if isinstance(first, Path):
         return pyarrow.fs.LocalFileSystem(), [str(path) for path in shards]

@@ -168,11 +168,11 @@ def read_table(path: Place, columns: Sequence[str] | None = None) -> pa.Table:
     Raises:
         ShardError: the file is missing or broken, lacks a column, or has one that is not as its kind of records has it.
     """
-    with _shard_errors(path):
+    with shard_errors(path):
         # Every page carries a checksum: a flipped bit is an error and never a slightly different caption.
         file = pq.ParquetFile(read_source(path), page_checksum_verification=True)
         kind = _decode_metadata(file.metadata.metadata).get(KIND_KEY)
-        _check_columns(path, kind, file.schema_arrow, columns)
+        check_columns(path, kind, file.schema_arrow, columns)
         names = file.schema_arrow.names
         table = file.read(columns=None if columns is None else [column for column in columns if column in names])
         table.validate(full=True)
@@ -199,15 +199,21 @@ def read_annotations(path: Place, record_type: type[R]) -> list[R]:
     return [from_row(record_type, {**row, "image": {}}) for row in table.to_pylist()]
 
 
-def read_metadata(path: Place) -> dict[str, str]:
-    """Return the key-value metadata of a shard, reading its end alone; ShardError when it is missing or broken."""
+def read_end(path: Place) -> tuple[pq.FileMetaData, dict[str, str]]:
+    """Return what stands at the end of a shard, and its key-value metadata; ShardError when it is missing or broken."""
 
     def read() -> pq.FileMetaData:
         with path.open("rb") as file:
             return pq.read_metadata(file)
 
-    with _shard_errors(path):
-        return _decode_metadata(patiently(read, path).metadata)
+    with shard_errors(path):
+        end = patiently(read, path)
+        return end, _decode_metadata(end.metadata)
+
+
+def read_metadata(path: Place) -> dict[str, str]:
+    """Return the key-value metadata of a shard; as ``read_end``."""
+    return read_end(path)[1]
 
 
 def read_fingerprint(path: Place) -> str | None:
@@ -230,7 +236,7 @@ def rows_sha256(path: Place) -> str:
         ShardError: it is missing or broken.
     """
     found = read_metadata(path).get(ROWS_SHA256_KEY)
-    with _shard_errors(path):
+    with shard_errors(path):
         return found or patiently(lambda: file_sha256(path), path)
 
 
@@ -279,7 +285,7 @@ def from_row(record_type: type[R], row: Mapping[str, Any]) -> R:
 
 
 @contextmanager
-def _shard_errors(path: Place) -> Iterator[None]:
+def shard_errors(path: Place) -> Iterator[None]:
     """Turn what Arrow raises about a file into ShardErrors."""
     try:
         yield
@@ -303,7 +309,8 @@ def storage_errors(path: Place) -> Iterator[None]:
         ) from error
 
 
-def _check_columns(path: Place, kind: str | None, found: pa.Schema, columns: Sequence[str] | None) -> None:
+def check_columns(path: Place, kind: str | None, found: pa.Schema, columns: Sequence[str] | None) -> None:
+    """See that a shard has the columns, each of the type that its kind of records has; ShardError otherwise."""
     promised = next((SCHEMAS[record_type] for record_type, name in KIND.items() if name == kind), pa.schema([]))
     for column in found.names if columns is None else columns:
         if column not in found.names:
@@ -318,6 +325,7 @@ def _check_columns(path: Place, kind: str | None, found: pa.Schema, columns: Seq
 
 
 def _decode_metadata(metadata: Mapping[bytes, bytes] | None) -> dict[str, str]:
+    """Return key-value metadata as text, without Arrow's own."""
     return {key.decode(): value.decode() for key, value in (metadata or {}).items() if key != b"ARROW:schema"}
 
 

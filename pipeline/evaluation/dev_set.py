@@ -17,6 +17,7 @@ from glip_model.predictor import GLIPPredictor
 from pipeline.config import EvaluateConfig
 from pipeline.data.records import DetectionRecord
 from pipeline.data.shards import read_metadata, read_shard, shard_name, write_shard
+from pipeline.data.storage import Place
 from pipeline.errors import MissingInputError
 from pipeline.evaluation.benchmark import TASKS, Benchmark, list_benchmarks, predict_shard, predictions_of
 from pipeline.evaluation.predictions import Predictions, read_predictions, write_predictions
@@ -71,7 +72,8 @@ class DevSet:
 
 def _first_rows(benchmark: Benchmark, rows: int, folder: Path) -> Benchmark:
     """Return a benchmark of the first rows; a shard that is cut is written to ``folder``."""
-    shards, counts = [], []
+    shards: list[Place] = []
+    counts: list[int] = []
     for number, (path, count) in enumerate(zip(benchmark.shards, benchmark.rows, strict=True)):
         left = min(count, rows - sum(counts))
         if left < count and left > 0:

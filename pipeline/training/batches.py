@@ -1,13 +1,15 @@
-"""The batches of a training: what every step shows, made ahead in a thread.
+"""The batches of a training: what every step shows.
 
 Every choice is a function of the seed and of the step's or the sample's number.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import closing
+from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -18,15 +20,16 @@ from glip_model.config import GLIPConfig
 from glip_model.images import ImageError
 from glip_model.preprocess import collate
 from glip_model.structures import GroundingBatch, GroundingTarget
-from pipeline.config import RunConfig, TrainConfig
+from pipeline.config import RunConfig, SamplesConfig, TrainConfig
 from pipeline.errors import TrainingError
 from pipeline.training.augment import prepare_sample
-from pipeline.training.plan import group_by_orientation, plan_samples, sample_weights
-from pipeline.training.samples import SampleSource
+from pipeline.training.loading import load_ahead
+from pipeline.training.plan import SamplePlan, group_by_orientation, plan_samples, sample_weights
+from pipeline.training.samples import SampleSource, StreamedSource
+from pipeline.training.streaming import StreamPlan
 
 MAX_UNREADABLE_IN_A_ROW = 20
 """Rows tried in place of one whose picture cannot be read."""
-PREFETCHED_BATCHES = 3
 # What is random gets a stream of its own, so that none shifts when another draws more.
 SIZE_STREAM, SAMPLE_STREAM, MODEL_STREAM = 1, 2, 3
 
@@ -48,6 +51,10 @@ class TrainingBatch:
     """Of the rows that are shown."""
     segments: tuple[tuple[str, ...], ...]
     """Of the prompts, for the cached states of a frozen text encoder."""
+
+    def pin_memory(self) -> TrainingBatch:
+        """Copy the batch to memory from which a GPU fetches it beside other work."""
+        return replace(self, inputs=self.inputs.pin_memory())
 
 
 class BatchMaker:
@@ -88,23 +95,20 @@ class BatchMaker:
         self._tokenizer, self._seed, self._steps = tokenizer, seed, run.steps
         self._batch_size, self._share = batch_size, batch_size // worker.world_size
         self._offset = worker.rank * self._share
-        sizes = {name: len(source) for name, source in sources.items()}
-        self._plan = plan_samples(sizes, sample_weights(run, sizes), run.steps * batch_size, seed)
-        if config.samples.group_by_orientation:
-            self._plan = group_by_orientation(self._plan, sources, batch_size)
+        self._processes = config.loader_processes
+        self._plan = self._make_plan(run, config.samples)
         self.unreadable = 0
         """Pictures that could not be read so far, each replaced by another row."""
 
     def ahead(self, start: int) -> Iterator[TrainingBatch]:
-        """Yield the batches of the steps after ``start``, made ahead in a thread."""
-        with ThreadPoolExecutor(1) as pool:
-            pending = [
-                pool.submit(self.make, step) for step in range(start, min(start + PREFETCHED_BATCHES, self._steps))
-            ]
-            for step in range(start, self._steps):
-                batch = pending.pop(0).result()
-                if step + PREFETCHED_BATCHES < self._steps:
-                    pending.append(pool.submit(self.make, step + PREFETCHED_BATCHES))
+        """Yield the batches of the steps after ``start``, made ahead in a thread or in ``loader_processes``.
+
+        Raises:
+            TrainingError: too many pictures in a row cannot be read; or a loader process died.
+        """
+        with closing(load_ahead(self.try_make, range(start, self._steps), self._processes)) as made:
+            for batch, unreadable in made:
+                self.unreadable += unreadable
                 yield batch
 
     def make(self, step: int) -> TrainingBatch:
@@ -113,34 +117,65 @@ class BatchMaker:
         Raises:
             TrainingError: too many pictures in a row cannot be read.
         """
+        batch, unreadable = self.try_make(step)
+        self.unreadable += unreadable
+        return batch
+
+    def try_make(self, step: int) -> tuple[TrainingBatch, int]:
+        """Make this worker's share of a step and count, but do not add up, its pictures that could not be read."""
         first = step * self._batch_size + self._offset
         # One size for all workers of a step, so that none waits for a larger picture.
         sides = self._samples.short_sides
         short_side = sides[int(chance(self._seed, SIZE_STREAM, step).integers(len(sides)))]
         prepared = [self._prepare(number, short_side) for number in range(first, first + self._share)]
-        keys, images, prompts, targets = zip(*prepared, strict=True)
+        keys, images, prompts, targets, unreadable = zip(*prepared, strict=True)
         inputs = collate(images, prompts, size_divisor=self._model_config.size_divisor, targets=targets)
-        return TrainingBatch(inputs, keys, tuple(prompt.prompt.segments for prompt in prompts))
+        return TrainingBatch(inputs, keys, tuple(prompt.prompt.segments for prompt in prompts)), sum(unreadable)
 
-    def _prepare(self, number: int, short_side: int) -> tuple[str, Tensor, TokenizedPrompt, GroundingTarget]:
-        """Make the sample of that number; a row whose picture cannot be read gives way to another of its source."""
-        name, row = self._plan[number]
+    def _make_plan(self, run: RunConfig, samples: SamplesConfig) -> SamplePlan | StreamPlan:
+        """Settle the order of rows: all of it, or how to find any place in it where the data streams."""
+        sizes = {name: len(source) for name, source in self._sources.items()}
+        weights = sample_weights(run, sizes)
+        streamed = {name: source for name, source in self._sources.items() if isinstance(source, StreamedSource)}
+        if not streamed:
+            plan = plan_samples(sizes, weights, run.steps * self._batch_size, self._seed)
+            return group_by_orientation(plan, self._sources, self._batch_size) if samples.group_by_orientation else plan
+        groups = {name: source.groups for name, source in streamed.items()}
+        streams = StreamPlan(groups, weights, self._batch_size, samples, self._seed)
+        lanes = streams.lanes_of(self._offset, self._share)
+        for source in streamed.values():
+            source.hold(math.ceil(samples.shuffle_window * lanes / samples.shuffle_lanes), lanes)
+        return streams
+
+    def _prepare(self, number: int, short_side: int) -> tuple[str, Tensor, TokenizedPrompt, GroundingTarget, int]:
+        """Make the sample of that number; a row that shows nothing or cannot be read gives way to another.
+
+        Returns:
+            Key, pixels, prompt, target, and how many pictures could not be read.
+        """
+        name, planned = self._plan[number]
         source, rng = self._sources[name], chance(self._seed, SAMPLE_STREAM, number)
-        for attempt in range(1, MAX_UNREADABLE_IN_A_ROW + 1):
+        unreadable = 0
+        for row in chain([planned], self._plan.stand_ins(number, len(source), rng)):
             sample = source.sample(row, rng)
+            if sample is None:
+                continue
             try:
                 prepared = prepare_sample(sample, rng, short_side, self._samples, self._model_config, self._tokenizer)
             except ImageError as error:
-                self.unreadable += 1
-                row = int(rng.integers(len(source)))
-                if attempt == MAX_UNREADABLE_IN_A_ROW:
+                unreadable += 1
+                if unreadable == MAX_UNREADABLE_IN_A_ROW:
                     raise TrainingError(
-                        f"{attempt} pictures of the {name} data in a row cannot be read; the last is {sample.key!r}: "
-                        f"{error.reason} ({error}); mend the pictures or run: dvc repro prepare"
+                        f"{unreadable} pictures of the {name} data in a row cannot be read; the last is "
+                        f"{sample.key!r}: {error.reason} ({error}); mend the pictures or run: dvc repro prepare"
                     ) from error
             else:
-                return (sample.key, *prepared)
-        raise AssertionError("the loop above returns or raises")
+                return (sample.key, *prepared, unreadable)
+        raise TrainingError(
+            f"no row of a whole window of the {name} data can be shown ({unreadable} pictures cannot be read, the "
+            "others were rejected or have no boxes); raise train.samples.shuffle_window, or look at the shards: glip "
+            "inspect"
+        )
 
 
 def chance(*path: int) -> np.random.Generator:

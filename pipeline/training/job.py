@@ -45,6 +45,7 @@ from pipeline.training.progress import Progress
 from pipeline.training.samples import make_sources
 from pipeline.training.trackers import Trackers
 from pipeline.training.tuning import freeze_for
+from pipeline.training.update import FLOAT32_MATMUL
 
 logger = logging.getLogger(__name__)
 
@@ -306,16 +307,22 @@ def _train_worker(name: str, config: Config, paths: Paths, board: Any, threads: 
     freeze_for(run, model)
     if torch.cuda.is_available():
         model.to(ray.train.torch.get_device())
+        torch.set_float32_matmul_precision(FLOAT32_MATMUL)
     sources = make_sources(paths.human, paths.pseudo_labels, run.mixture, config.train.samples, tokenizer)
     judge = None if validate is None else Judge(validate, tokenizer, paths.out, worker)
     trainer = Trainer(
         model, tokenizer, sources, config.train, run, config.seed, paths.checkpoints, worker=worker, judge=judge
     )
     trainer.run(report)
-    if worker.rank == 0:
-        save_whole(model, tokenizer, paths.out)
-        if config.train.optim.saved_weights == "raw" and trainer.take_average():
-            save_whole(model, tokenizer, paths.out / AVERAGE_FOLDER)
+    _save(trainer, tokenizer, worker, paths.out)
+    if config.train.optim.saved_weights == "raw" and trainer.take_average():
+        _save(trainer, tokenizer, worker, paths.out / AVERAGE_FOLDER)
+
+
+def _save(trainer: Trainer, tokenizer: Any, worker: Worker, out: Path) -> None:
+    model = trainer.whole_model()  # on every worker: what is spread over them comes together
+    if worker.rank == 0 and model is not None:
+        save_whole(model, tokenizer, out)
 
 
 def _pin(board: Any, entry: Progress) -> None:

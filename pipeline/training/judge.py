@@ -39,7 +39,7 @@ class Verdict:
     """What an evaluation found."""
 
     score: float
-    """Mean of the scores, which schedules and the choice of the best go by; NaN where there are none. On all workers."""
+    """Mean of the scores, which schedules and the choice of the best go by, on all workers; NaN without scores."""
     scores: Mapping[str, float]
     """Of the first worker; others have none."""
     pictures: tuple[str, ...] = ()
@@ -63,7 +63,7 @@ class Judge:
 
     def __call__(self, step: int, updater: Updater) -> Verdict:
         """Evaluate the model after so many steps; all workers must call it, and wait for the first one."""
-        found = self._judged(step, updater) if self._worker.rank == 0 else Verdict(math.nan, {})
+        found = self._judged(step, updater)
         if self._worker.world_size > 1:
             score = torch.tensor(found.score, device=next(updater.model.parameters()).device, dtype=torch.float64)
             dist.broadcast(score, 0)
@@ -74,6 +74,8 @@ class Judge:
         samples = self._out / SAMPLES_FOLDER / f"step-{step:08d}"
         try:
             model = updater.model_to_judge()
+            if model is None:
+                return Verdict(math.nan, {})
             scores = self._validate(model, self._tokenizer, samples)
             score = fmean(scores.values()) if scores else math.nan
             if score > self.best:

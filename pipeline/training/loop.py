@@ -62,8 +62,8 @@ class Trainer:
         self._batches = BatchMaker(sources, config, run, model.config, tokenizer, seed, self.worker)
         is_text_frozen = not any(parameter.requires_grad for parameter in model.text_encoder.parameters())
         self._text_states = TextStateCache(model.text_encoder, tokenizer) if is_text_frozen else None
-        self._updater = Updater(model, config.optim, run.steps, self.worker.world_size)
         self._fingerprint = _fingerprint(config, run, seed, sources, model)
+        self._updater = Updater(model, config.optim, run.steps, config.distribution, config.compile)
         self._judge = judge
         self._history: list[Progress] = []
 
@@ -71,8 +71,8 @@ class Trainer:
         """Train to the end, from the newest checkpoint where there is one.
 
         Args:
-            report: called every ``log_every`` steps, after every evaluation and after the last step; a resumed training first repeats the
-                reports of the steps that it need not do again.
+            report: called every ``log_every`` steps, after every evaluation and after the last step; a resumed training
+                first repeats the reports of the steps that it need not do again.
 
         Raises:
             TrainingError: the gradient was not finite, or pictures were unreadable, too many times in a row.
@@ -116,12 +116,16 @@ class Trainer:
         """Give the model the moving average of its weights; return False where there is none."""
         return self._updater.take_average()
 
+    def whole_model(self) -> GLIP | None:
+        """Return the model with all of its weights on the first worker; all workers must call it."""
+        return self._updater.whole_model()
+
     def _inputs(self, made: TrainingBatch) -> GroundingBatch:
         """Move a batch to the model; the states of a frozen text encoder, which encodes every string once, join it."""
         batch = made.inputs
         if self._text_states is not None:
             batch = replace(batch, text_states=nn.utils.rnn.pad_sequence(self._text_states(made.segments), True))
-        return batch.to(next(self.model.parameters()).device)
+        return batch.to(next(self.model.parameters()).device, non_blocking=True)
 
     def _progress(self, step: int, window: Window) -> Progress:
         steps, seconds = step - window.start, time.monotonic() - window.began

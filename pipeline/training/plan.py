@@ -6,15 +6,15 @@ on who loads the data.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.config import RunConfig
 from pipeline.data.shards import list_shards, read_repeat, read_table
+from pipeline.data.storage import Place
 from pipeline.errors import TrainingError
 from pipeline.training.samples import SampleSource, has_boxes
 
@@ -41,8 +41,13 @@ class SamplePlan:
         """Return source and row of a sample."""
         return self.names[self.sources[number]], int(self.rows[number])
 
+    def stand_ins(self, number: int, size: int, rng: np.random.Generator) -> Iterator[int]:
+        """Yield rows in place of a sample's: any of its source's ``size`` rows, without end."""
+        while True:
+            yield int(rng.integers(size))
 
-def count_rows(human: Path, pseudo: Path | None, mixture: Mapping[str, float]) -> dict[str, int]:
+
+def count_rows(human: Place, pseudo: Place | None, mixture: Mapping[str, float]) -> dict[str, int]:
     """Count the usable rows, repeats included, of the sources that have weight; the pictures are not read.
 
     Raises:
@@ -74,6 +79,15 @@ def with_steps(run: RunConfig, sizes: Mapping[str, int], batch_size: int) -> Run
     return replace(run, steps=max(1, round(run.epochs * rows / batch_size)), epochs=0.0)
 
 
+def weighted_names(sizes: Mapping[str, int], weights: Mapping[str, float]) -> list[str]:
+    """Return the sources with weight, sorted; raise TrainingError where one of them has no rows."""
+    chosen = sorted(name for name, weight in weights.items() if weight > 0)
+    for name in chosen:
+        if not sizes.get(name):
+            raise TrainingError(f"mixture gives {name!r} weight {weights[name]}, but it has no usable rows")
+    return chosen
+
+
 def plan_samples(sizes: Mapping[str, int], weights: Mapping[str, float], total: int, seed: int) -> SamplePlan:
     """Decide which row of which source every sample shows.
 
@@ -83,10 +97,7 @@ def plan_samples(sizes: Mapping[str, int], weights: Mapping[str, float], total: 
     Raises:
         TrainingError: a source with weight has no rows.
     """
-    chosen = sorted(name for name, weight in weights.items() if weight > 0)
-    for name in chosen:
-        if not sizes.get(name):
-            raise TrainingError(f"mixture gives {name!r} weight {weights[name]}, but it has no usable rows")
+    chosen = weighted_names(sizes, weights)
     shares = np.array([weights[name] for name in chosen], dtype=np.float64)
     # Golden-ratio steps visit the unit interval evenly: every stretch of samples has the mixture's proportions.
     positions = (np.arange(total) * 0.6180339887498949) % 1.0

@@ -1,7 +1,7 @@
 """Experiment trackers that follow a training: TensorBoard, DVCLive, Weights & Biases, MLflow.
 
-They run in the driver. What they keep on disk lies in ``OUT/tracking``, with the names of the runs and the last step, so
-that a training that goes on continues the same runs and repeats no step. A tracker that fails is left out from there on:
+They run in the driver. What they keep on disk lies in ``OUT/tracking``, with the names of the runs and the last step:
+a training that goes on continues the same runs and repeats no step. A tracker that fails is left out from there on, as
 training is worth more than its log.
 """
 
@@ -14,7 +14,7 @@ import logging
 import math
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -63,7 +63,7 @@ class Trackers:
         is_resumed: the training goes on where an earlier one was interrupted, if that had the same settings.
 
     Raises:
-        ConfigError: a package is not installed.
+        ConfigError: a package is not installed, or its tracker does not start.
     """
 
     def __init__(
@@ -85,7 +85,10 @@ class Trackers:
         self._trackers: dict[str, Tracker] = {}
         for each in names:
             (folder / each).mkdir(parents=True, exist_ok=True)
-            self._trackers[each] = _KINDS[each](folder / each, name, settings, ids.get(each, ""))
+            try:
+                self._trackers[each] = _KINDS[each](folder / each, name, settings, ids.get(each, ""))
+            except Exception as error:  # a package's own, of any kind: nobody is logged in, or no server answers
+                raise ConfigError(f"train.trackers names {each}, which does not start: {error}") from error
         if names:
             self._write_state()
 
@@ -237,7 +240,12 @@ class MLflow:
         self._client.set_terminated(self.run_id)
 
 
-_KINDS = {"tensorboard": TensorBoard, "dvclive": DVCLive, "wandb": WandB, "mlflow": MLflow}
+_KINDS: dict[str, Callable[[Path, str, Mapping[str, Any], str], Tracker]] = {
+    "tensorboard": TensorBoard,
+    "dvclive": DVCLive,
+    "wandb": WandB,
+    "mlflow": MLflow,
+}
 
 
 def _plain(value: Any) -> Any:

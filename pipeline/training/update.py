@@ -5,18 +5,27 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, Literal
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch.distributed.tensor import DTensor
 
 from glip_model.glip import GLIP
 from glip_model.losses import GroundingCriterion
 from glip_model.structures import GroundingBatch
 from pipeline.config import OptimConfig
 from pipeline.errors import TrainingError
+from pipeline.training.distribution import (
+    compile_layers,
+    distribute,
+    exchange_gradients,
+    gather,
+    is_spread,
+    spread,
+    spread_optimizer,
+)
 from pipeline.training.optim import (
     Plateau,
     WeightAverage,
@@ -26,6 +35,8 @@ from pipeline.training.optim import (
     weight_decay_factor,
 )
 
+FLOAT32_MATMUL = "high"
+"""TensorFloat-32 for float32 matrix products on a GPU; "highest" computes them in float32."""
 MAX_SKIPPED_IN_A_ROW = 10
 """Steps with a gradient that is not finite before training gives up."""
 
@@ -37,15 +48,27 @@ class Updater:
         model: with its starting weights; its device is where training runs.
         config: of the optimiser.
         steps: of the whole training.
-        world_size: processes that train this model together; torch.distributed must run when there are several.
+        distribution: what the processes of torch.distributed share, where it runs.
+        compiled: compile the layers of the model.
     """
 
-    def __init__(self, model: GLIP, config: OptimConfig, steps: int, world_size: int = 1) -> None:
+    def __init__(
+        self,
+        model: GLIP,
+        config: OptimConfig,
+        steps: int,
+        distribution: Literal["ddp", "fsdp"] = "ddp",
+        compiled: bool = False,
+    ) -> None:
         self.model, self._config, self._steps = model, config, steps
         self.criterion = GroundingCriterion(model.config)
-        self.wrapped: nn.Module = model if world_size == 1 else DistributedDataParallel(model)
+        self._half = torch.bfloat16 if config.bf16 else torch.float16 if config.fp16 else None
+        if compiled:
+            compile_layers(model)
+        self.wrapped = distribute(model, distribution, self._half)
         self.optimizer = make_optimizer(model, config)
         self._scheduler = make_scheduler(self.optimizer, config, steps)
+        self._scaler = torch.amp.GradScaler(next(model.parameters()).device.type, enabled=config.fp16)
         self._plateau = Plateau(config) if config.schedule == "plateau" else None
         self._average = WeightAverage(model, config.ema_decay) if config.ema_decay else None
         self.skipped = self._skipped_in_a_row = 0
@@ -68,11 +91,15 @@ class Updater:
         """
         self.optimizer.zero_grad(set_to_none=True)
         losses = self.backward(batch)
+        self._scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(
             [p for p in self.model.parameters() if p.requires_grad], self._config.max_grad_norm or math.inf
         )
+        whole_norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        # All figures at once: a GPU is waited for a single time a step.
+        norm_value, *values = torch.stack([whole_norm, *losses.values()]).tolist()
         # Gradients are averaged over the workers already, so a bad one is seen by all of them alike.
-        is_finite = bool(torch.isfinite(norm))
+        is_finite = math.isfinite(norm_value)
         if not is_finite:
             self.optimizer.zero_grad(set_to_none=True)  # the optimiser passes over parameters without gradients
         set_weight_decay(self.optimizer, weight_decay_factor(self._config, self._scheduler.last_epoch, self._steps))
@@ -82,22 +109,23 @@ class Updater:
         if not is_finite:
             self._skip(keys)
             return None
+        self._scaler.update()
         self._skipped_in_a_row = 0
         if self._average is not None:
             self._average.update(self.model)
-        return {name: float(value) for name, value in losses.items()}
+        return dict(zip(losses, values, strict=True))
 
     def backward(self, batch: GroundingBatch) -> dict[str, Tensor]:
         """Compute gradients, part by part where they are accumulated; return the losses, means over the parts."""
         parts = batch.split(self._config.accumulate)
         sums: dict[str, Tensor] = {}
         for number, part in enumerate(parts, 1):
-            with self._gradients_exchanged(is_last=number == len(parts)):
-                with torch.autocast(part.pixel_values.device.type, torch.bfloat16, self._config.bf16):
-                    output = self.wrapped(part)
-                losses = self.criterion(output, part)
-                total = torch.stack(list(losses.values())).sum() / len(parts)
-                torch.autograd.backward(total)
+            exchange_gradients(self.wrapped, wanted=number == len(parts))
+            with torch.autocast(part.pixel_values.device.type, self._half, self._half is not None):
+                output = self.wrapped(part)
+            losses = self.criterion(output, part)
+            total = torch.stack(list(losses.values())).sum() / len(parts)
+            torch.autograd.backward(self._scaler.scale(total))
             for name, value in {**losses, "loss": total * len(parts)}.items():
                 sums[name] = sums.get(name, 0) + value.detach() / len(parts)
         return sums
@@ -110,11 +138,15 @@ class Updater:
         self._lower_rates()
         return is_over
 
-    def model_to_judge(self) -> GLIP:
-        """Return a copy of the model as it would be saved now; the one that trains is not touched."""
-        judged = copy.deepcopy(self.model)
-        if self._average is not None and self._config.saved_weights == "average":
-            self._average.copy_to(judged)
+    def model_to_judge(self) -> GLIP | None:
+        """Return a copy of the model as it would be saved now on the first worker; all workers must call it."""
+        is_average = self._average is not None and self._config.saved_weights == "average"
+        shadow = self._average.state_dict()["shadow"] if self._average is not None and is_average else {}
+        is_first = not dist.is_initialized() or dist.get_rank() == 0
+        judged = self.whole_model() if is_spread(self.model) else copy.deepcopy(self.model) if is_first else None
+        if judged is not None:
+            judged.load_state_dict(shadow, strict=False)
+            judged.to(next(self.model.parameters()).device)
         return judged
 
     def take_average(self) -> bool:
@@ -123,12 +155,30 @@ class Updater:
             self._average.copy_to(self.model)
         return self._average is not None
 
+    def whole_model(self) -> GLIP | None:
+        """Return the model with all of its weights; all workers must call it.
+
+        Where the weights are spread over the workers, that is a copy on the first worker's CPU, and None elsewhere.
+        """
+        if not is_spread(self.model):
+            return self.model
+        state = gather(self.model.state_dict())
+        if dist.get_rank() > 0:
+            return None
+        whole = GLIP(self.model.config)
+        whole.load_state_dict(state)
+        return whole
+
     def state_dict(self) -> dict[str, Any]:
-        """Return what ``load_state_dict`` takes."""
+        """Return what ``load_state_dict`` takes, however many workers there are and whatever they share.
+
+        All workers must call it; where weights are spread over them, the first one gets the state.
+        """
         return {
-            "model": trained_state(self.model),
-            "optimizer": self.optimizer.state_dict(),
+            "model": gather(trained_state(self.model)),
+            "optimizer": gather(self.optimizer.state_dict()),
             "scheduler": self._scheduler.state_dict(),
+            "scaler": self._scaler.state_dict(),
             "plateau": None if self._plateau is None else self._plateau.state_dict(),
             "average": None if self._average is None else self._average.state_dict(),
             "skipped": self.skipped,
@@ -136,21 +186,18 @@ class Updater:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where the state was taken."""
-        self.model.load_state_dict(state["model"], strict=False)  # a frozen text encoder is not among it
-        self.optimizer.load_state_dict(state["optimizer"])
+        """Go on where the state was taken; every worker passes all of it."""
+        own = self.model.state_dict()
+        weights = {name: spread(value, own[name]) for name, value in state["model"].items()}
+        self.model.load_state_dict(weights, strict=False)  # a frozen text encoder is not among it
+        self.optimizer.load_state_dict(spread_optimizer(state["optimizer"], self.optimizer))
         self._scheduler.load_state_dict(state["scheduler"])
+        self._scaler.load_state_dict(state["scaler"])
         if self._plateau is not None:
             self._plateau.load_state_dict(state["plateau"])
         if self._average is not None:
             self._average.load_state_dict(state["average"])
         self.skipped, self._skipped_in_a_row = state["skipped"], state["skipped_in_a_row"]
-
-    def _gradients_exchanged(self, is_last: bool) -> AbstractContextManager[None]:
-        """Let workers exchange their gradients once a step, after its last part."""
-        if is_last or not isinstance(self.wrapped, DistributedDataParallel):
-            return nullcontext()
-        return self.wrapped.no_sync()
 
     def _lower_rates(self) -> None:
         if self._plateau is not None:
@@ -159,7 +206,9 @@ class Updater:
 
     def _skip(self, keys: Sequence[str]) -> None:
         self.skipped += 1
-        self._skipped_in_a_row += 1
+        # Until the scale of the losses has come down to 1, overflows are its search for a value and no fault of theirs.
+        self._skipped_in_a_row += self._scaler.get_scale() <= 1
+        self._scaler.update()
         if self._skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
             raise TrainingError(
                 f"the gradient was not finite {self._skipped_in_a_row} steps in a row; lower train.optim.learning_rate "

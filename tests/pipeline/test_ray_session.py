@@ -19,7 +19,8 @@ from ray.cluster_utils import Cluster
 
 from pipeline.data.records import GroundingRecord
 from pipeline.data.shards import list_shards, read_shard
-from pipeline.ray_session import share_cluster
+from pipeline.errors import ConfigError
+from pipeline.ray_session import ray_session, share_cluster
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -108,3 +109,40 @@ def test_a_cluster_that_is_not_there_is_named_at_once(tmp_path: Path) -> None:
         )
     assert done.returncode == 2
     assert f"error: RAY_ADDRESS={address}: no Ray cluster answers there" in done.stderr
+
+
+@pytest.mark.parametrize("text", ["8", '{"GPU": 0}', '{"GPU": "8"}', "GPU"])
+def test_wanted_resources_that_are_none_are_refused(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ray.is_initialized", lambda: False)  # a Ray of other tests may be running
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    monkeypatch.setenv("GLIP_RESOURCES", text)
+    with pytest.raises(ConfigError, match=r"GLIP_RESOURCES=.*expected whole numbers"), ray_session():
+        pass
+
+
+GROW = """
+import ray
+from ray.experimental.internal_kv import _internal_kv_get
+from pipeline.ray_session import ray_session, share_cluster
+with ray_session():
+    share = share_cluster(4)
+    print("SHARE", share.workers, share.gpus, _internal_kv_get("autoscaler_resource_request"))
+"""
+
+
+def test_the_work_is_divided_when_the_machines_have_come() -> None:
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    try:
+        environment = os.environ | {"RAY_ADDRESS": cluster.address, "GLIP_RESOURCES": '{"GPU": 2}'}
+        stage = subprocess.Popen(
+            [sys.executable, "-c", GROW], cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True
+        )
+        cluster.add_node(num_cpus=1, num_gpus=1)
+        with pytest.raises(subprocess.TimeoutExpired):
+            stage.communicate(timeout=10)  # it waits for the second one
+        cluster.add_node(num_cpus=1, num_gpus=1)
+        output, _ = stage.communicate(timeout=60)
+    finally:
+        cluster.shutdown()
+    assert "SHARE 2 1" in output
+    assert output.count('"GPU": 1') == 2  # what an autoscaler is asked for

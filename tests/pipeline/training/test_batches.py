@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import threading
+import gc
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pytest
 import torch
+from upath import UPath
 
 from pipeline.config import RunConfig, TrainConfig
 from pipeline.data.records import ImageRef
 from pipeline.errors import TrainingError
-from pipeline.training import batches
 from pipeline.training.batches import BatchMaker, TrainingBatch, Worker
 from pipeline.training.samples import make_sources
 
@@ -31,9 +33,15 @@ def make_batches(human: Path, tiny: SimpleNamespace, tokenizer: Any, train_confi
         worker: Worker | None = None,
         steps: int = 6,
         sides: tuple[int, ...] = (64,),
+        processes: int = 0,
+        **samples: Any,
     ) -> BatchMaker:
         run = RunConfig(init="pretrained", steps=steps, mixture=mixture or {"detection": 1.0, "grounding": 1.0})
-        config = replace(train_config, samples=replace(train_config.samples, short_sides=sides))
+        config = replace(
+            train_config,
+            samples=replace(train_config.samples, short_sides=sides, **samples),
+            loader_processes=processes,
+        )
         sources = make_sources(folder, None, run.mixture, config.samples, tokenizer)
         return BatchMaker(sources, config, run, tiny.model_config(), tokenizer, seed, worker or Worker())
 
@@ -44,34 +52,64 @@ def same(a: TrainingBatch, b: TrainingBatch) -> bool:
     return (a.keys, a.segments) == (b.keys, b.segments) and torch.equal(a.inputs.pixel_values, b.inputs.pixel_values)
 
 
-def test_batches_made_ahead_are_those_of_the_steps(make_batches: Make) -> None:
-    ahead = list(make_batches().ahead(2))
-    maker = make_batches()
-    assert len(ahead) == 4
+STREAMED = {"shuffle_window": 6, "shuffle_lanes": 2}
+
+
+@pytest.fixture
+def many_shards(tmp_path: Path, tiny: SimpleNamespace) -> Path:
+    """Write shards of three rows; every fourth grounding row was rejected."""
+    folder = tmp_path / "many"
+    for number in range(4):
+        keys = range(3 * number, 3 * number + 3)
+        tiny.write_detection(
+            folder / "detection", [tiny.detection_record(f"d{i}", ["apple"], i) for i in keys], number=number
+        )
+        rows = [tiny.grounding_record(f"g{i}", ["sea", "coal"], i) for i in keys]
+        rows = [
+            replace(row, reject_reason="no_boxes") if i % 4 == 0 else row for i, row in zip(keys, rows, strict=True)
+        ]
+        tiny.write_grounding(folder / "grounding", rows, number=number)
+    return folder
+
+
+@pytest.mark.parametrize(("processes", "samples"), [(0, {}), (0, STREAMED), (2, {}), (2, STREAMED)])
+def test_batches_made_ahead_are_those_of_the_steps(
+    make_batches: Make, many_shards: Path, processes: int, samples: dict[str, int]
+) -> None:
+    ahead = list(make_batches(many_shards, steps=7, processes=processes, **samples).ahead(2))
+    maker = make_batches(many_shards, steps=7, **samples)
+    assert len(ahead) == 5
     for step, batch in enumerate(ahead, 2):
         assert same(batch, maker.make(step))
 
 
-def test_batches_are_made_while_another_is_used(make_batches: Make) -> None:
-    maker = make_batches()
-    threads: list[threading.Thread] = []
-    original = maker.make
-    maker.make = lambda step: threads.append(threading.current_thread()) or original(step)  # type: ignore[method-assign]
-    batches_ahead = maker.ahead(0)
-    next(batches_ahead)
-    batches_ahead.close()
-    assert 1 <= len(threads) <= 1 + batches.PREFETCHED_BATCHES
-    assert threading.main_thread() not in threads
+def test_streamed_rows_come_once_a_pass_and_rejected_ones_never(make_batches: Make, many_shards: Path) -> None:
+    maker = make_batches(many_shards, {"detection": 1.0}, **STREAMED)
+    for first in (0, 3):
+        shown = [key for step in range(first, first + 3) for key in maker.make(step).keys]
+        assert sorted(shown) == sorted(f"d{i}" for i in range(12))
+    maker = make_batches(many_shards, {"grounding": 1.0}, **STREAMED)
+    shown = [key for step in range(3) for key in maker.make(step).keys]
+    assert set(shown) == {f"g{i}" for i in range(12) if i % 4}
 
 
-def test_order_depends_on_the_seed(make_batches: Make) -> None:
-    assert same(make_batches().make(1), make_batches().make(1))
-    assert not same(make_batches().make(1), make_batches(seed=1).make(1))
+def test_window_without_a_usable_row_is_an_error(make_batches: Make, tmp_path: Path, tiny: SimpleNamespace) -> None:
+    rows = [replace(tiny.grounding_record(f"g{i}", ["sea"]), reject_reason="no_boxes") for i in range(4)]
+    tiny.write_grounding(tmp_path / "grounding", rows)
+    with pytest.raises(TrainingError, match="no row of a whole window of the grounding data can be shown"):
+        make_batches(tmp_path, {"grounding": 1.0}, shuffle_window=4).make(0)
 
 
-def test_workers_divide_the_batch(make_batches: Make) -> None:
-    whole = make_batches().make(3)
-    halves = [make_batches(worker=Worker(rank, 2)).make(3) for rank in range(2)]
+@pytest.mark.parametrize("samples", [{}, STREAMED], ids=["in memory", "streamed"])
+def test_order_depends_on_the_seed(make_batches: Make, samples: dict[str, int]) -> None:
+    assert same(make_batches(**samples).make(1), make_batches(**samples).make(1))
+    assert not same(make_batches(**samples).make(1), make_batches(seed=1, **samples).make(1))
+
+
+@pytest.mark.parametrize("samples", [{}, STREAMED], ids=["in memory", "streamed"])
+def test_workers_divide_the_batch(make_batches: Make, samples: dict[str, int]) -> None:
+    whole = make_batches(**samples).make(3)
+    halves = [make_batches(worker=Worker(rank, 2), **samples).make(3) for rank in range(2)]
     assert halves[0].keys + halves[1].keys == whole.keys
     assert halves[0].segments + halves[1].segments == whole.segments
     pixels = torch.cat([half.inputs.pixel_values for half in halves])
@@ -99,20 +137,55 @@ def test_unreadable_pictures_give_way_to_others_and_are_counted(
     rows[1] = replace(rows[1], image=ImageRef(bytes=b"no picture"))
     rows[4] = replace(rows[4], image=ImageRef(path=str(tmp_path / "gone.png")))
     tiny.write_detection(tmp_path / "detection", rows)
-    runs = []
-    for _ in range(2):
-        maker = make_batches(folder=tmp_path, mixture={"detection": 1.0})
-        runs.append([maker.make(step).keys for step in range(6)])
-        assert maker.unreadable >= 8  # 24 samples run four times through six rows, two of them bad
-    assert runs[0] == runs[1]
-    assert {key for keys in runs[0] for key in keys} == {"d0", "d2", "d3", "d5"}
+    maker = make_batches(folder=tmp_path, mixture={"detection": 1.0})
+    keys = [maker.make(step).keys for step in range(6)]
+    assert maker.unreadable >= 8  # 24 samples run four times through six rows, two of them bad
+    for processes in (0, 2):
+        ahead = make_batches(folder=tmp_path, mixture={"detection": 1.0}, processes=processes)
+        assert [batch.keys for batch in ahead.ahead(0)] == keys
+        assert ahead.unreadable == maker.unreadable
+    assert {key for step in keys for key in step} == {"d0", "d2", "d3", "d5"}
 
 
+@pytest.mark.parametrize("processes", [0, 1])
 def test_nothing_but_unreadable_pictures_is_an_error_that_names_one(
-    make_batches: Make, tmp_path: Path, tiny: SimpleNamespace
+    make_batches: Make, tmp_path: Path, tiny: SimpleNamespace, processes: int
 ) -> None:
     record = replace(tiny.detection_record("bad", ["apple"]), image=ImageRef(path=str(tmp_path / "gone.png")))
     tiny.write_detection(tmp_path / "detection", [record])
-    maker = make_batches(folder=tmp_path, mixture={"detection": 1.0})
-    with pytest.raises(TrainingError, match=r"20 pictures of the detection data in a row .* 'bad': image_missing"):
+    maker = make_batches(folder=tmp_path, mixture={"detection": 1.0}, processes=processes)
+    with pytest.raises(TrainingError, match=r"^20 pictures of the detection data in a row .* 'bad': image_missing"):
         next(maker.ahead(0))
+
+
+def test_shards_in_a_store_are_streamed(make_batches: Make, many_shards: Path, s3: Any) -> None:
+    s3.put(str(many_shards), "raw/records", recursive=True)
+    remote = make_batches(UPath("s3://raw/records"), processes=1, steps=3, **STREAMED)
+    local = make_batches(many_shards, steps=3, **STREAMED)
+    for step, batch in enumerate(remote.ahead(0)):
+        assert same(batch, local.make(step))
+
+
+def test_memory_does_not_grow_with_the_number_of_shards(
+    make_batches: Make, tmp_path: Path, tiny: SimpleNamespace
+) -> None:
+    record = tiny.detection_record("d", ["apple"])
+    noise = np.random.default_rng(0).bytes(100_000)  # behind the picture's end, where no decoder looks
+    peaks = []
+    for shards in (20, 60):  # more than are kept open
+        folder = tmp_path / str(shards)
+        for number in range(shards):
+            image = ImageRef(bytes=record.image.bytes + noise)
+            rows = [replace(record, key=f"{number} {i}", image=image) for i in range(4)]
+            tiny.write_detection(folder / "detection", rows, number=number)
+        before = pa.total_allocated_bytes()
+        maker = make_batches(folder, {"detection": 1.0}, steps=shards, shuffle_window=8)
+        held = []
+        for step in range(shards):
+            maker.make(step)
+            held.append(pa.total_allocated_bytes() - before)
+        peaks.append(max(held))
+        del maker
+        gc.collect()
+    assert peaks[0] > 1e6
+    assert peaks[1] < 1.1 * peaks[0]

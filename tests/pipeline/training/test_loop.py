@@ -132,8 +132,8 @@ def test_resumed_training_does_not_repeat_finished_steps(
     run_until(make_trainer(checkpoints=tmp_path), step=5)
     trainer = make_trainer(checkpoints=tmp_path)
     steps: list[int] = []
-    original = trainer._batches.make
-    monkeypatch.setattr(trainer._batches, "make", lambda step: steps.append(step) or original(step))
+    original = trainer._batches.try_make
+    monkeypatch.setattr(trainer._batches, "try_make", lambda step: steps.append(step) or original(step))
     with caplog.at_level(logging.INFO):
         trainer.run()
     assert steps == [4, 5]  # counted from 0: the steps after the checkpoint of step 4

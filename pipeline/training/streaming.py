@@ -1,0 +1,147 @@
+"""The plan of a training whose data streams: any sample's row is computed when it is asked for; nothing is stored.
+
+A batch is divided into lanes. Every pass over a source puts its shards in random order and cuts their rows, one after
+the other, into as many stretches as there are lanes; a lane walks along its stretch and shuffles the rows within
+windows. So a worker that makes some lanes of every batch reads the row groups of their stretches, in turn, and nothing
+else; and as lanes belong to the places of a batch and not to workers, the order is the same for any number of workers
+and of loader processes. The price: a row meets only those that lie near it, as shards were written, or beside it in
+other lanes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.config import SamplesConfig
+from pipeline.data.row_groups import Recent, RowGroups
+from pipeline.errors import TrainingError
+from pipeline.training.plan import weighted_names
+
+_CIRCLE = 1 << 64
+_GOLDEN = 0x9E3779B97F4A7C15
+"""The golden ratio's share of the circle: steps of it visit the circle evenly, in every stretch of steps."""
+_KEPT_ORDERS = 8
+_KEPT_WINDOWS = 1024
+
+
+class StreamPlan:
+    """Rows in the order of training, by windows of rows that lie together.
+
+    Args:
+        groups: of every source with weight, its row groups.
+        weights: how often samples come from each source, in proportion to one another.
+        batch_size: over all workers.
+        config: window and lanes.
+        seed: of the order.
+
+    Raises:
+        TrainingError: a source with weight has no rows, or fewer than there are lanes.
+    """
+
+    def __init__(
+        self,
+        groups: Mapping[str, RowGroups],
+        weights: Mapping[str, float],
+        batch_size: int,
+        config: SamplesConfig,
+        seed: int,
+    ) -> None:
+        self._groups, self._seed, self._batch_size = groups, seed, batch_size
+        self._lanes = config.shuffle_lanes
+        self._window = max(1, config.shuffle_window // self._lanes)
+        self._sizes = {name: int(found.rows.sum()) for name, found in groups.items()}
+        self._names = weighted_names(self._sizes, weights)
+        for name in self._names:
+            if self._sizes[name] < self._lanes:
+                raise TrainingError(
+                    f"the {name} data has {self._sizes[name]} rows, fewer than train.samples.shuffle_lanes "
+                    f"(={self._lanes}); lower it"
+                )
+        shares = np.array([weights[name] for name in self._names], dtype=np.float64)
+        edges = np.cumsum(shares / shares.sum())[:-1]
+        self._edges = [0, *(int(edge * _CIRCLE) for edge in edges), _CIRCLE]
+        self._orders = Recent(self._shuffle_shards, _KEPT_ORDERS)
+        self._permutations = Recent(self._shuffle_window, _KEPT_WINDOWS)
+
+    def __getitem__(self, number: int) -> tuple[str, int]:
+        """Return source and row of a sample."""
+        source, lane, turn = self._turn(number)
+        return self._names[source], self._row(source, lane, turn, 0)
+
+    def stand_ins(self, number: int, size: int, rng: np.random.Generator) -> Iterator[int]:
+        """Yield rows in place of a sample's: the others of its window, once each."""
+        source, lane, turn = self._turn(number)
+        for ahead in range(1, self._window_of(source, lane, turn)[3]):
+            yield self._row(source, lane, turn, ahead)
+
+    def lanes_of(self, first: int, count: int) -> int:
+        """Return how many lanes the places ``first`` to ``first + count`` of a batch belong to."""
+        width = self._batch_size // self._lanes
+        return (first + count - 1) // width - first // width + 1
+
+    def _turn(self, number: int) -> tuple[int, int, int]:
+        """Return source and lane of a sample, and how many samples of that source the lane had before."""
+        step, place = divmod(number, self._batch_size)
+        width = self._batch_size // self._lanes
+        lane, within = divmod(place, width)
+        turn = step * width + within
+        begin = lane * _CIRCLE // self._lanes  # spread, so that the lanes together keep to the mixture in every batch
+        position = (turn * _GOLDEN + begin) % _CIRCLE
+        source = next(i for i, edge in enumerate(self._edges[1:]) if position < edge)
+        before = [count_below(turn, begin, edge) for edge in self._edges[source : source + 2]]
+        return source, lane, before[1] - before[0]
+
+    def _window_of(self, source: int, lane: int, turn: int) -> tuple[int, int, int, int]:
+        """Return a turn's pass, window, place in the window and the window's number of rows."""
+        first, end = self._stretch(source, lane)
+        epoch, place = divmod(turn, end - first)
+        window, place = divmod(place, self._window)
+        return epoch, window, place, min(self._window, end - first - window * self._window)
+
+    def _stretch(self, source: int, lane: int) -> tuple[int, int]:
+        size = self._sizes[self._names[source]]
+        return lane * size // self._lanes, (lane + 1) * size // self._lanes
+
+    def _row(self, source: int, lane: int, turn: int, ahead: int) -> int:
+        """Return the row of a turn, or one so many places ahead of it, in the circle of its window."""
+        epoch, window, place, length = self._window_of(source, lane, turn)
+        shuffled = self._permutations[source, epoch, lane, window, length][(place + ahead) % length]
+        position = self._stretch(source, lane)[0] + window * self._window + int(shuffled)
+        order, ends = self._orders[source, epoch]
+        at = int(np.searchsorted(ends, position, side="right"))
+        groups = self._groups[self._names[source]]
+        group = order[at]
+        return int(groups.first_rows[group] + groups.rows[group] - ends[at]) + position
+
+    def _shuffle_shards(self, key: tuple[int, int]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return the groups in the order of a pass, those of a shard together, and the rows up to each one's end."""
+        source, epoch = key
+        groups = self._groups[self._names[source]]
+        shards = int(groups.shard_of[-1]) + 1
+        rank = np.random.default_rng([self._seed, source, epoch]).permutation(shards)
+        order = np.argsort(rank[groups.shard_of], kind="stable")
+        return order, np.cumsum(groups.rows[order])
+
+    def _shuffle_window(self, key: tuple[int, int, int, int, int]) -> NDArray[np.int32]:
+        *place, length = key
+        return np.random.default_rng([self._seed, *place]).permutation(length).astype(np.int32)
+
+
+def count_below(steps: int, begin: int, edge: int) -> int:
+    """Count the first steps of the golden ratio, from ``begin`` on, that lie below an edge of the circle."""
+    # A step lies below the edge where going on by the rest of the circle does not complete one more turn.
+    return steps - _turns(steps, begin + _CIRCLE - edge) + _turns(steps, begin)
+
+
+def _turns(steps: int, begin: int) -> int:
+    """Sum the full circles, of ``begin + i * _GOLDEN``, over i below ``steps``, as Euclid finds a common divisor."""
+    total, n, circle, step = 0, steps, _CIRCLE, _GOLDEN
+    while n > 0:
+        total += (n - 1) * n // 2 * (step // circle) + n * (begin // circle)
+        step, begin = step % circle, begin % circle
+        n, begin = divmod(step * n + begin, circle)
+        circle, step = step, circle
+    return total

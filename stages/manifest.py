@@ -1,0 +1,35 @@
+"""Write down what a folder of shards holds, for DVC to track in place of the shards: names, rows, bytes and hashes.
+
+The ends of the shards are read, and no picture. Two folders with equal shards have equal manifests.
+
+Run: python -m stages.manifest --shards s3://bucket/records/web --out manifests/web.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from pathlib import Path
+
+from pipeline.cli import run_stage, write_json
+from pipeline.data.manifest import describe_shards
+from pipeline.data.storage import to_place
+
+logger = logging.getLogger(__name__)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of this stage."""
+    parser.add_argument("--shards", required=True, help="folder or URL of Parquet shards")
+    parser.add_argument("--out", type=Path, required=True, help="JSON file")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Write the manifest."""
+    shards = describe_shards(to_place(args.shards))
+    write_json(args.out, {"shards": shards})
+    logger.info("manifest: %d shards, %d rows → %s", len(shards), sum(shard["rows"] for shard in shards), args.out)
+
+
+if __name__ == "__main__":
+    run_stage(__doc__, add_arguments, run)
