@@ -160,6 +160,11 @@ class Checkpoints:
         return {*names[-self._keep_last :], *best}
 
 
+def has_checkpoints(folder: Place) -> bool:
+    """Tell whether there are checkpoints, of this training or of another."""
+    return bool(_checkpoints(folder))
+
+
 def discard_checkpoints(folder: Place) -> None:
     """Remove all checkpoints, and the folder if nothing else is in it."""
     _keep(folder, set())

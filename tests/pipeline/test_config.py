@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from pipeline.config import RunConfig, extended_files, load_config
+from pipeline.config import RunConfig, extended_files, load_config, to_yaml
 from pipeline.errors import ConfigError, MissingInputError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -35,6 +35,13 @@ def test_shipped_params_load() -> None:
     config = load_config(ROOT / "params.yaml")
     assert set(config.train.runs) == {"teacher", "student", "control"}
     assert config.train.runs["student"].steps == config.train.runs["control"].steps
+
+
+@pytest.mark.parametrize("name", ["params.yaml", "pipeline/training/recipes/glip_l.yaml"])
+def test_settings_that_are_written_load_as_they_were(tmp_path: Path, name: str) -> None:
+    config = load_config(ROOT / name)
+    (tmp_path / "settings.yaml").write_text(to_yaml(config), encoding="utf-8")
+    assert load_config(tmp_path / "settings.yaml") == config
 
 
 @pytest.mark.parametrize(
