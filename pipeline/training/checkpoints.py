@@ -20,8 +20,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -37,7 +36,6 @@ _NAME = re.compile(r"step-(\d{8,})-([0-9a-f]{16})\.(pt|yaml|json)")
 _FINGERPRINT_CHARS = 16
 _FAILURES: tuple[type[Exception], ...] = (*READ_ERRORS, StorageError)
 """What writing may end with; torch.save tells that a disk is full by a RuntimeError, which is among them."""
-T = TypeVar("T", bound="Checkpoints")
 
 
 @dataclass(frozen=True)
@@ -68,12 +66,10 @@ class Checkpoints:
         self._thread = ThreadPoolExecutor(1, "checkpoints")
         self._writing: Future[None] | None = None
 
-    def __enter__(self: T) -> T:
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.wait()
 
     def save(self, step: int, fingerprint: str, state: dict[str, Any], score: float | None = None) -> None:

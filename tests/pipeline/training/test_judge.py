@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 from collections.abc import Callable, Mapping
@@ -137,6 +138,9 @@ def test_a_resumed_training_goes_on_with_its_scores(make_trainer: Make, tmp_path
     trainer = make_trainer(Scripted(50.0, 40.0, 45.0, Stop()), checkpoints=tmp_path / "c", **settings)
     with pytest.raises(Stop):
         trainer.run()
+    # The two last ones and the best.
+    manifests = [json.loads(path.read_text()) for path in sorted((tmp_path / "c").glob("step-*.json"))]
+    assert [(manifest["step"], manifest["score"]) for manifest in manifests] == [(1, 50.0), (2, 40.0), (3, 45.0)]
     resumed = make_trainer(Scripted(20.0, 10.0), checkpoints=tmp_path / "c", **settings)
     found = reports_of(resumed)
     for name in ("step", "losses", "learning_rate", "scores"):
