@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -31,7 +31,6 @@ class Bench:
     """A cluster, data and settings of one training on two of its nodes."""
 
     cluster: Any
-    nodes: list[Any]
     human: Path
     params: Path
     started: list[subprocess.Popen[str]] = field(default_factory=list)
@@ -60,6 +59,16 @@ class Bench:
             _, errors = process.communicate()
         assert process.returncode == 0, errors
         return errors
+
+    def replace_node(self) -> None:
+        """End a node as a power cut would, its daemon and everything that it started, and add another."""
+        node = next(iter(self.cluster.worker_nodes))
+        raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
+        for process in [raylet, *raylet.children(recursive=True)]:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        self.cluster.add_node(num_cpus=1)
+        self.cluster.remove_node(node, allow_graceful=False)
 
 
 def outcome(out: Path) -> tuple[list[tuple[str, str]], str]:
@@ -107,7 +116,7 @@ def bench(
     params = folder / "params.yaml"
     params.write_text(to_yaml(replace(config, train=train)), encoding="utf-8")
     with start_cluster(nodes=2) as cluster:
-        bench = Bench(cluster, sorted(cluster.worker_nodes, key=str), folder / "human", params)
+        bench = Bench(cluster, folder / "human", params)
         yield bench
         for process in bench.started:
             if process.poll() is None:
@@ -129,8 +138,7 @@ def test_worker_killed_and_then_a_node_with_its_worker(
     step = checkpoint_after(0, tmp_path / "checkpoints", process)
     workers()[-1].kill()
     checkpoint_after(step, tmp_path / "checkpoints", process)
-    bench.cluster.remove_node(bench.nodes.pop(), allow_graceful=False)
-    bench.nodes.append(bench.cluster.add_node(num_cpus=1))
+    bench.replace_node()
     printed = bench.end(process)
     assert printed.count("resuming after step") >= 2
     assert outcome(tmp_path) == undisturbed
