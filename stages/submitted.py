@@ -73,6 +73,7 @@ def _call(command: list[str], folder: Path) -> None:
     environment = os.environ | {
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
         "PYTHONPATH": str(folder),
+        "PYTHONUNBUFFERED": "1",  # or lines of the log come late
         "DVC_NO_ANALYTICS": "1",
     }
     status = subprocess.run(command, cwd=folder, env=environment, check=False).returncode
