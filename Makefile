@@ -29,7 +29,7 @@ seeds: $(READY) ## repeat the reproduction over three seeds and write metrics/se
 	$(BIN)/python -m stages.seeds --seeds 0 1 2 --out metrics/seeds.json
 
 test: check browser ## set up, check and test everything
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 browser: ## see that there is a Chromium for the tests of pages, which are skipped without
 	@for name in chromium chromium-browser google-chrome; do command -v $$name >/dev/null && exit 0; done; \
@@ -48,6 +48,7 @@ lock: $(READY) ## write requirements.lock anew from pyproject.toml
 bench: $(READY) ## speed and memory as ratios against named baselines (about an hour)
 	$(BIN)/python tests/benchmarks/data_speed.py
 	$(BIN)/python tests/benchmarks/loader_speed.py
+	$(BIN)/python tests/benchmarks/trainer_speed.py
 	$(BIN)/python tests/benchmarks/scoring_speed.py
 	$(BIN)/python tests/benchmarks/evaluate_speed.py
 	$(BIN)/python tests/benchmarks/model_speed.py

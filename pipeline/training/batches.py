@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
 
@@ -51,6 +51,10 @@ class TrainingBatch:
     """Of the rows that are shown."""
     segments: tuple[tuple[str, ...], ...]
     """Of the prompts, for the cached states of a frozen text encoder."""
+
+    def pin_memory(self) -> TrainingBatch:
+        """Copy the batch to memory from which a GPU fetches it beside other work."""
+        return replace(self, inputs=self.inputs.pin_memory())
 
 
 class BatchMaker:

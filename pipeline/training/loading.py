@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Generic, TypeVar
 
 import pyarrow as pa
+import torch
 from torch.utils.data import DataLoader, Dataset
 
 from pipeline.cli import quiet_libraries
@@ -50,6 +51,7 @@ def _in_processes(make: Callable[[int], T], numbers: Sequence[int], processes: i
         batch_size=None,
         num_workers=min(processes, len(numbers)),
         prefetch_factor=PREFETCHED,
+        pin_memory=torch.cuda.is_available(),  # by a thread; what is made needs a method of that name
         collate_fn=_as_it_is,
         worker_init_fn=_prepare_process,
         multiprocessing_context="spawn",

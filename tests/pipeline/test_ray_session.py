@@ -113,6 +113,7 @@ def test_a_cluster_that_is_not_there_is_named_at_once(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", ["8", '{"GPU": 0}', '{"GPU": "8"}', "GPU"])
 def test_wanted_resources_that_are_none_are_refused(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ray.is_initialized", lambda: False)  # a Ray of other tests may be running
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     monkeypatch.setenv("GLIP_RESOURCES", text)
     with pytest.raises(ConfigError, match=r"GLIP_RESOURCES=.*expected whole numbers"), ray_session():
