@@ -64,7 +64,7 @@ def _reproduce(targets: list[str], folder: Path, name: str) -> None:
     remote = has_remote(folder)
     _call([*dvc, "repro", *(["--pull"] if remote else []), *targets], folder)
     if remote:
-        _call([*dvc, "push", *(["--with-deps", *targets] if targets else [])], folder)
+        _call([*dvc, "push"], folder)
         send_results(folder, name)
 
 

@@ -90,6 +90,7 @@ def laptop(s3_variables: dict[str, str], tmp_path_factory: pytest.TempPathFactor
     params = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
     params["prepare"].update(rows_per_shard=4)
     params["prepare"]["embedded"].update(human_detection=8, human_grounding=8, web=8, dev=4, test=4)
+    params["train"]["num_workers"] = params["evaluate"]["num_actors"] = 1  # labelling has two, one a node
     params["train"]["optim"].update(batch_size=4)
     for run in params["train"]["runs"].values():
         run.update(steps=1)
