@@ -154,6 +154,18 @@ def finished(laptop: Laptop) -> str:
     return log
 
 
+def test_ctrl_c_leaves_the_job_alone_and_its_status_is_that_of_who_follows(laptop: Laptop) -> None:
+    work = "import time; print('at it', flush=True); time.sleep(3); exit(7)"
+    client = laptop.start("stages.glip", "submit", "--run", "short", "--", "python", "-c", work)
+    read_until(client, "at it")
+    client.send_signal(signal.SIGINT)
+    output, _ = client.communicate()
+    assert client.returncode == 130
+    assert "job short-1 goes on; see it: glip jobs --follow short-1; stop it: glip jobs --stop short-1" in output
+    assert "job short-1: failed" in laptop.call("stages.glip", "jobs", "--follow", "short-1", status=7)
+    assert "no job 'short-9'; the last ones: " in laptop.call("stages.glip", "jobs", "--stop", "short-9", status=2)
+
+
 def test_hashes_and_figures_come_home_and_dvc_finds_nothing_to_do(laptop: Laptop, finished: str) -> None:
     assert not (laptop.project / "data").exists()
     assert not (laptop.project / "models").exists()
@@ -201,15 +213,3 @@ def test_dvc_drives_the_cluster_and_a_changed_shard_is_labelled_alone(laptop: La
     assert log.count("1 of 2 shards were finished already") == 2  # phrases, labels
     after = json.loads(manifests.read_text())["shards"]
     assert [a == b for a, b in zip(before, after, strict=True)] == [True, False]
-
-
-def test_ctrl_c_leaves_the_job_alone_and_its_status_is_that_of_who_follows(laptop: Laptop) -> None:
-    work = "import time; print('at it', flush=True); time.sleep(3); exit(7)"
-    client = laptop.start("stages.glip", "submit", "--run", "short", "--", "python", "-c", work)
-    read_until(client, "at it")
-    client.send_signal(signal.SIGINT)
-    output, _ = client.communicate()
-    assert client.returncode == 130
-    assert "job short-1 goes on; see it: glip jobs --follow short-1; stop it: glip jobs --stop short-1" in output
-    assert "job short-1: failed" in laptop.call("stages.glip", "jobs", "--follow", "short-1", status=7)
-    assert "no job 'short-9'; the last ones: " in laptop.call("stages.glip", "jobs", "--stop", "short-9", status=2)
