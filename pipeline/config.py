@@ -147,7 +147,9 @@ class OptimConfig:
     warmup_steps: int
     decay_at: tuple[float, ...]
     """Shares of all steps at which the learning rate drops to a tenth (``schedule: steps``)."""
-    schedule: Literal["steps", "cosine"]
+    schedule: Literal["steps", "cosine", "plateau"]
+    """``plateau``: the learning rate drops to a tenth when evaluations of the dev set get no better, see the settings
+    that begin with plateau, and training stops before its last step when that is of no use any more."""
     max_grad_norm: float
     ema_decay: float
     """Decay of the moving average of the weights that is saved as the model; 0 saves the raw weights."""
@@ -164,6 +166,14 @@ class OptimConfig:
     weight_decay_drops: float = 0.0
     """Weight decay drops to a tenth at this share of the way to each of ``decay_at``, 0.667 as published for GLIP-L; 0
     keeps it."""
+    plateau_patience: int = 3
+    """Evaluations without gain that are put up with; the learning rate drops at the one after (``schedule: plateau``).
+    As published for few shots; 2 for all data."""
+    plateau_stop: int = 8
+    """Evaluations in a row that score below the best one before training stops; 0 never stops. As published for few
+    shots; 4 for all data."""
+    plateau_min_rate: float = 1e-6
+    """No learning rate drops below this, as published."""
     saved_weights: Literal["average", "raw"] = "average"
     """What is saved as the model where there is a moving average. ``raw``, as published, saves the average beside it,
     in the folder ``average``."""
@@ -178,6 +188,7 @@ class OptimConfig:
             raise ConfigError("bf16 and fp16 are both true; set one of them to false")
         _check_range(self, 0, None, "learning_rate", "text_learning_rate", "backbone_learning_rate", "weight_decay")
         _check_range(self, 0, None, "warmup_steps", "max_grad_norm")
+        _check_range(self, 0, None, "plateau_patience", "plateau_stop", "plateau_min_rate")
         _check_range(self, 0, 1, "ema_decay")
 
 
@@ -277,6 +288,17 @@ class TrainConfig:
     checkpoint_every: int
     """Optimiser steps between checkpoints from which an interrupted run resumes."""
     log_every: int
+    evaluate_every: int = 0
+    """Optimiser steps between evaluations of the dev set; 0 evaluates never, or by ``evaluate_epochs``."""
+    evaluate_epochs: float = 0.0
+    """The same in passes over the data, for runs that are given in epochs; 1 as published for ODinW."""
+    evaluate_rows: int = 500
+    """Rows of each benchmark of the dev set that are asked about, from the first on. One worker does it; the others
+    wait, half an hour at most."""
+    sample_pictures: int = 4
+    """Pictures of each benchmark that are drawn at every evaluation, labelled boxes beside those found."""
+    trackers: tuple[Literal["tensorboard", "dvclive", "wandb", "mlflow"], ...] = ()
+    """Experiment trackers that follow the training; the packages of the same names must be installed."""
     distribution: Literal["ddp", "fsdp"] = "ddp"
     """What several workers share: ``ddp`` their gradients; ``fsdp`` weights, gradients and optimiser state as well, so
     that each holds a part. The losses are the same; checkpoints of one continue with the other."""
@@ -288,12 +310,20 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         """Check ranges."""
-        _check_range(self, 1, None, "num_workers", "checkpoint_every", "log_every")
-        _check_range(self, 0, None, "loader_processes")
+        _check_range(self, 1, None, "num_workers", "checkpoint_every", "log_every", "evaluate_rows")
+        _check_range(self, 0, None, "loader_processes", "evaluate_every", "evaluate_epochs", "sample_pictures")
         if self.optim.batch_size % self.samples.shuffle_lanes:
             raise ConfigError(
                 f"samples.shuffle_lanes (={self.samples.shuffle_lanes}) must divide optim.batch_size "
                 f"(={self.optim.batch_size})"
+            )
+        if self.evaluate_every and self.evaluate_epochs:
+            raise ConfigError("evaluate_every and evaluate_epochs are both set; set one of them to 0")
+        if self.evaluate_epochs and any(run.steps for run in self.runs.values()):
+            raise ConfigError("evaluate_epochs is set, but a run is given in steps; set evaluate_every instead")
+        if self.optim.schedule == "plateau" and not (self.evaluate_every or self.evaluate_epochs):
+            raise ConfigError(
+                "optim.schedule is plateau; set evaluate_every or evaluate_epochs, whose scores it follows"
             )
 
 

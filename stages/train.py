@@ -5,6 +5,9 @@ published models and tunings; --dry-run says what a training comes to, with data
 
 python -m stages.train pretrain --params pipeline/training/recipes/glip_t_c.yaml --dry-run --images-per-s 1.62
 
+With --dev and train.evaluate_every (or evaluate_epochs) the model is judged while it trains: scores join the log,
+sample pictures lie in OUT/samples, the model that scored best in OUT/best. train.trackers follow along.
+
 Run: python -m stages.train student --human data/records/human --pseudo-labels data/pseudo_labels \
     --teacher models/teacher --out models/student --metrics metrics/train_student.json --log plots/train_student.csv
 """
@@ -13,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import importlib
 import json
 import logging
 import os
@@ -26,6 +30,7 @@ from pipeline.errors import ConfigError
 from pipeline.ray_session import ray_session
 from pipeline.training.dry_run import Outlook, differences, work_out
 from pipeline.training.job import Paths, train
+from pipeline.training.judge import Validate
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--pseudo-labels", type=Path, help="folder of pseudo-label shards")
     parser.add_argument("--teacher", type=Path, help="model to start from where train.runs.NAME.init is teacher")
     parser.add_argument("--out", type=Path, help="folder for the model")
+    parser.add_argument("--dev", type=Path, help="records of the split that judges the model now and then")
     parser.add_argument("--metrics", type=Path, help="JSON file for the last losses and the speed")
     parser.add_argument("--log", type=Path, help="CSV file for the losses over time")
     parser.add_argument(
@@ -66,8 +72,9 @@ def run(args: argparse.Namespace) -> None:
         teacher=args.teacher.resolve() if args.teacher else None,
         out=args.out.resolve(),
     )
+    validate = None if args.dev is None else _dev_set(args.dev.resolve(), config)
     with ray_session():
-        metrics = train(args.name, config, paths, args.log)
+        metrics = train(args.name, config, paths, args.log, validate)
     if args.metrics:
         write_json(args.metrics, metrics)
     logger.info(
@@ -78,6 +85,17 @@ def run(args: argparse.Namespace) -> None:
         metrics["images_per_s"],
         args.out,
     )
+
+
+def _dev_set(folder: Path, config: Config) -> Validate:
+    """Return what judges the model during training; MissingInputError where there are no records."""
+    # By name, not by an import: stages of dvc.yaml without --dev do not depend on evaluation, and must not be run anew
+    # when it changes. One with --dev lists pipeline/evaluation, the records and train.evaluate_every.
+    module: Any = importlib.import_module("pipeline.evaluation.dev_set")
+    dev_set = module.DevSet(folder, config.evaluate, config.train.evaluate_rows, config.train.sample_pictures)
+    dev_set.benchmarks()
+    validate: Validate = dev_set
+    return validate
 
 
 def _lines(found: Outlook, images_per_s: float | None) -> Iterator[str]:
@@ -93,9 +111,12 @@ def _lines(found: Outlook, images_per_s: float | None) -> Iterator[str]:
         passes = "" if source.passes is None else f", {source.passes:.2f} epochs"
         yield f"data      {source.name}: {rows}{share}{passes}"
     length = f"{found.epochs:g} epochs" if found.steps is None else f"{found.steps:,} steps, {found.images:,} pictures"
-    yield f"length    {length}; {found.batch_size} pictures a step on {found.workers} workers"
+    limit = "at most " if found.may_stop else ""
+    yield f"length    {limit}{length}; {found.batch_size} pictures a step on {found.workers} workers"
     for i, (step, rate, decay) in enumerate(found.schedule):
         yield f"{'' if i else 'schedule':9} step {step:>9,}: learning rate {rate:g}, weight decay {decay:g}"
+    if found.may_stop:
+        yield f"{'':9} evaluations that bring no gain lower the rate further, and may end training earlier"
     hours = found.hours(images_per_s) if images_per_s else None
     if hours is not None:
         yield f"time      {hours:,.1f} h, {hours / 24:,.1f} days, at {images_per_s:g} images/s a worker"

@@ -62,6 +62,9 @@ class Outlook:
     """Steps at which something changes, with the learning rate and weight decay of what is neither bias, backbone nor
     text encoder; empty where the steps are not known."""
 
+    may_stop: bool
+    """Evaluations lower the learning rate further, and may end training earlier."""
+
     @property
     def images(self) -> int | None:
         """Pictures shown in all."""
@@ -99,12 +102,13 @@ def work_out(name: str, config: Config, human: Path | None, pseudo: Path | None,
         steps=run.steps or None,
         epochs=run.epochs,
         schedule=tuple(_schedule(optim, run.steps)) if run.steps else (),
+        may_stop=optim.schedule == "plateau",
     )
 
 
 def differences(config: Config, base: Config) -> dict[str, tuple[Any, Any]]:
     """Return dotted settings that differ, with their value and that of ``base``."""
-    values, others = dict(_settings(config, "")), dict(_settings(base, ""))
+    values, others = dict(flat_settings(config)), dict(flat_settings(base))
     return {name: (value, others[name]) for name, value in values.items() if value != others[name]}
 
 
@@ -161,10 +165,11 @@ def _schedule(optim: OptimConfig, steps: int) -> Iterator[tuple[int, float, floa
         yield step, rate, optim.weight_decay * weight_decay_factor(optim, step, steps)
 
 
-def _settings(section: Any, where: str) -> Iterator[tuple[str, Any]]:
+def flat_settings(section: Any, where: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the dotted name and the value of every setting below ``where``."""
     for each in dataclasses.fields(section):
         value, name = getattr(section, each.name), f"{where}{each.name}"
         if dataclasses.is_dataclass(value):
-            yield from _settings(value, f"{name}.")
+            yield from flat_settings(value, f"{name}.")
         else:
             yield name, value

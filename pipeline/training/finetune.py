@@ -106,5 +106,12 @@ def _train(base: TrainConfig, model: GLIPConfig, choices: Choices) -> TrainConfi
         frozen_stages=max(1, model.backbone.frozen_stages),
     )
     return replace(
-        base, optim=optim, samples=samples, runs={RUN: run}, num_workers=choices.workers, checkpoint_every=100
+        base,
+        optim=optim,
+        samples=samples,
+        runs={RUN: run},
+        num_workers=choices.workers,
+        checkpoint_every=100,
+        evaluate_every=0,  # what is held out judges the tuned model: it must not choose among its stages
+        evaluate_epochs=0.0,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import datetime
 import logging
 import math
 import os
@@ -29,6 +30,8 @@ from pipeline.errors import MissingInputError, PipelineError, TrainingError
 from pipeline.ray_session import cores_per_worker
 from pipeline.training.batches import Worker
 from pipeline.training.checkpoints import discard_checkpoints
+from pipeline.training.dry_run import flat_settings
+from pipeline.training.judge import Judge, Validate
 from pipeline.training.loop import Trainer
 from pipeline.training.model_folder import (
     AVERAGE_FOLDER,
@@ -40,6 +43,7 @@ from pipeline.training.model_folder import (
 from pipeline.training.plan import count_rows, with_steps
 from pipeline.training.progress import Progress
 from pipeline.training.samples import make_sources
+from pipeline.training.trackers import Trackers
 from pipeline.training.tuning import freeze_for
 from pipeline.training.update import FLOAT32_MATMUL
 
@@ -101,7 +105,9 @@ class _BoardHandler(logging.Handler):
         ray.get(self._board.pin.remote(self.format(record)))
 
 
-def train(name: str, config: Config, paths: Paths, log: Path | None) -> dict[str, Any]:
+def train(
+    name: str, config: Config, paths: Paths, log: Path | None, validate: Validate | None = None
+) -> dict[str, Any]:
     """Train one of the runs of params.yaml; Ray must be running.
 
     Args:
@@ -109,22 +115,33 @@ def train(name: str, config: Config, paths: Paths, log: Path | None) -> dict[str
         config: all settings.
         paths: inputs and the folder of the model.
         log: CSV file for the losses, for DVC plots.
+        validate: judges the model by a dev set, where the settings ask for that.
 
     Returns:
         Metrics of the last report; ``seconds`` of a training that was interrupted are those since it went on.
 
     Raises:
         MissingInputError: data or teacher are not there.
+        ConfigError: a tracker is not installed.
         TrainingError: settings and data do not fit, or training diverged.
     """
-    _check(name, config, paths)
+    _check(name, config, paths, validate)
     config, run = _with_steps(name, config, paths)
     scaling, threads = _scaling(config.train.num_workers)
-    remove_unfinished(paths.out)
+    is_resumed = paths.checkpoints.is_dir()
+    remove_unfinished(paths.out, is_resumed)
+    trackers = Trackers(config.train.trackers, paths.out, name, dict(flat_settings(config)), is_resumed)
     board = ray.remote(num_cpus=0)(Board).remote()
     trainer = TorchTrainer(
         _work,
-        train_loop_config={"name": name, "config": config, "paths": paths, "board": board, "threads": threads},
+        train_loop_config={
+            "name": name,
+            "config": config,
+            "paths": paths,
+            "board": board,
+            "threads": threads,
+            "validate": validate,
+        },
         scaling_config=scaling,
         run_config=ray.train.RunConfig(
             name=name,
@@ -134,8 +151,9 @@ def train(name: str, config: Config, paths: Paths, log: Path | None) -> dict[str
     )
     start = time.monotonic()
     try:
-        entries = _watch(trainer, board, name, run.steps)
+        entries = _watch(trainer, board, name, run.steps, trackers)
     finally:
+        trackers.close()
         shutil.rmtree(paths.out / SCRATCH_FOLDER, ignore_errors=True)
     if log is not None:
         _write_log(log, entries)
@@ -153,23 +171,33 @@ def train(name: str, config: Config, paths: Paths, log: Path | None) -> dict[str
         "data_wait_share": round(sum(entry.data_wait_share for entry in entries) / len(entries), 3),
         "skipped_steps": last.skipped_steps,
         "unreadable_pictures": last.unreadable_pictures,
+        "memory_gb": last.memory_gb,
+        **({"scores": last.scores} if last.scores else {}),
     }
 
 
 def _with_steps(name: str, config: Config, paths: Paths) -> tuple[Config, RunConfig]:
-    """Put the number of steps into a run that is given in epochs."""
+    """Put the number of steps into a run that is given in epochs, and between its evaluations."""
     run = config.train.runs[name]
     if not run.steps:
         sizes = count_rows(paths.human, paths.pseudo_labels, run.mixture)
-        run = with_steps(run, sizes, config.train.optim.batch_size)
-        runs = {**config.train.runs, name: run}
-        config = dataclasses.replace(config, train=dataclasses.replace(config.train, runs=runs))
+        epochs, run = run.epochs, with_steps(run, sizes, config.train.optim.batch_size)
+        settings: dict[str, Any] = {"runs": {name: run}}
+        if config.train.evaluate_epochs:
+            every = max(1, round(run.steps * config.train.evaluate_epochs / epochs))
+            settings |= {"evaluate_every": every, "evaluate_epochs": 0.0}
+        config = dataclasses.replace(config, train=dataclasses.replace(config.train, **settings))
     return config, run
 
 
-def _check(name: str, config: Config, paths: Paths) -> None:
+def _check(name: str, config: Config, paths: Paths, validate: Validate | None) -> None:
     """Find what is missing before any process starts."""
     run = config.train.runs[name]
+    is_judged = bool(config.train.evaluate_every or config.train.evaluate_epochs)
+    if is_judged and validate is None:
+        raise TrainingError("train.evaluate_every or evaluate_epochs asks for evaluations; pass --dev FOLDER")
+    if validate is not None and not is_judged:
+        raise TrainingError("--dev names a dev set; set train.evaluate_every or train.evaluate_epochs")
     if not paths.human.is_dir():
         raise MissingInputError(f"{paths.human}: no such folder; run: dvc repro prepare")
     if run.mixture.get("pseudo", 0) > 0 and paths.pseudo_labels is None:
@@ -197,8 +225,8 @@ def _scaling(workers: int) -> tuple[ray.train.ScalingConfig, int]:
     return ray.train.ScalingConfig(num_workers=workers, resources_per_worker=resources), share
 
 
-def _watch(trainer: TorchTrainer, board: Any, name: str, steps: int) -> list[Progress]:
-    """Run the trainer and show its progress until it ends."""
+def _watch(trainer: TorchTrainer, board: Any, name: str, steps: int, trackers: Trackers) -> list[Progress]:
+    """Run the trainer, show its progress and pass it on to trackers until it ends."""
     failure: list[BaseException] = []
 
     def fit() -> None:
@@ -224,6 +252,7 @@ def _watch(trainer: TorchTrainer, board: Any, name: str, steps: int) -> list[Pro
                 else:
                     entries[entry.step] = entry
                     _show(bar, entry)
+                    trackers.log(entry)
             if is_over:
                 break
     message = ray.get(board.error.remote())
@@ -236,7 +265,16 @@ def _watch(trainer: TorchTrainer, board: Any, name: str, steps: int) -> list[Pro
 
 def _show(bar: Any, entry: Progress) -> None:
     losses = " ".join(f"{key.removeprefix('loss_')} {value:.3f}" for key, value in entry.losses.items())
-    bar.set_postfix_str(f"{losses} · {entry.images_per_s:.0f} images/s", refresh=False)
+    parts = [
+        losses,
+        *(f"{name} {value:.1f}" for name, value in entry.scores.items()),
+        f"{entry.images_per_s:.0f} images/s",
+        f"wait {100 * entry.data_wait_share:.0f} %",
+        f"{entry.memory_gb:.1f} GB",
+        f"rate {entry.learning_rate:.2g}",
+        f"{datetime.timedelta(seconds=round(entry.seconds_left))} left",
+    ]
+    bar.set_postfix_str(" · ".join(parts), refresh=False)
     bar.update(entry.step - bar.n)
 
 
@@ -254,7 +292,7 @@ def _work(settings: Mapping[str, Any]) -> None:
             raise  # ends the other workers, which would wait for this one
 
 
-def _train_worker(name: str, config: Config, paths: Paths, board: Any, threads: int) -> None:
+def _train_worker(name: str, config: Config, paths: Paths, board: Any, threads: int, validate: Validate | None) -> None:
     torch.set_num_threads(threads)
     context = ray.train.get_context()
     worker = Worker(rank=context.get_world_rank(), world_size=context.get_world_size())
@@ -271,8 +309,9 @@ def _train_worker(name: str, config: Config, paths: Paths, board: Any, threads: 
         model.to(ray.train.torch.get_device())
         torch.set_float32_matmul_precision(FLOAT32_MATMUL)
     sources = make_sources(paths.human, paths.pseudo_labels, run.mixture, config.train.samples, tokenizer)
+    judge = None if validate is None else Judge(validate, tokenizer, paths.out, worker)
     trainer = Trainer(
-        model, tokenizer, sources, config.train, run, config.seed, checkpoints=paths.checkpoints, worker=worker
+        model, tokenizer, sources, config.train, run, config.seed, paths.checkpoints, worker=worker, judge=judge
     )
     trainer.run(report)
     _save(trainer, tokenizer, worker, paths.out)
@@ -293,10 +332,16 @@ def _pin(board: Any, entry: Progress) -> None:
 def _write_log(path: Path, entries: list[Progress]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     rows = [
-        {**dataclasses.asdict(entry), **{key: round(value, 5) for key, value in entry.losses.items()}}
+        {
+            **dataclasses.asdict(entry),
+            **{key: round(value, 5) for key, value in entry.losses.items()},
+            **entry.scores,
+            "seconds_left": round(entry.seconds_left),
+        }
         for entry in entries
     ]
-    names = ["step", *entries[0].losses, "learning_rate", "images_per_s", "data_wait_share"]
+    speed = ["learning_rate", "images_per_s", "data_wait_share", "memory_gb", "seconds_left"]
+    names = ["step", *entries[0].losses, *speed, *dict.fromkeys(name for entry in entries for name in entry.scores)]
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     with aside.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, names, extrasaction="ignore")

@@ -22,7 +22,8 @@ from glip_model.text_encoder import TextStateCache
 from pipeline.config import RunConfig, TrainConfig
 from pipeline.training.batches import MODEL_STREAM, BatchMaker, TrainingBatch, Worker, chance
 from pipeline.training.checkpoints import load_checkpoint, save_checkpoint
-from pipeline.training.progress import Progress, Window
+from pipeline.training.judge import Judge
+from pipeline.training.progress import Progress, Window, peak_memory_gb
 from pipeline.training.samples import SampleSource
 from pipeline.training.update import Updater, trained_state
 
@@ -41,6 +42,7 @@ class Trainer:
         seed: of data order and augmentation.
         checkpoints: folder for resuming; None keeps none.
         worker: this process among its equals; torch.distributed must run when there are several.
+        judge: evaluates the model every ``evaluate_every`` steps and after the last one.
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class Trainer:
         seed: int,
         checkpoints: Path | None = None,
         worker: Worker | None = None,
+        judge: Judge | None = None,
     ) -> None:
         self.model, self.config, self.run_config, self.seed = model, config, run, seed
         self.checkpoints, self.worker = checkpoints, worker or Worker()
@@ -61,14 +64,15 @@ class Trainer:
         self._text_states = TextStateCache(model.text_encoder, tokenizer) if is_text_frozen else None
         self._fingerprint = _fingerprint(config, run, seed, sources, model)
         self._updater = Updater(model, config.optim, run.steps, config.distribution, config.compile)
+        self._judge = judge
         self._history: list[Progress] = []
 
     def run(self, report: Callable[[Progress], None] | None = None) -> None:
         """Train to the end, from the newest checkpoint where there is one.
 
         Args:
-            report: called every ``log_every`` steps and after the last one; a resumed training first repeats the
-                reports of the steps that it need not do again.
+            report: called every ``log_every`` steps, after every evaluation and after the last step; a resumed training
+                first repeats the reports of the steps that it need not do again.
 
         Raises:
             TrainingError: the gradient was not finite, or pictures were unreadable, too many times in a row.
@@ -81,7 +85,7 @@ class Trainer:
         for part in self.model.children():
             if not any(parameter.requires_grad for parameter in part.parameters()):
                 part.eval()
-        window = Window(start)
+        window, began = Window(start), time.monotonic()
         batches = self._batches.ahead(start)
         for step in range(start + 1, self.run_config.steps + 1):
             asked = time.monotonic()
@@ -91,10 +95,18 @@ class Trainer:
             torch.manual_seed(int(chance(self.seed, MODEL_STREAM, step, self.worker.rank).integers(2**63)))
             window.add(self._updater.step(self._inputs(batch), batch.keys))
             is_last = step == self.run_config.steps
-            if step % self.config.log_every == 0 or is_last:
-                self._history.append(self._progress(step, window))
+            is_judged = self._judge is not None and (is_last or step % self.config.evaluate_every == 0)
+            if step % self.config.log_every == 0 or is_last or is_judged:
+                entry, is_over = self._progress(step, window), False
+                if is_judged:
+                    entry, is_over = self._judged(entry)
+                pace = (time.monotonic() - began) / (step - start)
+                self._history.append(replace(entry, seconds_left=pace * (self.run_config.steps - step)))
                 report(self._history[-1])
                 window = Window(step)
+                if is_over:
+                    logger.info("stopping after step %d: evaluations get no better", step)
+                    break
             if step % self.config.checkpoint_every == 0 and not is_last:
                 self._save(step)
         if self.config.optim.saved_weights == "average":
@@ -128,7 +140,25 @@ class Trainer:
             data_wait_share=window.waited / seconds,
             skipped_steps=self._updater.skipped,
             unreadable_pictures=round(sums[-1] * self.worker.world_size),
+            memory_gb=round(self._memory_gb(), 3),
         )
+
+    def _judged(self, entry: Progress) -> tuple[Progress, bool]:
+        """Evaluate the model; return the report with what was found, and whether training shall stop."""
+        assert self._judge is not None
+        found = self._judge(entry.step, self._updater)
+        is_over = self._updater.take_score(found.score)
+        rate = self._updater.learning_rate
+        return replace(entry, learning_rate=rate, scores=found.scores, pictures=found.pictures), is_over
+
+    def _memory_gb(self) -> float:
+        """Return the most that any worker has taken."""
+        peak = peak_memory_gb()
+        if self.worker.world_size > 1:
+            most = torch.tensor(peak, device=next(self.model.parameters()).device)
+            dist.all_reduce(most, dist.ReduceOp.MAX)
+            peak = float(most)
+        return peak
 
     def _mean_over_workers(self, values: list[float]) -> list[float]:
         if self.worker.world_size == 1:
@@ -146,6 +176,7 @@ class Trainer:
                 "trained": trained,
                 "history": [asdict(entry) for entry in self._history],
                 "unreadable": self._batches.unreadable,
+                "best": None if self._judge is None else self._judge.best,
             }
             save_checkpoint(self.checkpoints, step, self._fingerprint, state)
 
@@ -156,6 +187,8 @@ class Trainer:
         self._updater.load_state_dict(state["trained"])
         self._history = [Progress(**entry) for entry in state["history"]]
         self._batches.unreadable = state["unreadable"] if self.worker.rank == 0 else 0
+        if self._judge is not None and state["best"] is not None:
+            self._judge.best = state["best"]
         logger.info("resuming after step %d of %d", state["step"], self.run_config.steps)
         return int(state["step"])
 

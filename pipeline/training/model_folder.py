@@ -19,6 +19,10 @@ SCRATCH_FOLDER = ".ray-train"
 """Ray Train's own notes, which every node must see; removed in the end."""
 AVERAGE_FOLDER = "average"
 """Model of the moving average of the weights, where the raw ones are the model."""
+BEST_FOLDER = "best"
+"""Model that scored best of those that were evaluated during training."""
+SAMPLES_FOLDER = "samples"
+"""Pictures drawn at evaluations during training, a folder for each."""
 _ASIDE = ".saving-"
 
 
@@ -51,9 +55,13 @@ def save_whole(model: GLIP, tokenizer: Any, out: Path) -> None:
     aside.rmdir()
 
 
-def remove_unfinished(out: Path) -> None:
-    """Remove the model of an earlier training and what a killed one left; checkpoints stay."""
+def remove_unfinished(out: Path, is_resumed: bool = False) -> None:
+    """Remove the model of an earlier training and what a killed one left; checkpoints stay.
+
+    What evaluations left stays as well where training goes on.
+    """
     for name in (CONFIG_FILE, WEIGHTS_FILE):
         (out / name).unlink(missing_ok=True)
-    for folder in (out / SCRATCH_FOLDER, out / AVERAGE_FOLDER, *out.glob(f"{_ASIDE}*")):
+    evaluated = () if is_resumed else (out / BEST_FOLDER, out / SAMPLES_FOLDER)
+    for folder in (out / SCRATCH_FOLDER, out / AVERAGE_FOLDER, *evaluated, *out.glob(f"{_ASIDE}*")):
         shutil.rmtree(folder, ignore_errors=True)

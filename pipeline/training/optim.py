@@ -15,6 +15,8 @@ from pipeline.training.distribution import gather, local, spread
 BIAS_LEARNING_RATE_FACTOR = 2.0
 """Everything with "bias" in its name learns twice as fast and does not decay, as published."""
 DECAY_FACTOR = 0.1
+GAIN = 1e-4
+"""By what part a score must be above the best to count as gain."""
 COSINE_FLOOR = 0.01
 """Share of the learning rate that the cosine schedule ends with."""
 
@@ -51,10 +53,54 @@ def make_scheduler(
     return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(config, step, total_steps))
 
 
+class Plateau:
+    """Lowers what a schedule gives when evaluations get no better, and says when to stop.
+
+    A score counts as gain when it is above the best by one part in 10,000, as in ``ReduceLROnPlateau``, of which the
+    published schedule is one. Evaluations during warm-up do not count, nor do scores of 0.
+    """
+
+    def __init__(self, config: OptimConfig) -> None:
+        self._config = config
+        self.drops = self._without_gain = self._worse = 0
+        self._best = self._highest = 0.0
+
+    def take(self, score: float, step: int) -> bool:
+        """Take in the score of an evaluation after ``step`` steps, NaN for none; return whether training shall stop."""
+        if math.isnan(score):
+            return False
+        if step >= self._config.warmup_steps and score > 0:
+            is_gain = score > self._best * (1 + GAIN)
+            self._best = score if is_gain else self._best
+            self._without_gain = 0 if is_gain else self._without_gain + 1
+            if self._without_gain > self._config.plateau_patience:
+                self.drops, self._without_gain = self.drops + 1, 0
+        self._worse = self._worse + 1 if score < self._highest else 0
+        self._highest = max(self._highest, score)
+        return 0 < self._config.plateau_stop <= self._worse
+
+    def lower(self, rate: float) -> float:
+        """Return what remains of the learning rate that the schedule gives."""
+        return max(rate * DECAY_FACTOR**self.drops, min(rate, self._config.plateau_min_rate))
+
+    def state_dict(self) -> dict[str, float]:
+        """Return what ``load_state_dict`` takes."""
+        return {name: value for name, value in vars(self).items() if name != "_config"}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        """Go on where the state was taken."""
+        vars(self).update(state)
+
+
 def learning_rate_factor(config: OptimConfig, step: int, total_steps: int) -> float:
-    """Return the share of the learning rate at a step, counted from 0: linear warm-up, then step or cosine decay."""
+    """Return the share of the learning rate at a step, counted from 0: linear warm-up, then step or cosine decay.
+
+    What ``Plateau`` takes off depends on scores and is not part of it.
+    """
     warmup = _warmup(step, config)
     done = step / max(total_steps, 1)
+    if config.schedule == "plateau":
+        return warmup
     if config.schedule == "steps":
         return warmup * DECAY_FACTOR ** sum(done >= share for share in config.decay_at)
     return warmup * (COSINE_FLOOR + (1 - COSINE_FLOOR) * (1 + math.cos(math.pi * min(done, 1.0))) / 2)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import resource
+import sys
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+import torch
 
 LOSS_NAMES = ("loss_token", "loss_box", "loss_centerness")
 
@@ -25,6 +29,14 @@ class Progress:
     """Since the beginning: steps left out because their gradient was not finite."""
     unreadable_pictures: int
     """Since the beginning, over all workers: pictures that could not be read, each replaced by another row."""
+    memory_gb: float = 0.0
+    """Most that a worker has taken so far, of GPU memory, or of main memory where there is no GPU."""
+    seconds_left: float = 0.0
+    """Until the last step, by the speed since this process began, evaluations included."""
+    scores: Mapping[str, float] = field(default_factory=dict)
+    """Of the dev set where it was evaluated after this step, in percent, by benchmark and measure."""
+    pictures: tuple[str, ...] = ()
+    """Files of the sample pictures drawn then."""
 
 
 class Window:
@@ -42,3 +54,11 @@ class Window:
             self.counted += 1
             for name, value in losses.items():
                 self.sums[name] += value
+
+
+def peak_memory_gb() -> float:
+    """Return the most memory that this process has taken so far: of its GPU, or else of the machine."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 1e9
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 1e9 if sys.platform == "darwin" else peak * 1024 / 1e9  # Linux counts in KiB

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -26,6 +27,7 @@ from pipeline.training.distribution import (
     spread_optimizer,
 )
 from pipeline.training.optim import (
+    Plateau,
     WeightAverage,
     make_optimizer,
     make_scheduler,
@@ -67,13 +69,15 @@ class Updater:
         self.optimizer = make_optimizer(model, config)
         self._scheduler = make_scheduler(self.optimizer, config, steps)
         self._scaler = torch.amp.GradScaler(next(model.parameters()).device.type, enabled=config.fp16)
+        self._plateau = Plateau(config) if config.schedule == "plateau" else None
         self._average = WeightAverage(model, config.ema_decay) if config.ema_decay else None
         self.skipped = self._skipped_in_a_row = 0
 
     @property
     def learning_rate(self) -> float:
         """Of the next step, for weights that are neither biases nor of backbone or text encoder."""
-        return self._config.learning_rate * self._scheduler.lr_lambdas[0](self._scheduler.last_epoch)
+        rate = self._config.learning_rate * self._scheduler.lr_lambdas[0](self._scheduler.last_epoch)
+        return rate if self._plateau is None else self._plateau.lower(rate)
 
     def step(self, batch: GroundingBatch, keys: Sequence[str]) -> dict[str, float] | None:
         """Make one optimiser step and return the losses by name; None when the step was skipped.
@@ -101,6 +105,7 @@ class Updater:
         set_weight_decay(self.optimizer, weight_decay_factor(self._config, self._scheduler.last_epoch, self._steps))
         self.optimizer.step()
         self._scheduler.step()
+        self._lower_rates()
         if not is_finite:
             self._skip(keys)
             return None
@@ -124,6 +129,25 @@ class Updater:
             for name, value in {**losses, "loss": total * len(parts)}.items():
                 sums[name] = sums.get(name, 0) + value.detach() / len(parts)
         return sums
+
+    def take_score(self, score: float) -> bool:
+        """Let the schedule follow the score of an evaluation, NaN for none; return whether training shall stop."""
+        if self._plateau is None:
+            return False
+        is_over = self._plateau.take(score, self._scheduler.last_epoch)
+        self._lower_rates()
+        return is_over
+
+    def model_to_judge(self) -> GLIP | None:
+        """Return a copy of the model as it would be saved now on the first worker; all workers must call it."""
+        is_average = self._average is not None and self._config.saved_weights == "average"
+        shadow = self._average.state_dict()["shadow"] if self._average is not None and is_average else {}
+        is_first = not dist.is_initialized() or dist.get_rank() == 0
+        judged = self.whole_model() if is_spread(self.model) else copy.deepcopy(self.model) if is_first else None
+        if judged is not None:
+            judged.load_state_dict(shadow, strict=False)
+            judged.to(next(self.model.parameters()).device)
+        return judged
 
     def take_average(self) -> bool:
         """Give the model the moving average of its weights; return False where there is none."""
@@ -155,6 +179,7 @@ class Updater:
             "optimizer": gather(self.optimizer.state_dict()),
             "scheduler": self._scheduler.state_dict(),
             "scaler": self._scaler.state_dict(),
+            "plateau": None if self._plateau is None else self._plateau.state_dict(),
             "average": None if self._average is None else self._average.state_dict(),
             "skipped": self.skipped,
             "skipped_in_a_row": self._skipped_in_a_row,
@@ -168,9 +193,16 @@ class Updater:
         self.optimizer.load_state_dict(spread_optimizer(state["optimizer"], self.optimizer))
         self._scheduler.load_state_dict(state["scheduler"])
         self._scaler.load_state_dict(state["scaler"])
+        if self._plateau is not None:
+            self._plateau.load_state_dict(state["plateau"])
         if self._average is not None:
             self._average.load_state_dict(state["average"])
         self.skipped, self._skipped_in_a_row = state["skipped"], state["skipped_in_a_row"]
+
+    def _lower_rates(self) -> None:
+        if self._plateau is not None:
+            for group, rate in zip(self.optimizer.param_groups, self._scheduler.get_last_lr(), strict=True):
+                group["lr"] = self._plateau.lower(float(rate))
 
     def _skip(self, keys: Sequence[str]) -> None:
         self.skipped += 1

@@ -43,3 +43,9 @@ def test_training_asks_for_its_folders() -> None:
         call("teacher")
     with pytest.raises(ConfigError, match=r"train\.runs has no 'pretrain'; runs: teacher, student, control"):
         call("pretrain", "--dry-run")
+
+
+def test_dry_run_says_what_evaluations_may_change(capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = ROOT / "pipeline/training/recipes/odinw_full.yaml"
+    call("tune", "--params", recipe, "--dry-run")
+    assert "may end training earlier" in capsys.readouterr().out

@@ -17,10 +17,13 @@ import psutil
 import pytest
 
 from glip_model.glip import GLIP
+from glip_model.text_encoder import load_tokenizer
 from pipeline.config import Config, RunConfig, TrainConfig
 from pipeline.data.records import ImageRef
 from pipeline.errors import MissingInputError, TrainingError
+from pipeline.evaluation.dev_set import DevSet
 from pipeline.training.job import Paths, train
+from pipeline.training.judge import Validate
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_running")]
 Run = Callable[..., tuple[dict[str, Any], list[dict[str, str]]]]
@@ -36,6 +39,7 @@ def run(config: Config, train_config: TrainConfig, human: Path, tmp_path: Path) 
         mixture: dict[str, float] | None = None,
         teacher: Path | None = None,
         length: dict[str, float] | None = None,
+        dev: Validate | None = None,
         **settings: Any,
     ) -> tuple[dict[str, Any], list[dict[str, str]]]:
         tiny_run = RunConfig(
@@ -45,7 +49,7 @@ def run(config: Config, train_config: TrainConfig, human: Path, tmp_path: Path) 
         )
         changed = replace(train_config, num_workers=workers, runs={"tiny": tiny_run}, **settings)
         paths = Paths(human=folder, pseudo_labels=None, teacher=teacher, out=tmp_path / out)
-        metrics = train("tiny", replace(config, train=changed), paths, tmp_path / f"{out}.csv")
+        metrics = train("tiny", replace(config, train=changed), paths, tmp_path / f"{out}.csv", dev)
         with (tmp_path / f"{out}.csv").open(encoding="utf-8") as file:
             return metrics, list(csv.DictReader(file))
 
@@ -144,6 +148,32 @@ def test_pictures_that_cannot_be_read_are_reported(
         metrics, _ = run(folder=tmp_path, mixture={"detection": 1.0})
     assert metrics["unreadable_pictures"] >= 3
     assert f"{metrics['unreadable_pictures']} pictures could not be read" in caplog.text
+
+
+def test_a_dev_set_judges_the_model_while_it_trains(
+    run: Run, human: Path, config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dev = DevSet(human, config.evaluate, rows=5, pictures=2)
+    metrics, log = run("judged", steps=3, dev=dev, evaluate_every=2, log_every=2, trackers=("dvclive", "tensorboard"))
+    assert [row["step"] for row in log] == ["2", "3"]
+    scores = {name: float(log[-1][name]) for name in ("human/detection/test/AP", "human/grounding/test/R@1")}
+    assert metrics["scores"] == scores
+    assert metrics["memory_gb"] > 0
+    for step in ("step-00000002", "step-00000003"):
+        names = sorted(path.name for path in (tmp_path / "judged/samples" / step).iterdir())
+        assert names == [f"{kind}-00{i}.jpg" for kind in ("detection-0", "grounding-1") for i in (0, 1)]
+    # The first five rows, judged once more by themselves, with the model that was saved.
+    model = GLIP.from_pretrained(tmp_path / "judged")
+    again = dev(model, load_tokenizer(tmp_path / "judged"), tmp_path / "again")
+    assert again == pytest.approx(scores)
+    assert GLIP.from_pretrained(tmp_path / "judged/best").config == model.config
+    assert list((tmp_path / "judged/tracking").glob("tensorboard/events*"))
+    shown = capsys.readouterr().err
+    assert all(word in shown for word in ("loss ", "images/s", "wait ", "GB", "rate ", "left"))
+    with pytest.raises(TrainingError, match="pass --dev FOLDER"):
+        run("judged", evaluate_every=2)
+    with pytest.raises(TrainingError, match=r"set train\.evaluate_every or"):
+        run("judged", dev=dev)
 
 
 def test_more_workers_than_cores_is_an_error(run: Run) -> None:

@@ -5,14 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 
 from glip_model.glip import GLIP
 from pipeline.config import OptimConfig
 from pipeline.training.optim import (
+    Plateau,
     WeightAverage,
     learning_rate_factor,
     make_optimizer,
@@ -136,3 +140,63 @@ def test_average_survives_a_round_trip_and_passes_over_frozen_weights() -> None:
     other.load_state_dict(average.state_dict())
     assert other.updates == 1
     assert torch.equal(other.shadow["1.weight"], average.shadow["1.weight"])
+
+
+def plateau_config(**settings: Any) -> OptimConfig:
+    return OptimConfig(
+        batch_size=1,
+        learning_rate=1.0,
+        text_learning_rate=0.0,
+        backbone_learning_rate=0.0,
+        weight_decay=0.0,
+        decay_at=(),
+        schedule="plateau",
+        max_grad_norm=0.0,
+        ema_decay=0.0,
+        bf16=False,
+        **{"warmup_steps": 0, **settings},
+    )
+
+
+scores = st.lists(st.floats(0.1, 100), min_size=1, max_size=40)
+
+
+@given(scores, st.integers(0, 4))
+def test_plateau_is_torchs(given: list[float], patience: int) -> None:
+    config = plateau_config(plateau_patience=patience, plateau_min_rate=1e-6)
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    torchs = torch.optim.lr_scheduler.ReduceLROnPlateau(
+        optimizer, "max", factor=0.1, patience=patience, min_lr=1e-6, eps=0.0
+    )
+    plateau = Plateau(config)
+    for step, score in enumerate(given):
+        torchs.step(score)
+        plateau.take(score, step)
+        assert plateau.lower(1.0) == pytest.approx(optimizer.param_groups[0]["lr"])
+
+
+@given(st.lists(st.one_of(st.just(math.nan), st.floats(0, 100)), max_size=40), st.integers(0, 4))
+def test_training_stops_after_so_many_scores_below_the_best(given: list[float], stop: int) -> None:
+    plateau = Plateau(plateau_config(plateau_stop=stop))
+    for number, score in enumerate(given):
+        counted = [each for each in given[: number + 1] if not math.isnan(each)]
+        below = [each < max(counted[: i + 1]) for i, each in enumerate(counted)]
+        tail = len(below) - (max((i for i, is_below in enumerate(below) if not is_below), default=-1) + 1)
+        assert plateau.take(score, number) is (not math.isnan(score) and 0 < stop <= tail)
+
+
+def test_plateau_waits_for_the_warm_up_and_goes_on_where_it_was() -> None:
+    config = plateau_config(warmup_steps=5, plateau_patience=0)
+    plateau = Plateau(config)
+    for step in range(1, 5):
+        plateau.take(50.0 - step, step)
+    assert plateau.drops == 0
+    plateau.take(30.0, 5)
+    plateau.take(30.0, 6)
+    assert plateau.drops == 1
+    other = Plateau(config)
+    other.load_state_dict(plateau.state_dict())
+    plateau.take(20.0, 7)
+    other.take(20.0, 7)
+    assert vars(other) == vars(plateau)
+    assert other.drops == 2

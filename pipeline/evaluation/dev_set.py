@@ -1,0 +1,124 @@
+"""A dev set that a model is judged by while it trains: its leading measures, and some pictures to look at."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from glip_model.drawing import LabelledBox, draw_boxes
+from glip_model.glip import GLIP
+from glip_model.predictor import GLIPPredictor
+from pipeline.config import EvaluateConfig
+from pipeline.data.records import DetectionRecord
+from pipeline.data.shards import read_metadata, read_shard, shard_name, write_shard
+from pipeline.data.storage import Place
+from pipeline.errors import MissingInputError
+from pipeline.evaluation.benchmark import TASKS, Benchmark, list_benchmarks, predict_shard, predictions_of
+from pipeline.evaluation.predictions import Predictions, read_predictions, write_predictions
+from pipeline.evaluation.scoring import ALL, LEADING, leading, score
+
+
+@dataclass(frozen=True)
+class DevSet:
+    """Judges models by the benchmarks of a split, in the process that calls it."""
+
+    folder: Path
+    """Records of the split, by task."""
+    config: EvaluateConfig
+    rows: int
+    """Of each benchmark that are asked about, from the first on."""
+    pictures: int
+    """Of each benchmark that are drawn."""
+
+    def benchmarks(self) -> list[Benchmark]:
+        """Return the benchmarks; MissingInputError where there are none."""
+        if not self.folder.is_dir():
+            raise MissingInputError(f"{self.folder}: no such folder; run: dvc repro prepare")
+        return list_benchmarks(self.folder.parent, [self.folder.name])[0]
+
+    def __call__(self, model: GLIP, tokenizer: Any, samples: Path) -> dict[str, float]:
+        """Return the leading measure of every benchmark in percent, by its name; what has no boxes has no score.
+
+        Args:
+            model: put into eval mode, and its limit of detections is changed.
+            tokenizer: of the model.
+            samples: folder for sample pictures.
+        """
+        predictor = GLIPPredictor(model, tokenizer, next(model.parameters()).device)
+        scores = {}
+        for number, whole in enumerate(self.benchmarks()):
+            with tempfile.TemporaryDirectory() as folder:
+                benchmark = _first_rows(whole, self.rows, Path(folder) / "records")
+                places = predictions_of(benchmark, Path(folder) / "predictions")
+                for path, place in zip(benchmark.shards, places, strict=True):
+                    found = predict_shard(predictor, path, benchmark.task, self.config)
+                    write_predictions(place, found.table, {}, found.missing)
+                predictions = read_predictions(places, benchmark.rows)
+                values = leading(benchmark.task, score(benchmark, predictions).metrics)
+                value = values.get(ALL, values.get("fixed"))
+                if value is not None:
+                    scores[f"{benchmark.name}/{LEADING[benchmark.task]}"] = value
+                for row, picture in _drawn(benchmark, predictions, self.pictures):
+                    samples.mkdir(parents=True, exist_ok=True)
+                    picture.save(samples / f"{benchmark.task}-{number}-{row:03d}.jpg", quality=90)
+        return scores
+
+
+def _first_rows(benchmark: Benchmark, rows: int, folder: Path) -> Benchmark:
+    """Return a benchmark of the first rows; a shard that is cut is written to ``folder``."""
+    shards: list[Place] = []
+    counts: list[int] = []
+    for number, (path, count) in enumerate(zip(benchmark.shards, benchmark.rows, strict=True)):
+        left = min(count, rows - sum(counts))
+        if left < count and left > 0:
+            record_type = TASKS[benchmark.task]
+            records = read_shard(path, record_type)[:left]
+            path = folder / shard_name(number)
+            write_shard(path, records, record_type, read_metadata(benchmark.shards[number]))
+        if left > 0:
+            shards.append(path)
+            counts.append(left)
+    return replace(benchmark, shards=tuple(shards), rows=tuple(counts))
+
+
+def _drawn(benchmark: Benchmark, predictions: Predictions, count: int) -> Iterator[tuple[int, Image.Image]]:
+    """Yield row and picture of the first rows: labelled boxes on the left, as many of those found on the right."""
+    names = {}
+    if benchmark.task == "detection":
+        names = {category.id: category.name for category in benchmark.categories()}
+    rows = list(range(min(count, sum(benchmark.rows))))
+    found, records = predictions.by_number(), benchmark.read()
+    for row, image in zip(rows, benchmark.pictures(rows), strict=True):
+        if not isinstance(image, Image.Image):
+            continue
+        record = records[row]
+        if isinstance(record, DetectionRecord):
+            texts = names
+            truth = [(item.category_id, item.xyxy) for item in record.objects]
+        else:
+            texts = {i: phrase.text for i, phrase in enumerate(record.phrases)}
+            truth = [(i, box.xyxy) for i, phrase in enumerate(record.phrases) for box in phrase.boxes]
+        groups = {label: i for i, label in enumerate(sorted(texts))}
+        labelled = [LabelledBox(box, texts[label], group=groups[label]) for label, box in truth if label in texts]
+        mine = found.get(row, np.zeros(0, np.int64))
+        best = mine[np.argsort(-predictions.scores[mine], kind="stable")][: max(1, len(labelled))]
+        guessed = []
+        for i in best:
+            x1, y1, x2, y2 = predictions.boxes_xyxy[i].tolist()
+            label = int(predictions.labels[i])
+            text = texts.get(label, getattr(record, "caption", ""))
+            guessed.append(LabelledBox((x1, y1, x2, y2), text, float(predictions.scores[i]), groups.get(label, 0)))
+        yield row, _side_by_side(draw_boxes(image, labelled, "labelled"), draw_boxes(image, guessed, "found"))
+
+
+def _side_by_side(left: Image.Image, right: Image.Image) -> Image.Image:
+    page = Image.new("RGB", (left.width + right.width, max(left.height, right.height)), "white")
+    page.paste(left, (0, 0))
+    page.paste(right, (left.width, 0))
+    return page
