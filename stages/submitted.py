@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory(prefix="glip-job-") as none_of_its_own:
         folder = args.folder or Path(none_of_its_own)
         unpack(CODE_ROOT, folder)
-        os.chdir(folder)  # Ray clears away what it unpacked when it sees no more use for it
+        os.chdir(folder)  # Ray may clear away what it unpacked while it is in use
         if len(args.what) > 1:
             _call(args.what, folder)
         else:

@@ -7,7 +7,6 @@ import logging
 import os
 import sys
 import time
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -156,8 +155,6 @@ class JobServer:
         return job
 
     def _submit(self, id: str, task: Task, package: Path, entrypoint: str) -> bool:
-        # Ray would share a package with an earlier job of the same content, and remove it when that one ends.
-        (package / "submission").write_text(uuid.uuid4().hex, encoding="utf-8")
         wanted = {name: os.environ[name] for name in (WANTED_VARIABLE,) if name in os.environ}
         with self._answering():
             try:
