@@ -94,7 +94,7 @@ def quiet_libraries() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=UserWarning)
     warnings.filterwarnings("ignore", category=DeprecationWarning)
-    for name in ("ray", "transformers", "timm", "fsspec", "urllib3"):
+    for name in ("ray", "transformers", "timm", "fsspec", "urllib3", "botocore", "aiobotocore"):
         logging.getLogger(name).setLevel(logging.ERROR)
 
 

@@ -5,6 +5,7 @@
     ├── MissingInputError   a file or folder that a stage needs is not there
     ├── ShardError          a Parquet shard is broken or has another schema than promised
     ├── StorageError        a place cannot be used: no room, no right, no answer from the store
+    ├── OwnershipError      a place holds what another run made
     ├── RejectLimitError    too large a share of rows was rejected
     ├── TrainingError       training cannot go on (diverged, checkpoint of another model)
     └── BenchmarkError      predictions and ground truth of a benchmark do not fit together
@@ -33,6 +34,10 @@ class ShardError(PipelineError):
 
 class StorageError(PipelineError):
     """A place cannot be written to, or its store gives no answer."""
+
+
+class OwnershipError(PipelineError):
+    """A place belongs to another run."""
 
 
 class RejectLimitError(PipelineError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import logging
 import os
@@ -191,12 +192,38 @@ def _join(address: str) -> None:
             # Where nobody listens, Ray would try for minutes and end the process.
             socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
         with _native_stderr_discarded():
-            ray.init(address=address, runtime_env=runtime_env, logging_level=logging.ERROR, log_to_driver=False)
+            found = ray.init(address=address, runtime_env=runtime_env, logging_level=logging.ERROR, log_to_driver=False)
     except (OSError, ValueError) as error:
         raise MissingInputError(
             f"RAY_ADDRESS={address}: no Ray cluster answers there ({error}); "
             "start one with: ray start --head, or unset RAY_ADDRESS to run on this machine alone"
         ) from error
+    if found.dashboard_url:
+        warn_of_open_port(found.dashboard_url.rpartition(":")[0], "the cluster's dashboard", encrypted=False)
+
+
+def warn_of_open_port(host: str, what: str, encrypted: bool) -> None:
+    """Warn where something that runs anybody's code listens beyond this machine, and say how to close it."""
+    if host == "localhost" or _is_loopback(host):
+        return
+    if os.environ.get("RAY_AUTH_MODE") == "token":
+        if not encrypted:
+            logger.warning("%s at %s: its token travels unencrypted; use https or an SSH tunnel", what, host)
+        return
+    logger.warning(
+        "%s at %s is open to its network: whoever reaches it runs code there with the nodes' rights, without a "
+        "password. Let it listen on 127.0.0.1 and come by ssh -L 8265:127.0.0.1:8265, or start all nodes with "
+        "RAY_AUTH_MODE=token",
+        what,
+        host,
+    )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
 
 
 @contextmanager

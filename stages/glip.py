@@ -9,6 +9,8 @@ glip plan                                                             what label
 glip inspect DIR                                                      look at Parquet shards of pseudo-labels
 glip manifest --shards DIR --out FILE                                 what DVC tracks in place of millions of pictures
 glip report                                                           the page of a run: numbers, curves, pictures
+glip submit all --folder DIR                                          the run, or a part of it, on a cluster
+glip jobs                                                             what was submitted: list, follow, stop
 glip score --protocol coco --annotations FILE --predictions FILE      COCO's or LVIS's numbers of a file of detections
 """
 
@@ -26,12 +28,14 @@ COMMANDS = {
     "export": "stages.export",
     "finetune": "stages.finetune",
     "inspect": "stages.inspect",
+    "jobs": "stages.jobs",
     "manifest": "stages.manifest",
     "odinw": "stages.odinw",
     "plan": "stages.plan",
     "predict": "stages.predict",
     "report": "stages.report",
     "score": "stages.score",
+    "submit": "stages.submit",
 }
 """Subcommand to the module that runs it; imported only when it is asked for, so that ``--help`` stays quick."""
 

@@ -20,7 +20,13 @@ ALLOWED = {
 }
 BASE = {"pipeline.errors", "pipeline.config", "pipeline.cli", "pipeline.ray_session", "glip_model"}
 SIBLINGS = {"pipeline.data", "pipeline.phrases"}
-UPPER = {"pipeline.pseudo_labels", "pipeline.training", "pipeline.evaluation", "pipeline.inspection"}
+UPPER = {
+    "pipeline.pseudo_labels",
+    "pipeline.training",
+    "pipeline.evaluation",
+    "pipeline.inspection",
+    "pipeline.submission",
+}
 ALLOWED |= {
     # Phrases reads and writes records, so it stands on data; data knows nothing of phrases.
     "pipeline.data": BASE,

@@ -174,6 +174,34 @@ def replacing(place: Place) -> Iterator[Path]:
         patiently(lambda: _upload(aside, place), place)
 
 
+def create(place: Place, content: bytes) -> bool:
+    """Write a small file unless there is one; of several that try at once, exactly one gets True.
+
+    In a store it takes one conditional put, which S3 and Google's store know.
+
+    Raises:
+        StorageError: the place cannot be written.
+    """
+    try:
+        if isinstance(place, Path):
+            return _create_on_disk(place, content)
+        patiently(lambda: place.fs.pipe_file(place.path, content, mode="create"), place)
+    except FileExistsError:
+        return False
+    except READ_ERRORS as error:
+        raise StorageError(f"{place}: cannot be written ({describe(error, str(place))})") from error
+    return True
+
+
+def _create_on_disk(path: Path, content: bytes) -> bool:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.") as aside:
+        aside.write(content)
+        aside.flush()
+        os.link(aside.name, path)  # unlike a rename, it replaces nothing
+    return True
+
+
 def _upload(source: Path, place: UPath) -> None:
     place.fs.put_file(str(source), place.path)
     place.fs.invalidate_cache(place.path)

@@ -59,6 +59,7 @@ class Trainer:
         seed: int,
         checkpoints: Checkpoints | None = None,
         worker: Worker | None = None,
+        *,
         judge: Judge | None = None,
         diverged: Path | None = None,
     ) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import importlib
 import json
 import re
 import shlex
@@ -18,6 +20,9 @@ from click.testing import CliRunner
 from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
 from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.scripts import scripts
+
+from pipeline.submission.package import check_stage
+from stages.glip import COMMANDS
 
 ROOT = Path(__file__).resolve().parents[2]
 CLUSTER = ROOT / "cluster"
@@ -278,3 +283,13 @@ def test_stages_of_the_page_know_their_options(command: str) -> None:
         [sys.executable, "-m", words[start + 1], "--help"], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert all(word in done.stdout for word in words[start + 2 :] if word.startswith("--"))
+
+
+@pytest.mark.parametrize("command", [line for line in commands() if line.startswith("glip ")])
+def test_glip_commands_of_the_page_are_understood(command: str) -> None:
+    _, name, *words = shlex.split(command)
+    parser = argparse.ArgumentParser()
+    importlib.import_module(COMMANDS[name]).add_arguments(parser)
+    parser.parse_args(words)
+    if name == "submit" and words[0] not in ("all", "--"):
+        check_stage(ROOT, ROOT, words[0])

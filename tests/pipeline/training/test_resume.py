@@ -57,7 +57,7 @@ class Training:
         sources = make_sources(self.human, None, run.mixture, self.config.samples, tokenizer)
         kept = Checkpoints(checkpoints) if checkpoints else None
         diverged = checkpoints.parent / "diverged.json" if checkpoints else None
-        return Trainer(model, tokenizer, sources, self.config, run, 0, kept, Worker(rank, workers), diverged)
+        return Trainer(model, tokenizer, sources, self.config, run, 0, kept, Worker(rank, workers), diverged=diverged)
 
     def run(
         self, checkpoints: Path | None = None, until: int | None = None, rank: int = 0, workers: int = 1

@@ -1,0 +1,1 @@
+"""Work sent to a cluster: what travels, whose places it may write, what comes back."""

@@ -1,0 +1,225 @@
+"""``glip submit`` and ``glip jobs`` on a cluster of two nodes, with S3 as store and as DVC's remote.
+
+A person at a machine without data or models sends the whole run, is cut off, comes back, stops it, goes on, and takes
+home what DVC needs to know.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import yaml
+from ray.cluster_utils import Cluster
+from upath import UPath
+
+from pipeline.data.manifest import describe_shards
+from pipeline.data.records import CaptionRecord
+from pipeline.data.shards import list_shards, read_shard, write_shard
+
+ROOT = Path(__file__).resolve().parents[2]
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+
+@dataclass
+class Laptop:
+    """Where the commands are given: a git repository with the project, and nothing else."""
+
+    project: Path
+    folder: Path
+    """Of the run, on the cluster."""
+    environment: dict[str, str]
+
+    def start(self, *words: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-m", *words],
+            cwd=self.project,
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def call(self, *words: str, status: int = 0) -> str:
+        process = self.start(*words)
+        output, _ = process.communicate()
+        assert process.returncode == status, output
+        return output
+
+    def submit_all(self) -> subprocess.Popen[str]:
+        return self.start("stages.glip", "submit", "all", "--run", "mine", "--folder", str(self.folder))
+
+    def git(self, *words: str) -> None:
+        identity = ["-c", "user.name=test", "-c", "user.email=test@localhost"]
+        subprocess.run(["git", *identity, *words], cwd=self.project, check=True)
+
+
+def read_until(process: subprocess.Popen[str], text: str) -> str:
+    """Read a process's output up to the first line that holds a text."""
+    assert process.stdout is not None
+    output = ""
+    for line in process.stdout:
+        output += line
+        if text in line:
+            return output
+    raise AssertionError(f"ended with {process.wait()} before {text!r}:\n{output}")
+
+
+@pytest.fixture(scope="module")
+def laptop(s3_variables: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Laptop]:
+    """Start the cluster and its job server; make the project with a run of a few rows, steps and stages."""
+    home = tmp_path_factory.mktemp("submit")
+    project = home / "project"
+    for room in ("glip_model", "pipeline", "stages"):
+        shutil.copytree(ROOT / room, project / room, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in (".dvcignore", ".gitignore", "pyproject.toml"):
+        shutil.copyfile(ROOT / name, project / name)
+    graph = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))
+    graph["stages"] = {name: graph["stages"][name] for name in ("prepare", "train", "phrases", "pseudo_label")}
+    graph["vars"][0]["models"] = {"teacher": graph["vars"][0]["models"]["teacher"]}
+    del graph["plots"], graph["metrics"]
+    (project / "dvc.yaml").write_text(yaml.safe_dump(graph, sort_keys=False), encoding="utf-8")
+    params = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    params["prepare"].update(rows_per_shard=4)
+    params["prepare"]["embedded"].update(human_detection=8, human_grounding=8, web=8, dev=4, test=4)
+    params["train"]["num_workers"] = 1  # labelling has two, one a node
+    params["train"]["optim"].update(batch_size=4)
+    for run in params["train"]["runs"].values():
+        run.update(steps=1)
+    params["pseudo_label"].update(min_score=0.05)
+    params["report"].update(bootstrap_samples=10)
+    (project / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith(("AWS_", "RAY_"))]:
+            patch.delenv(name)
+        for name, value in s3_variables.items():
+            patch.setenv(name, value)
+        patch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+        patch.setenv("DVC_NO_ANALYTICS", "1")
+        patch.delenv("PYTHONPATH", raising=False)
+        bucket = UPath("s3://submitted")
+        bucket.fs.mkdir(bucket.path)
+        node = {"num_cpus": 1, "dashboard_agent_listen_port": 0}
+        # Ray's jobs join the cluster that its temporary folder names: beside other clusters it must be its own.
+        temporary = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # sockets have short names
+        head = {"include_dashboard": True, "dashboard_port": 0, "temp_dir": temporary}
+        cluster = Cluster(initialize_head=True, head_node_args=head | node)
+        try:
+            cluster.add_node(**node)
+            environment = os.environ | {
+                "PYTHONPATH": str(project),
+                "PYTHONUNBUFFERED": "1",
+                "RAY_API_SERVER_ADDRESS": f"http://{cluster.webui_url}",
+            }
+            made = Laptop(project, home / "run", environment)
+            made.git("init", "--quiet")
+            made.call("dvc", "init", "--quiet")
+            made.call("dvc", "remote", "add", "--default", "store", "s3://submitted/dvc")
+            yield made
+        finally:
+            cluster.shutdown()
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def finished(laptop: Laptop) -> str:
+    """Send the run, cut the client off, attach, stop, submit again; return the log of the end."""
+    client = laptop.submit_all()
+    assert "job mine-1: sent" in read_until(client, "job mine-1")
+    read_until(client, "Running stage 'prepare'")
+    client.kill()
+    client.communicate()
+
+    listed = laptop.call("stages.glip", "jobs")
+    assert "mine-1  running" in listed
+    client = laptop.submit_all()
+    log = read_until(client, "Running stage 'train@teacher'")
+    assert "job mine-1: is running already" in log
+    assert "Running stage 'prepare'" in log  # from the beginning
+    assert laptop.call("stages.glip", "jobs", "--stop", "mine-1").startswith("mine-1  stopped")
+    output, _ = client.communicate()
+    assert "job mine-1: stopped" in output
+    assert client.returncode != 0
+
+    client = laptop.submit_all()
+    log, _ = client.communicate()
+    assert client.returncode == 0, log
+    assert "job mine-2: sent" in log
+    assert "Stage 'prepare' didn't change, skipping" in log
+    assert "job mine-2: succeeded" in log
+    return log
+
+
+def test_ctrl_c_leaves_the_job_alone_and_its_status_is_that_of_who_follows(laptop: Laptop) -> None:
+    work = "import time; print('at it', flush=True); time.sleep(3); exit(7)"
+    client = laptop.start("stages.glip", "submit", "--run", "short", "--", "python", "-c", work)
+    read_until(client, "at it")
+    client.send_signal(signal.SIGINT)
+    output, _ = client.communicate()
+    assert client.returncode == 130
+    assert "job short-1 goes on; see it: glip jobs --follow short-1; stop it: glip jobs --stop short-1" in output
+    assert "job short-1: failed" in laptop.call("stages.glip", "jobs", "--follow", "short-1", status=7)
+    assert "no job 'short-9'; the last ones: " in laptop.call("stages.glip", "jobs", "--stop", "short-9", status=2)
+
+
+def test_hashes_and_figures_come_home_and_dvc_finds_nothing_to_do(laptop: Laptop, finished: str) -> None:
+    assert not (laptop.project / "data").exists()
+    assert not (laptop.project / "models").exists()
+    assert json.loads((laptop.project / "metrics/pseudo_label.json").read_text())["rows"] == 8
+    laptop.git("add", "--all")
+    laptop.git("commit", "--quiet", "--message", "run")
+    clone = dataclasses.replace(laptop, project=laptop.project.with_name("clone"))
+    clone.environment = laptop.environment | {"PYTHONPATH": str(clone.project)}
+    laptop.git("clone", "--quiet", str(laptop.project), str(clone.project))
+    clone.call("dvc", "pull", "--quiet")
+    assert list_shards(clone.project / "data/pseudo_labels")
+    assert "Data and pipelines are up to date." in clone.call("dvc", "repro")
+
+
+def test_another_run_may_not_write_there(laptop: Laptop, finished: str) -> None:
+    where = str(laptop.folder / "data/pseudo_labels")
+    output = laptop.call(
+        "stages.glip", "submit", "--run", "other", "--", "python", "-c", "1/0", "--out", where, status=2
+    )
+    assert f"error: {laptop.folder}: belongs to the run 'mine' since 20" in output
+    assert "and this is 'other'" in output
+    assert "ZeroDivisionError" not in output
+
+
+def test_dvc_drives_the_cluster_and_a_changed_shard_is_labelled_alone(laptop: Laptop, finished: str) -> None:
+    store = UPath("s3://submitted/large")
+    for folder in ("records/web", "phrases", "pseudo_labels"):
+        for shard in list_shards(laptop.folder / "data" / folder):
+            (store / folder / shard.name).write_bytes(shard.read_bytes())
+    graph = yaml.safe_load((ROOT / "cluster/large.yaml").read_text(encoding="utf-8"))
+    via = "python -m stages.glip submit --run large --take-over --"  # of whom wrote the shards, the store says nothing
+    graph["vars"][0] = {"store": str(store), "teacher": str(laptop.folder / "models/teacher"), "via": via}
+    here = dataclasses.replace(laptop, project=laptop.project.with_name("large"))
+    here.project.mkdir()
+    (here.project / "dvc.yaml").write_text(yaml.safe_dump(graph, sort_keys=False), encoding="utf-8")
+    shutil.copyfile(laptop.project / "params.yaml", here.project / "params.yaml")
+    here.call("dvc", "init", "--no-scm", "--quiet")
+
+    before = describe_shards(store / "pseudo_labels")
+    changed = store / "records/web/part-00001.parquet"
+    rows = [dataclasses.replace(row, caption="two dogs on a sofa") for row in read_shard(changed, CaptionRecord)]
+    write_shard(changed, rows, CaptionRecord)
+    log = here.call("dvc", "repro")
+    assert "phrases: 1 of 2 shards were finished already" in log
+    assert "pseudo_label: 1 of 2 shards are finished already" in log
+    after = json.loads((here.project / "manifests/pseudo_labels.json").read_text())["shards"]
+    assert [a == b for a, b in zip(before, after, strict=True)] == [True, False]
+    log = here.call("dvc", "repro")  # reads the manifest anew, and has nothing to do
+    assert "Stage 'phrases' didn't change, skipping" in log
+    assert "Stage 'pseudo_label' didn't change, skipping" in log
