@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
-import importlib
 import json
 import re
 import shlex
@@ -16,13 +14,9 @@ from typing import Any
 import kubernetes_validate
 import pytest
 import yaml
-from click.testing import CliRunner
 from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
 from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.scripts import scripts
-
-from pipeline.submission.package import check_stage
-from stages.glip import COMMANDS
 
 ROOT = Path(__file__).resolve().parents[2]
 CLUSTER = ROOT / "cluster"
@@ -94,12 +88,6 @@ def load(name: str) -> dict[str, Any]:
 def ray_cluster(name: str) -> dict[str, Any]:
     found = load(name)
     return found["spec"]["rayClusterSpec"] if found["kind"] == "RayJob" else found["spec"]  # type: ignore[no-any-return]
-
-
-def commands() -> list[str]:
-    text = (CLUSTER / "README.md").read_text(encoding="utf-8")
-    blocks = re.findall(r"^```\n(.*?)^```", text, re.S | re.M)
-    return [line.split("   #")[0].strip() for block in blocks for line in block.splitlines() if line.strip()]
 
 
 @pytest.mark.parametrize("name", LAUNCHERS)
@@ -264,32 +252,3 @@ def test_policies_give_no_more_than_objects_below_their_prefixes() -> None:
             assert statement["Resource"] != "*"
     bindings = json.loads((CLUSTER / "gcs-policy.json").read_text(encoding="utf-8"))["bindings"]
     assert all("condition" in binding and "admin" not in binding["role"].lower() for binding in bindings)
-
-
-@pytest.mark.parametrize("command", [line for line in commands() if line.startswith("ray ")])
-def test_commands_of_the_page_are_rays(command: str) -> None:
-    _, name, *words = shlex.split(command)
-    assert CliRunner().invoke(scripts.cli, [name, "--help"]).exit_code == 0
-    known = {option for parameter in scripts.cli.commands[name].params for option in parameter.opts}
-    assert {word.split("=")[0] for word in words if word.startswith("-")} <= known
-    assert all((ROOT / word).is_file() for word in words if word.startswith("cluster/"))
-
-
-@pytest.mark.parametrize("command", [line for line in commands() if "python -m" in line])
-def test_stages_of_the_page_know_their_options(command: str) -> None:
-    words = shlex.split(command)
-    start = words.index("-m")
-    done = subprocess.run(
-        [sys.executable, "-m", words[start + 1], "--help"], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    assert all(word in done.stdout for word in words[start + 2 :] if word.startswith("--"))
-
-
-@pytest.mark.parametrize("command", [line for line in commands() if line.startswith("glip ")])
-def test_glip_commands_of_the_page_are_understood(command: str) -> None:
-    _, name, *words = shlex.split(command)
-    parser = argparse.ArgumentParser()
-    importlib.import_module(COMMANDS[name]).add_arguments(parser)
-    parser.parse_args(words)
-    if name == "submit" and words[0] not in ("all", "--"):
-        check_stage(ROOT, ROOT, words[0])

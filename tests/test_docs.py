@@ -1,0 +1,144 @@
+"""The pages: every command that they show is understood by the program that it calls, and what is cheap is run."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import importlib
+import itertools
+import re
+import shlex
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from dvc.cli import parse_args
+from PIL import Image
+from ray.scripts import scripts
+
+from pipeline.cli import call
+from pipeline.data.records import GroundingRecord, ImageRef, Phrase, ScoredBox
+from pipeline.data.shards import shard_name, write_shard
+from pipeline.submission.package import check_stage
+from stages import glip
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "pipeline").rglob("README.md")), ROOT / "cluster" / "README.md"]
+BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+IN_THE_MAP = re.compile(r"[\w.]+/? {2,}|\w+\.yaml {2,}|evaluation/$")
+"""Lines of the README's map, which are no commands."""
+NOT_HERE = {"docker", "kubectl", "sbatch", "ssh", "tensorboard"}
+"""Programs of other machines or other people: of their lines, the files are looked for and nothing else."""
+
+
+def blocks(language: str) -> list[tuple[Path, str]]:
+    found = ((page, *block) for page in PAGES for block in BLOCK.findall(page.read_text(encoding="utf-8")))
+    return [(page, text) for page, name, text in found if name == language]
+
+
+def commands() -> Iterator[str]:
+    """Yield the lines of all blocks without a language: continued ones joined, without comments."""
+    for _, text in blocks(""):
+        for line in text.replace("\\\n", " ").splitlines():
+            command = re.sub(r"(^|\s)#.*", "", line).strip()
+            if command and not IN_THE_MAP.match(command):
+                yield from (part.strip(" &") for part in command.split("&&"))
+
+
+COMMANDS = list(dict.fromkeys(commands()))
+
+
+def words_of(command: str) -> list[str]:
+    """Return the words without settings of the environment."""
+    return list(itertools.dropwhile(lambda word: re.match(r"[A-Z_]+=", word), shlex.split(command)))
+
+
+def parse(module: str, words: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    importlib.import_module(module).add_arguments(parser)
+    if "--params" not in {option for action in parser._actions for option in action.option_strings}:
+        parser.add_argument("--params", type=Path)
+    found = parser.parse_args(words)
+    params = getattr(found, "params", None)
+    assert params is None or (ROOT / params).is_file()
+    return found
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_command_is_understood(command: str) -> None:
+    program, *words = words_of(command)
+    if program == "make":
+        subprocess.run(["make", "--dry-run", *words], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    elif program == "dvc":
+        found = parse_args(words)
+        for stage in words[1:] if words[0] == "repro" else []:
+            check_stage(ROOT, ROOT, stage)
+        assert found.func is not None
+    elif program == "glip":
+        parse(glip.COMMANDS[words[0]], words[1:])
+        if words[0] == "submit" and words[1] not in ("all", "--"):
+            check_stage(ROOT, ROOT, words[1])
+    elif program == "python":
+        assert words[0] == "-m"
+        parse(words[1], words[2:])
+    elif program == "ray":
+        assert CliRunner().invoke(scripts.cli, [words[0], "--help"]).exit_code == 0
+        known = {option for parameter in scripts.cli.commands[words[0]].params for option in parameter.opts}
+        assert {word.split("=")[0] for word in words[1:] if word.startswith("-")} <= known
+    else:
+        assert program in NOT_HERE, f"nothing here checks lines that call {program}"
+    assert all((ROOT / word).is_file() for word in words if word.startswith("cluster/"))
+
+
+@pytest.mark.parametrize(("page", "text"), blocks("python"))
+def test_python_compiles_and_finds_what_it_imports(page: Path, text: str) -> None:
+    tree = ast.parse(text)
+    imports = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
+    assert imports
+    exec(compile(ast.Module(imports, type_ignores=[]), str(page), "exec"), {})
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Make a folder as a finished run leaves it, as far as the commands below look at it."""
+    image = tmp_path / "dog.png"
+    Image.new("RGB", (40, 30), "grey").save(image)
+    box = ScoredBox(xyxy=(1, 2, 20, 20), score=0.4)
+    row = GroundingRecord(
+        key="KEY",
+        image=ImageRef(bytes=image.read_bytes()),
+        height=30,
+        width=40,
+        caption="a dog",
+        source="web",
+        phrases=(Phrase(text="a dog", char_spans=((0, 5),), boxes=(box,)),),
+    )
+    for folder in ("data/pseudo_labels", "other/labels"):
+        write_shard(tmp_path / folder / shard_name(0), [row], GroundingRecord)
+    (tmp_path / "pipeline").symlink_to(ROOT / "pipeline")
+    (tmp_path / "params.yaml").symlink_to(ROOT / "params.yaml")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+RUN = [
+    command
+    for command in COMMANDS
+    if command.startswith(("glip inspect", "glip manifest --shards data")) or "--dry-run" in command
+]
+
+
+@pytest.mark.parametrize("command", RUN)
+def test_command_does_what_it_says(command: str, project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    program, *words = words_of(command)
+    module, words = (glip.COMMANDS[words[0]], words[1:]) if program == "glip" else (words[1], words[2:])
+    assert call(importlib.import_module(module).run, parse(module, words)) == 0, capsys.readouterr().err
+    for option in ("--html", "--save", "--out"):
+        assert option not in words or (project / words[words.index(option) + 1]).exists()
+
+
+def test_pages_show_commands_of_every_kind() -> None:
+    assert len(RUN) >= 8
+    assert {words_of(command)[0] for command in COMMANDS} >= {"make", "dvc", "glip", "python", "ray", *NOT_HERE}
