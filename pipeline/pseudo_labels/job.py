@@ -248,7 +248,8 @@ def _run(
     inputs: Inputs, config: PseudoLabelConfig, max_image_pixels: int, todo: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, ShardSummary]:
     """Stream the work list through the actor pool; return the summaries of the shards that were made."""
-    share = share_cluster(min(config.num_actors, len(todo)))
+    wanted = min(config.num_actors, len(todo))
+    share = share_cluster(wanted)
     _set_up_ray_data()
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
     meter = ray.remote(Meter).options(num_cpus=0, scheduling_strategy=here).remote()
@@ -258,7 +259,7 @@ def _run(
         fn_constructor_args=(inputs, config, max_image_pixels, share.threads, meter),
         compute=ray.data.ActorPoolStrategy(
             min_size=1,
-            max_size=share.workers,
+            max_size=wanted,  # on nodes that come later, too
             max_tasks_in_flight_per_actor=SHARDS_AT_ONCE,
             max_concurrent_calls_per_actor=SHARDS_AT_ONCE,
         ),

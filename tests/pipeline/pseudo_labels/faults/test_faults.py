@@ -81,6 +81,26 @@ def test_node_killed(
         bench.check_complete(undisturbed)
 
 
+def test_node_that_comes_is_put_to_work_and_one_that_goes_is_not_missed(
+    tools: Any, fault_environment: dict[str, str], fault_folder: Path, tmp_path: Path, undisturbed: dict[str, str]
+) -> None:
+    with tools.start_cluster(nodes=1) as cluster, tools.open_bench(cluster, fault_folder, tmp_path) as bench:
+        bench.order(seconds=10)
+        run = bench.start()
+        (first,) = bench.at_work(batches=1)
+        cluster.add_node(num_cpus=1)
+        end = time.monotonic() + 120
+        while len(bench.at_work()) < 2:
+            assert time.monotonic() < end, "the new node has nothing to do"
+            assert run.process.poll() is None, run.end()
+            time.sleep(0.1)
+        kill_node_of(first, cluster)
+        bench.order()
+        status, errors = run.end()
+        assert status == 0, errors
+        bench.check_complete(undisturbed)
+
+
 def kill_node_of(actor: int, cluster: Any) -> None:
     """End a node as a power cut would: its daemon, and everything that it started."""
     above = {process.pid for process in psutil.Process(actor).parents()}
