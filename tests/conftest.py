@@ -6,12 +6,14 @@ import os
 import shutil
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import fsspec
 import pytest
 from hypothesis import settings
 
+from pipeline.data.storage import Place, to_place
 from pipeline.ray_session import ray_session
 
 # Machines are busy: how long an example takes says nothing about it.
@@ -72,6 +74,15 @@ def s3(s3_variables: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Iterato
     yield filesystem
     filesystem.rm("raw", recursive=True)
     _forget_file_systems()
+
+
+@pytest.fixture(params=["disk", "store"])
+def disk_or_store(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
+    """Give an empty place on disk, and one in the bucket."""
+    if request.param == "disk":
+        return tmp_path
+    request.getfixturevalue("s3")
+    return to_place("s3://raw/place")
 
 
 def _forget_file_systems() -> None:

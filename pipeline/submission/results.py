@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import shutil
 import tarfile
 import tempfile
 from pathlib import Path, PurePosixPath
@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 from dvc.config import NoRemoteError
 from dvc.repo import Repo
 
+from pipeline.data.storage import replacing
 from pipeline.errors import MissingInputError, StorageError
 from pipeline.submission.package import LOCK
 
@@ -25,7 +26,7 @@ def has_remote(project: Path) -> bool:
 
 
 def send_results(project: Path, run: str) -> None:
-    """Put what DVC does not keep in its cache into its remote, under the run's name."""
+    """Put the run's hashes and all outputs that are files into DVC's remote, under the run's name."""
     with Repo(str(project)) as repo, tempfile.TemporaryDirectory() as folder:
         bundle = Path(folder) / "results.tar.gz"
         with tarfile.open(bundle, "w:gz") as archive:
@@ -66,12 +67,8 @@ def fetch_results(project: Path, run: str) -> list[str]:
         except tarfile.TarError as error:
             raise StorageError(f"{place}: no bundle of results ({error})") from error
         for member in members:
-            target = project / member.name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            # Beside its place first: the temporary folder may be on another disk.
-            beside = target.with_name(f".{target.name}.{os.getpid()}")
-            beside.write_bytes((aside / member.name).read_bytes())
-            beside.replace(target)
+            with replacing(project / member.name) as beside:  # the temporary folder may be on another disk
+                shutil.copyfile(aside / member.name, beside)
         return [member.name for member in members]
 
 
@@ -80,4 +77,6 @@ def _place(run: str) -> tuple[str, str]:
 
 
 def _small_outputs(repo: Repo) -> list[Path]:
-    return [Path(out.fs_path) for out in repo.index.outs if out.protocol == "local" and not out.use_cache]
+    """Return the outputs that are files: metrics, plots and reports; data and models are folders, without a suffix."""
+    paths = [Path(out.fs_path) for out in repo.index.outs if out.protocol == "local"]
+    return [path for path in paths if path.suffix]

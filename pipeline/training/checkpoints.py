@@ -9,7 +9,6 @@ A checkpoint is three files of one name, which carries the step and the beginnin
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import math
@@ -27,6 +26,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 from pipeline.data.filesystem import READ_ERRORS, describe
+from pipeline.data.provenance import file_sha256
 from pipeline.data.storage import Place, fetched, list_files, remove, replacing
 from pipeline.errors import StorageError
 
@@ -128,10 +128,10 @@ class Checkpoints:
         try:
             with replacing(self.folder / f"{name}.yaml") as path:
                 path.write_text(self._settings, encoding="utf-8")
-                settings_digest = _digest(path)
+                settings_digest = file_sha256(path)
             with replacing(self.folder / f"{name}.pt") as path:
                 torch.save(state, path)
-                digest = _digest(path)
+                digest = file_sha256(path)
             with replacing(self.folder / f"{name}.json") as path:
                 manifest = Manifest(step, digest, settings_digest, score)
                 path.write_text(json.dumps(asdict(manifest)), encoding="utf-8")
@@ -218,14 +218,9 @@ def _read(folder: Place, name: str) -> dict[str, Any] | None:
     try:
         with fetched(folder / f"{name}.pt") as path:
             # torch.load checks no checksums: a flipped bit would go unseen, and rubbish raises whatever it likes.
-            if _digest(path) != manifest.sha256:
+            if file_sha256(path) != manifest.sha256:
                 return None
             state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, pickle.UnpicklingError):
         return None
     return state
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -7,7 +7,6 @@ import dataclasses
 import datetime
 import logging
 import math
-import os
 import shutil
 import threading
 import time
@@ -27,7 +26,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from glip_model.checkpoint import WEIGHTS_FILE
 from pipeline.cli import progress, quiet_libraries
 from pipeline.config import Config, RunConfig, to_yaml
-from pipeline.data.storage import Place
+from pipeline.data.storage import Place, replacing
 from pipeline.errors import MissingInputError, PipelineError, TrainingError
 from pipeline.ray_session import cores_per_worker
 from pipeline.training.batches import Worker
@@ -348,7 +347,6 @@ def _pin(board: Any, entry: Progress) -> None:
 
 
 def _write_log(path: Path, entries: list[Progress]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     rows = [
         {
             **dataclasses.asdict(entry),
@@ -360,9 +358,7 @@ def _write_log(path: Path, entries: list[Progress]) -> None:
     ]
     speed = ["learning_rate", "images_per_s", "data_wait_share", "memory_gb", "seconds_left"]
     names = ["step", *entries[0].losses, *speed, *dict.fromkeys(name for entry in entries for name in entry.scores)]
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    with aside.open("w", newline="", encoding="utf-8") as file:
+    with replacing(path) as aside, aside.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, names, extrasaction="ignore")
         writer.writeheader()
         writer.writerows(rows)
-    os.replace(aside, path)

@@ -149,14 +149,14 @@ class Updater:
 
     def model_to_judge(self) -> GLIP | None:
         """Return a copy of the model as it would be saved now on the first worker; all workers must call it."""
-        is_average = self._average is not None and self._config.saved_weights == "average"
-        shadow = self._average.state_dict()["shadow"] if self._average is not None and is_average else {}
-        is_first = not dist.is_initialized() or dist.get_rank() == 0
-        judged = self.whole_model() if is_spread(self.model) else copy.deepcopy(self.model) if is_first else None
-        if judged is not None:
-            judged.load_state_dict(shadow, strict=False)
-            judged.to(next(self.model.parameters()).device)
-        return judged
+        average = self._average if self._config.saved_weights == "average" else None
+        shadow = {} if average is None else average.state_dict()["shadow"]
+        whole = self.whole_model()
+        if whole is None or (dist.is_initialized() and dist.get_rank() > 0):
+            return None
+        judged = copy.deepcopy(whole) if whole is self.model else whole
+        judged.load_state_dict(shadow, strict=False)
+        return judged.to(next(self.model.parameters()).device)
 
     def take_average(self) -> bool:
         """Give the model the moving average of its weights; return False where there is none."""

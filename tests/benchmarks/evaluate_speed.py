@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from label_speed import CORES, MAX_PIXELS, in_own_process, local_ray, rows_of, seconds_of, steady_speed, write_inputs
+from label_speed import CORES, MAX_PIXELS, in_rounds, local_ray, rows_of, seconds_of, steady_speed, write_inputs
 
 from glip_model.predictor import GLIPPredictor
 from pipeline.config import EvaluateConfig, load_config
@@ -98,8 +98,7 @@ def main() -> None:
         write_inputs(folder, ROWS, web=8, dev=PICTURES)
         for task in ("grounding", "referring"):
             shutil.rmtree(folder / "records" / "dev" / task)
-        # One after the other, again and again: a machine that slows down slows all of them down.
-        rounds = [{task: in_own_process(__file__, folder, task, 1)[0] for task in TASKS} for _ in range(args.repeats)]
+        rounds = in_rounds(__file__, folder, TASKS, args.repeats)
     speeds = {task: max(figures[task] for figures in rounds) for task in TASKS}
     for cores in (1, CORES):
         bare, stage = speeds[f"bare-{cores}"], speeds[f"evaluate-{cores}"]

@@ -29,7 +29,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -281,6 +281,11 @@ def in_own_process(script: str, folder: Path, task: str, repeats: int, *more: st
         )
         found.append(float(done.stdout.splitlines()[-1]))
     return found
+
+
+def in_rounds(script: str, folder: Path, tasks: Iterable[str], repeats: int) -> list[dict[str, float]]:
+    """Run tasks of a benchmark one after the other, again and again: a machine that slows down slows all of them."""
+    return [{task: in_own_process(script, folder, task, 1)[0] for task in tasks} for _ in range(repeats)]
 
 
 def benchmarks(folder: Path, repeats: int, rows: Sequence[int]) -> Iterator[tuple[str, float, str]]:

@@ -27,17 +27,16 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from label_speed import CORES, in_own_process, local_ray, write_inputs
+from label_speed import CORES, in_rounds, local_ray, write_inputs
 
 from pipeline.config import Config, RunConfig, load_config
-from pipeline.training.batches import BatchMaker, Worker
+from pipeline.training.batches import Worker
 from pipeline.training.job import Paths, train
 from pipeline.training.loop import Trainer
 from pipeline.training.model_folder import starting_model
 from pipeline.training.progress import Progress
 from pipeline.training.samples import make_sources
 from pipeline.training.tuning import freeze_for
-from pipeline.training.update import Updater
 
 PICTURES = 2000
 """Of each kind of data."""
@@ -60,24 +59,28 @@ def settings(folder: Path, workers: int) -> Config:
     )
 
 
-def run_bare(folder: Path) -> float:
-    """Return pictures per second of the optimiser steps alone."""
+def make_trainer(folder: Path, worker: Worker) -> Trainer:
+    """Return the training of this process, which computes with one thread."""
     torch.set_num_threads(1)
-    config = settings(folder, 1)
-    run, optim = config.train.runs[RUN], config.train.optim
+    config = settings(folder, worker.world_size)
+    run = config.train.runs[RUN]
     model, tokenizer = starting_model(config, None)
     freeze_for(run, model)
     sources = make_sources(folder / "records" / "human", None, run.mixture, config.train.samples, tokenizer)
-    maker = BatchMaker(sources, config.train, run, model.config, tokenizer, config.seed, Worker())
-    trainer = Trainer(model, tokenizer, sources, config.train, run, config.seed)
-    batches = [trainer._inputs(maker.make(step)) for step in range(IN_MEMORY)]
-    updater = Updater(model.train(), optim, STEPS)
+    return Trainer(model, tokenizer, sources, config.train, run, config.seed, worker=worker)
+
+
+def run_bare(folder: Path) -> float:
+    """Return pictures per second of the optimiser steps alone."""
+    trainer = make_trainer(folder, Worker())
+    batches = [trainer._inputs(trainer._batches.make(step)) for step in range(IN_MEMORY)]
+    trainer.model.train()
     start = 0.0
     for step in range(STEPS):
         if step == REPORTED:
             start = time.perf_counter()
-        updater.step(batches[step % IN_MEMORY], ["in memory"])
-    return (STEPS - REPORTED) * optim.batch_size / (time.perf_counter() - start)
+        trainer._updater.step(batches[step % IN_MEMORY], ["in memory"])
+    return (STEPS - REPORTED) * trainer.config.optim.batch_size / (time.perf_counter() - start)
 
 
 def steady(entries: Sequence[Progress]) -> tuple[float, float]:
@@ -90,17 +93,11 @@ def steady(entries: Sequence[Progress]) -> tuple[float, float]:
 
 def run_trainer(folder: Path) -> tuple[float, float]:
     """Return pictures per second, and the share of waiting, of the loop in this process, one of torchrun's or alone."""
-    torch.set_num_threads(1)
     worker = Worker(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
     if worker.world_size > 1:
         dist.init_process_group("gloo")
-    config = settings(folder, worker.world_size)
-    run = config.train.runs[RUN]
-    model, tokenizer = starting_model(config, None)
-    freeze_for(run, model)
-    sources = make_sources(folder / "records" / "human", None, run.mixture, config.train.samples, tokenizer)
     entries: list[Progress] = []
-    Trainer(model, tokenizer, sources, config.train, run, config.seed, worker=worker).run(entries.append)
+    make_trainer(folder, worker).run(entries.append)
     if worker.world_size > 1:
         dist.destroy_process_group()
     return steady(entries)
@@ -154,8 +151,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="trainer-speed-") as scratch:
         folder = Path(scratch)
         write_inputs(folder, web=8, human_detection=PICTURES, human_grounding=PICTURES)
-        # One after the other, again and again: a machine that slows down slows all of them down.
-        rounds = [{task: in_own_process(__file__, folder, task, 1)[0] for task in TASKS} for _ in range(args.repeats)]
+        rounds = in_rounds(__file__, folder, TASKS, args.repeats)
     found = {task: (min if task == "wait" else max)(figures[task] for figures in rounds) for task in TASKS}
     print(f"trainer    {found['trainer']:6.1f} pictures/s, {found['trainer'] / found['bare']:.3f} × of bare", end="")
     print(f", {found['bare']:.1f}; waiting for data {100 * found['wait']:.1f} % of the time")

@@ -1,54 +1,25 @@
-"""``RAY_ADDRESS``: the stages on a cluster of two nodes that was started beforehand, and on one that is not there."""
+"""``RAY_ADDRESS``: a cluster that is not there, one that grows, and how work is divided on it."""
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import ray
-import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from ray.cluster_utils import Cluster
 
-from pipeline.data.records import GroundingRecord
-from pipeline.data.shards import list_shards, read_shard
 from pipeline.errors import ConfigError
 from pipeline.ray_session import ray_session, share_cluster
 
 ROOT = Path(__file__).resolve().parents[2]
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
-
-
-@pytest.fixture
-def address() -> Iterator[str]:
-    """Start two nodes of one CPU each, in another folder than the stages run in."""
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-    cluster.add_node(num_cpus=1)
-    yield cluster.address
-    cluster.shutdown()
-
-
-def stage(folder: Path, address: str, name: str, *words: str) -> str:
-    """Run a stage as DVC does, from ``folder`` with relative paths; return what it printed."""
-    environment = os.environ | {"RAY_ADDRESS": address, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [sys.executable, "-m", f"stages.{name}", *words],
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stderr
 
 
 NODES = st.lists(st.fixed_dictionaries({"CPU": st.integers(0, 9), "GPU": st.integers(0, 2)}), min_size=1, max_size=5)
@@ -69,29 +40,6 @@ def test_every_worker_of_a_shared_cluster_finds_a_node(sizes: list[dict[str, int
         assert share.threads == share.cpus
         assert sum(size["CPU"] // share.cpus for size in sizes) >= share.workers
         assert sum(size["CPU"] // (share.cpus + 1) for size in sizes) < share.workers  # none could have more
-
-
-def test_stages_join_the_cluster_and_share_out_their_work(address: str, tmp_path: Path) -> None:
-    params = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
-    params["prepare"].update(rows_per_shard=4)
-    params["prepare"]["embedded"].update(human_detection=8, human_grounding=8, web=8, dev=4, test=4)
-    params["train"]["optim"].update(batch_size=4)
-    params["train"]["runs"]["teacher"].update(steps=2)
-    params["pseudo_label"].update(min_score=0.05)
-    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
-
-    stage(tmp_path, address, "prepare", "--out", "records")
-    log = stage(tmp_path, address, "train", "teacher", "--human", "records/human", "--out", "teacher")
-    assert "2 steps" in log
-    stage(tmp_path, address, "phrases", "--records", "records/web", "--out", "phrases")
-    words = ["--records", "records/web", "--phrases", "phrases", "--teacher", "teacher", "--out", "labels"]
-    log = stage(tmp_path, address, "pseudo_label", *words)
-    assert "Traceback" not in log
-    labelled = [row for path in list_shards(tmp_path / "labels") for row in read_shard(path, GroundingRecord)]
-    assert len(labelled) == 8
-    words = ["--model", "teacher", "--records", "records", "--out", "predictions", "--metrics", "teacher.json"]
-    stage(tmp_path, address, "evaluate", *words)
-    assert json.loads((tmp_path / "teacher.json").read_text())["test"]["detection"]["embedded"]["all"]["AP"] >= 0
 
 
 def test_a_cluster_that_is_not_there_is_named_at_once(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from upath import UPath
 from pipeline.data import storage
 from pipeline.data.records import CaptionRecord, ImageRef
 from pipeline.data.shards import list_shards, read_metadata, read_shard, rows_sha256, write_shard
-from pipeline.data.storage import exists, list_files, patiently, remove, replacing, size, to_place
+from pipeline.data.storage import Place, exists, list_files, patiently, remove, replacing, size, to_place
 from pipeline.errors import ConfigError, ShardError, StorageError
 
 ROWS = [
@@ -24,12 +24,9 @@ ROWS = [
 ]
 
 
-@pytest.fixture(params=["disk", "store"])
-def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
-    if request.param == "disk":
-        return tmp_path
-    request.getfixturevalue("s3")
-    return to_place("s3://raw/shards")
+@pytest.fixture
+def folder(disk_or_store: Place) -> Any:
+    return disk_or_store
 
 
 def test_paths_and_urls_become_places(tmp_path: Path) -> None:

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from upath import UPath
 
-from pipeline.data.storage import create
+from pipeline.data.storage import Place, create
 from pipeline.errors import OwnershipError
 from pipeline.submission.ownership import OWNER_FILE, Owner, claim
 
@@ -19,12 +18,9 @@ def owner(run: str) -> Owner:
     return Owner(run=run, since="2030-01-01T00:00:00Z", sent="0" * 64)
 
 
-@pytest.fixture(params=["disk", "store"])
-def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
-    if request.param == "disk":
-        return tmp_path / "deep/run"
-    request.getfixturevalue("s3")
-    return UPath("s3://raw/deep/run")
+@pytest.fixture
+def folder(disk_or_store: Place) -> Any:
+    return disk_or_store / "deep/run"
 
 
 def test_the_first_run_has_it(folder: Any) -> None:

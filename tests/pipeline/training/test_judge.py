@@ -23,6 +23,7 @@ from pipeline.training.loop import Trainer
 from pipeline.training.progress import Progress
 from pipeline.training.samples import make_sources
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 Make = Callable[..., Trainer]
 
 
@@ -53,7 +54,6 @@ def make_trainer(
     def make(
         validate: Scripted | None, steps: int = 4, every: int = 1, checkpoints: Path | None = None, **optim: Any
     ) -> Trainer:
-        torch.set_num_threads(1)
         changed = replace(train_config.optim, warmup_steps=0, **optim)
         config = replace(train_config, optim=changed, evaluate_every=every, checkpoint_every=1)
         run = RunConfig(init="pretrained", steps=steps, mixture={"detection": 1.0})

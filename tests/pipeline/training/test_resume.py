@@ -8,7 +8,6 @@ import multiprocessing
 import socket
 import time
 import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -31,6 +30,7 @@ from pipeline.training.loop import Trainer
 from pipeline.training.progress import Progress
 from pipeline.training.samples import make_sources
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 WORKERS, STEPS = 2, 6
 
 
@@ -83,14 +83,6 @@ class Training:
         except Killed:
             assert until is not None
         return shown, losses, {name: value.clone() for name, value in trainer.model.state_dict().items()}
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def written(folder: Path, tiny: SimpleNamespace) -> Path:

@@ -7,7 +7,6 @@ once; nobody ever reads part of a shard. Labels are compared with an undisturbed
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -22,9 +21,8 @@ from typing import Any
 import psutil
 import pytest
 
-from pipeline.data.provenance import file_sha256
 from pipeline.data.records import CaptionRecord, GroundingRecord, ImageRef, PhrasesRecord
-from pipeline.data.shards import list_shards, read_shard, shard_name, write_shard
+from pipeline.data.shards import read_shard, shard_name, write_shard
 from pipeline.data.storage import to_place
 
 ROWS = 4
@@ -41,7 +39,7 @@ def decoders_of(actor: int) -> list[psutil.Process]:
 
 
 def test_without_a_fault_every_node_has_a_teacher_at_work(bench: Any, undisturbed: dict[str, str]) -> None:
-    bench.order(seconds=2.0)
+    bench.order(seconds=1.0)
     status, errors = bench.run()
     assert status == 0, errors
     assert len(set(bench.at_work())) == 2
@@ -140,13 +138,13 @@ def test_actor_out_of_memory(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     memory = psutil.virtual_memory()
-    limit, spare = "RAY_memory_usage_threshold", 2_500_000_000
+    spare, hoard = 5_000_000_000, 6_500_000_000  # other tests of the machine need some, too
+    if memory.available < hoard:
+        pytest.skip(f"this machine has less than {hoard / 1e9} GB of memory to spare")
     threshold = (memory.total - memory.available + spare) / memory.total
-    if threshold > 0.98:
-        pytest.skip(f"this machine has less than {spare / 1e9} GB of memory to spare")
-    monkeypatch.setenv(limit, f"{threshold:.3f}")
+    monkeypatch.setenv("RAY_memory_usage_threshold", f"{threshold:.3f}")
     with tools.start_cluster() as cluster, tools.open_bench(cluster, fault_folder, tmp_path) as bench:
-        bench.order(hoard_mb=4000)  # the first teacher takes more than there is, once
+        bench.order(hoard_mb=hoard // 1_000_000)  # the first teacher takes more than there is, once
         status, errors = bench.run()
         assert status == 0, errors
         assert (fault_folder / "hoarded").read_text() == ""  # begun, and ended by Ray before its end
@@ -232,27 +230,26 @@ def in_store(
     S3FileSystem.clear_instance_cache()
 
 
-@pytest.mark.parametrize("fault", ["500", "503", "hang", "slow"])
-def test_store_that_fails_for_a_while(
-    in_store: Any, faulty_store: Any, undisturbed: dict[str, str], fault: str
-) -> None:
+def test_store_that_fails_for_a_while(in_store: Any, faulty_store: Any, undisturbed: dict[str, str]) -> None:
     seen: dict[str, int] = {}
     lock = threading.Lock()
 
-    def fail_twice_each(method: str, path: str) -> str | None:
+    def fail_at_first(method: str, path: str) -> str | None:
         with lock:
             name = f"{method} {path}"
             seen[name] = seen.get(name, 0) + 1
+            order = ["503", "500", "slow"]
+            if "/part-00001" in path:  # takes long: of one shard alone
+                order.insert(0, "hang")
             is_meant = "/part-" in path or "list-type" in path
-            if fault == "hang":  # which takes long: fewer of them
-                is_meant = "/part-00001" in path and seen[name] == 1
-            return fault if is_meant and seen[name] <= 2 else None
+            return order[seen[name] - 1] if is_meant and seen[name] <= len(order) else None
 
-    faulty_store.decide = fail_twice_each
+    faulty_store.decide = fail_at_first
     status, errors = in_store.run()
     assert status == 0, errors
-    assert f"{fault} PUT" in faulty_store.faults
-    assert f"{fault} GET" in faulty_store.faults
+    assert set(faulty_store.faults) >= {
+        f"{fault} {of}" for fault in ("hang", "500", "503", "slow") for of in ("GET", "PUT")
+    }
     in_store.check_complete(undisturbed)
 
 
@@ -341,11 +338,8 @@ def test_caption_of_100_kilobytes_that_is_let_through(bench: Any) -> None:
     assert {len(record.caption) for record in bench.records()[:ROWS]} == {100_000}
 
 
-def test_the_same_run_again_is_the_same_bytes(bench: Any, undisturbed: dict[str, str]) -> None:
+def test_any_number_of_teachers_makes_the_same_bytes(bench: Any, undisturbed: dict[str, str]) -> None:
+    bench.settings = {"num_actors": 1}
     status, errors = bench.run()
     assert status == 0, errors
     bench.check_complete(undisturbed)
-    shutil.rmtree(bench.out)
-    bench.settings = {"num_actors": 1}
-    assert bench.run()[0] == 0
-    assert {path.name: file_sha256(path) for path in list_shards(Path(bench.out))} == undisturbed
