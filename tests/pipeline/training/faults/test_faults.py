@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import json
 import os
 import subprocess
 import sys
@@ -50,14 +51,14 @@ class Bench:
         )
         return self.started[-1]
 
-    def end(self, process: subprocess.Popen[str]) -> str:
-        """Wait for a good end; return what was printed."""
+    def end(self, process: subprocess.Popen[str], status: int = 0) -> str:
+        """Wait for its end, a good one or that of a status; return what was printed."""
         try:
             _, errors = process.communicate(timeout=240)
         except subprocess.TimeoutExpired:
             process.kill()
             _, errors = process.communicate()
-        assert process.returncode == 0, errors
+        assert process.returncode == status, errors
         return errors
 
     def replace_node(self) -> None:
@@ -173,3 +174,20 @@ def test_disk_full_when_a_checkpoint_is_written(
         subprocess.run(["umount", str(disk)], check=True)
     assert "the checkpoint of step 10 could not be written" in printed
     assert outcome(tmp_path) == undisturbed
+
+
+def test_losses_that_are_no_numbers_end_the_training_and_name_the_rows(bench: Bench, tmp_path: Path) -> None:
+    config = load_config(bench.params)
+    optim = replace(config.train.optim, learning_rate=1e30, warmup_steps=0)
+    params = tmp_path / "params.yaml"
+    params.write_text(to_yaml(replace(config, train=replace(config.train, optim=optim))), encoding="utf-8")
+    bench = replace(bench, params=params)
+    printed = bench.end(bench.start(tmp_path / "out"), status=2)
+    told = tmp_path / "out" / "diverged.json"
+    assert "the gradient was not finite 10 steps in a row; lower train.optim.learning_rate" in printed
+    assert f"look at the samples in {told}" in printed
+    skipped = json.loads(told.read_text(encoding="utf-8"))["skipped"]
+    assert [step["step"] for step in skipped] == list(range(2, 12))  # the first step is a good one, and one too large
+    for step in skipped:
+        assert [len(worker["keys"]) for worker in step["workers"]] == [2, 2]
+        assert all(worker["losses"]["loss"] == "nan" for worker in step["workers"])
