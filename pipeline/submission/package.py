@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -58,7 +59,7 @@ def pack(project: Path, code: Path, with_graph: bool, into: Path) -> str:
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(content)
     if with_graph and (project / LOCK).is_file():
-        shutil.copyfile(project / LOCK, into / LOCK)
+        _pack_lock(project, into)
     return digest.hexdigest()
 
 
@@ -71,10 +72,10 @@ def unpack(package: Path, folder: Path) -> None:
     for name in (*SETTINGS, *GRAPH):
         (folder / name).unlink(missing_ok=True)
         if (package / name).is_file():
-            (folder / name).parent.mkdir(exist_ok=True)
-            shutil.copyfile(package / name, folder / name)
+            _copy(package / name, folder / name)
     if (package / LOCK).is_file() and not (folder / LOCK).exists():
-        shutil.copyfile(package / LOCK, folder / LOCK)
+        for name in (LOCK, *itertools.chain(*_known_files(package).values())):
+            _copy(package / name, folder / name)
 
 
 def check_stage(project: Path, code: Path, name: str) -> None:
@@ -89,6 +90,35 @@ def check_stage(project: Path, code: Path, name: str) -> None:
     stages = yaml.safe_load(graph.read_text(encoding="utf-8"))["stages"]
     if name.partition("@")[0] not in stages:
         raise ConfigError(f"{graph}: no stage {name!r}; there are all, {', '.join(stages)}; commands stand behind --")
+
+
+def _pack_lock(project: Path, into: Path) -> None:
+    """Copy what DVC knows of past runs with the files it speaks of, which are metrics, plots and reports.
+
+    A remote need not have them, and DVC would pass over their stages without a word: what misses one is made anew.
+    """
+    lock = yaml.safe_load((project / LOCK).read_text(encoding="utf-8"))
+    for stage, names in _known_files(project).items():
+        if all((project / name).is_file() for name in names):
+            for name in names:
+                _copy(project / name, into / name)
+        else:
+            del lock["stages"][stage]
+    (into / LOCK).write_text(yaml.safe_dump(lock, sort_keys=False), encoding="utf-8")
+
+
+def _known_files(folder: Path) -> dict[str, list[str]]:
+    """Return by stage the outputs in a folder's lock that are files; data and models are folders."""
+    stages = yaml.safe_load((folder / LOCK).read_text(encoding="utf-8")).get("stages") or {}
+    return {
+        stage: [out["path"] for out in known.get("outs", []) if not out["md5"].endswith(".dir")]
+        for stage, known in stages.items()
+    }
+
+
+def _copy(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source, target)
 
 
 def _files(room: Path) -> Iterator[Path]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import yaml
 
 from pipeline.errors import ConfigError
 from pipeline.submission import package
@@ -48,7 +49,7 @@ def test_code_and_settings_travel_and_nothing_else(project: Path, tmp_path: Path
 
 def test_the_hash_is_of_code_and_settings(project: Path, tmp_path: Path) -> None:
     before = package.pack(project, project, True, tmp_path / "a")
-    (project / "dvc.lock").write_text("changes with every run")
+    (project / "dvc.lock").write_text("schema: '2.0'\nstages: {}")
     (project / "notes.txt").write_text("other")
     assert package.pack(project, project, True, tmp_path / "b") == before
     (project / "params.yaml").write_text("seed: 1")
@@ -66,6 +67,26 @@ def test_unpacked_it_replaces_code_and_leaves_data_and_the_lock(project: Path, t
     package.unpack(sent, folder)
     assert names(folder) == names(sent) | {"data/new.txt"}
     assert (folder / "dvc.lock").read_text() == "of the run"
+
+
+def test_the_lock_travels_with_the_files_it_speaks_of_and_speaks_of_no_others(project: Path, tmp_path: Path) -> None:
+    data = {"path": "data/phrases", "md5": "1.dir"}
+    known = {
+        "phrases": {"cmd": "a", "outs": [data, {"path": "metrics/phrases.json", "md5": "2"}]},
+        "calibrate": {"cmd": "b", "outs": [{"path": "metrics/gone.json", "md5": "3"}]},
+        "train": {"cmd": "c"},
+    }
+    (project / "dvc.lock").write_text(yaml.safe_dump({"schema": "2.0", "stages": known}))
+    (project / "metrics").mkdir()
+    (project / "metrics/phrases.json").write_text("{}")
+    package.pack(project, project, True, tmp_path / "sent")
+    package.unpack(tmp_path / "sent", tmp_path / "run")
+    lock = yaml.safe_load((tmp_path / "run/dvc.lock").read_text())
+    assert lock == {"schema": "2.0", "stages": {name: known[name] for name in ("phrases", "train")}}
+    assert (tmp_path / "run/metrics/phrases.json").read_text() == "{}"
+    (tmp_path / "run/metrics/phrases.json").write_text("of the run")
+    package.unpack(tmp_path / "sent", tmp_path / "run")
+    assert (tmp_path / "run/metrics/phrases.json").read_text() == "of the run"
 
 
 def test_too_much_is_refused(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
