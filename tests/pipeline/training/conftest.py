@@ -15,7 +15,7 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
-from glip_model.config import BackboneConfig, FusionConfig, GLIPConfig, TextConfig
+from glip_model.config import GLIPConfig
 from glip_model.glip import GLIP
 from glip_model.text_encoder import load_tokenizer
 from pipeline.config import Config, ModelConfig, OptimConfig, RunConfig, SamplesConfig, TrainConfig, load_config
@@ -103,42 +103,18 @@ def train_config(optim_config: OptimConfig, samples_config: SamplesConfig, run_c
     )
 
 
-def tiny_model_config(frozen_text: bool = True, dropout: float = 0.0) -> GLIPConfig:
-    return GLIPConfig(
-        backbone=BackboneConfig(kind="timm", timm_name="test_efficientnet", freeze_norm=True, bgr=False),
-        text=TextConfig(
-            name=TOKENIZER,
-            hidden_size=16,
-            num_layers=1,
-            num_heads=2,
-            intermediate_size=16,
-            max_tokens=64,
-            dropout=dropout,
-            frozen=frozen_text,
-            encoding="segments" if frozen_text else "joint",
-        ),
-        fusion=FusionConfig(
-            num_layers=1,
-            embed_dim=16,
-            num_heads=2,
-            dropout=dropout,
-            text_num_heads=2,
-            text_intermediate_size=16,
-            text_dropout=dropout,
-        ),
-        channels=32,
-        norm_groups=8,
-        num_levels=3,
-        drop_block=0.0,
-        deformable=False,
-        anchor_scale=4.0,
-        test_short_side=SIDE,
-        test_long_side=2 * SIDE,
-    )
+@pytest.fixture(scope="session")
+def tiny_model_config(tiny_glip: GLIPConfig) -> Callable[..., GLIPConfig]:
+    def make(frozen_text: bool = True, dropout: float = 0.0) -> GLIPConfig:
+        encoding = "segments" if frozen_text else "joint"
+        text = replace(tiny_glip.text, dropout=dropout, frozen=frozen_text, encoding=encoding)
+        return replace(tiny_glip, text=text, fusion=replace(tiny_glip.fusion, dropout=dropout, text_dropout=dropout))
+
+    return make
 
 
 @pytest.fixture
-def make_model() -> Callable[..., GLIP]:
+def make_model(tiny_model_config: Callable[..., GLIPConfig]) -> Callable[..., GLIP]:
     """Build the tiny model; the same weights every time."""
 
     def make(**settings: Any) -> GLIP:
@@ -212,7 +188,7 @@ def write_grounding(
 
 
 @pytest.fixture(scope="session")
-def tiny() -> SimpleNamespace:
+def tiny(tiny_model_config: Callable[..., GLIPConfig]) -> SimpleNamespace:
     """Give the tests the functions and the vocabulary above; test files cannot import one another."""
     return SimpleNamespace(
         CATEGORIES=CATEGORIES,
