@@ -108,12 +108,15 @@ def _pack_lock(project: Path, into: Path) -> None:
 
 
 def _known_files(folder: Path) -> dict[str, list[str]]:
-    """Return by stage the outputs in a folder's lock that are files; data and models are folders."""
+    """Return by stage the outputs in a folder's lock that are files below it; data and models are folders."""
     stages = yaml.safe_load((folder / LOCK).read_text(encoding="utf-8")).get("stages") or {}
-    return {
-        stage: [out["path"] for out in known.get("outs", []) if not out["md5"].endswith(".dir")]
-        for stage, known in stages.items()
-    }
+    found: dict[str, list[str]] = {}
+    for stage, known in stages.items():
+        outs = [out for out in known.get("outs", []) if not out.get("md5", "").endswith(".dir")]
+        found[stage] = [
+            out["path"] for out in outs if (folder / out["path"]).resolve().is_relative_to(folder.resolve())
+        ]
+    return found
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -3,7 +3,8 @@
 Run: make bench, or: python tests/benchmarks/trainer_speed.py --json out.json
 
     bare       optimiser steps alone, over batches that are in memory already
-    trainer    the training loop, which reads, decodes and augments beside the steps; and how long it waited for data
+    trainer    the training loop, which reads, decodes and augments beside the steps, in a thread of its process, which
+               takes turns with it at Python code, or in a process; and how long it waited for data
     ray        the same under Ray Train
     torchrun   the same in as many processes of torchrun
 
@@ -46,23 +47,27 @@ IN_MEMORY = 10
 RUN = "speed"
 
 
-def settings(folder: Path, workers: int) -> Config:
+def settings(folder: Path, workers: int, loader_processes: int = 0) -> Config:
     """Return the settings of the embedded run's teacher: as many pictures a step and worker, whatever the workers."""
     config = load_config(folder / "params.yaml")
     run = RunConfig(init="pretrained", steps=STEPS, mixture={"detection": 0.6, "grounding": 0.4})
     optim = dataclasses.replace(config.train.optim, batch_size=24 * workers)
-    return dataclasses.replace(
-        config,
-        train=dataclasses.replace(
-            config.train, optim=optim, runs={RUN: run}, num_workers=workers, log_every=REPORTED, checkpoint_every=10**6
-        ),
+    changed = dataclasses.replace(
+        config.train,
+        optim=optim,
+        runs={RUN: run},
+        num_workers=workers,
+        loader_processes=loader_processes,
+        log_every=REPORTED,
+        checkpoint_every=10**6,
     )
+    return dataclasses.replace(config, train=changed)
 
 
-def make_trainer(folder: Path, worker: Worker) -> Trainer:
+def make_trainer(folder: Path, worker: Worker, loader_processes: int = 0) -> Trainer:
     """Return the training of this process, which computes with one thread."""
     torch.set_num_threads(1)
-    config = settings(folder, worker.world_size)
+    config = settings(folder, worker.world_size, loader_processes)
     run = config.train.runs[RUN]
     model, tokenizer = starting_model(config, None)
     freeze_for(run, model)
@@ -91,13 +96,13 @@ def steady(entries: Sequence[Progress]) -> tuple[float, float]:
     return len(later) / sum(seconds), waited / sum(seconds)
 
 
-def run_trainer(folder: Path) -> tuple[float, float]:
+def run_trainer(folder: Path, loader_processes: int = 0) -> tuple[float, float]:
     """Return pictures per second, and the share of waiting, of the loop in this process, one of torchrun's or alone."""
     worker = Worker(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
     if worker.world_size > 1:
         dist.init_process_group("gloo")
     entries: list[Progress] = []
-    make_trainer(folder, worker).run(entries.append)
+    make_trainer(folder, worker, loader_processes).run(entries.append)
     if worker.world_size > 1:
         dist.destroy_process_group()
     return steady(entries)
@@ -127,6 +132,7 @@ TASKS: dict[str, Callable[[Path], float]] = {
     "bare": run_bare,
     "trainer": lambda folder: run_trainer(folder)[0],
     "wait": lambda folder: run_trainer(folder)[1],
+    "loader": lambda folder: run_trainer(folder, loader_processes=1)[0],
     **{f"torchrun-{n}": lambda folder, n=n: run_torchrun(folder, n) for n in (1, CORES)},
     **{f"ray-{n}": lambda folder, n=n: run_ray(folder, n) for n in (1, CORES)},
 }
@@ -155,6 +161,7 @@ def main() -> None:
     found = {task: (min if task == "wait" else max)(figures[task] for figures in rounds) for task in TASKS}
     print(f"trainer    {found['trainer']:6.1f} pictures/s, {found['trainer'] / found['bare']:.3f} × of bare", end="")
     print(f", {found['bare']:.1f}; waiting for data {100 * found['wait']:.1f} % of the time")
+    print(f"in process {found['loader']:6.1f} pictures/s, {found['loader'] / found['bare']:.3f} × of bare")
     for n in (1, CORES):
         ray, torchrun = found[f"ray-{n}"], found[f"torchrun-{n}"]
         print(f"ray {n}      {ray:6.1f} pictures/s, {ray / torchrun:.3f} × of torchrun with {n}, {torchrun:.1f}")
