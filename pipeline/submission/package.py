@@ -7,6 +7,7 @@ import itertools
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -74,7 +75,8 @@ def unpack(package: Path, folder: Path) -> None:
         if (package / name).is_file():
             _copy(package / name, folder / name)
     if (package / LOCK).is_file() and not (folder / LOCK).exists():
-        for name in (LOCK, *itertools.chain(*_known_files(package).values())):
+        known = _known_files(_read_lock(package), package)
+        for name in (LOCK, *itertools.chain(*known.values())):
             _copy(package / name, folder / name)
 
 
@@ -97,8 +99,8 @@ def _pack_lock(project: Path, into: Path) -> None:
 
     A remote need not have them, and DVC would pass over their stages without a word: what misses one is made anew.
     """
-    lock = yaml.safe_load((project / LOCK).read_text(encoding="utf-8"))
-    for stage, names in _known_files(project).items():
+    lock = _read_lock(project)
+    for stage, names in _known_files(lock, project).items():
         if all((project / name).is_file() for name in names):
             for name in names:
                 _copy(project / name, into / name)
@@ -107,11 +109,15 @@ def _pack_lock(project: Path, into: Path) -> None:
     (into / LOCK).write_text(yaml.safe_dump(lock, sort_keys=False), encoding="utf-8")
 
 
-def _known_files(folder: Path) -> dict[str, list[str]]:
+def _read_lock(folder: Path) -> dict[str, Any]:
+    lock: dict[str, Any] = yaml.safe_load((folder / LOCK).read_text(encoding="utf-8"))
+    return lock
+
+
+def _known_files(lock: dict[str, Any], folder: Path) -> dict[str, list[str]]:
     """Return by stage the outputs in a folder's lock that are files below it; data and models are folders."""
-    stages = yaml.safe_load((folder / LOCK).read_text(encoding="utf-8")).get("stages") or {}
     found: dict[str, list[str]] = {}
-    for stage, known in stages.items():
+    for stage, known in (lock.get("stages") or {}).items():
         outs = [out for out in known.get("outs", []) if not out.get("md5", "").endswith(".dir")]
         found[stage] = [
             out["path"] for out in outs if (folder / out["path"]).resolve().is_relative_to(folder.resolve())

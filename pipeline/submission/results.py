@@ -31,7 +31,7 @@ def send_results(project: Path, run: str) -> None:
         bundle = Path(folder) / "results.tar.gz"
         with tarfile.open(bundle, "w:gz") as archive:
             for path in [project / LOCK, *_small_outputs(repo)]:
-                if path.exists():
+                if path.is_file():
                     archive.add(path, path.relative_to(project))
         remote = repo.cloud.get_remote()
         place = remote.fs.join(remote.path, *_place(run))
@@ -59,8 +59,7 @@ def fetch_results(project: Path, run: str) -> list[str]:
             with tarfile.open(bundle) as archive:
                 members = [member for member in archive.getmembers() if member.isfile()]
                 for member in members:
-                    name = PurePosixPath(member.name)
-                    if not any(each == name or each in name.parents for each in expected):
+                    if PurePosixPath(member.name) not in expected:
                         raise StorageError(f"{place}: holds {member.name}, which is no output of dvc.yaml")
                 aside = Path(folder) / "new"
                 archive.extractall(aside, members, filter="data")
