@@ -22,7 +22,6 @@ import numpy as np
 
 from pipeline.cli import run_stage, write_json
 from pipeline.config import load_config
-from pipeline.data.storage import Place, to_place
 from pipeline.evaluation.benchmark import Benchmark, predictions_of
 from pipeline.evaluation.job import predict_benchmarks
 from pipeline.evaluation.odinw import averages
@@ -30,6 +29,7 @@ from pipeline.evaluation.predictions import read_missing, read_predictions
 from pipeline.evaluation.published import COLUMNS, PUBLISHED
 from pipeline.evaluation.scoring import ALL, Score, leading, score
 from pipeline.ray_session import ray_session
+from pipeline.store.storage import Place, to_place
 
 logger = logging.getLogger(__name__)
 

@@ -34,13 +34,13 @@ from glip_model.config import GLIPConfig
 from glip_model.pretrained import resolve_folder
 from pipeline.cli import write_json
 from pipeline.config import Config, load_config
-from pipeline.data.job import prepare
-from pipeline.data.layouts import find_layout
 from pipeline.errors import ConfigError, MissingInputError
 from pipeline.evaluation.benchmark import predictions_of
 from pipeline.evaluation.job import predict_benchmarks
 from pipeline.evaluation.predictions import read_predictions
 from pipeline.evaluation.scoring import ALL, score
+from pipeline.prepare.job import prepare
+from pipeline.prepare.layouts import find_layout
 from pipeline.ray_session import ray_session
 from pipeline.training.finetune import BATCH_SIZE, RATES, RUN, Choices, finetune_config, with_length
 from pipeline.training.job import Paths, train

@@ -23,9 +23,6 @@ from pathlib import Path
 
 from glip_model.images import ImageError
 from pipeline.cli import progress, run_stage
-from pipeline.data.drawing import draw_phrases
-from pipeline.data.images import load_image
-from pipeline.data.storage import to_place
 from pipeline.errors import ConfigError, ShardError
 from pipeline.inspection.exports import EXPORTS, export
 from pipeline.inspection.figures import collect_statistics, format_statistics
@@ -43,6 +40,9 @@ from pipeline.inspection.search import (
 )
 from pipeline.inspection.versions import compare, draw_both, format_comparison
 from pipeline.phrases.statistics import count_phrases
+from pipeline.store.drawing import draw_phrases
+from pipeline.store.images import load_image
+from pipeline.store.storage import to_place
 
 MAX_PIXELS = 1_000_000_000
 """Larger pictures are not drawn."""

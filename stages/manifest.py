@@ -12,8 +12,8 @@ import logging
 from pathlib import Path
 
 from pipeline.cli import run_stage, write_json
-from pipeline.data.manifest import describe_shards
-from pipeline.data.storage import to_place
+from pipeline.store.manifest import describe_shards
+from pipeline.store.storage import to_place
 
 logger = logging.getLogger(__name__)
 

@@ -21,10 +21,10 @@ from typing import Any
 import torch
 
 from pipeline.config import load_config
-from pipeline.data.storage import to_place
 from pipeline.errors import ConfigError
 from pipeline.pseudo_labels.planning import Interruptions, Outcome, Rates, Workload, measure, simulate, survey
 from pipeline.pseudo_labels.teachers import open_teacher
+from pipeline.store.storage import to_place
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

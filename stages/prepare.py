@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pipeline.cli import run_stage, write_json
 from pipeline.config import load_config
-from pipeline.data.job import prepare
+from pipeline.prepare.job import prepare
 from pipeline.ray_session import ray_session
 
 logger = logging.getLogger(__name__)

@@ -14,9 +14,9 @@ from pathlib import Path
 
 from pipeline.cli import run_stage, write_json
 from pipeline.config import load_config
-from pipeline.data.storage import to_place
 from pipeline.pseudo_labels.job import Inputs, pseudo_label
 from pipeline.ray_session import ray_session
+from pipeline.store.storage import to_place
 
 logger = logging.getLogger(__name__)
 

@@ -18,7 +18,6 @@ from pathlib import Path
 
 from pipeline.cli import run_stage, write_json
 from pipeline.config import Config, load_config
-from pipeline.data.storage import replacing, to_place
 from pipeline.errors import MissingInputError
 from pipeline.evaluation.benchmark import Benchmark, list_benchmarks
 from pipeline.evaluation.report.gallery import choose_gallery, side_by_side
@@ -28,6 +27,7 @@ from pipeline.evaluation.report.page import Findings, Report, Shot, examine, mak
 from pipeline.evaluation.report.provenance import collect
 from pipeline.evaluation.report.standings import headline, summarise
 from pipeline.evaluation.report.tables import count_notes, read_metrics
+from pipeline.store.storage import replacing, to_place
 
 logger = logging.getLogger(__name__)
 

@@ -25,10 +25,10 @@ import tempfile
 from pathlib import Path, PurePosixPath
 
 from pipeline.cli import run_stage
-from pipeline.data.filesystem import is_url
-from pipeline.data.storage import to_place
 from pipeline.errors import ConfigError
 from pipeline.ray_session import CODE_ROOT
+from pipeline.store.filesystem import is_url
+from pipeline.store.storage import to_place
 from pipeline.submission.job import ADDRESS_VARIABLE, DEFAULT_ADDRESS, JobServer, Task
 from pipeline.submission.package import check_stage, pack
 from pipeline.submission.results import fetch_results, has_remote

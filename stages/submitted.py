@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.cli import run_stage
-from pipeline.data.filesystem import is_url
-from pipeline.data.storage import to_place
 from pipeline.ray_session import CODE_ROOT
+from pipeline.store.filesystem import is_url
+from pipeline.store.storage import to_place
 from pipeline.submission.ownership import Owner, claim
 from pipeline.submission.package import unpack
 from pipeline.submission.results import has_remote, send_results

@@ -26,9 +26,9 @@ from typing import Any
 
 from pipeline.cli import run_stage, write_json
 from pipeline.config import Config, extended_files, load_config
-from pipeline.data.storage import to_place
 from pipeline.errors import ConfigError
 from pipeline.ray_session import ray_session
+from pipeline.store.storage import to_place
 from pipeline.training.dry_run import Outlook, differences, work_out
 from pipeline.training.job import Paths, train
 from pipeline.training.judge import Validate

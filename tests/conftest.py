@@ -14,8 +14,8 @@ import pytest
 from hypothesis import settings
 
 from glip_model.config import BackboneConfig, FusionConfig, GLIPConfig, TextConfig
-from pipeline.data.storage import Place, to_place
 from pipeline.ray_session import ray_session
+from pipeline.store.storage import Place, to_place
 
 # Machines are busy: how long an example takes says nothing about it.
 settings.register_profile("busy", deadline=None)

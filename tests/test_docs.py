@@ -19,8 +19,8 @@ from PIL import Image
 from ray.scripts import scripts
 
 from pipeline.cli import call
-from pipeline.data.records import GroundingRecord, ImageRef, Phrase, ScoredBox
-from pipeline.data.shards import shard_name, write_shard
+from pipeline.store.records import GroundingRecord, ImageRef, Phrase, ScoredBox
+from pipeline.store.shards import shard_name, write_shard
 from pipeline.submission.package import check_stage
 from stages import glip
 

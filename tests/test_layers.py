@@ -19,8 +19,9 @@ ALLOWED = {
     "pipeline.ray_session": {"pipeline.errors", "pipeline.config"},
 }
 BASE = {"pipeline.errors", "pipeline.config", "pipeline.cli", "pipeline.ray_session", "glip_model"}
-SIBLINGS = {"pipeline.data", "pipeline.phrases"}
+LOWER = {"pipeline.store", "pipeline.phrases"}
 UPPER = {
+    "pipeline.prepare",
     "pipeline.pseudo_labels",
     "pipeline.training",
     "pipeline.evaluation",
@@ -28,11 +29,10 @@ UPPER = {
     "pipeline.submission",
 }
 ALLOWED |= {
-    # Phrases reads and writes records, so it stands on data; data knows nothing of phrases.
-    "pipeline.data": BASE,
-    "pipeline.phrases": BASE | {"pipeline.data"},
-    **dict.fromkeys(UPPER, BASE | SIBLINGS),
-    "stages": BASE | SIBLINGS | UPPER,
+    "pipeline.store": BASE,
+    "pipeline.phrases": BASE | {"pipeline.store"},
+    **dict.fromkeys(UPPER, BASE | LOWER),
+    "stages": BASE | LOWER | UPPER,
 }
 FORBIDDEN_OUTSIDE = {"glip_model": {"ray", "dvc", "pyarrow", "spacy", "pycocotools"}}
 

@@ -18,12 +18,12 @@ from glip_model.predictor import GLIPPredictor
 from glip_model.prompts import caption_prompt
 from glip_model.structures import CharSpans, Detections
 from pipeline.config import EvaluateConfig
-from pipeline.data.images import read_encoded
-from pipeline.data.records import Category, DetectionRecord, GroundingRecord, ImageRef
-from pipeline.data.shards import list_shards, read_annotations, read_categories, read_shard, read_table
-from pipeline.data.storage import Place
 from pipeline.errors import BenchmarkError, MissingInputError
 from pipeline.evaluation.predictions import to_table
+from pipeline.store.images import read_encoded
+from pipeline.store.records import Category, DetectionRecord, GroundingRecord, ImageRef
+from pipeline.store.shards import list_shards, read_annotations, read_categories, read_shard, read_table
+from pipeline.store.storage import Place
 
 TASKS: dict[str, type] = {"detection": DetectionRecord, "grounding": GroundingRecord, "referring": GroundingRecord}
 MAX_PIXELS = 1_000_000_000

@@ -10,11 +10,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from pipeline.data.records import Category, DetectionRecord
 from pipeline.evaluation.curves import Curves, measure
 from pipeline.evaluation.detection_set import DetectionSet, found_of_predictions, set_of_records
 from pipeline.evaluation.matching import AREAS, Found, Matches, match, split_by_category, unpack
 from pipeline.evaluation.predictions import Predictions, check_rows
+from pipeline.store.records import Category, DetectionRecord
 
 LIMITS = (1, 10, 100)
 """Detections per picture and category that recall is reported for; the last is what precision counts."""

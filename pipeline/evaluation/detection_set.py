@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.data.records import Category, DetectionRecord
 from pipeline.evaluation.matching import Found, Truth
 from pipeline.evaluation.predictions import Predictions
+from pipeline.store.records import Category, DetectionRecord
 
 
 @dataclass(frozen=True)

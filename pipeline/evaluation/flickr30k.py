@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from glip_model.boxes import pairwise_iou
-from pipeline.data.records import GroundingRecord, Phrase
 from pipeline.evaluation.predictions import Predictions, check_rows
+from pipeline.store.records import GroundingRecord, Phrase
 
 IOU_THRESHOLD = 0.5
 RANKS = (1, 5, 10)

@@ -23,10 +23,6 @@ import glip_model
 from glip_model.predictor import GLIPPredictor
 from pipeline.cli import progress, quiet_libraries
 from pipeline.config import EvaluateConfig
-from pipeline.data import images
-from pipeline.data.provenance import FINGERPRINT, code_sha256, describe_model, fingerprint
-from pipeline.data.shards import CATEGORIES_KEY, read_fingerprint, read_metadata, rows_sha256
-from pipeline.data.storage import Place, exists, list_files, remove
 from pipeline.errors import BenchmarkError, PipelineError, ShardError
 from pipeline.evaluation import benchmark as benchmarks
 from pipeline.evaluation import predictions
@@ -40,6 +36,10 @@ from pipeline.evaluation.benchmark import (
 )
 from pipeline.evaluation.predictions import read_missing, write_predictions
 from pipeline.ray_session import RESTARTS, WorkerDeath, results, share_cluster
+from pipeline.store import images
+from pipeline.store.provenance import FINGERPRINT, code_sha256, describe_model, fingerprint
+from pipeline.store.shards import CATEGORIES_KEY, read_fingerprint, read_metadata, rows_sha256
+from pipeline.store.storage import Place, exists, list_files, remove
 
 logger = logging.getLogger(__name__)
 

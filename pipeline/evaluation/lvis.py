@@ -17,11 +17,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from pipeline.data.records import Category, DetectionRecord
 from pipeline.evaluation.curves import Curves, measure
 from pipeline.evaluation.detection_set import DetectionSet, found_of_predictions, set_of_records
 from pipeline.evaluation.matching import AREAS, Found, match, places_in_runs
 from pipeline.evaluation.predictions import Predictions, check_rows
+from pipeline.store.records import Category, DetectionRecord
 
 FREQUENCIES = {"r": "rare", "c": "common", "f": "frequent"}
 """What categories are called that are in up to 10, up to 100 and more training pictures."""

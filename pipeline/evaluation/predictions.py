@@ -12,9 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from glip_model.structures import Detections
-from pipeline.data.shards import PROVENANCE_KEY, read_metadata, read_table, storage_errors
-from pipeline.data.storage import Place, replacing
 from pipeline.errors import BenchmarkError
+from pipeline.store.shards import PROVENANCE_KEY, read_metadata, read_table, storage_errors
+from pipeline.store.storage import Place, replacing
 
 PREDICTION_SCHEMA = pa.schema(
     [

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 
 from glip_model.boxes import generalised_iou, pairwise_iou
-from pipeline.data.records import GroundingRecord
 from pipeline.evaluation.flickr30k import RANKS, found_and_true, parts_of, rank_of_hit
 from pipeline.evaluation.predictions import Predictions
+from pipeline.store.records import GroundingRecord
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.data.records import Category
 from pipeline.errors import BenchmarkError, MissingInputError
 from pipeline.evaluation.detection_set import DetectionSet, in_order, numbers_of, pairs
 from pipeline.evaluation.lvis import FREQUENCIES
 from pipeline.evaluation.matching import Found, Truth
+from pipeline.store.records import Category
 
 _ID: tuple[set[type], str] = ({int, float, str}, "a number or a text")
 

@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.data.records import Category
 from pipeline.evaluation.benchmark import Benchmark, is_federated
 from pipeline.evaluation.coco import CocoResult, evaluate_detection
 from pipeline.evaluation.flickr30k import GroundingResult, evaluate_grounding
 from pipeline.evaluation.lvis import FIXED_AP, STANDARD, LvisResult, evaluate_lvis
 from pipeline.evaluation.predictions import Predictions
 from pipeline.evaluation.refcoco import ReferringResult, evaluate_referring
+from pipeline.store.records import Category
 
 Result = CocoResult | LvisResult | GroundingResult | ReferringResult
 Metrics = dict[str, dict[str, float]]

@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline.data.dataset import connect, open_dataset
-from pipeline.data.provenance import FINGERPRINT
-from pipeline.data.shards import PROVENANCE_KEY, read_metadata
-from pipeline.data.storage import Place, size
 from pipeline.errors import ShardError
 from pipeline.inspection.reading import label_shards
+from pipeline.store.dataset import connect, open_dataset
+from pipeline.store.provenance import FINGERPRINT
+from pipeline.store.shards import PROVENANCE_KEY, read_metadata
+from pipeline.store.storage import Place, size
 
 SCORE_BINS = 10
 BAR_WIDTH = 40

@@ -18,11 +18,11 @@ import jinja2
 from PIL import Image
 
 from glip_model.images import ImageError
-from pipeline.data.images import load_image
-from pipeline.data.records import GroundingRecord
-from pipeline.data.storage import replacing
 from pipeline.inspection.reading import read_records
 from pipeline.inspection.search import Found
+from pipeline.store.images import load_image
+from pipeline.store.records import GroundingRecord
+from pipeline.store.storage import replacing
 
 THUMBNAIL_SIDE = 320
 """Pixels; longer sides are shrunk."""

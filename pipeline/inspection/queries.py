@@ -5,10 +5,10 @@ from __future__ import annotations
 import duckdb
 import pyarrow as pa
 
-from pipeline.data.dataset import connect
-from pipeline.data.storage import Place
 from pipeline.errors import ConfigError
 from pipeline.inspection.reading import read_pseudo_labels
+from pipeline.store.dataset import connect
+from pipeline.store.storage import Place
 
 TABLES = """labels   as stored: key, image, height, width, source, caption, phrases, reject_reason
 phrases  one a line: key, source, caption, phrase, is_plural, boxes (how many), best (score), reject_reason

@@ -12,11 +12,11 @@ import pyarrow as pa
 import pyarrow.dataset
 import pyarrow.parquet as pq
 
-from pipeline.data.dataset import open_dataset
-from pipeline.data.records import GROUNDING_SCHEMA, GroundingRecord
-from pipeline.data.shards import KIND, KIND_KEY, from_row, list_shards, read_metadata
-from pipeline.data.storage import Place, exists, to_place
 from pipeline.errors import MissingInputError, ShardError
+from pipeline.store.dataset import open_dataset
+from pipeline.store.records import GROUNDING_SCHEMA, GroundingRecord
+from pipeline.store.shards import KIND, KIND_KEY, from_row, list_shards, read_metadata
+from pipeline.store.storage import Place, exists, to_place
 
 
 def read_pseudo_labels(url: str | Path) -> pyarrow.dataset.Dataset:

@@ -8,12 +8,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.data.dataset import connect
-from pipeline.data.records import GroundingRecord
-from pipeline.data.shards import read_table
-from pipeline.data.storage import Place
 from pipeline.errors import MissingInputError
 from pipeline.inspection.reading import label_shards, read_record
+from pipeline.store.dataset import connect
+from pipeline.store.records import GroundingRecord
+from pipeline.store.shards import read_table
+from pipeline.store.storage import Place
 
 NEAR_KEYS = 3
 KEYS_COMPARED = 20_000

@@ -11,11 +11,11 @@ from typing import Any
 from PIL import Image
 
 from glip_model.boxes import iou
-from pipeline.data.dataset import connect
-from pipeline.data.drawing import draw_phrases
-from pipeline.data.records import GroundingRecord
-from pipeline.data.storage import Place
 from pipeline.inspection.reading import read_pseudo_labels
+from pipeline.store.dataset import connect
+from pipeline.store.drawing import draw_phrases
+from pipeline.store.records import GroundingRecord
+from pipeline.store.storage import Place
 
 SAME_IOU = 0.5
 """Boxes of one phrase that overlap as much are the same box."""

@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from pipeline.config import PhrasesConfig
-from pipeline.data.records import Phrase
+from pipeline.store.records import Phrase
 
 _LEADING_TAGS = frozenset({"DT", "PDT", "PRP$", "PRP", "WP$", "WDT", "CD", "POS", "EX", "RB", "CC", "IN", "UH"})
 _PLURAL_QUANTIFIERS = frozenset({"several", "many", "few", "various", "multiple", "both", "these", "those"})

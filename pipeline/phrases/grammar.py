@@ -13,7 +13,7 @@ from typing import Any
 
 from nltk import RegexpParser
 
-from pipeline.data.records import Phrase
+from pipeline.store.records import Phrase
 
 GRAMMAR = "NP: {<DT>?<JJ.*>*<NN.*>+}"
 

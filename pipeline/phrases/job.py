@@ -18,9 +18,12 @@ import ray
 
 from pipeline.cli import progress, quiet_libraries
 from pipeline.config import PhrasesConfig
-from pipeline.data.provenance import FINGERPRINT, code_sha256, fingerprint
-from pipeline.data.records import SCHEMA_VERSION, PhrasesRecord
-from pipeline.data.shards import (
+from pipeline.errors import PipelineError, ShardError
+from pipeline.phrases.noun_phrases import NounPhraseParser
+from pipeline.ray_session import RESTARTS, WorkerDeath, results
+from pipeline.store.provenance import FINGERPRINT, code_sha256, fingerprint
+from pipeline.store.records import SCHEMA_VERSION, PhrasesRecord
+from pipeline.store.shards import (
     PROVENANCE_KEY,
     list_shards,
     read_fingerprint,
@@ -28,10 +31,7 @@ from pipeline.data.shards import (
     rows_sha256,
     write_shard,
 )
-from pipeline.data.storage import Place, exists, list_files, remove
-from pipeline.errors import PipelineError, ShardError
-from pipeline.phrases.noun_phrases import NounPhraseParser
-from pipeline.ray_session import RESTARTS, WorkerDeath, results
+from pipeline.store.storage import Place, exists, list_files, remove
 
 logger = logging.getLogger(__name__)
 

@@ -16,10 +16,10 @@ from typing import Any
 from spacy.util import filter_spans
 
 from pipeline.config import PhrasesConfig
-from pipeline.data.records import Phrase, PhrasesRecord
 from pipeline.errors import ConfigError, MissingInputError
 from pipeline.phrases.cleaning import Cleaner
 from pipeline.phrases.grammar import GrammarExtractor
+from pipeline.store.records import Phrase, PhrasesRecord
 
 UNUSED_COMPONENTS = ("ner", "lemmatizer", "senter")
 # Noun chunks need attribute_ruler, without which they are silently empty.

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.data.dataset import connect, open_dataset
-from pipeline.data.storage import Place
 from pipeline.errors import MissingInputError, ShardError
+from pipeline.store.dataset import connect, open_dataset
+from pipeline.store.storage import Place
 
 CURVE_POINTS_PER_DECADE = 10
 NAME_WORDS = 4

@@ -19,9 +19,9 @@ import torch
 
 from glip_model.boxes import pairwise_iou
 from pipeline.config import PseudoLabelConfig
-from pipeline.data.records import CaptionRecord, GroundingRecord, Phrase, PhrasesRecord
 from pipeline.errors import RejectLimitError
 from pipeline.pseudo_labels.labeller import PseudoLabeller
+from pipeline.store.records import CaptionRecord, GroundingRecord, Phrase, PhrasesRecord
 
 IOU_THRESHOLD = 0.5
 THRESHOLDS = tuple(round(0.02 * step, 2) for step in range(51))

@@ -20,8 +20,8 @@ from typing import Any
 from PIL import Image
 
 from glip_model.images import ImageError, decode_image
-from pipeline.data.images import read_encoded
-from pipeline.data.records import ImageRef
+from pipeline.store.images import read_encoded
+from pipeline.store.records import ImageRef
 
 DEATHS = 3
 """A picture whose decoder dies as often is unreadable; once may have been somebody else's doing."""

@@ -27,10 +27,6 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.cli import progress, quiet_libraries
 from pipeline.config import PseudoLabelConfig
-from pipeline.data.provenance import FINGERPRINT
-from pipeline.data.records import CaptionRecord, GroundingRecord, PhrasesRecord
-from pipeline.data.shards import PROVENANCE_KEY, ShardWriter, list_shards, read_fingerprint, read_shard
-from pipeline.data.storage import Place, exists, list_files, remove, size
 from pipeline.errors import PipelineError, RejectLimitError, ShardError, StorageError
 from pipeline.pseudo_labels.decoding import PictureDecoder
 from pipeline.pseudo_labels.labeller import PseudoLabeller
@@ -47,6 +43,10 @@ from pipeline.pseudo_labels.manifest import (
 from pipeline.pseudo_labels.progress import Figures, Meter, describe
 from pipeline.pseudo_labels.teachers import open_teacher
 from pipeline.ray_session import share_cluster
+from pipeline.store.provenance import FINGERPRINT
+from pipeline.store.records import CaptionRecord, GroundingRecord, PhrasesRecord
+from pipeline.store.shards import PROVENANCE_KEY, ShardWriter, list_shards, read_fingerprint, read_shard
+from pipeline.store.storage import Place, exists, list_files, remove, size
 
 logger = logging.getLogger(__name__)
 

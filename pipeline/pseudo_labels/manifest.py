@@ -19,14 +19,14 @@ from typing import Any
 import glip_model
 from pipeline.cli import write_json
 from pipeline.config import PseudoLabelConfig
-from pipeline.data import images
-from pipeline.data.provenance import FINGERPRINT, code_sha256, file_sha256, fingerprint
-from pipeline.data.records import SCHEMA_VERSION, GroundingRecord
-from pipeline.data.shards import PROVENANCE_KEY, read_fingerprint, read_metadata, read_shard, rows_sha256
-from pipeline.data.storage import Place, exists, patiently, remove, replacing, size
 from pipeline.errors import MissingInputError, ShardError
 from pipeline.pseudo_labels import decoding, labeller, selection, teachers
 from pipeline.pseudo_labels.teachers import describe_teacher
+from pipeline.store import images
+from pipeline.store.provenance import FINGERPRINT, code_sha256, file_sha256, fingerprint
+from pipeline.store.records import SCHEMA_VERSION, GroundingRecord
+from pipeline.store.shards import PROVENANCE_KEY, read_fingerprint, read_metadata, read_shard, rows_sha256
+from pipeline.store.storage import Place, exists, patiently, remove, replacing, size
 
 MANIFEST_FILE = "manifest.json"
 FREE_SETTINGS = ("num_actors", "max_reject_share")

@@ -16,14 +16,14 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from pipeline.config import PhrasesConfig, PseudoLabelConfig
-from pipeline.data.records import CaptionRecord, GroundingRecord
-from pipeline.data.shards import list_shards, read_shard, write_shard
-from pipeline.data.storage import Place, size
 from pipeline.errors import ConfigError, MissingInputError
 from pipeline.phrases.noun_phrases import NounPhraseParser
 from pipeline.pseudo_labels.decoding import PictureDecoder
 from pipeline.pseudo_labels.labeller import PseudoLabeller
 from pipeline.pseudo_labels.teachers import Teacher
+from pipeline.store.records import CaptionRecord, GroundingRecord
+from pipeline.store.shards import list_shards, read_shard, write_shard
+from pipeline.store.storage import Place, size
 
 FOOTERS_AT_ONCE = 32
 HOUR = 3600.0

@@ -12,7 +12,7 @@ from torch import Tensor
 from glip_model.boxes import iou, pairwise_iou
 from glip_model.structures import Detections
 from pipeline.config import PseudoLabelConfig
-from pipeline.data.records import Box, Phrase, ScoredBox
+from pipeline.store.records import Box, Phrase, ScoredBox
 
 PHRASE_REJECT_REASONS = (
     "not_detected",

@@ -16,8 +16,8 @@ from glip_model.predictor import GLIPPredictor
 from glip_model.pretrained import resolve_folder
 from glip_model.prompts import Prompt
 from glip_model.structures import Detections
-from pipeline.data.provenance import code_sha256, describe_model
 from pipeline.errors import MissingInputError
+from pipeline.store.provenance import code_sha256, describe_model
 
 
 class Teacher(Protocol):

@@ -9,9 +9,9 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from pipeline.data.filesystem import READ_ERRORS, describe
-from pipeline.data.storage import Place, create, exists, patiently, replacing
 from pipeline.errors import OwnershipError, StorageError
+from pipeline.store.filesystem import READ_ERRORS, describe
+from pipeline.store.storage import Place, create, exists, patiently, replacing
 
 OWNER_FILE = "glip-run.json"
 

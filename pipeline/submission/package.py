@@ -11,8 +11,8 @@ from typing import Any
 
 import yaml
 
-from pipeline.data.filesystem import has_credentials
 from pipeline.errors import ConfigError
+from pipeline.store.filesystem import has_credentials
 
 ROOMS = ("glip_model", "pipeline", "stages")
 SETTINGS = ("pyproject.toml", "params.yaml")

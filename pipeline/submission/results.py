@@ -10,8 +10,8 @@ from pathlib import Path, PurePosixPath
 from dvc.config import NoRemoteError
 from dvc.repo import Repo
 
-from pipeline.data.storage import replacing
 from pipeline.errors import MissingInputError, StorageError
+from pipeline.store.storage import replacing
 from pipeline.submission.package import LOCK
 
 

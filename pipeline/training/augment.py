@@ -13,7 +13,7 @@ from glip_model.config import GLIPConfig
 from glip_model.preprocess import image_to_tensor, resize_size
 from glip_model.structures import GroundingTarget
 from pipeline.config import SamplesConfig
-from pipeline.data.images import load_image
+from pipeline.store.images import load_image
 from pipeline.training.samples import Sample
 
 MAX_TRAINING_PIXELS = 100_000_000

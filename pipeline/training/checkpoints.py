@@ -25,10 +25,10 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
-from pipeline.data.filesystem import READ_ERRORS, describe
-from pipeline.data.provenance import file_sha256
-from pipeline.data.storage import Place, fetched, list_files, remove, replacing
 from pipeline.errors import StorageError
+from pipeline.store.filesystem import READ_ERRORS, describe
+from pipeline.store.provenance import file_sha256
+from pipeline.store.storage import Place, fetched, list_files, remove, replacing
 
 logger = logging.getLogger(__name__)
 

@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.config import RunConfig
-from pipeline.data.shards import list_shards, read_repeat, read_table
-from pipeline.data.storage import Place
 from pipeline.errors import TrainingError
+from pipeline.store.shards import list_shards, read_repeat, read_table
+from pipeline.store.storage import Place
 from pipeline.training.samples import SampleSource, has_boxes
 
 _ONE_COLUMN = ("key",)

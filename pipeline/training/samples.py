@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from glip_model.prompts import Prompt, caption_prompt, category_prompt, clean_name, pack_prompts
 from pipeline.config import SamplesConfig
-from pipeline.data.records import (
+from pipeline.errors import TrainingError
+from pipeline.store.records import (
     DETECTION_SCHEMA,
     GROUNDING_SCHEMA,
     Box,
@@ -25,10 +26,9 @@ from pipeline.data.records import (
     ImageRef,
     Phrase,
 )
-from pipeline.data.row_groups import Recent, RowGroups
-from pipeline.data.shards import from_row, list_shards, read_categories, read_repeat, read_table
-from pipeline.data.storage import Place
-from pipeline.errors import TrainingError
+from pipeline.store.row_groups import Recent, RowGroups
+from pipeline.store.shards import from_row, list_shards, read_categories, read_repeat, read_table
+from pipeline.store.storage import Place
 from pipeline.training.negatives import SPECIAL_TOKENS, TokenCount, choose_categories, has_head_in, word_forms
 
 _COUNTED_STRINGS = 1_000_000

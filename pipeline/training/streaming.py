@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.config import SamplesConfig
-from pipeline.data.row_groups import Recent, RowGroups
 from pipeline.errors import TrainingError
+from pipeline.store.row_groups import Recent, RowGroups
 from pipeline.training.plan import weighted_names
 
 _CIRCLE = 1 << 64

@@ -28,13 +28,13 @@ from typing import Any
 import numpy as np
 
 from pipeline.config import load_config
-from pipeline.data.raw import SourceContext, Url
-from pipeline.data.readers.coco import read_coco_detection
-from pipeline.data.readers.pair_tables import read_captions_jsonl
-from pipeline.data.readers.webdataset import read_tar
-from pipeline.data.records import CaptionRecord, DetectionRecord
-from pipeline.data.shards import ShardWriter
-from pipeline.data.validation import Rules, to_records
+from pipeline.prepare.raw import SourceContext, Url
+from pipeline.prepare.readers.coco import read_coco_detection
+from pipeline.prepare.readers.pair_tables import read_captions_jsonl
+from pipeline.prepare.readers.webdataset import read_tar
+from pipeline.prepare.validation import Rules, to_records
+from pipeline.store.records import CaptionRecord, DetectionRecord
+from pipeline.store.shards import ShardWriter
 
 ROOT = Path(__file__).resolve().parents[2]
 

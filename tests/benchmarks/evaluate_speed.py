@@ -29,13 +29,13 @@ from label_speed import CORES, MAX_PIXELS, in_rounds, local_ray, rows_of, second
 
 from glip_model.predictor import GLIPPredictor
 from pipeline.config import EvaluateConfig, load_config
-from pipeline.data.images import load_image
-from pipeline.data.records import DetectionRecord
-from pipeline.data.shards import list_shards, read_categories
 from pipeline.evaluation.benchmark import predictions_of
 from pipeline.evaluation.job import predict_benchmarks
 from pipeline.evaluation.predictions import read_predictions
 from pipeline.evaluation.scoring import score
+from pipeline.store.images import load_image
+from pipeline.store.records import DetectionRecord
+from pipeline.store.shards import list_shards, read_categories
 
 ROWS, SHARDS = 128, 14
 PICTURES = ROWS * SHARDS

@@ -43,14 +43,14 @@ from PIL import Image
 from glip_model.prompts import Prompt, caption_prompt
 from glip_model.structures import Detections
 from pipeline.config import load_config
-from pipeline.data.images import load_image
-from pipeline.data.records import CaptionRecord, ImageRef, PhrasesRecord
-from pipeline.data.shards import list_shards, read_shard, shard_name, write_shard
 from pipeline.phrases.job import extract_phrases
 from pipeline.phrases.noun_phrases import NounPhraseParser
 from pipeline.pseudo_labels.job import Inputs, pseudo_label
 from pipeline.pseudo_labels.planning import Interruptions, Rates, Workload, simulate
 from pipeline.pseudo_labels.teachers import open_teacher
+from pipeline.store.images import load_image
+from pipeline.store.records import CaptionRecord, ImageRef, PhrasesRecord
+from pipeline.store.shards import list_shards, read_shard, shard_name, write_shard
 
 ROOT = Path(__file__).resolve().parents[2]
 CORES = 2

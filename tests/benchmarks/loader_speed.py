@@ -35,8 +35,8 @@ from PIL import Image
 
 from glip_model.text_encoder import load_tokenizer
 from pipeline.config import RunConfig, load_config
-from pipeline.data.records import GroundingRecord, ImageRef, Phrase, ScoredBox
-from pipeline.data.shards import shard_name, write_shard
+from pipeline.store.records import GroundingRecord, ImageRef, Phrase, ScoredBox
+from pipeline.store.shards import shard_name, write_shard
 from pipeline.training.batches import BatchMaker, Worker
 from pipeline.training.samples import make_sources
 

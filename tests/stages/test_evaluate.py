@@ -18,7 +18,10 @@ import torch
 from PIL import Image
 
 from glip_model.structures import Detections
-from pipeline.data.records import (
+from pipeline.errors import MissingInputError
+from pipeline.evaluation.benchmark import Benchmark, list_benchmarks, predictions_of
+from pipeline.evaluation.predictions import to_table, write_predictions
+from pipeline.store.records import (
     Category,
     DetectedObject,
     DetectionRecord,
@@ -27,10 +30,7 @@ from pipeline.data.records import (
     Phrase,
     ScoredBox,
 )
-from pipeline.data.shards import categories_to_metadata, shard_name, write_shard
-from pipeline.errors import MissingInputError
-from pipeline.evaluation.benchmark import Benchmark, list_benchmarks, predictions_of
-from pipeline.evaluation.predictions import to_table, write_predictions
+from pipeline.store.shards import categories_to_metadata, shard_name, write_shard
 from stages import evaluate
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from pipeline.data.records import GroundingRecord, ImageRef, Phrase, ScoredBox
-from pipeline.data.shards import shard_name, write_shard
+from pipeline.store.records import GroundingRecord, ImageRef, Phrase, ScoredBox
+from pipeline.store.shards import shard_name, write_shard
 from stages.glip import main
 
 

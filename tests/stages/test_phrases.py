@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 from pipeline.cli import run_stage
-from pipeline.data.records import CaptionRecord, ImageRef, PhrasesRecord
-from pipeline.data.shards import read_shard, shard_name, write_shard
+from pipeline.store.records import CaptionRecord, ImageRef, PhrasesRecord
+from pipeline.store.shards import read_shard, shard_name, write_shard
 from stages import phrases
 
 PARAMS = Path(__file__).resolve().parents[2] / "params.yaml"

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.data.records import CaptionRecord, ImageRef
-from pipeline.data.shards import shard_name, write_shard
+from pipeline.store.records import CaptionRecord, ImageRef
+from pipeline.store.shards import shard_name, write_shard
 from stages import glip
 
 

@@ -12,8 +12,8 @@ import pytest
 import yaml
 
 from pipeline.cli import run_stage
-from pipeline.data.records import CaptionRecord, DetectionRecord, GroundingRecord
-from pipeline.data.shards import list_shards, read_categories, read_shard
+from pipeline.store.records import CaptionRecord, DetectionRecord, GroundingRecord
+from pipeline.store.shards import list_shards, read_categories, read_shard
 from stages import prepare
 
 ROOT = Path(__file__).resolve().parents[2]

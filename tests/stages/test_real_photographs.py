@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import yaml
 
-from pipeline.data.records import CaptionRecord, DetectionRecord, GroundingRecord, PhrasesRecord
-from pipeline.data.shards import PROVENANCE_KEY, list_shards, read_categories, read_metadata, read_shard
+from pipeline.store.records import CaptionRecord, DetectionRecord, GroundingRecord, PhrasesRecord
+from pipeline.store.shards import PROVENANCE_KEY, list_shards, read_categories, read_metadata, read_shard
 from stages import evaluate, inspect, phrases, prepare, pseudo_label, train
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -15,7 +15,8 @@ import torch
 from PIL import Image
 
 from glip_model.structures import Detections
-from pipeline.data.records import (
+from pipeline.evaluation.predictions import to_table, write_predictions
+from pipeline.store.records import (
     Category,
     DetectedObject,
     DetectionRecord,
@@ -24,8 +25,7 @@ from pipeline.data.records import (
     Phrase,
     ScoredBox,
 )
-from pipeline.data.shards import categories_to_metadata, shard_name, write_shard
-from pipeline.evaluation.predictions import to_table, write_predictions
+from pipeline.store.shards import categories_to_metadata, shard_name, write_shard
 from stages import glip
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -23,9 +23,9 @@ import yaml
 from ray.cluster_utils import Cluster
 from upath import UPath
 
-from pipeline.data.manifest import describe_shards
-from pipeline.data.records import CaptionRecord
-from pipeline.data.shards import list_shards, read_shard, write_shard
+from pipeline.store.manifest import describe_shards
+from pipeline.store.records import CaptionRecord
+from pipeline.store.shards import list_shards, read_shard, write_shard
 
 ROOT = Path(__file__).resolve().parents[2]
 

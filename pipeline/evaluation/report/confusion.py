@@ -10,11 +10,11 @@ import numpy as np
 import torch
 
 from glip_model.boxes import pairwise_iou
-from pipeline.data.records import Category, DetectionRecord, GroundingRecord
 from pipeline.evaluation.benchmark import is_federated
 from pipeline.evaluation.flickr30k import IOU_THRESHOLD
 from pipeline.evaluation.predictions import Predictions
 from pipeline.evaluation.report.judged import SHOWN_SCORE
+from pipeline.store.records import Category, DetectionRecord, GroundingRecord
 
 OFTEN = 3
 """Times that a phrase is said in a benchmark to stand for longer ones that end in it."""

@@ -11,10 +11,10 @@ from torchvision.ops import nms
 
 from glip_model.boxes import pairwise_iou
 from glip_model.images import ImageError
-from pipeline.data.drawing import draw_phrases
-from pipeline.data.records import DetectionRecord, GroundingRecord, Phrase, ScoredBox
 from pipeline.evaluation.flickr30k import IOU_THRESHOLD
 from pipeline.evaluation.report.judged import SHOWN_SCORE, Judged
+from pipeline.store.drawing import draw_phrases
+from pipeline.store.records import DetectionRecord, GroundingRecord, Phrase, ScoredBox
 
 GAP = 12
 """Pixels between pictures that stand side by side."""

@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.data.records import Category
-from pipeline.data.storage import Place, exists, list_files
 from pipeline.evaluation.benchmark import TASKS, Benchmark, predictions_of
 from pipeline.evaluation.coco import CocoResult
 from pipeline.evaluation.lvis import FREQUENCIES, LvisResult
 from pipeline.evaluation.predictions import Predictions, read_predictions
 from pipeline.evaluation.scoring import Result, evaluate
+from pipeline.store.records import Category
+from pipeline.store.storage import Place, exists, list_files
 
 MODELS = ("teacher", "student", "control")
 """The models of a run; a report is about those that have predictions or metrics."""

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.data.records import (
+from pipeline.evaluation.predictions import Predictions
+from pipeline.store.records import (
     Box,
     Category,
     DetectedObject,
@@ -18,7 +19,6 @@ from pipeline.data.records import (
     ImageRef,
     Phrase,
 )
-from pipeline.evaluation.predictions import Predictions
 
 Rows = Sequence[tuple[int, int, Box, float]]
 """Number of the row, label, box, score."""

@@ -20,8 +20,12 @@ from glip_model.predictor import GLIPPredictor
 from glip_model.prompts import Prompt
 from glip_model.structures import Detections
 from pipeline.config import EvaluateConfig, load_config
-from pipeline.data.job import prepare
-from pipeline.data.records import (
+from pipeline.errors import BenchmarkError, MissingInputError
+from pipeline.evaluation.benchmark import Benchmark, ShardPredictions, list_benchmarks, predict_shard, predictions_of
+from pipeline.evaluation.predictions import read_predictions, write_predictions
+from pipeline.evaluation.scoring import score
+from pipeline.prepare.job import prepare
+from pipeline.store.records import (
     Category,
     DetectedObject,
     DetectionRecord,
@@ -30,12 +34,8 @@ from pipeline.data.records import (
     Phrase,
     ScoredBox,
 )
-from pipeline.data.shards import categories_to_metadata, shard_name, write_shard
-from pipeline.data.storage import Place, to_place
-from pipeline.errors import BenchmarkError, MissingInputError
-from pipeline.evaluation.benchmark import Benchmark, ShardPredictions, list_benchmarks, predict_shard, predictions_of
-from pipeline.evaluation.predictions import read_predictions, write_predictions
-from pipeline.evaluation.scoring import score
+from pipeline.store.shards import categories_to_metadata, shard_name, write_shard
+from pipeline.store.storage import Place, to_place
 
 BOX = (10.0, 10.0, 30.0, 30.0)
 DOG = Phrase(text="a dog", char_spans=((0, 5),), boxes=(ScoredBox(xyxy=BOX),), split="base")

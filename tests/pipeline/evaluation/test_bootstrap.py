@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.data.records import Category
 from pipeline.evaluation import bootstrap
 from pipeline.evaluation.bootstrap import compare, draw_pictures, interval, resampled_ap
 from pipeline.evaluation.coco import CategoryMatches, CocoResult, evaluate_detection
 from pipeline.evaluation.curves import Curves
 from pipeline.evaluation.predictions import Predictions
+from pipeline.store.records import Category
 
 
 def repeated_ap(records: Sequence[Any], categories: Any, found: Predictions, counts: np.ndarray, split: str) -> float:

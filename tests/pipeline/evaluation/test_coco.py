@@ -12,10 +12,10 @@ import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from pipeline.data.records import Category, DetectedObject, DetectionRecord
 from pipeline.errors import BenchmarkError
 from pipeline.evaluation.coco import evaluate_detection
 from pipeline.evaluation.predictions import Predictions
+from pipeline.store.records import Category, DetectedObject, DetectionRecord
 
 DOG, CAT, OWL = (
     Category(id=5, name="dog"),

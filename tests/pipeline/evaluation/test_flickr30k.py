@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.data.records import Box, GroundingRecord, ImageRef, Phrase, ScoredBox
 from pipeline.errors import BenchmarkError
 from pipeline.evaluation.flickr30k import NEVER, GroundingResult, evaluate_grounding
 from pipeline.evaluation.predictions import Predictions
+from pipeline.store.records import Box, GroundingRecord, ImageRef, Phrase, ScoredBox
 
 LEFT, RIGHT, AWAY = (0.0, 0.0, 20.0, 20.0), (50.0, 0.0, 70.0, 20.0), (50.0, 60.0, 70.0, 80.0)
 

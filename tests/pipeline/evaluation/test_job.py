@@ -18,16 +18,6 @@ from glip_model.glip import GLIP
 from glip_model.predictor import GLIPPredictor
 from glip_model.text_encoder import load_tokenizer
 from pipeline.config import EvaluateConfig
-from pipeline.data.records import (
-    Category,
-    DetectedObject,
-    DetectionRecord,
-    GroundingRecord,
-    ImageRef,
-    Phrase,
-    ScoredBox,
-)
-from pipeline.data.shards import categories_to_metadata, read_shard, shard_name, write_shard
 from pipeline.errors import BenchmarkError, MissingInputError, ShardError
 from pipeline.evaluation.benchmark import Benchmark, predict_shard, predictions_of
 from pipeline.evaluation.job import predict_benchmarks
@@ -38,6 +28,16 @@ from pipeline.evaluation.predictions import (
     to_table,
     write_predictions,
 )
+from pipeline.store.records import (
+    Category,
+    DetectedObject,
+    DetectionRecord,
+    GroundingRecord,
+    ImageRef,
+    Phrase,
+    ScoredBox,
+)
+from pipeline.store.shards import categories_to_metadata, read_shard, shard_name, write_shard
 
 pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore")]
 

@@ -12,12 +12,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.data.records import Category, DetectedObject, DetectionRecord
 from pipeline.errors import BenchmarkError
 from pipeline.evaluation.lvis import FIXED_AP, STANDARD, LvisProtocol, evaluate_federated, evaluate_lvis
 from pipeline.evaluation.matching import AREA_RANGES, IOU_THRESHOLDS
 from pipeline.evaluation.predictions import Predictions
 from pipeline.evaluation.results_json import read_annotations, read_results
+from pipeline.store.records import Category, DetectedObject, DetectionRecord
 
 LVIS = Path(__file__).resolve().parents[4] / "shared" / "data" / "lvis_100"
 BLOCKS = {

@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from glip_model.structures import Detections
-from pipeline.data.shards import read_fingerprint
 from pipeline.errors import BenchmarkError, ShardError, StorageError
 from pipeline.evaluation.predictions import (
     PREDICTION_SCHEMA,
@@ -21,6 +20,7 @@ from pipeline.evaluation.predictions import (
     to_table,
     write_predictions,
 )
+from pipeline.store.shards import read_fingerprint
 
 
 def detections(*rows: tuple[tuple[float, float, float, float], float, int]) -> Detections:

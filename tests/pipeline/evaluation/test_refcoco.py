@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from pipeline.data.records import Phrase, ScoredBox
 from pipeline.evaluation.flickr30k import NEVER
 from pipeline.evaluation.refcoco import evaluate_referring
+from pipeline.store.records import Phrase, ScoredBox
 
 HERE, ALMOST, AWAY = (10.0, 10.0, 30.0, 30.0), (10.0, 10.0, 30.0, 25.0), (60.0, 60.0, 80.0, 80.0)
 

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.data.records import Category, DetectedObject, DetectionRecord, GroundingRecord, Phrase, Record, ScoredBox
-from pipeline.data.shards import categories_to_metadata, shard_name, write_shard
 from pipeline.errors import BenchmarkError
 from pipeline.evaluation.benchmark import Benchmark
 from pipeline.evaluation.scoring import leading, score
+from pipeline.store.records import Category, DetectedObject, DetectionRecord, GroundingRecord, Phrase, Record, ScoredBox
+from pipeline.store.shards import categories_to_metadata, shard_name, write_shard
 
 BOX, AWAY = (10.0, 10.0, 30.0, 30.0), (60.0, 60.0, 80.0, 80.0)
 KINDS = {"detection": DetectionRecord, "grounding": GroundingRecord, "referring": GroundingRecord}

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.data.records import GroundingRecord, ImageRef, Phrase, ScoredBox
-from pipeline.data.shards import PROVENANCE_KEY, shard_name, write_shard
+from pipeline.store.records import GroundingRecord, ImageRef, Phrase, ScoredBox
+from pipeline.store.shards import PROVENANCE_KEY, shard_name, write_shard
 
 
 def phrase(text: str, *scores: float, reason: str | None = None) -> Phrase:

@@ -16,15 +16,15 @@ import webdataset
 from PIL import Image
 from pycocotools.coco import COCO
 
-from pipeline.data.raw import SourceContext, Url
-from pipeline.data.readers.coco import read_coco_detection
-from pipeline.data.readers.odvg import read_odvg
-from pipeline.data.readers.webdataset import read_webdataset
-from pipeline.data.records import GroundingRecord, ImageRef, Phrase, ScoredBox
-from pipeline.data.shards import shard_name, write_shard
 from pipeline.errors import ConfigError, MissingInputError, ShardError, StorageError
 from pipeline.inspection.exports import EXPORTS, export
 from pipeline.inspection.search import Filter, find_rows
+from pipeline.prepare.raw import SourceContext, Url
+from pipeline.prepare.readers.coco import read_coco_detection
+from pipeline.prepare.readers.odvg import read_odvg
+from pipeline.prepare.readers.webdataset import read_webdataset
+from pipeline.store.records import GroundingRecord, ImageRef, Phrase, ScoredBox
+from pipeline.store.shards import shard_name, write_shard
 
 CAPTION = "a dog, a cat and a Dog 😀"
 Write = Callable[..., Path]

@@ -8,11 +8,11 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.data.records import CaptionRecord, GroundingRecord
-from pipeline.data.shards import PROVENANCE_KEY, shard_name, write_shard
 from pipeline.errors import MissingInputError, ShardError
 from pipeline.inspection.figures import collect_statistics, format_statistics
 from pipeline.inspection.search import Filter, find_record, find_rows, list_keys
+from pipeline.store.records import CaptionRecord, GroundingRecord
+from pipeline.store.shards import PROVENANCE_KEY, shard_name, write_shard
 
 
 def test_figures_add_up_over_shards(folder: Path) -> None:

@@ -13,11 +13,11 @@ import pytest
 from PIL import Image
 from playwright.sync_api import expect
 
-from pipeline.data.records import GroundingRecord, ImageRef, Phrase, ScoredBox
-from pipeline.data.shards import shard_name, write_shard
 from pipeline.errors import ShardError
 from pipeline.inspection.gallery import write_gallery
 from pipeline.inspection.search import Filter, find_rows
+from pipeline.store.records import GroundingRecord, ImageRef, Phrase, ScoredBox
+from pipeline.store.shards import shard_name, write_shard
 
 MAX_PIXELS = 1_000_000
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from pipeline.data.shards import shard_name
 from pipeline.errors import ConfigError, MissingInputError, ShardError
 from pipeline.inspection.queries import format_table, query
 from pipeline.inspection.reading import read_pseudo_labels
+from pipeline.store.shards import shard_name
 
 
 def test_labels_are_a_lazy_table_for_notebooks(folder: Path) -> None:
@@ -25,7 +25,7 @@ def test_labels_are_a_lazy_table_for_notebooks(folder: Path) -> None:
 
 
 def test_labels_in_a_store_are_a_table_too(folder: Path, s3: object) -> None:
-    from pipeline.data.storage import to_place
+    from pipeline.store.storage import to_place
 
     for path in folder.iterdir():
         (to_place("s3://raw/labels") / path.name).write_bytes(path.read_bytes())

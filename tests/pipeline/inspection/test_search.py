@@ -10,12 +10,12 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.data import shards
-from pipeline.data.records import GroundingRecord
-from pipeline.data.shards import read_shard, shard_name, write_shard
 from pipeline.errors import MissingInputError
 from pipeline.inspection.reading import read_record
 from pipeline.inspection.search import Filter, find_record, find_rows, format_record, list_keys, sample_rows
+from pipeline.store import shards
+from pipeline.store.records import GroundingRecord
+from pipeline.store.shards import read_shard, shard_name, write_shard
 
 
 def matches(record: GroundingRecord, wanted: Filter) -> bool:

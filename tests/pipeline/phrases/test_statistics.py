@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.data.records import CaptionRecord, ImageRef, Phrase, PhrasesRecord
-from pipeline.data.shards import shard_name, write_shard
 from pipeline.errors import MissingInputError, ShardError
 from pipeline.phrases.statistics import count_phrases, read_names, write_curve
+from pipeline.store.records import CaptionRecord, ImageRef, Phrase, PhrasesRecord
+from pipeline.store.shards import shard_name, write_shard
 
 WORDS = ["dog"] * 30 + ["Dog"] * 2 + ["red shoes"] * 7 + ["old sofa", "bass", "hot dogs", "o'neill 'x'; drop"]
 

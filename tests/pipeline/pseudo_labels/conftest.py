@@ -19,8 +19,8 @@ from glip_model.prompts import Prompt
 from glip_model.structures import Detections
 from glip_model.text_encoder import load_tokenizer
 from pipeline.config import PseudoLabelConfig
-from pipeline.data.images import load_image
-from pipeline.data.records import CaptionRecord, ImageRef, Phrase, PhrasesRecord
+from pipeline.store.images import load_image
+from pipeline.store.records import CaptionRecord, ImageRef, Phrase, PhrasesRecord
 
 
 class FakeTeacher:

@@ -15,9 +15,9 @@ import pytest
 from PIL import Image
 
 from glip_model.images import ImageError
-from pipeline.data.records import ImageRef
 from pipeline.pseudo_labels import decoding
 from pipeline.pseudo_labels.decoding import PictureDecoder
+from pipeline.store.records import ImageRef
 
 RED = (2, 3, 12, 13)
 

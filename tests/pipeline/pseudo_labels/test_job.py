@@ -12,9 +12,13 @@ from pathlib import Path
 import pytest
 
 from pipeline.config import PseudoLabelConfig
-from pipeline.data.provenance import FINGERPRINT, file_sha256
-from pipeline.data.records import CaptionRecord, GroundingRecord, PhrasesRecord
-from pipeline.data.shards import (
+from pipeline.errors import MissingInputError, RejectLimitError, ShardError
+from pipeline.pseudo_labels import job, manifest
+from pipeline.pseudo_labels.job import Inputs, pseudo_label
+from pipeline.pseudo_labels.manifest import MANIFEST_FILE
+from pipeline.store.provenance import FINGERPRINT, file_sha256
+from pipeline.store.records import CaptionRecord, GroundingRecord, PhrasesRecord
+from pipeline.store.shards import (
     PROVENANCE_KEY,
     list_shards,
     read_metadata,
@@ -23,10 +27,6 @@ from pipeline.data.shards import (
     shard_name,
     write_shard,
 )
-from pipeline.errors import MissingInputError, RejectLimitError, ShardError
-from pipeline.pseudo_labels import job, manifest
-from pipeline.pseudo_labels.job import Inputs, pseudo_label
-from pipeline.pseudo_labels.manifest import MANIFEST_FILE
 
 NUM_SHARDS = 3
 MAX_PIXELS = 10_000

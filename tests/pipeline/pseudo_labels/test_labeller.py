@@ -13,10 +13,10 @@ import torch
 
 from glip_model.predictor import GLIPPredictor
 from pipeline.config import PseudoLabelConfig
-from pipeline.data.records import ROW_REJECT_REASONS, CaptionRecord, PhrasesRecord
 from pipeline.errors import ShardError
 from pipeline.pseudo_labels.labeller import PseudoLabeller
 from pipeline.pseudo_labels.progress import Figures
+from pipeline.store.records import ROW_REJECT_REASONS, CaptionRecord, PhrasesRecord
 
 Pair = Callable[..., CaptionRecord]
 Parsed = Callable[..., PhrasesRecord]

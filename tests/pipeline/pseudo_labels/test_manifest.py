@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.data.provenance import FINGERPRINT, code_sha256, file_sha256, fingerprint
-from pipeline.data.records import GroundingRecord, ImageRef, Phrase, ScoredBox
-from pipeline.data.shards import PROVENANCE_KEY, write_shard
 from pipeline.errors import MissingInputError
 from pipeline.pseudo_labels.manifest import ShardSummary, finished_summary
 from pipeline.pseudo_labels.teachers import describe_teacher
+from pipeline.store.provenance import FINGERPRINT, code_sha256, file_sha256, fingerprint
+from pipeline.store.records import GroundingRecord, ImageRef, Phrase, ScoredBox
+from pipeline.store.shards import PROVENANCE_KEY, write_shard
 
 WHOLE = Phrase(text="dog", char_spans=((0, 3),), boxes=(ScoredBox(xyxy=(0, 0, 5, 5), score=0.9),) * 2)
 BARE = Phrase(text="cat", char_spans=((4, 7),), reject_reason="below_min_score")

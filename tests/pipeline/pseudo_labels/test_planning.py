@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.config import PhrasesConfig, PseudoLabelConfig
-from pipeline.data.records import CaptionRecord
-from pipeline.data.shards import shard_name, write_shard
 from pipeline.errors import ConfigError, MissingInputError
 from pipeline.pseudo_labels.planning import Interruptions, Rates, Workload, measure, simulate, survey
+from pipeline.store.records import CaptionRecord
+from pipeline.store.shards import shard_name, write_shard
 
 WEB = Workload(pairs=24_000_000, shards=24_000, bytes=10**12)
 

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from glip_model.structures import Detections
 from pipeline.config import PseudoLabelConfig
-from pipeline.data.records import Phrase
 from pipeline.pseudo_labels.selection import PHRASE_REJECT_REASONS, agree, select_boxes
+from pipeline.store.records import Phrase
 
 CONFIG = PseudoLabelConfig(
     min_score=0.4,

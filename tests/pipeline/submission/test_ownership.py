@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.data.storage import Place, create
 from pipeline.errors import OwnershipError
+from pipeline.store.storage import Place, create
 from pipeline.submission.ownership import OWNER_FILE, Owner, claim
 
 

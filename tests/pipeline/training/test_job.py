@@ -20,9 +20,9 @@ import pytest
 from glip_model.glip import GLIP
 from glip_model.text_encoder import load_tokenizer
 from pipeline.config import Config, RunConfig, TrainConfig
-from pipeline.data.records import ImageRef
 from pipeline.errors import MissingInputError, TrainingError
 from pipeline.evaluation.dev_set import DevSet
+from pipeline.store.records import ImageRef
 from pipeline.training.job import Paths, train
 from pipeline.training.judge import Validate
 

@@ -14,9 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.config import RunConfig, SamplesConfig
-from pipeline.data.records import DetectionRecord
-from pipeline.data.shards import REPEAT_KEY, categories_to_metadata, shard_name, write_shard
 from pipeline.errors import TrainingError
+from pipeline.store.records import DetectionRecord
+from pipeline.store.shards import REPEAT_KEY, categories_to_metadata, shard_name, write_shard
 from pipeline.training.plan import (
     SamplePlan,
     count_rows,

@@ -14,9 +14,9 @@ import pytest
 
 from glip_model.alignment import tokenize_prompt
 from pipeline.config import SamplesConfig
-from pipeline.data.records import Category, DetectedObject, GroundingRecord
-from pipeline.data.shards import REPEAT_KEY, shard_name, write_shard
 from pipeline.errors import MissingInputError, TrainingError
+from pipeline.store.records import Category, DetectedObject, GroundingRecord
+from pipeline.store.shards import REPEAT_KEY, shard_name, write_shard
 from pipeline.training.samples import (
     DetectionSource,
     GroundingSource,

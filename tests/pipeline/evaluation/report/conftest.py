@@ -13,7 +13,11 @@ import pytest
 from PIL import Image
 
 from pipeline.config import ReportConfig
-from pipeline.data.records import (
+from pipeline.evaluation.benchmark import Benchmark
+from pipeline.evaluation.predictions import Predictions
+from pipeline.evaluation.report.judged import Judged
+from pipeline.evaluation.scoring import evaluate
+from pipeline.store.records import (
     Box,
     Category,
     DetectedObject,
@@ -23,11 +27,7 @@ from pipeline.data.records import (
     Phrase,
     ScoredBox,
 )
-from pipeline.data.shards import categories_to_metadata, shard_name, write_shard
-from pipeline.evaluation.benchmark import Benchmark
-from pipeline.evaluation.predictions import Predictions
-from pipeline.evaluation.report.judged import Judged
-from pipeline.evaluation.scoring import evaluate
+from pipeline.store.shards import categories_to_metadata, shard_name, write_shard
 
 HOSTILE = "<script>alert('yak')</script>&\"\n\u202e"
 CATEGORIES = [

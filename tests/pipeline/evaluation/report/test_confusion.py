@@ -8,9 +8,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from pipeline.data.records import Category, DetectedObject, DetectionRecord
 from pipeline.evaluation.report.confusion import Confusions, confused_categories, confused_phrases
 from pipeline.evaluation.report.judged import Judged
+from pipeline.store.records import Category, DetectedObject, DetectionRecord
 
 
 def iou(a: Any, b: Any) -> float:

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.data.records import ImageRef
 from pipeline.evaluation import benchmark
 from pipeline.evaluation.report.gallery import choose_gallery, draw_rows, side_by_side
 from pipeline.evaluation.report.judged import Judged
+from pipeline.store.records import ImageRef
 
 PAIR = ("student", "teacher")
 

@@ -9,12 +9,12 @@ import torch
 from PIL import Image
 
 from glip_model.structures import Detections
-from pipeline.data.records import DetectedObject, DetectionRecord
-from pipeline.data.shards import categories_to_metadata, shard_name, write_shard
-from pipeline.data.storage import to_place
 from pipeline.evaluation.benchmark import list_benchmarks
 from pipeline.evaluation.predictions import to_table, write_predictions
 from pipeline.evaluation.report.judged import has_predictions, judge
+from pipeline.store.records import DetectedObject, DetectionRecord
+from pipeline.store.shards import categories_to_metadata, shard_name, write_shard
+from pipeline.store.storage import to_place
 
 
 def test_records_and_predictions_may_rest_in_a_store(s3: Any, toys: SimpleNamespace) -> None:

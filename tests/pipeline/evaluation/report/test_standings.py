@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.data.records import Category, DetectedObject, DetectionRecord
 from pipeline.evaluation.bootstrap import Interval, draw_pictures, resampled_share
 from pipeline.evaluation.report.judged import Judged, pairs
 from pipeline.evaluation.report.standings import Standing, headline, minus, standings, summarise
+from pipeline.store.records import Category, DetectedObject, DetectionRecord
 
 
 def test_values_and_gains_of_novel_and_base_categories(detection: Judged) -> None:

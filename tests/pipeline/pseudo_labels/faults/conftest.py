@@ -25,10 +25,10 @@ import yaml
 from PIL import Image
 from ray.cluster_utils import Cluster
 
-from pipeline.data.provenance import file_sha256
-from pipeline.data.records import CaptionRecord, GroundingRecord, ImageRef, Phrase, PhrasesRecord
-from pipeline.data.shards import list_shards, read_shard, shard_name, write_shard
-from pipeline.data.storage import Place, to_place
+from pipeline.store.provenance import file_sha256
+from pipeline.store.records import CaptionRecord, GroundingRecord, ImageRef, Phrase, PhrasesRecord
+from pipeline.store.shards import list_shards, read_shard, shard_name, write_shard
+from pipeline.store.storage import Place, to_place
 
 ROOT = Path(__file__).resolve().parents[4]
 SHARDS, ROWS = 6, 4

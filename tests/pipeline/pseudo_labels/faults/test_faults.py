@@ -21,9 +21,9 @@ from typing import Any
 import psutil
 import pytest
 
-from pipeline.data.records import CaptionRecord, GroundingRecord, ImageRef, PhrasesRecord
-from pipeline.data.shards import read_shard, shard_name, write_shard
-from pipeline.data.storage import to_place
+from pipeline.store.records import CaptionRecord, GroundingRecord, ImageRef, PhrasesRecord
+from pipeline.store.shards import read_shard, shard_name, write_shard
+from pipeline.store.storage import to_place
 
 ROWS = 4
 

@@ -1,1 +1,0 @@
-"""Records, shards, pictures, and readers of raw data sets."""

@@ -1,0 +1,1 @@
+"""Raw data sets into records: readers, checks, and the stage over Ray."""

@@ -1,0 +1,214 @@
+"""The embedded data set as tables of records: human data, web pairs, dev and test.
+
+Human data shows and names base concepts only. Web pairs show base and novel concepts and carry a noisy caption alone.
+Dev and test ask three things of the same pictures: category boxes, phrases of a caption, one object by an expression.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache, partial
+
+import numpy as np
+
+from pipeline.config import EmbeddedConfig
+from pipeline.errors import ConfigError
+from pipeline.prepare.embedded.captions import (
+    CaptionWriter,
+    Mention,
+    add_junk,
+    group_mentions,
+    write_caption,
+    write_expression,
+)
+from pipeline.prepare.embedded.scenes import Scene, compose_scene
+from pipeline.prepare.embedded.sprites import Concept, load_concepts, split_concepts
+from pipeline.prepare.raw import Part, RawTable, SourceContext
+from pipeline.store.records import (
+    CaptionRecord,
+    Category,
+    DetectedObject,
+    DetectionRecord,
+    GroundingRecord,
+    ImageRef,
+    Phrase,
+    Record,
+    ScoredBox,
+)
+
+SOURCE = "embedded"
+# Every kind of picture draws from a stream of its own, so that no picture serves two roles.
+_STREAMS = {"human_detection": 1, "human_grounding": 2, "web": 3, "dev": 4, "test": 5}
+
+
+@dataclass(frozen=True)
+class _Pool:
+    """Concepts that may be drawn, with their weights; base names and category ids with them."""
+
+    concepts: tuple[Concept, ...]
+    weights: tuple[float, ...]
+    base: frozenset[str]
+    ids: dict[str, int]
+
+
+_Make = Callable[[np.random.Generator, _Pool, EmbeddedConfig], Record | None]
+
+
+def read_embedded(context: SourceContext) -> list[RawTable]:
+    """Emoji scenes that ship with the project; every role has its own pictures."""
+    config = context.config.embedded
+    counts = {"human_detection": config.human_detection, "human_grounding": config.human_grounding, "web": config.web}
+    counts |= {"dev": config.dev, "test": config.test}
+
+    def table(kind: type, make: _Make, stream: str, folder: str | None = None) -> RawTable:
+        def parts(rows_per_part: int) -> Iterator[Part]:
+            for start in range(0, counts[stream], rows_per_part):
+                stop = min(start + rows_per_part, counts[stream])
+                name = f"{stream} {start} to {stop}"
+                rows = partial(_rows, make, stream, config, context.seed, start, stop)
+                yield Part(name, f"{name} of {config} with seed {context.seed}", rows, stop - start)
+
+        vocabulary = tuple(categories(config, with_novel=context.role != "human")) if kind is DetectionRecord else ()
+        return RawTable(kind, parts, counts[stream], vocabulary, folder)
+
+    if context.role == "human":
+        return [
+            table(DetectionRecord, _detection, "human_detection"),
+            table(GroundingRecord, _grounding, "human_grounding"),
+        ]
+    if context.role == "web":
+        return [table(CaptionRecord, _web, "web")]
+    if context.role not in ("dev", "test"):
+        raise ConfigError(f"prepare.{context.role}: reader 'embedded' has pictures of its own for every other role")
+    return [
+        table(DetectionRecord, _detection, context.role),
+        table(GroundingRecord, _grounding, context.role),
+        table(GroundingRecord, _referring, context.role, "referring"),
+    ]
+
+
+def categories(config: EmbeddedConfig, with_novel: bool) -> list[Category]:
+    """Return the vocabulary; ids count base and novel concepts together, from 1, in alphabetical order."""
+    base, novel = split_concepts(config.base_concepts, config.novel_concepts)
+    splits = {**dict.fromkeys(base, "base"), **dict.fromkeys(novel, "novel")}
+    return [
+        Category(id=i, name=name, split=splits[name])
+        for i, name in enumerate(sorted(splits), start=1)
+        if with_novel or splits[name] == "base"
+    ]
+
+
+def web_truth(config: EmbeddedConfig, seed: int, number: int) -> GroundingRecord:
+    """Regenerate what web pair ``number`` really shows: its caption with the true boxes of every mention.
+
+    A mention of something absent has no boxes. Training never sees this; it serves to judge pseudo-labels.
+    """
+    rng = _generator("web", seed, number)
+    pool = _pool(config, with_novel=True)
+    scene = _scene(rng, pool, config)
+    writer = _web_caption(rng, pool, scene, config)
+    return _grounding_record(scene, writer.text, writer.phrases(pool.base))
+
+
+def _rows(make: _Make, stream: str, config: EmbeddedConfig, seed: int, start: int, stop: int) -> Iterator[Record]:
+    pool = _pool(config, with_novel=not stream.startswith("human"))
+    for number in range(start, stop):
+        record = make(_generator(stream, seed, number), pool, config)
+        # A scene without an object that a simple expression singles out has no referring record.
+        if record is not None:
+            yield record
+
+
+def _generator(stream: str, seed: int, number: int) -> np.random.Generator:
+    return np.random.default_rng([seed, _STREAMS[stream], number])
+
+
+@lru_cache(maxsize=4)
+def _pool(config: EmbeddedConfig, with_novel: bool) -> _Pool:
+    base, novel = split_concepts(config.base_concepts, config.novel_concepts)
+    ids = {category.name: category.id for category in categories(config, with_novel=True)}
+    concepts = load_concepts()
+    share = config.novel_share if with_novel else 0.0
+    names = base + (novel if with_novel else [])
+    weights = [(1 - share) / len(base)] * len(base) + ([share / len(novel)] * len(novel) if with_novel else [])
+    return _Pool(tuple(concepts[name] for name in names), tuple(weights), frozenset(base), ids)
+
+
+def _scene(rng: np.random.Generator, pool: _Pool, config: EmbeddedConfig) -> Scene:
+    return compose_scene(rng, pool.concepts, pool.weights, config.image_size, (config.min_objects, config.max_objects))
+
+
+def _detection(rng: np.random.Generator, pool: _Pool, config: EmbeddedConfig) -> DetectionRecord:
+    scene = _scene(rng, pool, config)
+    data = scene.encode()
+    objects = tuple(
+        DetectedObject(category_id=pool.ids[placed.concept.name], xyxy=placed.box) for placed in scene.objects
+    )
+    size = config.image_size
+    image = ImageRef(bytes=data)
+    return DetectionRecord(key=_key(data), image=image, height=size, width=size, source=SOURCE, objects=objects)
+
+
+def _grounding(rng: np.random.Generator, pool: _Pool, config: EmbeddedConfig) -> GroundingRecord:
+    scene = _scene(rng, pool, config)
+    writer = write_caption(rng, group_mentions(scene.objects), config.image_size)
+    return _grounding_record(scene, writer.text, writer.phrases(pool.base))
+
+
+def _referring(rng: np.random.Generator, pool: _Pool, config: EmbeddedConfig) -> GroundingRecord | None:
+    scene = _scene(rng, pool, config)
+    found = write_expression(rng, scene.objects, config.image_size)
+    if found is None:
+        return None
+    text, target = found
+    split = "base" if target.concept.name in pool.base else "novel"
+    boxes = (ScoredBox(xyxy=target.box),)
+    phrase = Phrase(text=text, char_spans=((0, len(text)),), boxes=boxes, split=split, is_plural=False)
+    return _grounding_record(scene, text, (phrase,))
+
+
+def _web(rng: np.random.Generator, pool: _Pool, config: EmbeddedConfig) -> CaptionRecord:
+    scene = _scene(rng, pool, config)
+    writer = _web_caption(rng, pool, scene, config)
+    truth = _grounding_record(scene, writer.text, ())
+    return CaptionRecord(
+        key=truth.key,
+        image=truth.image,
+        height=truth.height,
+        width=truth.width,
+        caption=truth.caption,
+        source=truth.source,
+    )
+
+
+def _web_caption(rng: np.random.Generator, pool: _Pool, scene: Scene, config: EmbeddedConfig) -> CaptionWriter:
+    """Write a caption as the web has them: objects left out, absent ones mentioned, junk around it."""
+    mentions = group_mentions(scene.objects)
+    kept = [mention for mention in mentions if rng.random() >= config.omitted_mention_share] or mentions[:1]
+    if rng.random() < config.absent_mention_share:
+        shown = {placed.concept.name for placed in scene.objects}
+        absent = pool.concepts[int(rng.integers(len(pool.concepts)))]
+        if absent.name not in shown:
+            kept.append(Mention(absent, ()))
+    writer = write_caption(rng, kept, config.image_size)
+    add_junk(rng, writer)
+    return writer
+
+
+def _grounding_record(scene: Scene, caption: str, phrases: tuple[Phrase, ...]) -> GroundingRecord:
+    data = scene.encode()
+    return GroundingRecord(
+        key=_key(data, caption),
+        image=ImageRef(bytes=data),
+        height=scene.image.height,
+        width=scene.image.width,
+        caption=caption,
+        source=SOURCE,
+        phrases=phrases,
+    )
+
+
+def _key(data: bytes, caption: str = "") -> str:
+    return hashlib.sha256(data + b"\0" + caption.encode()).hexdigest()[:20]

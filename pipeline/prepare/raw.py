@@ -1,0 +1,181 @@
+"""What a reader promises ``prepare``: raw rows as a data set has them, in tables made of parts.
+
+A reader only says what stands in the files. Whether a picture can be opened, a box lies inside and a span has text is
+checked once for all formats, in ``validation``; so nothing here needs to be right. One part is one task of Ray and one
+or several output shards; it is read where the task runs, so it must survive pickling and carry no whole data set.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.config import PrepareConfig
+from pipeline.store.records import Category, Record
+
+
+class Url(str):
+    """An option of a reader that names a file or folder: a path, or a URL of any file system that fsspec knows.
+
+    Relative ones start at ``prepare.data_root``.
+    """
+
+    __slots__ = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RawImage:
+    """A picture of a raw row: its encoded bytes, or where they are."""
+
+    data: bytes | None = None
+    url: str | None = None
+    """A path or URL; ``#bytes=FIRST-LAST`` at its end names a range of a file, both included."""
+    choices: tuple[str, ...] = ()
+    """Further places to look when ``url`` names nothing: data sets are unpacked in more ways than one."""
+    folder: str | None = None
+    """Where ``url`` and ``choices`` start; a name that leaves it is refused. For names that stand in files."""
+    height: int | None = None
+    """As the annotations say; believed only when pictures are not opened."""
+    width: int | None = None
+    picture_id: str | None = None
+    """The same for one picture in all data sets that show it, such as ``coco/139`` or ``flickr30k/1000092795``."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RawObject:
+    """A box of a category: corners x1 y1 x2 y2 in pixels, in whatever state they are."""
+
+    xyxy: Sequence[Any]
+    category_id: Any
+    is_crowd: bool = False
+    is_relative: bool = False
+    """The corners are shares of the picture's sides, 0 to 1."""
+    area: Any = None
+    """Of its mask in pixels², where the data set has one."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RawPhrase:
+    """A phrase of a caption with its boxes: half-open character spans, corners in pixels."""
+
+    char_spans: Sequence[Sequence[Any]]
+    boxes: Sequence[Sequence[Any]] = ()
+    scores: Sequence[Any] | None = None
+    """Per box, where a machine drew them; None for people's, which score 1."""
+    is_plural: bool | None = None
+    split: str | None = None
+    """See ``records.Phrase``."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RawPair:
+    """A picture with a caption."""
+
+    name: str
+    """What the raw data calls the row, for messages."""
+    image: RawImage
+    caption: Any
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RawDetection:
+    """A picture with category boxes."""
+
+    name: str
+    image: RawImage
+    objects: Sequence[RawObject]
+    negative_category_ids: Any = ()
+    """A list of what somebody looked for in vain, where not all categories are looked for."""
+    not_exhaustive_category_ids: Any = ()
+    """A list of categories of which some objects may have no box."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RawGrounding:
+    """A picture with a caption and boxes for its phrases."""
+
+    name: str
+    image: RawImage
+    caption: Any
+    phrases: Sequence[RawPhrase]
+    occurrence: int = 0
+    """Counts rows that say the same and that the data set yet counts as several, as benchmarks do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reject:
+    """A raw row that cannot be used."""
+
+    name: str
+    reason: str
+    """One of ``records.ROW_REJECT_REASONS``."""
+
+
+@dataclass(frozen=True, slots=True)
+class DroppedBox:
+    """A box that cannot be used; its picture stays."""
+
+    name: str
+    """What the raw data calls the row."""
+    reason: str
+    """One of ``records.BOX_DROP_REASONS``."""
+
+
+RawRow = RawPair | RawDetection | RawGrounding | Reject | DroppedBox | Record
+"""What a part yields. A reader may reject a row for itself, and one that makes its pictures yields finished records."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A piece of a table, read by one task."""
+
+    name: str
+    """Which file and what of it, for messages; without credentials."""
+    identity: str
+    """Changes whenever the rows may: versions of the files, settings of the reader, which rows."""
+    rows: Callable[[], Iterator[RawRow]]
+    num_rows: int | None = None
+    """Raw rows, where known before reading."""
+
+
+@dataclass(frozen=True)
+class RawTable:
+    """Rows of one kind, bound for one folder of shards."""
+
+    record_type: type
+    """``CaptionRecord``, ``DetectionRecord`` or ``GroundingRecord``."""
+    parts: Callable[[int], Iterator[Part]]
+    """Makes the parts one after the other, each of about so many rows where the format leaves a choice."""
+    num_rows: int | None = None
+    """Raw rows, where known before reading."""
+    categories: tuple[Category, ...] = ()
+    """The vocabulary of a detection table."""
+    folder: str | None = None
+    """Below the role's folder; None takes ``detection`` or ``grounding`` by the kind of rows, for web pairs nothing."""
+
+
+@dataclass(frozen=True)
+class SourceContext:
+    """What a reader is told besides its own options."""
+
+    role: str
+    """``human``, ``web``, ``dev`` or ``test``."""
+    name: str
+    """What records of this source are called."""
+    config: PrepareConfig
+    seed: int
+
+    @property
+    def is_judged_by(self) -> bool:
+        """Whether models are judged by these rows, and do not learn from them."""
+        return self.role in ("dev", "test")
+
+    def folder_of_expressions(self) -> str | None:
+        """Return the folder of expressions for single things; in training they are captions like others."""
+        return "referring" if self.is_judged_by else None
+
+
+Reader = Callable[..., list[RawTable]]
+"""``(context: SourceContext, *, its own options) -> tables``. Options are settings: their annotations are checked, a
+default makes one optional. It raises MissingInputError where a file is not what it should be, saying where."""

@@ -1,0 +1,248 @@
+"""COCO's JSON and what is built like it: instances, captions, LVIS, Objects365, exports of labelling tools.
+
+The files are read as streams, so that memory does not grow with them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from pipeline.errors import MissingInputError
+from pipeline.prepare.raw import (
+    RawDetection,
+    RawImage,
+    RawObject,
+    RawPair,
+    RawTable,
+    Reject,
+    SourceContext,
+    Url,
+)
+from pipeline.prepare.readers.json_stream import JsonStream
+from pipeline.prepare.readers.spool import Spool, text_id
+from pipeline.store.filesystem import file_identity, redact
+from pipeline.store.records import CaptionRecord, Category, DetectionRecord
+
+Values = Mapping[str, Any]
+_COCO_NAME = re.compile(r"COCO_[a-z]+20\d\d_(\d{12})\.jpg")
+_COCO_URL = re.compile(r"https?://(?:\w+\.)*cocodataset\.org/(\w+/0*(\d+)\.jpg)")
+_CROWD = (1, "1")
+_FREQUENCIES = ("r", "c", "f")
+_PICTURE_KEYS = {"images": "id", "annotations": "image_id"}
+
+
+def read_coco_detection(context: SourceContext, *, annotations: Url, images: Url) -> list[RawTable]:
+    """COCO instances JSON beside a folder of pictures; crowd boxes are kept and marked.
+
+    It reads exports of labelling tools as well. Objects have the ``area`` that the file gives, which in COCO's own is
+    that of their mask. Boxes are clipped to their picture, and change in no other way.
+    """
+    return [detection_table(CocoFile(annotations), images)]
+
+
+def read_coco_captions(context: SourceContext, *, annotations: Url, images: Url) -> list[RawTable]:
+    """COCO captions JSON beside a folder of pictures; every caption is a pair of its own."""
+    file = CocoFile(annotations)
+    spool = file.spool(lambda row: row.get("caption"))
+    # One picture has about five captions: parts are cut by pictures, and their rows are counted as they are read.
+    identity = f"{file.identity} {redact(images)}"
+    return [RawTable(CaptionRecord, partial(spool.parts, file.label, identity, partial(_caption_rows, images)))]
+
+
+def detection_table(
+    file: CocoFile,
+    images: Url,
+    places: Callable[[Values], Sequence[str]] | None = None,
+    names: Mapping[int, str] | None = None,
+    without: frozenset[int] = frozenset(),
+    picture_id: Callable[[Values], str | None] | None = None,
+) -> RawTable:
+    """Return the boxes of a COCO-style file.
+
+    Args:
+        file: the annotations.
+        images: folder of the pictures.
+        places: of a picture's values, where below ``images`` it may be; None takes the usual ones.
+        names: by category id, in place of the file's own names.
+        without: ids that are no categories to ask for.
+        picture_id: of a picture's values, what it is called in all data sets; None knows pictures of COCO.
+
+    Raises:
+        MissingInputError: it has no pictures or no categories.
+    """
+    spool = file.spool(_object_values)
+    rows = partial(_detection_rows, images, places or picture_places, picture_id or coco_picture_id)
+    identity = f"{file.identity} {redact(images)} {names} {sorted(without)}"
+    parts = partial(spool.parts, file.label, identity, rows)
+    categories = tuple(category for category in file.categories(names) if category.id not in without)
+    return RawTable(DetectionRecord, parts, len(spool), categories)
+
+
+class CocoFile:
+    """A JSON object with the lists ``images``, ``annotations`` and ``categories``, plain or compressed.
+
+    Args:
+        url: of the file.
+        pictures: ids, as ``text_id`` writes them, of those that are read, with their annotations; None reads all.
+
+    Raises:
+        MissingInputError: there is no such file.
+    """
+
+    def __init__(self, url: Url, pictures: frozenset[str] | None = None) -> None:
+        self.url, self.label, self.identity = url, redact(url), file_identity(url)
+        if pictures is not None:
+            self.identity += f" {sorted(pictures)}"
+        self._json, self._pictures = JsonStream(url), pictures
+
+    def rows(self, name: str) -> Iterator[Values]:
+        """Yield the entries of a list, see ``JsonStream``."""
+        entries, key = self._json.entries(name), _PICTURE_KEYS.get(name)
+        if self._pictures is None or key is None:
+            return entries
+        return (row for row in entries if text_id(row.get(key)) in self._pictures)
+
+    def spool(self, values: Callable[[Values], Any]) -> Spool:
+        """Join pictures and annotations on disk.
+
+        Args:
+            values: what to keep of an annotation, as plain values.
+
+        Raises:
+            MissingInputError: there are no pictures.
+        """
+        spool = Spool()
+        spool.add_pictures((row.get("id"), row) for row in self.rows("images"))
+        if not len(spool):
+            raise MissingInputError(f"{self.label}: no pictures in a list 'images'; expected a COCO file")
+        spool.add_annotations((row.get("image_id"), values(row)) for row in self.rows("annotations"))
+        return spool
+
+    def categories(self, names: Mapping[int, str] | None = None) -> tuple[Category, ...]:
+        """Return the vocabulary by ascending ids; MissingInputError where it is empty or not ids with names."""
+        found = {}
+        for i, row in enumerate(self.rows("categories")):
+            number, name = whole_number(row.get("id")), row.get("name")
+            if names and number is not None:
+                name = names.get(number, name)
+            if number is None or not isinstance(name, str):
+                raise MissingInputError(
+                    f"{self.label}: categories[{i}] should have a whole number 'id' and a 'name', found {row!r}"
+                )
+            frequency = row.get("frequency")
+            found[number] = Category(
+                id=number, name=_encodable(name), frequency=frequency if frequency in _FREQUENCIES else None
+            )
+        if not found:
+            raise MissingInputError(f"{self.label}: no categories in a list 'categories'; expected a COCO file")
+        return tuple(found[number] for number in sorted(found))
+
+
+def _object_values(row: Values) -> tuple[Any, ...]:
+    return row.get("bbox"), row.get("category_id"), row.get("iscrowd") in _CROWD, row.get("area")
+
+
+def _detection_rows(
+    images: Url,
+    places: Callable[[Values], Sequence[str]],
+    picture_id: Callable[[Values], str | None],
+    pictures: list[tuple[Any, list[Any]]],
+) -> Iterator[RawDetection | Reject]:
+    for values, boxes in pictures:
+        image = raw_image(values, images, places, picture_id)
+        if isinstance(image, Reject):
+            yield image
+            continue
+        objects = [
+            RawObject(xyxy=corners(bbox), category_id=whole_number(category), is_crowd=is_crowd, area=area)
+            for bbox, category, is_crowd, area in boxes
+        ]
+        yield RawDetection(
+            name=picture_name(values),
+            image=image,
+            objects=objects,
+            negative_category_ids=values.get("neg_category_ids"),
+            not_exhaustive_category_ids=values.get("not_exhaustive_category_ids"),
+        )
+
+
+def _caption_rows(images: Url, pictures: list[tuple[Any, list[Any]]]) -> Iterator[RawPair | Reject]:
+    for values, captions in pictures:
+        image = raw_image(values, images, picture_places)
+        if isinstance(image, Reject):
+            yield from [image] * max(1, len(captions))
+            continue
+        for caption in captions:
+            yield RawPair(name=picture_name(values), image=image, caption=caption)
+
+
+def raw_image(
+    values: Values,
+    images: Url,
+    places: Callable[[Values], Sequence[str]],
+    picture_id: Callable[[Values], str | None] | None = None,
+) -> RawImage | Reject:
+    """Return where the picture of an ``images`` entry may be; a reject where it has no id or no name."""
+    names = list(dict.fromkeys(_encodable(place) for place in places(values)))
+    if not names or text_id(values.get("id")) is None:
+        return Reject(picture_name(values), "row_malformed")
+    return RawImage(
+        folder=images,
+        url=names[0],
+        choices=tuple(names[1:]),
+        height=whole_number(values.get("height")),
+        width=whole_number(values.get("width")),
+        picture_id=(picture_id or coco_picture_id)(values),
+    )
+
+
+def picture_places(values: Values) -> list[str]:
+    """Return the names that a picture may have below its folder: ``file_name``, and what COCO's own URL ends with."""
+    places = [values["file_name"]] if isinstance(values.get("file_name"), str) else []
+    matched = _COCO_URL.fullmatch(str(values.get("coco_url", "")))
+    if matched:  # LVIS has no file_name, and takes pictures from train2017 and val2017
+        places += [matched[1], matched[1].rpartition("/")[2]]
+    return places
+
+
+def picture_name(values: Values) -> str:
+    """Return what messages call a picture."""
+    return _encodable(str(values.get("file_name") or values.get("coco_url") or f"picture {values.get('id')}"))
+
+
+def coco_picture_id(values: Values) -> str | None:
+    """Return the id that a picture has in COCO, whatever file speaks of it; None when it is no picture of COCO."""
+    name = str(values.get("file_name", "")).rpartition("/")[2]
+    matched = _COCO_NAME.fullmatch(name)
+    if matched:
+        return f"coco/{int(matched[1])}"
+    by_url = _COCO_URL.fullmatch(str(values.get("coco_url", "")))
+    return f"coco/{int(by_url[2])}" if by_url else None
+
+
+def corners(bbox: Any) -> tuple[float, ...]:
+    """Turn COCO's x y width height into corners; into nothing when it is something else."""
+    if not isinstance(bbox, list | tuple):
+        return ()
+    try:
+        x, y, width, height = map(float, bbox)
+    except (TypeError, ValueError, OverflowError):
+        return ()
+    return x, y, x + width, y + height
+
+
+def whole_number(value: Any) -> int | None:
+    """Return a number that some tools write as 480.0 or "480"; None for what is none, or has a fraction."""
+    if type(value) is int:
+        return value
+    if isinstance(value, str) and len(value) < 16 and value.isdecimal():
+        return int(value)
+    return int(value) if isinstance(value, float) and value.is_integer() else None
+
+
+def _encodable(text: str) -> str:
+    """Return text without the halves of surrogate pairs that JSON can hold and files cannot."""
+    return text if text.isascii() else text.encode("utf-8", "replace").decode()

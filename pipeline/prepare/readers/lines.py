@@ -1,0 +1,63 @@
+"""Files of lines cut into byte ranges, so that every task reads its own lines and nobody the whole file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from fsspec.core import url_to_fs
+
+from pipeline.store.filesystem import open_file
+
+WHOLE = (0, -1)
+"""The range of a file that can only be read from its beginning."""
+PROBED_LINES = 50
+"""Lines from the beginning that a reader may look at to learn about a file."""
+
+
+def line_ranges(url: str, bytes_per_part: int) -> Iterator[tuple[int, int]]:
+    """Yield byte ranges that cover a file; of a compressed one a single range, ``WHOLE``.
+
+    Args:
+        url: of a file that exists.
+        bytes_per_part: length of a range.
+    """
+    if is_compressed(url):
+        yield WHOLE
+        return
+    filesystem, path = url_to_fs(url)
+    size = filesystem.size(path)
+    for start in range(0, size, bytes_per_part):
+        yield start, min(start + bytes_per_part, size)
+
+
+def read_lines(url: str, start: int, stop: int) -> Iterator[tuple[int, bytes]]:
+    """Yield the lines that begin in a byte range, each with the place where it begins and without its line end.
+
+    A line belongs to the range in which its first byte lies, so ranges that cover a file give every line once.
+    """
+    with open_file(url, compression="infer" if is_compressed(url) else None) as file:
+        place = 0
+        if start > 0:
+            file.seek(start - 1)
+            place = start - 1 + len(file.readline())  # the rest of a line that began before, or only its end
+        while stop < 0 or place < stop:
+            line = file.readline()
+            if not line:
+                return
+            yield place, line.rstrip(b"\r\n")
+            place += len(line)
+
+
+def is_compressed(url: str) -> bool:
+    """Tell by its name whether a file is compressed."""
+    return url.endswith((".gz", ".bz2", ".xz", ".zst"))
+
+
+def bytes_per_part(url: str, rows_per_part: int) -> int:
+    """Return how many bytes hold about so many lines, judging by the first lines."""
+    lengths = []
+    for _, line in read_lines(url, *WHOLE):
+        lengths.append(len(line) + 1)
+        if len(lengths) == PROBED_LINES:
+            break
+    return max(1, rows_per_part * sum(lengths) // max(len(lengths), 1))

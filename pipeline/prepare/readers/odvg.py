@@ -1,0 +1,182 @@
+"""ODVG: object detection and visual grounding as JSON lines, the format of Open Grounding DINO and kin."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from functools import partial
+from itertools import islice
+from typing import Any, Literal
+
+from pipeline.errors import MissingInputError
+from pipeline.prepare.raw import (
+    Part,
+    RawDetection,
+    RawGrounding,
+    RawImage,
+    RawObject,
+    RawPhrase,
+    RawTable,
+    Reject,
+    SourceContext,
+    Url,
+)
+from pipeline.prepare.readers.coco import coco_picture_id
+from pipeline.prepare.readers.lines import PROBED_LINES, WHOLE, bytes_per_part, line_ranges, read_lines
+from pipeline.store.filesystem import file_identity, open_file, redact
+from pipeline.store.records import Category, DetectionRecord, GroundingRecord
+
+Values = Mapping[str, Any]
+Kind = Literal["detection", "grounding"]
+KINDS: tuple[Kind, ...] = ("detection", "grounding")
+
+
+def read_odvg(context: SourceContext, *, annotations: Url, images: Url, labels: Url | None = None) -> list[RawTable]:
+    """ODVG JSON lines, of detection, of grounding or of both.
+
+    Regions of grounding lines are found in the caption by ``tokens_positive`` where they have it, else by the first
+    place where their phrase stands, whatever the case. Regions of the same words make one phrase.
+
+    Options:
+        annotations: the file, plain or compressed.
+        images: folder of the pictures.
+        labels: label map of detection lines, a JSON object from label to name.
+    """
+    kinds = _kinds(annotations)
+    if "detection" in kinds and labels is None:
+        raise MissingInputError(f"{redact(annotations)}: detection lines need the option labels, a label map")
+    categories = _read_labels(labels) if "detection" in kinds and labels is not None else ()
+    identity = f"{file_identity(annotations)} {redact(images)} {file_identity(labels) if categories and labels else ''}"
+
+    def parts(kind: Kind, rows_per_part: int) -> Iterator[Part]:
+        for start, stop in line_ranges(annotations, bytes_per_part(annotations, rows_per_part)):
+            rows = partial(_rows, annotations, start, stop, images, kind, len(kinds) == 1)
+            yield Part(f"{redact(annotations)}, bytes {start} to {stop}", f"{identity} {kind} {start}-{stop}", rows)
+
+    types: dict[Kind, type] = {"detection": DetectionRecord, "grounding": GroundingRecord}
+    return [
+        RawTable(types[kind], partial(parts, kind), categories=categories if kind == "detection" else ())
+        for kind in kinds
+    ]
+
+
+def _kinds(annotations: Url) -> list[Kind]:
+    """Return which kinds of lines the beginning of a file has; MissingInputError when it has neither."""
+    found: set[str] = set()
+    for _, line in islice(read_lines(annotations, *WHOLE), PROBED_LINES):
+        values = _parse(line)
+        found |= set(values) if isinstance(values, dict) else set()
+    kinds: list[Kind] = [kind for kind in KINDS if kind in found]
+    if not kinds:
+        raise MissingInputError(
+            f"{redact(annotations)}: no line with 'detection' or 'grounding' at its beginning; expected an ODVG file"
+        )
+    return kinds
+
+
+def find_phrase(phrase: str, caption: str) -> tuple[int, int] | None:
+    """Return the first place where a phrase stands in a caption as whole words, whatever the case; None if nowhere."""
+    phrase = phrase.strip()
+    if not phrase:
+        return None
+    if not (phrase.isascii() and caption.isascii()):
+        # Other letters may change their length with their case, which moves all places behind them.
+        matched = re.search(rf"(?<!\w){re.escape(phrase)}(?!\w)", caption, re.IGNORECASE)
+        return matched.span() if matched else None
+    text, words = caption.lower(), phrase.lower()
+    start = text.find(words)
+    while start >= 0:
+        end = start + len(words)
+        if not _is_word(text[max(start - 1, 0) : start]) and not _is_word(text[end : end + 1]):
+            return start, end
+        start = text.find(words, start + 1)
+    return None
+
+
+def _is_word(character: str) -> bool:
+    return character.isalnum() or character == "_"
+
+
+def _rows(
+    url: str, start: int, stop: int, images: str, kind: Kind, is_only_kind: bool
+) -> Iterator[RawDetection | RawGrounding | Reject]:
+    for place, line in read_lines(url, start, stop):
+        if not line.strip():
+            continue
+        values = _parse(line)
+        found = [name for name in KINDS if name in values] if isinstance(values, dict) else []
+        if not is_only_kind and kind not in (found or KINDS[:1]):
+            continue  # the other table has it; what is of neither kind is told once
+        body = values.get(kind) if isinstance(values, dict) else None
+        if not isinstance(values, dict) or not isinstance(body, dict) or not isinstance(values.get("filename"), str):
+            yield Reject(f"{redact(url)}, byte {place}", "row_malformed")
+            continue
+        name = values["filename"]
+        image = RawImage(
+            folder=images,
+            url=name,
+            height=values.get("height"),
+            width=values.get("width"),
+            picture_id=coco_picture_id({"file_name": name}),
+        )
+        if kind == "detection":
+            yield RawDetection(name=name, image=image, objects=[_object(item) for item in _list(body, "instances")])
+        else:
+            caption = body.get("caption")
+            phrases = _phrases(_list(body, "regions"), caption) if isinstance(caption, str) else []
+            yield RawGrounding(name=name, image=image, caption=caption, phrases=phrases)
+
+
+def _parse(line: bytes) -> Any:
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _list(body: Values, name: str) -> list[Values]:
+    found = body.get(name)
+    return [item if isinstance(item, dict) else {} for item in found] if isinstance(found, list) else []
+
+
+def _object(item: Values) -> RawObject:
+    box, label = item.get("bbox"), item.get("label")
+    if isinstance(label, str) and label.isdecimal() and len(label) < 10:
+        label = int(label)
+    return RawObject(xyxy=box if isinstance(box, list) else (), category_id=label)
+
+
+def _phrases(regions: list[Values], caption: str) -> list[RawPhrase]:
+    """Gather regions by their spans, in the order in which spans come first."""
+    by_spans: dict[str, tuple[Any, list[Any]]] = {}
+    for item in regions:
+        spans, boxes = _spans(item, caption), item.get("bbox")
+        if not isinstance(boxes, list):
+            boxes = [()]
+        elif not boxes or not isinstance(boxes[0], list):
+            boxes = [boxes]
+        known = by_spans.setdefault(repr(spans), (spans, []))
+        known[1].extend(box if isinstance(box, list) else () for box in boxes)
+    return [RawPhrase(char_spans=spans, boxes=boxes) for spans, boxes in by_spans.values()]
+
+
+def _spans(item: Values, caption: str) -> list[Any]:
+    spans, phrase = item.get("tokens_positive"), item.get("phrase")
+    if isinstance(spans, list):
+        return spans
+    # A phrase that lies apart in the caption is a list of its pieces.
+    pieces = phrase if isinstance(phrase, list) else [phrase]
+    places = [find_phrase(piece, caption) if isinstance(piece, str) else None for piece in pieces]
+    return [list(place) for place in places if place] if all(places) else []
+
+
+def _read_labels(labels: Url) -> tuple[Category, ...]:
+    try:
+        with open_file(labels, compression="infer") as file:
+            content = json.load(file)
+        return tuple(Category(id=int(key), name=str(name)) for key, name in content.items())
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise MissingInputError(
+            f"{redact(labels)}: expected a JSON object from label to name ({error}); mend the option labels"
+        ) from error

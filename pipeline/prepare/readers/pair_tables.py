@@ -1,0 +1,316 @@
+"""Image-text pairs in tables: Parquet with pictures inside, lists of URLs beside downloaded pictures, JSON lines."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import PurePosixPath
+from typing import Any, Literal
+from urllib.parse import unquote, urlsplit
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.errors import MissingInputError
+from pipeline.prepare.raw import Part, RawImage, RawPair, RawTable, Reject, SourceContext, Url
+from pipeline.prepare.readers.lines import bytes_per_part, line_ranges, read_lines
+from pipeline.store.filesystem import file_identity, list_files, open_file, redact
+from pipeline.store.records import CaptionRecord
+
+Values = Mapping[str, Any]
+CAPTION_COLUMNS = ("caption", "text", "TEXT")
+IMAGE_FIELDS = ("file_name", "image", "path")
+URL_COLUMNS = ("url", "URL")
+BATCH_ROWS = 64
+"""Rows of a Parquet file that are unpacked at a time."""
+
+
+def read_image_parquet(
+    context: SourceContext, *, tables: Url, image: str = "image", caption: str | None = None
+) -> list[RawTable]:
+    """Parquet with the pictures inside, as Hugging Face data sets have them.
+
+    Options:
+        tables: one file, a glob, or numbers such as ``{00000..00010}.parquet``.
+        image: column of the pictures, a struct of ``bytes`` and ``path`` or plain bytes.
+        caption: column of the captions; left out, ``caption`` or ``text``.
+    """
+
+    def row(number: int, values: Values, text: str) -> RawPair:
+        picture = values[image]
+        data, path = (picture.get("bytes"), picture.get("path")) if isinstance(picture, dict) else (picture, None)
+        return RawPair(
+            name=str(path or f"row {number}"),
+            image=RawImage(data=data if isinstance(data, bytes) else b""),
+            caption=values[text],
+        )
+
+    return [_parquet_table(tables, (image,), (caption,) if caption else CAPTION_COLUMNS, row)]
+
+
+def read_img2dataset_files(context: SourceContext, *, tables: Url, images: Url) -> list[RawTable]:
+    """img2dataset's output format ``files``: folders of pictures with a Parquet file beside each.
+
+    Rows that were not downloaded are rejects.
+
+    Options:
+        tables: the Parquet files, such as ``cc3m/{00000..00331}.parquet``.
+        images: where the folders 00000, 00001 … are.
+    """
+
+    def row(number: int, values: Values, text: str) -> RawPair | Reject:
+        key = str(values["key"])
+        if values.get("status", "success") != "success":
+            return Reject(key, "image_missing")
+        # Keys start with the number of their shard; pictures are encoded as jpg unless the user chose otherwise.
+        shard = key[:5]
+        names = [f"{shard}/{key}.{suffix}" for suffix in ("jpg", "png", "webp")]
+        image = RawImage(folder=images, url=names[0], choices=tuple(names[1:]))
+        return RawPair(name=key, image=image, caption=values[text])
+
+    return [_parquet_table(tables, ("key",), CAPTION_COLUMNS, row, optional=("status",))]
+
+
+def read_url_list(
+    context: SourceContext,
+    *,
+    tables: Url,
+    images: Url | None = None,
+    file_name: str = "{row:09d}.jpg",
+    caption: str | None = None,
+    url: str | None = None,
+) -> list[RawTable]:
+    """Lists of captions and picture URLs: CC3M, CC12M, SBU, LAION; TSV, CSV or Parquet.
+
+    A TSV without a header has its URLs in the column that looks like URLs (CC3M: the second, CC12M: the first).
+
+    Options:
+        tables: the list, a glob, or numbers.
+        images: folder of the downloaded pictures; left out, every picture is fetched from its URL.
+        file_name: of a picture below ``images``: ``{row}`` is the row's number in its file, ``{md5}`` and ``{sha256}``
+            are hashes of its URL, ``{url_name}`` what the URL's path ends with.
+        caption: column of the captions; left out, ``caption`` or ``text``.
+        url: column of the URLs; left out, ``url``.
+    """
+
+    def row(number: int, values: Values, text: str) -> RawPair | Reject:
+        address = next((values[name] for name in ((url,) if url else URL_COLUMNS) if name in values), None)
+        if not isinstance(address, str):
+            return Reject(f"row {number}", "row_malformed")
+        return RawPair(name=address, image=_downloaded(number, address, images, file_name), caption=values[text])
+
+    files = list_files(tables)
+    if all(file.endswith(".parquet") for file in files):
+        columns = (url,) if url else URL_COLUMNS
+        return [_parquet_table(tables, columns, (caption,) if caption else CAPTION_COLUMNS, row)]
+
+    def parts(rows_per_part: int) -> Iterator[Part]:
+        for file in files:
+            layout = _Layout.of(file, (url,) if url else URL_COLUMNS, (caption,) if caption else CAPTION_COLUMNS)
+            identity = f"{file_identity(file)} {images} {file_name} {caption} {url}"
+            # Rows are numbered through, and a quoted field may hold line ends: one task reads one file.
+            yield Part(redact(file), identity, partial(_read_list, file, layout, images, file_name))
+
+    return [RawTable(CaptionRecord, parts)]
+
+
+def read_captions_jsonl(
+    context: SourceContext, *, captions: Url, images: Url, image: str | None = None, caption: str | None = None
+) -> list[RawTable]:
+    """A folder of pictures and a file with one JSON object a line; Hugging Face's ``metadata.jsonl`` is one.
+
+    Options:
+        captions: the file, plain or compressed, or a glob.
+        images: folder of the pictures.
+        image: field with the picture's name; left out, ``file_name``, ``image`` or ``path``.
+        caption: field with the caption; left out, ``caption`` or ``text``.
+    """
+    fields = ((image,) if image else IMAGE_FIELDS, (caption,) if caption else CAPTION_COLUMNS)
+    files = list_files(captions)
+
+    def parts(rows_per_part: int) -> Iterator[Part]:
+        for url in files:
+            identity = f"{file_identity(url)} {images} {fields}"
+            for start, stop in line_ranges(url, bytes_per_part(url, rows_per_part)):
+                rows = partial(_read_json_lines, url, start, stop, images, *fields)
+                yield Part(f"{redact(url)}, bytes {start} to {stop}", f"{identity} {start}-{stop}", rows)
+
+    return [RawTable(CaptionRecord, parts)]
+
+
+def _read_json_lines(
+    url: str, start: int, stop: int, images: str, image_fields: Sequence[str], caption_fields: Sequence[str]
+) -> Iterator[RawPair | Reject]:
+    for place, line in read_lines(url, start, stop):
+        if not line.strip():
+            continue
+        name = f"{redact(url)}, byte {place}"
+        try:
+            values = json.loads(line)
+        except (ValueError, RecursionError):
+            yield Reject(name, "row_malformed")
+            continue
+        picture = _first(values, image_fields)
+        if not isinstance(picture, str):
+            yield Reject(name, "row_malformed")
+        else:
+            yield RawPair(
+                name=picture, image=RawImage(folder=images, url=picture), caption=_first(values, caption_fields)
+            )
+
+
+def _first(values: Any, names: Sequence[str]) -> Any:
+    return next((values[name] for name in names if name in values), None) if isinstance(values, dict) else None
+
+
+def _downloaded(number: int, address: str, images: str | None, file_name: str) -> RawImage:
+    if images is None:
+        # Only what is meant for everybody to fetch: a list must not make us read local files or buckets.
+        return RawImage(url=address if address.startswith(("http://", "https://")) else None)
+    data = address.encode("utf-8", "surrogatepass")
+    name = file_name.format(
+        row=number,
+        md5=hashlib.md5(data, usedforsecurity=False).hexdigest(),
+        sha256=hashlib.sha256(data).hexdigest(),
+        url_name=PurePosixPath(unquote(urlsplit(address).path)).name,
+    )
+    return RawImage(folder=images, url=name)
+
+
+class _Layout:
+    """Where a TSV or CSV has its captions and URLs."""
+
+    def __init__(self, delimiter: str, has_header: bool, url: int, caption: int) -> None:
+        self.delimiter, self.has_header, self.url, self.caption = delimiter, has_header, url, caption
+
+    @classmethod
+    def of(cls, file: str, urls: Sequence[str], captions: Sequence[str]) -> _Layout:
+        """Learn it from the first rows; MissingInputError when there is no column of URLs or none for captions."""
+        delimiter = "," if ".csv" in file.rpartition("/")[2] else "\t"
+        with _open_rows(file, delimiter) as rows:
+            first = next(rows, [])
+            second = next(rows, first)
+        named = {name.strip(): i for i, name in enumerate(first)}
+        url = next((named[name] for name in urls if name in named), None)
+        caption = next((named[name] for name in captions if name in named), None)
+        if url is not None and caption is not None:
+            return cls(delimiter, True, url, caption)
+        addresses = [i for i, cell in enumerate(second) if cell.strip().startswith(("http://", "https://"))]
+        others = [i for i in range(len(second)) if i not in addresses]
+        if not addresses or not others:
+            raise MissingInputError(
+                f"{redact(file)}: no column of URLs beside one of captions (first row: {first[:5]}); "
+                "name them by the options url and caption"
+            )
+        return cls(delimiter, False, addresses[0], others[0])
+
+
+def _read_list(file: str, layout: _Layout, images: str | None, file_name: str) -> Iterator[RawPair | Reject]:
+    with _open_rows(file, layout.delimiter) as rows:
+        for number, cells in enumerate(rows, start=-1 if layout.has_header else 0):
+            if number < 0:
+                continue
+            if len(cells) <= max(layout.url, layout.caption):
+                yield Reject(f"{redact(file)}, row {number}", "row_malformed")
+                continue
+            address = cells[layout.url].strip()
+            yield RawPair(
+                name=address,
+                image=_downloaded(number, address, images, file_name),
+                caption=cells[layout.caption],
+            )
+
+
+@contextmanager
+def _open_rows(file: str, delimiter: str) -> Iterator[Iterator[list[str]]]:
+    """Open a TSV, where quotes are plain characters, or a CSV, where they are not."""
+    csv.field_size_limit(1 << 24)
+    quoting: Literal[0, 3] = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
+    with open_file(file, compression="infer") as stream:
+        text = (line.decode("utf-8", "replace").replace("\0", "") for line in stream)
+        yield csv.reader(text, delimiter=delimiter, quoting=quoting)
+
+
+def _parquet_table(
+    pattern: Url,
+    columns: Sequence[str],
+    captions: Sequence[str],
+    row: Callable[[int, Values, str], RawPair | Reject],
+    optional: Sequence[str] = (),
+) -> RawTable:
+    """Return a table whose parts are the row groups of Parquet files.
+
+    Args:
+        pattern: of the files.
+        columns: names of a column, of which one must be there, besides one of ``captions``.
+        captions: likewise.
+        row: makes a raw row of a row's number in its file, its values and the name of its caption.
+        optional: columns that are read where they are.
+
+    Raises:
+        MissingInputError: a file is no Parquet or lacks a column.
+    """
+    files = list_files(pattern)
+
+    def parts(rows_per_part: int) -> Iterator[Part]:
+        for url in files:
+            identity = f"{file_identity(url)} {columns} {captions}"
+            with open_parquet(url) as file:
+                sizes = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
+                text = _column(url, file, captions)
+                wanted = [_column(url, file, columns), text, *(c for c in optional if c in file.schema_arrow.names)]
+            first = 0
+            for group, size in enumerate(sizes):
+                rows = partial(_read_group, url, group, first, wanted, text, row)
+                yield Part(f"{redact(url)}, row group {group}", f"{identity} {group}", rows, size)
+                first += size
+
+    return RawTable(CaptionRecord, parts)
+
+
+def _column(url: str, file: pq.ParquetFile, names: Sequence[str]) -> str:
+    found = file.schema_arrow.names
+    for name in names:
+        if name in found:
+            return name
+    raise MissingInputError(
+        f"{redact(url)}: no column {' or '.join(map(repr, names))} (found: {', '.join(found)}); name it by an option"
+    )
+
+
+def _read_group(
+    url: str,
+    group: int,
+    first: int,
+    columns: Sequence[str],
+    text: str,
+    row: Callable[[int, Values, str], RawPair | Reject],
+) -> Iterator[RawPair | Reject]:
+    number = first
+    try:
+        with open_parquet(url) as file:
+            for batch in file.iter_batches(BATCH_ROWS, row_groups=[group], columns=list(columns), use_threads=False):
+                for values in batch.to_pylist():
+                    yield row(number, values, text)
+                    number += 1
+    except (pa.ArrowException, MissingInputError, OSError) as error:
+        yield Reject(f"{redact(url)}, row {number}: {' '.join(str(error).split())[:200]}", "row_malformed")
+
+
+@contextmanager
+def open_parquet(url: str) -> Iterator[pq.ParquetFile]:
+    """Open a Parquet file of any file system; MissingInputError when it is none.
+
+    This thread alone reads the file: Arrow's threads must not call into Python file systems, which end before them.
+    """
+    with open_file(url) as stream:
+        try:
+            file = pq.ParquetFile(stream, pre_buffer=False)
+        except (pa.ArrowException, OSError) as error:
+            detail = " ".join(str(error).split())[:200]
+            raise MissingInputError(f"{redact(url)}: not a readable Parquet file: {detail}; fetch it again") from error
+        yield file

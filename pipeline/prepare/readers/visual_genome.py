@@ -1,0 +1,142 @@
+"""Visual Genome: objects as detection data, region descriptions as grounding data."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from typing import Any
+
+from pipeline.errors import MissingInputError
+from pipeline.prepare.raw import (
+    RawDetection,
+    RawGrounding,
+    RawImage,
+    RawObject,
+    RawPhrase,
+    RawTable,
+    SourceContext,
+    Url,
+)
+from pipeline.prepare.readers.coco import corners
+from pipeline.prepare.readers.json_stream import JsonStream
+from pipeline.prepare.readers.spool import Spool
+from pipeline.store.filesystem import file_identity, redact
+from pipeline.store.records import Category, DetectionRecord, GroundingRecord
+
+Values = Mapping[str, Any]
+
+
+def read_visual_genome_objects(
+    context: SourceContext,
+    *,
+    objects: Url,
+    image_data: Url,
+    images: Url,
+    without_coco: bool = True,
+    min_count: int = 1,
+) -> list[RawTable]:
+    """Visual Genome's objects with boxes; an object's first name, in lower case, is its category.
+
+    Options:
+        objects: ``objects.json``.
+        image_data: ``image_data.json``, which knows sizes and COCO ids.
+        images: folder that holds VG_100K and VG_100K_2, or all pictures.
+        without_coco: leave out the pictures that are also in COCO, as GLIP does.
+        min_count: names that fewer objects have are no categories.
+    """
+    counts: Counter[str] = Counter()
+    for row in JsonStream(objects).entries():
+        counts.update(name for item in _list(row, "objects") if (name := _name(item)) is not None)
+    names = sorted(name for name, count in counts.items() if count >= min_count)
+    ids = {name: number for number, name in enumerate(names, start=1)}
+    values: Callable[[Values], list[Any]] = lambda row: [  # noqa: E731
+        (_box(item), ids.get(_name(item) or "")) for item in _list(row, "objects")
+    ]
+    spool = _spool(objects, image_data, values, without_coco)
+    identity = f"{file_identity(objects)} {file_identity(image_data)} {images} {without_coco} {min_count}"
+    categories = tuple(Category(id=number, name=name) for name, number in ids.items())
+    parts = partial(spool.parts, redact(objects), identity, partial(_detection_rows, images), counts_strays=False)
+    return [RawTable(DetectionRecord, parts, len(spool), categories)]
+
+
+def read_visual_genome_regions(
+    context: SourceContext, *, regions: Url, image_data: Url, images: Url, without_coco: bool = True
+) -> list[RawTable]:
+    """Visual Genome's region descriptions: every description is a caption whose one phrase, all of it, has its region.
+
+    Options:
+        regions: ``region_descriptions.json``.
+        image_data: ``image_data.json``.
+        images: folder that holds VG_100K and VG_100K_2, or all pictures.
+        without_coco: leave out the pictures that are also in COCO.
+    """
+    values: Callable[[Values], list[Any]] = lambda row: [  # noqa: E731
+        (_box(item), item.get("phrase")) for item in _list(row, "regions")
+    ]
+    spool = _spool(regions, image_data, values, without_coco)
+    identity = f"{file_identity(regions)} {file_identity(image_data)} {images} {without_coco}"
+    parts = partial(spool.parts, redact(regions), identity, partial(_region_rows, images), counts_strays=False)
+    return [RawTable(GroundingRecord, parts)]
+
+
+def _spool(url: Url, image_data: Url, values: Callable[[Values], list[Any]], without_coco: bool) -> Spool:
+    spool = Spool()
+    fields = ("image_id", "url", "height", "width", "coco_id")
+    kept = (row for row in JsonStream(image_data).entries() if not (without_coco and row.get("coco_id") is not None))
+    spool.add_pictures((row.get("image_id"), [row.get(name) for name in fields]) for row in kept)
+    if not len(spool):
+        raise MissingInputError(f"{redact(image_data)}: no pictures in it; expected Visual Genome's image_data.json")
+    # Older releases call the picture "id".
+    spool.add_annotations(
+        (row.get("image_id", row.get("id")), item) for row in JsonStream(url).entries() for item in values(row)
+    )
+    return spool
+
+
+def _detection_rows(images: str, pictures: list[tuple[Any, list[Any]]]) -> Iterator[RawDetection]:
+    for values, found in pictures:
+        objects = [RawObject(xyxy=box, category_id=category) for box, category in found]
+        yield RawDetection(name=f"picture {values[0]}", image=_image(values, images), objects=objects)
+
+
+def _region_rows(images: str, pictures: list[tuple[Any, list[Any]]]) -> Iterator[RawGrounding]:
+    for values, found in pictures:
+        image = _image(values, images)
+        for box, phrase in found:
+            length = len(phrase) if isinstance(phrase, str) else 0
+            whole = RawPhrase(char_spans=[(0, length)], boxes=[box])
+            yield RawGrounding(name=f"picture {values[0]}", image=image, caption=phrase, phrases=[whole])
+
+
+def _image(values: list[Any], images: str) -> RawImage:
+    number, url, height, width, coco = values
+    # The last folder of the URL tells which of the two archives has the picture.
+    archive = str(url).rpartition("/")[0].rpartition("/")[2]
+    places = [f"{archive}/{number}.jpg"] if archive in ("VG_100K", "VG_100K_2") else []
+    places += [f"{number}.jpg", f"VG_100K/{number}.jpg", f"VG_100K_2/{number}.jpg"]
+    return RawImage(
+        folder=images,
+        url=places[0],
+        choices=tuple(dict.fromkeys(places[1:])),
+        height=height,
+        width=width,
+        picture_id=f"coco/{coco}" if isinstance(coco, int) else f"vg/{number}",
+    )
+
+
+def _list(row: Values, name: str) -> list[Values]:
+    found = row.get(name)
+    return [item for item in found if isinstance(item, dict)] if isinstance(found, list) else []
+
+
+def _name(item: Values) -> str | None:
+    names = item.get("names")
+    name = names[0] if isinstance(names, list) and names else item.get("name")
+    return name.strip().lower() or None if isinstance(name, str) else None
+
+
+def _box(item: Values) -> tuple[float, ...]:
+    # Objects have w and h, regions width and height.
+    sides = [item.get("x"), item.get("y"), item.get("w", item.get("width")), item.get("h", item.get("height"))]
+    return corners(sides)

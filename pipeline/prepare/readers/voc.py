@@ -1,0 +1,204 @@
+"""Boxes in XML: Pascal VOC and ImageNet's localisation data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any
+from xml.etree import ElementTree
+from xml.parsers import expat
+
+from pipeline.errors import MissingInputError
+from pipeline.prepare.raw import Part, RawDetection, RawImage, RawObject, RawTable, Reject, SourceContext, Url
+from pipeline.store.filesystem import describe, file_identity, list_files, open_file, read_many, redact
+from pipeline.store.provenance import fingerprint
+from pipeline.store.records import Category, DetectionRecord
+
+MAX_XML_BYTES = 16 << 20
+IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "JPEG")
+
+
+def read_pascal_voc(
+    context: SourceContext,
+    *,
+    annotations: Url,
+    images: Url,
+    split: Url | None = None,
+    names: tuple[str, ...] | None = None,
+    one_based: bool = True,
+) -> list[RawTable]:
+    """Pascal VOC's XML files beside a folder of pictures; ``difficult`` objects are kept like others.
+
+    Options:
+        annotations: folder of the XML files, or a glob.
+        images: folder of the pictures.
+        split: list of file names without suffix, such as ``ImageSets/Main/train.txt``; left out, all files.
+        names: the vocabulary; left out, the names that occur, for which every file is read once before.
+        one_based: corners count pixels from 1 and include the last one, as VOC defines them, so a box from 1 to 10 is
+            10 pixels wide and begins at the edge. False takes them as they are: some labelling tools write edges.
+    """
+    files = _files(annotations, split)
+    vocabulary = _vocabulary(names if names is not None else _names_in(files))
+    return [_table(files, images, vocabulary, {}, one_based, f"{split} {one_based}")]
+
+
+def read_imagenet_boxes(
+    context: SourceContext, *, annotations: Url, images: Url, synsets: Url, one_based: bool = False
+) -> list[RawTable]:
+    """ImageNet's boxes: one XML file a picture, in a folder for every synset; classes are WordNet ids.
+
+    Options:
+        annotations: glob of the XML files, such as ``Annotation/n*/*.xml``, or the folder above the synsets.
+        images: folder of the pictures, in folders for synsets or not.
+        synsets: list of WordNet ids with their words, such as ``LOC_synset_mapping.txt``; the first word is the name.
+        one_based: as for ``pascal_voc``.
+    """
+    words = _read_synsets(synsets)
+    files = _files(annotations, None)
+    identity = f"{file_identity(synsets)} {one_based}"
+    return [_table(files, images, _vocabulary(sorted(set(words.values()))), words, one_based, identity)]
+
+
+def read_names(annotations: Url) -> list[str]:
+    """Return the names of objects in a folder of XML files, sorted."""
+    return _names_in(_files(annotations, None))
+
+
+def parse_voc(data: bytes) -> ElementTree.Element:
+    """Parse an XML file; ValueError when it is broken, too large, or declares entities, which could be endless."""
+    if len(data) > MAX_XML_BYTES:
+        raise ValueError(f"{len(data)} bytes of XML; at most {MAX_XML_BYTES} are read")
+    builder = ElementTree.TreeBuilder()
+    parser = expat.ParserCreate()
+
+    def refuse(*_: Any) -> None:
+        raise ValueError("it declares a document type, which annotations have no use for")
+
+    parser.StartDoctypeDeclHandler = refuse
+    parser.StartElementHandler = lambda name, attributes: builder.start(name, attributes)
+    parser.EndElementHandler = lambda name: builder.end(name)
+    parser.CharacterDataHandler = builder.data
+    try:
+        parser.Parse(data, True)
+        root: ElementTree.Element = builder.close()
+    except (expat.ExpatError, AssertionError, LookupError) as error:
+        raise ValueError(f"not readable as XML: {error}") from error
+    return root
+
+
+def _table(
+    files: Sequence[str],
+    images: str,
+    vocabulary: tuple[Category, ...],
+    words: Mapping[str, str],
+    one_based: bool,
+    settings: str,
+) -> RawTable:
+    ids = {category.name: category.id for category in vocabulary}
+    ids |= {wnid: ids[name] for wnid, name in words.items()}
+
+    def parts(rows_per_part: int) -> Iterator[Part]:
+        for start in range(0, len(files), rows_per_part):
+            some = files[start : start + rows_per_part]
+            identity = fingerprint(
+                {"files": [file_identity(file) for file in some], "settings": [images, settings, ids]}
+            )
+            name = f"{redact(some[0])} and {len(some) - 1} more"
+            yield Part(name, identity, partial(_rows, some, images, ids, one_based), len(some))
+
+    return RawTable(DetectionRecord, parts, len(files), vocabulary)
+
+
+def _rows(
+    files: Sequence[str], images: str, ids: Mapping[str, int], one_based: bool
+) -> Iterator[RawDetection | Reject]:
+    for file, data in zip(files, read_many(files), strict=True):
+        try:
+            if not isinstance(data, bytes):
+                raise data
+            root = parse_voc(data)
+        except ValueError as error:
+            yield Reject(f"{redact(file)}: {describe(error, file)}", "row_malformed")
+            continue
+        base = file.rpartition("/")[2].removesuffix(".xml")
+        folder = file.rpartition("/")[0].rpartition("/")[2]
+        named = (root.findtext("filename") or "").strip()
+        # What the file calls its picture may lack the suffix, be a name of before, or not be there at all.
+        places = [named] if "." in named else []
+        places += [f"{stem}.{suffix}" for stem in (base, f"{folder}/{base}") for suffix in IMAGE_SUFFIXES]
+        image = RawImage(
+            folder=images,
+            url=places[0],
+            choices=tuple(dict.fromkeys(places[1:])),
+            height=_whole(root.findtext("size/height")),
+            width=_whole(root.findtext("size/width")),
+        )
+        objects = [
+            RawObject(xyxy=_corners(item, one_based), category_id=ids.get((item.findtext("name") or "").strip()))
+            for item in root.iter("object")
+        ]
+        yield RawDetection(name=base, image=image, objects=objects)
+
+
+def _corners(item: ElementTree.Element, one_based: bool) -> tuple[float, ...]:
+    try:
+        x1, y1, x2, y2 = (float(item.findtext(f"bndbox/{side}") or "") for side in ("xmin", "ymin", "xmax", "ymax"))
+    except ValueError:
+        return ()
+    return (x1 - 1, y1 - 1, x2, y2) if one_based else (x1, y1, x2, y2)
+
+
+def _whole(text: str | None) -> int | None:
+    try:
+        return int(float(text or "")) or None
+    except (ValueError, OverflowError):
+        return None
+
+
+def _files(annotations: Url, split: Url | None) -> list[str]:
+    """Return the XML files that are asked for, in order."""
+    if split is None:
+        if annotations.endswith(".xml"):
+            return list_files(annotations)
+        try:
+            return list_files(f"{annotations.rstrip('/')}/*.xml")
+        except MissingInputError:
+            return list_files(f"{annotations.rstrip('/')}/*/*.xml")
+    with open_file(split, "r") as file:
+        # Lists for one class have a second column: 1 shows it, -1 does not.
+        rows = [line.split() for line in file if line.strip()]
+    stems = [row[0] for row in rows if len(row) < 2 or row[1] != "-1"]
+    bad = next((stem for stem in stems if not stem.replace("_", "").replace("-", "").replace(".", "").isalnum()), None)
+    if bad is not None:
+        raise MissingInputError(f"{redact(split)}: expected a list of file names without suffix, found {bad!r}")
+    return [f"{annotations.rstrip('/')}/{stem}.xml" for stem in stems]
+
+
+def _names_in(files: Sequence[str]) -> list[str]:
+    """Return the names of objects in all files, sorted; broken files are left to the rows."""
+    names: set[str] = set()
+    for start in range(0, len(files), 256):
+        for data in read_many(files[start : start + 256]):
+            try:
+                root = parse_voc(data) if isinstance(data, bytes) else None
+            except ValueError:
+                continue
+            if root is not None:
+                names |= {(item.findtext("name") or "").strip() for item in root.iter("object")}
+    return sorted(names - {""})
+
+
+def _vocabulary(names: Sequence[str]) -> tuple[Category, ...]:
+    return tuple(Category(id=i, name=name) for i, name in enumerate(names, start=1))
+
+
+def _read_synsets(url: Url) -> dict[str, str]:
+    words = {}
+    with open_file(url, "r") as file:
+        for line in file:
+            wnid, _, rest = line.strip().partition(" ")
+            if wnid and rest:
+                words[wnid] = rest.partition(",")[0].strip()
+    if not words:
+        raise MissingInputError(f"{redact(url)}: expected lines such as 'n01440764 tench, Tinca tinca', found none")
+    return words

@@ -1,0 +1,172 @@
+"""Sources: what params.yaml names, resolved to readers, their options and their tables."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pipeline.config import PrepareConfig, SourceEntry, parse_options
+from pipeline.errors import ConfigError
+from pipeline.prepare.embedded import tables as embedded
+from pipeline.prepare.raw import RawTable, Reader, SourceContext, Url
+from pipeline.prepare.readers import (
+    coco,
+    flickr30k,
+    glip_tsv,
+    lvis,
+    mdetr,
+    objects365,
+    odinw,
+    odvg,
+    openimages,
+    pair_tables,
+    refcoco,
+    visual_genome,
+    voc,
+    webdataset,
+)
+from pipeline.store.filesystem import has_credentials, join, redact
+from pipeline.store.records import CaptionRecord, DetectionRecord, GroundingRecord
+from pipeline.store.shards import KIND
+
+Role = Literal["human", "web", "dev", "test", "held_out"]
+_BOXES = (DetectionRecord, GroundingRecord)
+_ROLE_TYPES: dict[Role, tuple[type, ...]] = {
+    "human": _BOXES,
+    "web": (CaptionRecord,),
+    "dev": _BOXES,
+    "test": _BOXES,
+    "held_out": (*_BOXES, CaptionRecord),
+}
+
+READERS: dict[str, Reader] = {
+    "embedded": embedded.read_embedded,
+    # Category boxes
+    "coco_detection": coco.read_coco_detection,
+    "lvis": lvis.read_lvis,
+    "objects365": objects365.read_objects365,
+    "open_images": openimages.read_open_images,
+    "visual_genome_objects": visual_genome.read_visual_genome_objects,
+    "imagenet_boxes": voc.read_imagenet_boxes,
+    "pascal_voc": voc.read_pascal_voc,
+    "odinw": odinw.read_odinw,
+    # Captions with boxes
+    "flickr30k_entities": flickr30k.read_flickr30k_entities,
+    "mdetr": mdetr.read_mdetr,
+    "refcoco": refcoco.read_refcoco,
+    "visual_genome_regions": visual_genome.read_visual_genome_regions,
+    # Either, as the file has it
+    "glip_tsv": glip_tsv.read_glip_tsv,
+    "odvg": odvg.read_odvg,
+    # Captions alone
+    "coco_captions": coco.read_coco_captions,
+    "webdataset": webdataset.read_webdataset,
+    "img2dataset_files": pair_tables.read_img2dataset_files,
+    "image_parquet": pair_tables.read_image_parquet,
+    "url_list": pair_tables.read_url_list,
+    "captions_jsonl": pair_tables.read_captions_jsonl,
+}
+"""Reader by name; ``package.module:function`` in params.yaml names one that is not here."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """One raw data set with the tables that its reader promises."""
+
+    name: str
+    repeat: int
+    description: str
+    """Reader and options, for the metadata of shards."""
+    tables: tuple[RawTable, ...]
+
+
+def open_sources(role: Role, config: PrepareConfig, seed: int) -> list[Source]:
+    """Return the sources of a role, mixtures resolved.
+
+    Raises:
+        ConfigError: there is no such reader, it has other options, or it reads what the role has no use for.
+        MissingInputError: a raw file is not there or has another structure.
+    """
+    sources = []
+    for i, entry in enumerate(getattr(config, role)):
+        where = f"prepare.{role}[{i}]"
+        if "mixture" not in entry:
+            sources.append(_open(entry, entry.get("repeat", 1), role, where, config, seed))
+            continue
+        repeat = entry.get("repeat")
+        for k, inner in enumerate(config.mixtures[entry["mixture"]]):
+            inner_where = f"prepare.mixtures.{entry['mixture']}[{k}]"
+            times = inner.get("repeat", 1) if repeat is None else repeat
+            sources.append(_open(inner, times, role, inner_where, config, seed))
+    names = Counter(source.name for source in sources)
+    if role in ("dev", "test") and names and max(names.values()) > 1:
+        raise ConfigError(
+            f"prepare.{role}: {names.most_common(1)[0][0]!r} is the name of several sources; give each a name of its "
+            "own, by which its scores are told"
+        )
+    return sources
+
+
+def _open(entry: SourceEntry, repeat: int, role: Role, where: str, config: PrepareConfig, seed: int) -> Source:
+    reader = find_reader(entry["reader"], where)
+    signature = inspect.signature(reader, eval_str=True)
+    _, *parameters = signature.parameters.values()  # the first is the context
+    hints: dict[str, Any] = {"reader": str, "name": str, "repeat": int}
+    hints |= {p.name: p.annotation for p in parameters}
+    defaults = {"name": entry["reader"], "repeat": 1}
+    defaults |= {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
+    options = parse_options(hints, defaults, entry, where)
+    name, own = options["name"], {p.name: _rooted(options[p.name], config.data_root, where) for p in parameters}
+    tables = tuple(reader(SourceContext(role, name, config, seed), **own))
+    for table in tables:
+        if table.record_type not in _ROLE_TYPES[role]:
+            wanted = " or ".join(KIND[record_type] for record_type in _ROLE_TYPES[role])
+            raise ConfigError(
+                f"{where}: reader {entry['reader']!r} reads {KIND[table.record_type]} records; expected one that reads "
+                f"{wanted} records"
+            )
+    described = ", ".join(f"{key}: {_public(value)}" for key, value in entry.items() if key != "repeat")
+    return Source(name, repeat, described, tables)
+
+
+def find_reader(name: str, where: str) -> Reader:
+    """Return a reader by its name here or as ``package.module:function``; ConfigError when there is none."""
+    if name in READERS:
+        return READERS[name]
+    module, _, function = name.partition(":")
+    if not function:
+        raise ConfigError(f"{where}: no reader {name!r}; readers: {', '.join(sorted(READERS))}, or module:function")
+    try:
+        found: Callable[..., list[RawTable]] = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"{where}: no reader {name!r}: {error}") from error
+    return found
+
+
+def _rooted(value: Any, root: str, where: str) -> Any:
+    """Let every relative URL among the options start at the root; refuse those that carry a password.
+
+    Raises:
+        ConfigError: a URL has credentials in it, which would end up in shards that refer to pictures.
+    """
+    if isinstance(value, Url):
+        url = Url(join(root, value))
+        if has_credentials(url):
+            raise ConfigError(f"{where}: {redact(url)} has credentials in it; leave them to the environment")
+        return url
+    if isinstance(value, tuple):
+        return tuple(_rooted(item, root, where) for item in value)
+    if isinstance(value, Mapping):
+        return {key: _rooted(item, root, where) for key, item in value.items()}
+    return value
+
+
+def _public(value: Any) -> str:
+    """Return an option as it may be shown to everybody."""
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key}: {_public(item)}" for key, item in value.items()) + "}"
+    return redact(value) if isinstance(value, str) else str(value)

@@ -1,0 +1,323 @@
+"""Raw rows to records: one place that decides what is right, for all formats.
+
+A row that cannot be used becomes a ``Reject``, a box a ``DroppedBox``; neither ends a run. What is left holds what
+``records`` promises: boxes inside their picture, spans inside their caption and with text in them, captions that every
+encoding can hold, sizes as the picture has them once it stands upright, keys that depend on the content alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Any, Literal, TypeGuard
+
+from glip_model.images import ImageError, check_image
+from pipeline.prepare.held_out import HeldOut, Sighting, perceptual_hash
+from pipeline.prepare.raw import DroppedBox, RawDetection, RawGrounding, RawImage, RawPair, RawRow, Reject
+from pipeline.store.filesystem import join_inside, read_many
+from pipeline.store.records import (
+    Box,
+    CaptionRecord,
+    DetectedObject,
+    DetectionRecord,
+    GroundingRecord,
+    ImageRef,
+    Phrase,
+    Record,
+    ScoredBox,
+    Span,
+)
+
+MIN_BOX_SIDE = 1.0
+"""Pixels; boxes that are smaller after clipping teach nothing and are dropped."""
+MAX_CAPTION_CHARS = 100_000
+"""Longer captions are no captions, but whole pages that some crawl took for one."""
+READ_AHEAD = 64
+"""Pictures fetched at a time; a remote store answers them side by side."""
+CHECKED_SIDE = 64
+"""Pixels of the small picture that is looked at."""
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What applies to all rows of a source."""
+
+    source: str
+    """Name in the records."""
+    pictures: Literal["embed", "reference", "unread"]
+    max_pixels: int
+    categories: frozenset[int] = frozenset()
+    """Ids of the vocabulary, for detection rows."""
+    held_out: HeldOut | None = None
+    """Pictures that must not be shown in training."""
+    min_box_side: float = MIN_BOX_SIDE
+    """Pixels; 0 in data that models are judged by, where every box that is one counts."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Picture:
+    """A picture that was looked at."""
+
+    ref: ImageRef
+    height: int
+    width: int
+    content: bytes
+    """What the key is made of."""
+    sighting: Sighting
+
+
+def to_records(
+    rows: Iterable[RawRow], rules: Rules, sightings: list[Sighting] | None = None
+) -> Iterator[Record | Reject | DroppedBox]:
+    """Check rows and make records of them, in their order.
+
+    Args:
+        rows: what a reader yields.
+        rules: of their source.
+        sightings: gets an entry for every picture that became a record, where somebody wants to know.
+
+    Yields:
+        Records, and what was left out.
+    """
+    iterator = iter(rows)
+    while batch := list(islice(iterator, READ_AHEAD)):
+        fetched = _fetch(batch) if rules.pictures != "unread" else {}
+        for i, row in enumerate(batch):
+            if isinstance(row, RawPair | RawDetection | RawGrounding):
+                yield from _convert(row, fetched.get(i), rules, sightings)
+            else:
+                yield row
+
+
+def _fetch(batch: Sequence[RawRow]) -> dict[int, RawImage | ImageError]:
+    """Read the pictures of rows that do not carry them, each from the first of its places that has it."""
+    rows = {i: row for i, row in enumerate(batch) if isinstance(row, RawPair | RawDetection | RawGrounding)}
+    found: dict[int, RawImage | ImageError] = {}
+    waiting: dict[int, list[str]] = {}
+    for i, row in rows.items():
+        if row.image.data is None:
+            try:
+                waiting[i] = _places(row.image)
+            except ImageError as error:
+                found[i] = error
+    while waiting := {i: places for i, places in waiting.items() if places and not isinstance(found.get(i), RawImage)}:
+        asked = {i: places.pop(0) for i, places in waiting.items()}
+        for (i, url), data in zip(asked.items(), read_many(list(asked.values())), strict=True):
+            found[i] = data if isinstance(data, ImageError) else replace(rows[i].image, data=data, url=url)
+    return found
+
+
+def _places(image: RawImage) -> list[str]:
+    """Return where a picture may be; ImageError when one of the names leaves its folder."""
+    names = [name for name in (image.url, *image.choices) if name is not None]
+    return names if image.folder is None else [join_inside(image.folder, name) for name in names]
+
+
+def _convert(
+    row: RawPair | RawDetection | RawGrounding,
+    fetched: RawImage | ImageError | None,
+    rules: Rules,
+    sightings: list[Sighting] | None,
+) -> Iterator[Record | Reject | DroppedBox]:
+    caption = "" if isinstance(row, RawDetection) else clean_caption(row.caption)
+    if isinstance(row, RawPair):
+        caption = caption.strip()
+    if not isinstance(row, RawDetection) and not caption.strip():
+        yield Reject(row.name, "caption_empty")
+        return
+    if len(caption) > MAX_CAPTION_CHARS:
+        yield Reject(row.name, "caption_too_long")
+        return
+    try:
+        picture = _unread(row.image) if rules.pictures == "unread" else _look(fetched or row.image, rules)
+    except ImageError as error:
+        yield Reject(row.name, error.reason)
+        return
+    if rules.held_out is not None and rules.held_out.has(picture.sighting):
+        yield Reject(row.name, "held_out")
+        return
+    if sightings is not None:
+        sightings.append(picture.sighting)
+    if isinstance(row, RawPair):
+        key = content_key(rules.source, picture.content, caption)
+        yield CaptionRecord(caption=caption, **_head(picture, key, rules))
+    elif isinstance(row, RawDetection):
+        yield from _detection(row, picture, rules)
+    else:
+        yield from _grounding(row, picture, caption, rules)
+
+
+def _head(picture: _Picture, key: str, rules: Rules) -> dict[str, Any]:
+    return {
+        "key": key,
+        "image": picture.ref,
+        "height": picture.height,
+        "width": picture.width,
+        "source": rules.source,
+    }
+
+
+def _detection(row: RawDetection, picture: _Picture, rules: Rules) -> Iterator[DetectionRecord | DroppedBox]:
+    objects = []
+    for item in row.objects:
+        corners = _in_pixels(item.xyxy, picture) if item.is_relative else item.xyxy
+        box = read_box(corners, picture.height, picture.width, rules.min_box_side)
+        if isinstance(box, str):
+            yield DroppedBox(row.name, box)
+        elif not isinstance(item.category_id, int) or item.category_id not in rules.categories:
+            yield DroppedBox(row.name, "category_unknown")
+        else:
+            objects.append(
+                DetectedObject(
+                    category_id=item.category_id,
+                    xyxy=box,
+                    is_crowd=bool(item.is_crowd),
+                    area=read_area(item.area),
+                )
+            )
+    key = content_key(rules.source, picture.content)
+    yield DetectionRecord(
+        objects=tuple(objects),
+        negative_category_ids=_known_ids(row.negative_category_ids, rules),
+        not_exhaustive_category_ids=_known_ids(row.not_exhaustive_category_ids, rules),
+        **_head(picture, key, rules),
+    )
+
+
+def _known_ids(ids: Any, rules: Rules) -> tuple[int, ...]:
+    found = ids if isinstance(ids, list | tuple) else ()
+    return tuple(number for number in found if type(number) is int and number in rules.categories)
+
+
+def _in_pixels(shares: Sequence[Any], picture: _Picture) -> Sequence[Any]:
+    try:
+        sides = (picture.width, picture.height, picture.width, picture.height)
+        return [share * side for share, side in zip(shares, sides, strict=True)]
+    except (TypeError, ValueError):
+        return ()
+
+
+def _grounding(
+    row: RawGrounding, picture: _Picture, caption: str, rules: Rules
+) -> Iterator[GroundingRecord | Reject | DroppedBox]:
+    phrases = []
+    for raw in row.phrases:
+        spans = read_spans(raw.char_spans, caption)
+        if not spans:
+            yield from (DroppedBox(row.name, "span_empty") for _ in raw.boxes)
+            continue
+        scores: Sequence[Any] = raw.scores if raw.scores is not None else [1.0] * len(raw.boxes)
+        boxes = []
+        for corners, score in zip(raw.boxes, scores, strict=False):
+            box = read_box(corners, picture.height, picture.width, rules.min_box_side)
+            if isinstance(box, str):
+                yield DroppedBox(row.name, box)
+            elif not isinstance(score, int | float) or not 0 <= score <= 1:
+                yield DroppedBox(row.name, "box_malformed")
+            else:
+                boxes.append(ScoredBox(xyxy=box, score=float(score)))
+        text = " ".join(caption[start:end] for start, end in spans)
+        phrases.append(
+            Phrase(text=text, char_spans=spans, boxes=tuple(boxes), is_plural=raw.is_plural, split=raw.split)
+        )
+    if not phrases:
+        yield Reject(row.name, "no_phrases")
+        return
+    # One picture may have the same caption twice, of other things: the boxes tell them apart.
+    content = repr([(phrase.char_spans, [box.xyxy for box in phrase.boxes]) for phrase in phrases])
+    again = [str(row.occurrence)] if row.occurrence else []
+    key = content_key(rules.source, picture.content, caption, content, *again)
+    yield GroundingRecord(caption=caption, phrases=tuple(phrases), **_head(picture, key, rules))
+
+
+def _look(image: RawImage | ImageError, rules: Rules) -> _Picture:
+    if isinstance(image, ImageError):
+        raise image
+    data = image.data
+    if data is None:
+        raise ImageError("image_missing", "the row names no picture")
+    (height, width), small = check_image(data, rules.max_pixels, CHECKED_SIDE)
+    by_reference = rules.pictures == "reference" and image.url is not None
+    ref = ImageRef(path=image.url) if by_reference else ImageRef(bytes=data)
+    return _Picture(ref, height, width, data, Sighting(image.picture_id, perceptual_hash(small)))
+
+
+def _unread(image: RawImage) -> _Picture:
+    if image.url is None:
+        raise ImageError("image_missing", "a picture inside a table cannot stay unread; set prepare.pictures: embed")
+    height, width, place = image.height, image.width, _places(replace(image, choices=()))[0]
+    if not (_is_size(height) and _is_size(width)):
+        raise ImageError("image_unreadable", "the annotations do not say the picture's size; set prepare.pictures")
+    return _Picture(ImageRef(path=place), height, width, place.encode(), Sighting(image.picture_id, None))
+
+
+def _is_size(side: Any) -> TypeGuard[int]:
+    return isinstance(side, int) and not isinstance(side, bool) and 0 < side < 1 << 20
+
+
+def content_key(*parts: bytes | str) -> str:
+    """Return a key that depends on the content alone, 20 hexadecimal digits."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part.encode("utf-8", "surrogatepass") if isinstance(part, str) else part)
+        digest.update(b"\0")
+    return digest.hexdigest()[:20]
+
+
+def read_box(xyxy: Sequence[Any], height: int, width: int, min_side: float = MIN_BOX_SIDE) -> Box | str:
+    """Read corners and clip them to the picture; one of ``BOX_DROP_REASONS`` when they cannot be used.
+
+    A box that lies inside stays as it is; shards round its corners to float32.
+    """
+    try:
+        x1, y1, x2, y2 = map(float, xyxy)
+    except (TypeError, ValueError, OverflowError):
+        return "box_malformed"
+    if not math.isfinite(x1 + y1 + x2 + y2):
+        return "box_malformed"
+    clipped = (max(0.0, x1), max(0.0, y1), min(float(width), x2), min(float(height), y2))
+    side = min(clipped[2] - clipped[0], clipped[3] - clipped[1])
+    if side < min_side or side <= 0:
+        return "box_degenerate"
+    return clipped
+
+
+def read_area(value: Any) -> float | None:
+    """Return the area of a mask, whatever became of its box; None when it is no number, negative or without end."""
+    if type(value) not in (int, float) or not 0 <= value < math.inf:
+        return None
+    try:
+        return float(value)
+    except OverflowError:  # a whole number can be larger
+        return None
+
+
+def read_spans(spans: Sequence[Any], caption: str) -> tuple[Span, ...]:
+    """Return the pieces that have text in them, cut to the caption and freed of blanks at their ends, in order."""
+    read = []
+    for span in spans if isinstance(spans, list | tuple) else ():
+        try:
+            start, end = span
+            start, end = max(int(start), 0), min(int(end), len(caption))
+        except (TypeError, ValueError, OverflowError):
+            continue
+        text = caption[start:end]
+        start += len(text) - len(text.lstrip())
+        end -= len(text) - len(text.rstrip())
+        if start < end:
+            read.append((start, end))
+    return tuple(sorted(set(read)))
+
+
+def clean_caption(value: Any) -> str:
+    """Return a raw caption as text that every encoding can hold, as long as before; empty when it is no text."""
+    if not isinstance(value, str):
+        return ""
+    if value.isascii() and "\0" not in value:
+        return value
+    # JSON can hold half a surrogate pair, which no file and no tokenizer takes; null characters end strings early.
+    text = "".join("\N{REPLACEMENT CHARACTER}" if "\ud800" <= c <= "\udfff" else c for c in value)
+    return text.replace("\0", " ")

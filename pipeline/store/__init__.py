@@ -1,0 +1,1 @@
+"""What all stages keep: records, shards, pictures, and the places that they rest in."""

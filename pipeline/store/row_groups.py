@@ -1,0 +1,160 @@
+"""Shards read a row group at a time: an index of where rows stand, from the files' ends, and a few groups in memory."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from pipeline.store.dataset import arrow_filesystem
+from pipeline.store.shards import (
+    KIND_KEY,
+    REPEAT_KEY,
+    ROWS_SHA256_KEY,
+    check_columns,
+    read_end,
+    rows_sha256,
+    shard_errors,
+)
+from pipeline.store.storage import Place, patiently
+
+K = TypeVar("K", bound=Hashable)
+V = TypeVar("V")
+
+_FOOTERS_AT_ONCE = 16
+_OPEN_SHARDS = 16
+"""Files kept open at most; each lane of training reads one or two at a time."""
+
+
+@dataclass(frozen=True)
+class _End:
+    """What the end of a shard tells."""
+
+    group_rows: tuple[int, ...]
+    repeat: int
+    digest: str
+
+
+class RowGroups:
+    """The row groups of shards, repeated as the shards say, in the order of the shards.
+
+    Args:
+        shards: of one folder.
+        columns: to read.
+
+    Raises:
+        ShardError: a shard is missing or broken, or lacks a column.
+
+    Attributes:
+        rows: per group, its number of rows.
+        shard_of: per group, the number of its shard; a repeat counts as a shard of its own.
+        first_rows: per group, the number of its first row.
+    """
+
+    def __init__(self, shards: Sequence[Place], columns: Sequence[str]) -> None:
+        self._shards, self._columns = list(shards), tuple(columns)
+        self._filesystem, self._paths = arrow_filesystem(self._shards)
+        self._open: OrderedDict[int, pq.ParquetFile] = OrderedDict()
+        with ThreadPoolExecutor(_FOOTERS_AT_ONCE) as pool:
+            ends = list(pool.map(self._read_end, self._shards))
+        repeated = [(i, end) for i, end in enumerate(ends) for _ in range(end.repeat)]
+        self.rows: NDArray[np.int64] = np.array([n for _, end in repeated for n in end.group_rows], dtype=np.int64)
+        self.shard_of = np.repeat(np.arange(len(repeated)), [len(end.group_rows) for _, end in repeated])
+        self.first_rows = np.cumsum(self.rows) - self.rows
+        self._file_of = np.repeat([i for i, _ in repeated], [len(end.group_rows) for _, end in repeated])
+        self._group_in_file: NDArray[np.int64] = np.array(
+            [group for _, end in repeated for group in range(len(end.group_rows))], dtype=np.int64
+        )
+        self.digest = hashlib.sha256("\n".join(f"{end.digest} {end.repeat}" for end in ends).encode()).hexdigest()
+        """Of all rows."""
+
+    def __len__(self) -> int:
+        """Count the groups."""
+        return len(self.rows)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave open files to this process."""
+        return {**self.__dict__, "_open": OrderedDict()}
+
+    def locate(self, row: int) -> tuple[int, int]:
+        """Return the group of a row and its place there."""
+        group = int(np.searchsorted(self.first_rows, row, side="right")) - 1
+        return group, row - int(self.first_rows[group])
+
+    def shard(self, group: int) -> Place:
+        """Return the shard of a group."""
+        return self._shards[int(self._file_of[group])]
+
+    def read(self, group: int) -> pa.Table:
+        """Read a group; ShardError where it is broken."""
+        number, place = int(self._file_of[group]), self.shard(group)
+        with shard_errors(place):
+            return patiently(lambda: self._read(number, int(self._group_in_file[group])), place)
+
+    def _read(self, number: int, group: int) -> pa.Table:
+        if number not in self._open:
+            # Every page carries a checksum, as in shards.read_table.
+            self._open[number] = pq.ParquetFile(
+                self._filesystem.open_input_file(self._paths[number]), page_checksum_verification=True
+            )
+        file = self._open[number]
+        self._open.move_to_end(number)
+        while len(self._open) > _OPEN_SHARDS:
+            self._open.popitem(last=False)[1].close(force=True)
+        names = file.schema_arrow.names
+        try:
+            table = file.read_row_group(group, [name for name in self._columns if name in names], use_threads=False)
+        except Exception:
+            with suppress(OSError):  # a connection that broke is opened anew when it is asked again
+                self._open.pop(number).close(force=True)
+            raise
+        table.validate(full=True)
+        return table
+
+    def _read_end(self, shard: Place) -> _End:
+        footer, metadata = read_end(shard)
+        with shard_errors(shard):
+            schema = footer.schema.to_arrow_schema()
+        check_columns(shard, metadata.get(KIND_KEY), schema, self._columns)
+        group_rows = tuple(footer.row_group(i).num_rows for i in range(footer.num_row_groups))
+        digest = metadata.get(ROWS_SHA256_KEY) or rows_sha256(shard)
+        return _End(group_rows, int(metadata.get(REPEAT_KEY, "1")), digest)
+
+
+class Recent(Generic[K, V]):
+    """What ``make`` makes of a key, kept for the keys that were asked for last.
+
+    Args:
+        make: called for what is not kept.
+        size: how many are kept at most.
+    """
+
+    def __init__(self, make: Callable[[K], V], size: int) -> None:
+        self._make, self.size = make, size
+        self._kept: OrderedDict[K, V] = OrderedDict()
+
+    def __len__(self) -> int:
+        """Count what is kept."""
+        return len(self._kept)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave what is kept to this process."""
+        return {**self.__dict__, "_kept": OrderedDict()}
+
+    def __getitem__(self, key: K) -> V:
+        """Return what is made of a key."""
+        if key not in self._kept:
+            while len(self._kept) >= self.size:
+                self._kept.popitem(last=False)
+            self._kept[key] = self._make(key)
+        self._kept.move_to_end(key)
+        return self._kept[key]

@@ -1,0 +1,378 @@
+"""Parquet shards of records: written whole or not at all, read with errors that say what to do."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from typing import Any, TypeVar
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.errors import MissingInputError, ShardError, StorageError
+from pipeline.store.filesystem import READ_ERRORS, STORE_ERRORS, describe
+from pipeline.store.provenance import FINGERPRINT, file_sha256
+from pipeline.store.records import (
+    ADDED_COLUMNS,
+    OLDER_TYPES,
+    SCHEMA_VERSION,
+    SCHEMAS,
+    CaptionRecord,
+    Category,
+    DetectedObject,
+    DetectionRecord,
+    GroundingRecord,
+    ImageRef,
+    Phrase,
+    PhrasesRecord,
+    Record,
+    ScoredBox,
+)
+from pipeline.store.storage import Place, list_files, patiently, read_source, replacing
+
+P = TypeVar("P", bound=Place)
+R = TypeVar("R", CaptionRecord, PhrasesRecord, GroundingRecord, DetectionRecord)
+
+KIND = {CaptionRecord: "caption", PhrasesRecord: "phrases", GroundingRecord: "grounding", DetectionRecord: "detection"}
+VERSION_KEY, KIND_KEY = "glip.schema_version", "glip.kind"
+CATEGORIES_KEY, PROVENANCE_KEY, REPEAT_KEY = "glip.categories", "glip.provenance", "glip.repeat"
+ROWS_SHA256_KEY = "glip.rows_sha256"
+"""A hash over all rows, in every file's metadata: whether two shards hold the same is seen from their ends alone."""
+_WRITE_ERRORS: tuple[type[Exception], ...] = (OSError, *STORE_ERRORS)
+ROW_GROUP_ROWS = 256
+ROW_GROUP_BYTES = 32 << 20
+"""Rows, and bytes of pictures, that a reader unpacks at once: a row group ends with whichever comes first."""
+
+
+def shard_name(number: int, split: int = 0) -> str:
+    """Return the file name of a shard; ``split`` counts the files of a part that needed several."""
+    return f"part-{number:05d}{f'_{split:03d}' if split else ''}.parquet"
+
+
+def list_shards(folder: P) -> list[P]:
+    """Return the shards of a folder in order; raise MissingInputError when there are none."""
+    found = list_files(folder, "part-*.parquet")
+    if not found:
+        raise MissingInputError(f"{folder}: no Parquet shards (part-*.parquet); run: dvc repro")
+    return found
+
+
+def write_shard(
+    path: Place, records: Iterable[Record], record_type: type, metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write records to one file, aside first and then renamed, so that readers never see a part of it.
+
+    Args:
+        path: file to write; its folder is created.
+        records: may be empty.
+        record_type: decides the schema.
+        metadata: further key-value pairs of the file; schema version and kind are added here.
+
+    Raises:
+        StorageError: there is no room, no right to write, or the store does not answer.
+    """
+    with ShardWriter(path, record_type, metadata) as shard:
+        for record in records:
+            shard.append(record)
+
+
+class ShardWriter:
+    """A shard that is written row group by row group, and appears when the ``with`` block ends without an exception.
+
+    StorageError where it cannot be written.
+
+    Args:
+        path: file to write; its folder is created.
+        record_type: decides the schema.
+        metadata: key-value pairs of the file; schema version and kind are added here.
+
+    Attributes:
+        aside: on local disk, what is written until then.
+        metadata: may get further keys until the block ends; those stand in the file's metadata alone, not in its Arrow
+            schema.
+        rows: so far.
+        bytes: of the pictures so far, as they are encoded.
+        file_bytes, file_sha256: size and hash of the whole file, when the block has ended.
+    """
+
+    def __init__(self, path: Place, record_type: type, metadata: Mapping[str, str] | None = None) -> None:
+        first = {VERSION_KEY: SCHEMA_VERSION, KIND_KEY: KIND[record_type], **(metadata or {})}
+        self.path, self.metadata, self._schema = path, dict(first), SCHEMAS[record_type].with_metadata(first)
+        self._digest = hashlib.sha256()
+        self._group: list[dict[str, Any]] = []
+        self._group_bytes = 0
+        self.rows = self.bytes = 0
+
+    def __enter__(self) -> ShardWriter:
+        """Begin the file beside its place."""
+        self._replacing = replacing(self.path)
+        with storage_errors(self.path):
+            self.aside = self._replacing.__enter__()
+            self._file = pq.ParquetWriter(self.aside, self._schema, compression="zstd", write_page_checksum=True)
+        return self
+
+    def append(self, record: Record) -> None:
+        """Add a row."""
+        image = getattr(record, "image", None)
+        size = len(image.bytes) if image is not None and image.bytes is not None else 0
+        self._group.append(_to_row(record))
+        self.rows, self.bytes, self._group_bytes = self.rows + 1, self.bytes + size, self._group_bytes + size
+        if len(self._group) == ROW_GROUP_ROWS or self._group_bytes >= ROW_GROUP_BYTES:
+            self._write_group()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
+        """Put the file in its place, or remove it after an exception."""
+        if kind is not None:
+            with suppress(OSError):  # what ended the block is what is told
+                self._file.close()
+            self._replacing.__exit__(kind, error, trace)
+            return
+        with storage_errors(self.path), ExitStack() as stack:
+            stack.push(self._replacing)
+            with self._file:
+                self._write_group()
+                first = _decode_metadata(self._schema.metadata)
+                metadata = {**self.metadata, ROWS_SHA256_KEY: self._digest.hexdigest()}
+                self._file.add_key_value_metadata({k: v for k, v in metadata.items() if k not in first})
+            self.file_bytes, self.file_sha256 = self.aside.stat().st_size, file_sha256(self.aside)
+
+    def _write_group(self) -> None:
+        if self._group:
+            table = pa.Table.from_pylist(self._group, schema=self._schema)
+            for batch in table.to_batches():
+                self._digest.update(batch.serialize())
+            with storage_errors(self.path):
+                self._file.write_table(table)
+        self._group, self._group_bytes = [], 0
+
+
+def keep_rows(path: Place, rows: Sequence[int], metadata: Mapping[str, str]) -> None:
+    """Write a shard again with some of its rows, in their order, and further metadata.
+
+    Raises:
+        ShardError: the file is missing or broken.
+    """
+    before = read_metadata(path)
+    before.pop(ROWS_SHA256_KEY, None)
+    record_type = next(known for known, kind in KIND.items() if kind == before.get(KIND_KEY))
+    records = read_shard(path, record_type)
+    write_shard(path, (records[row] for row in rows), record_type, {**before, **metadata})
+
+
+def read_table(path: Place, columns: Sequence[str] | None = None) -> pa.Table:
+    """Read a shard, or some of its columns; one from before ``records.ADDED_COLUMNS`` comes without them.
+
+    Raises:
+        ShardError: the file is missing or broken, lacks a column, or has one that is not as its kind of records has it.
+    """
+    with shard_errors(path):
+        # Every page carries a checksum: a flipped bit is an error and never a slightly different caption.
+        file = pq.ParquetFile(read_source(path), page_checksum_verification=True)
+        kind = _decode_metadata(file.metadata.metadata).get(KIND_KEY)
+        check_columns(path, kind, file.schema_arrow, columns)
+        names = file.schema_arrow.names
+        table = file.read(columns=None if columns is None else [column for column in columns if column in names])
+        table.validate(full=True)
+        return table
+
+
+def read_shard(path: Place, record_type: type[R]) -> list[R]:
+    """Read all records of a shard.
+
+    Raises:
+        ShardError: the file is missing or broken, or holds another kind or version of records.
+    """
+    metadata = read_metadata(path)
+    for key, expected in ((KIND_KEY, KIND[record_type]), (VERSION_KEY, SCHEMA_VERSION)):
+        if metadata.get(key) != expected:
+            raise ShardError(f"{path}: {key} is {metadata.get(key)!r}, expected {expected!r}; write the shard anew")
+    table = read_table(path, SCHEMAS[record_type].names)
+    return [from_row(record_type, row) for row in table.to_pylist()]
+
+
+def read_annotations(path: Place, record_type: type[R]) -> list[R]:
+    """Read all records of a shard without their pictures, which are most of it; ShardError as ``read_shard``."""
+    table = read_table(path, [name for name in SCHEMAS[record_type].names if name != "image"])
+    return [from_row(record_type, {**row, "image": {}}) for row in table.to_pylist()]
+
+
+def read_end(path: Place) -> tuple[pq.FileMetaData, dict[str, str]]:
+    """Return what stands at the end of a shard, and its key-value metadata; ShardError when it is missing or broken."""
+
+    def read() -> pq.FileMetaData:
+        with path.open("rb") as file:
+            return pq.read_metadata(file)
+
+    with shard_errors(path):
+        end = patiently(read, path)
+        return end, _decode_metadata(end.metadata)
+
+
+def read_metadata(path: Place) -> dict[str, str]:
+    """Return the key-value metadata of a shard; as ``read_end``."""
+    return read_end(path)[1]
+
+
+def read_fingerprint(path: Place) -> str | None:
+    """Return the fingerprint in a shard's provenance; None where it has none.
+
+    Raises:
+        ShardError: the shard is missing or broken.
+    """
+    try:
+        provenance = json.loads(read_metadata(path).get(PROVENANCE_KEY, "{}"))
+    except json.JSONDecodeError as error:
+        raise ShardError(f"{path}: {PROVENANCE_KEY} is no JSON ({error}); delete it and run: dvc repro") from error
+    return provenance.get(FINGERPRINT) if isinstance(provenance, dict) else None
+
+
+def rows_sha256(path: Place) -> str:
+    """Return a hash over the rows of a shard: the one in its metadata, or that of all its bytes where it has none.
+
+    Raises:
+        ShardError: it is missing or broken.
+    """
+    found = read_metadata(path).get(ROWS_SHA256_KEY)
+    with shard_errors(path):
+        return found or patiently(lambda: file_sha256(path), path)
+
+
+def categories_to_metadata(categories: Iterable[Category]) -> dict[str, str]:
+    """Return the metadata that carries a detection vocabulary."""
+    return {CATEGORIES_KEY: json.dumps([dataclasses.asdict(category) for category in categories], ensure_ascii=False)}
+
+
+def read_categories(path: Place) -> list[Category]:
+    """Return the vocabulary of a detection shard; ShardError when it carries none."""
+    raw = read_metadata(path).get(CATEGORIES_KEY)
+    if raw is None:
+        raise ShardError(f"{path}: no vocabulary ({CATEGORIES_KEY}) in its metadata; is it a detection shard?")
+    try:
+        return [Category(**entry) for entry in json.loads(raw)]
+    except (json.JSONDecodeError, TypeError) as error:
+        raise ShardError(f"{path}: {CATEGORIES_KEY} is no vocabulary ({error}); write the shard anew") from error
+
+
+def read_repeat(path: Place) -> int:
+    """Return how often the rows of a shard come in one pass of training; 1 where nobody said."""
+    return int(read_metadata(path).get(REPEAT_KEY, "1"))
+
+
+def from_row(record_type: type[R], row: Mapping[str, Any]) -> R:
+    """Rebuild a record from one row as ``pyarrow.Table.to_pylist`` gives it."""
+    values = dict(row)
+    if "image" in values:
+        values["image"] = ImageRef(**values["image"])
+    if "phrases" in values:
+        values["phrases"] = tuple(_phrase_from_row(phrase) for phrase in values["phrases"] or ())
+    if "objects" in values:
+        values["objects"] = tuple(
+            DetectedObject(
+                category_id=item["category_id"],
+                xyxy=_xyxy(item),
+                is_crowd=bool(item["is_crowd"]),
+                area=item.get("area"),
+            )
+            for item in values["objects"] or ()
+        )
+    for name in ADDED_COLUMNS:
+        if name in values:
+            values[name] = tuple(values[name] or ())
+    return record_type(**values)
+
+
+@contextmanager
+def shard_errors(path: Place) -> Iterator[None]:
+    """Turn what Arrow raises about a file into ShardErrors."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise ShardError(f"{path}: no such shard; run: dvc repro") from error
+    except (pa.ArrowException, *READ_ERRORS) as error:
+        raise ShardError(
+            f"{path}: not a readable Parquet file ({describe(error, str(path))}); delete it and run: dvc repro"
+        ) from error
+
+
+@contextmanager
+def storage_errors(path: Place) -> Iterator[None]:
+    """Turn what is raised while a file is written into StorageErrors."""
+    try:
+        yield
+    except _WRITE_ERRORS as error:
+        raise StorageError(
+            f"{path}: cannot be written ({describe(error, str(path))}); make room or mend the access, then run the "
+            "same command again: what is finished is kept"
+        ) from error
+
+
+def check_columns(path: Place, kind: str | None, found: pa.Schema, columns: Sequence[str] | None) -> None:
+    """See that a shard has the columns, each of the type that its kind of records has; ShardError otherwise."""
+    promised = next((SCHEMAS[record_type] for record_type, name in KIND.items() if name == kind), pa.schema([]))
+    for column in found.names if columns is None else columns:
+        if column not in found.names:
+            if column in ADDED_COLUMNS:
+                continue
+            raise ShardError(f"{path}: no column {column!r} (found: {', '.join(found.names)}); write the shard anew")
+        if column not in promised.names:
+            continue
+        known, expected = found.field(column).type, promised.field(column).type
+        if known not in (expected, OLDER_TYPES.get(column)):
+            raise ShardError(f"{path}: column {column!r} is {known}, expected {expected}; write the shard anew")
+
+
+def _decode_metadata(metadata: Mapping[bytes, bytes] | None) -> dict[str, str]:
+    """Return key-value metadata as text, without Arrow's own."""
+    return {key.decode(): value.decode() for key, value in (metadata or {}).items() if key != b"ARROW:schema"}
+
+
+def _phrase_from_row(row: Mapping[str, Any]) -> Phrase:
+    return Phrase(
+        text=row["text"],
+        char_spans=tuple((span["start"], span["end"]) for span in row["char_spans"] or ()),
+        boxes=tuple(ScoredBox(xyxy=_xyxy(box), score=box["score"]) for box in row["boxes"] or ()),
+        reject_reason=row["reject_reason"],
+        is_plural=row["is_plural"],
+        split=row["split"],
+    )
+
+
+def _xyxy(row: Mapping[str, Any]) -> tuple[float, float, float, float]:
+    return row["x1"], row["y1"], row["x2"], row["y2"]
+
+
+def _to_row(record: Record) -> dict[str, Any]:
+    row = {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}
+    if "image" in row:
+        row["image"] = {"bytes": row["image"].bytes, "path": row["image"].path}
+    if "phrases" in row:
+        row["phrases"] = [_phrase_to_row(phrase) for phrase in row["phrases"]]
+    if "objects" in row:
+        row["objects"] = [
+            {
+                "category_id": item.category_id,
+                **_sides(item.xyxy),
+                "is_crowd": item.is_crowd,
+                "area": item.area,
+            }
+            for item in row["objects"]
+        ]
+    return row
+
+
+def _phrase_to_row(phrase: Phrase) -> dict[str, Any]:
+    return {
+        "text": phrase.text,
+        "char_spans": [{"start": start, "end": end} for start, end in phrase.char_spans],
+        "boxes": [{**_sides(box.xyxy), "score": box.score} for box in phrase.boxes],
+        "reject_reason": phrase.reject_reason,
+        "is_plural": phrase.is_plural,
+        "split": phrase.split,
+    }
+
+
+def _sides(xyxy: tuple[float, float, float, float]) -> dict[str, float]:
+    return dict(zip(("x1", "y1", "x2", "y2"), xyxy, strict=True))

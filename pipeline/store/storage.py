@@ -1,0 +1,228 @@
+"""Where shards rest: a folder on disk or a place in an object store, written whole or not at all.
+
+A file on disk is written beside its place and renamed. A file for a store is written on local disk and sent by one put
+or one multipart upload, which the store shows to readers when it is complete. What a store refuses for the moment is
+asked again, with growing pauses.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import posixpath
+import random
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import TypeVar
+
+import pyarrow as pa
+from upath import UPath
+
+from pipeline.errors import ConfigError, StorageError
+from pipeline.store.filesystem import READ_ERRORS, describe, has_credentials, is_url, redact
+
+Place = Path | UPath
+"""A file or folder: a ``pathlib.Path`` on disk, a ``UPath`` in a store."""
+P = TypeVar("P", bound=Place)
+T = TypeVar("T")
+
+PATIENCE_S = 300.0
+"""How long a store that fails is asked again."""
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0
+_FINAL_STATUS = frozenset({400, 401, 403, 404, 405, 411, 412, 416})
+"""Answers of a store that asking again does not change."""
+_FINAL_ERRORS = frozenset(
+    {"NoCredentialsError", "PartialCredentialsError", "NoRegionError", "ProfileNotFound", "ParamValidationError"}
+)
+
+logger = logging.getLogger(__name__)
+
+
+def to_place(text: str) -> Place:
+    """Return the place that a path or URL names; a type for arguments of commands.
+
+    Raises:
+        ConfigError: the URL holds credentials, which would end up in logs.
+    """
+    if not is_url(text):
+        return Path(text)
+    if has_credentials(text):
+        raise ConfigError(f"{redact(text)}: no credentials in URLs; set them in the environment, as AWS_ACCESS_KEY_ID")
+    place = UPath(text)
+    return Path(place.path) if place.protocol in ("file", "local") else place
+
+
+def is_remote(place: Place) -> bool:
+    """Tell whether a place is in a store."""
+    return not isinstance(place, Path)
+
+
+def patiently(operation: Callable[[], T], place: Place) -> T:
+    """Call ``operation``, again and again while the store that holds ``place`` fails for reasons that may pass.
+
+    Pauses double and are shaken, so that many workers do not come back at once. On disk it is called once.
+    """
+    if not is_remote(place):
+        return operation()
+    end, pause = time.monotonic() + PATIENCE_S, FIRST_PAUSE_S
+    while True:
+        try:
+            return operation()
+        except READ_ERRORS as error:
+            if _is_final(error) or time.monotonic() + pause > end:
+                raise
+            logger.warning("%s: %s; asking again in %.1f s", place, describe(error, str(place)), pause)
+        time.sleep(pause * random.uniform(0.5, 1.0))
+        pause = min(2 * pause, LONGEST_PAUSE_S)
+
+
+def list_files(folder: P, pattern: str) -> list[P]:
+    """Return the files of a folder whose names match a pattern such as ``part-*.parquet``, sorted; maybe none.
+
+    Raises:
+        StorageError: the store gives no answer; of ``exists``, ``size`` and ``remove`` as well.
+    """
+    if isinstance(folder, Path):
+        return sorted(folder.glob(pattern))
+    # Not by glob() or is_file(): to them a store that fails seems to be empty.
+    entries = _or_missing(lambda: folder.fs.ls(folder.path, detail=True), folder) or []
+    names = (posixpath.basename(entry["name"]) for entry in entries if entry["type"] == "file")
+    return [folder / name for name in sorted(names) if fnmatchcase(name, pattern)]
+
+
+def exists(place: Place) -> bool:
+    """Tell whether there is a file at a place."""
+    if isinstance(place, Path):
+        return place.is_file()
+    info = _or_missing(lambda: place.fs.info(place.path), place)
+    return info is not None and info["type"] == "file"
+
+
+def _or_missing(operation: Callable[[], T], place: UPath) -> T | None:
+    place.fs.invalidate_cache(place.path)  # what was listed before
+    try:
+        return patiently(operation, place)
+    except FileNotFoundError:
+        return None
+    except READ_ERRORS as error:
+        raise StorageError(
+            f"{place}: the store gives no answer ({describe(error, str(place))}); mend the place or the access to it, "
+            "then run the same command again: what is finished is kept"
+        ) from error
+
+
+def size(place: Place) -> int:
+    """Return a file's bytes; raise FileNotFoundError where there is none."""
+    if isinstance(place, Path):
+        return place.stat().st_size
+    info = _or_missing(lambda: place.fs.info(place.path), place)
+    if info is None:
+        raise FileNotFoundError(place)
+    return int(info["size"])
+
+
+def remove(place: Place) -> None:
+    """Remove a file, if it is there."""
+    if isinstance(place, Path):
+        place.unlink(missing_ok=True)
+    else:
+        _or_missing(lambda: place.fs.rm_file(place.path), place)
+
+
+def read_source(place: Place) -> pa.NativeFile | Path:
+    """Return what Arrow reads a whole file from: its path on disk, or all of its bytes out of a store."""
+    return place if isinstance(place, Path) else pa.BufferReader(patiently(place.read_bytes, place))
+
+
+@contextmanager
+def fetched(place: Place) -> Iterator[Path]:
+    """Give a path to read a file from: its own on disk, or that of a copy, which is removed when the block ends.
+
+    Raises:
+        FileNotFoundError: there is no such file; on disk, when it is opened.
+        StorageError: the store gives no answer.
+    """
+    if isinstance(place, Path):
+        yield place
+        return
+    with tempfile.TemporaryDirectory(prefix="glip-download-") as folder:
+        copy = Path(folder) / place.name
+        if _or_missing(lambda: place.fs.get_file(place.path, str(copy)) or copy, place) is None:
+            raise FileNotFoundError(place)
+        yield copy
+
+
+@contextmanager
+def replacing(place: Place) -> Iterator[Path]:
+    """Give a path to write to; the file takes its place when the block ends without an exception, or is no more."""
+    if isinstance(place, Path):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        aside = place.with_name(f".{place.name}.{os.getpid()}")
+        try:
+            yield aside
+            aside.replace(place)
+        finally:
+            aside.unlink(missing_ok=True)
+        return
+    with tempfile.TemporaryDirectory(prefix="glip-upload-") as folder:
+        aside = Path(folder) / place.name
+        yield aside
+        patiently(lambda: _upload(aside, place), place)
+
+
+def create(place: Place, content: bytes) -> bool:
+    """Write a small file unless there is one; of several that try at once, exactly one gets True.
+
+    In a store it takes one conditional put, which S3 and Google's store know.
+
+    Raises:
+        StorageError: the place cannot be written.
+    """
+    try:
+        if isinstance(place, Path):
+            return _create_on_disk(place, content)
+        patiently(lambda: place.fs.pipe_file(place.path, content, mode="create"), place)
+    except FileExistsError:
+        return False
+    except READ_ERRORS as error:
+        raise StorageError(f"{place}: cannot be written ({describe(error, str(place))})") from error
+    return True
+
+
+def _create_on_disk(path: Path, content: bytes) -> bool:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.") as aside:
+        aside.write(content)
+        aside.flush()
+        os.link(aside.name, path)  # unlike a rename, it replaces nothing
+    return True
+
+
+def _upload(source: Path, place: UPath) -> None:
+    place.fs.put_file(str(source), place.path)
+    place.fs.invalidate_cache(place.path)
+    sent = place.fs.info(place.path)["size"]
+    if sent != source.stat().st_size:
+        raise OSError(f"the store holds {sent} bytes of {source.stat().st_size}")
+
+
+def _is_final(error: Exception) -> bool:
+    if isinstance(
+        error, FileNotFoundError | PermissionError | IsADirectoryError | NotADirectoryError | FileExistsError
+    ):
+        return True
+    # No such file system, no such bucket name, nobody to be.
+    if isinstance(error, ImportError | ValueError) or type(error).__name__ in _FINAL_ERRORS:
+        return True
+    cause: BaseException | None = error
+    while cause is not None:
+        response = getattr(cause, "response", None)
+        status = response.get("ResponseMetadata", {}).get("HTTPStatusCode") if isinstance(response, dict) else None
+        if status is not None:
+            return status in _FINAL_STATUS
+        cause = cause.__cause__
+    return False

@@ -1,0 +1,60 @@
+"""Lines of a file cut anywhere: every line once, whole, in its order."""
+
+from __future__ import annotations
+
+import gzip
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.errors import MissingInputError
+from pipeline.prepare.readers.lines import bytes_per_part, line_ranges, read_lines
+
+contents = st.text(st.sampled_from("ab é\N{DOG FACE}\t"), max_size=12)
+
+
+@given(st.lists(contents), st.sampled_from(["\n", "\r\n"]), st.booleans(), st.integers(1, 40))
+def test_every_line_is_read_once_however_the_file_is_cut(
+    lines: list[str], ending: str, has_final_ending: bool, length: int
+) -> None:
+    text = ending.join(lines) + (ending if has_final_ending else "")
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "lines.txt"
+        path.write_bytes(text.encode())
+        read = [line for start, stop in line_ranges(str(path), length) for line in read_lines(str(path), start, stop)]
+    expected = text.encode().split(b"\n")
+    if expected[-1] == b"":
+        expected.pop()
+    assert [line for _, line in read] == [line.rstrip(b"\r") for line in expected]
+    for place, line in read:
+        assert text.encode()[place : place + len(line)] == line
+
+
+def test_a_compressed_file_is_one_part(tmp_path: Path) -> None:
+    path = tmp_path / "lines.jsonl.gz"
+    path.write_bytes(gzip.compress(b"one\ntwo\n" * 1000))
+    ((start, stop),) = line_ranges(str(path), 10)
+    assert [line for _, line in read_lines(str(path), start, stop)] == [b"one", b"two"] * 1000
+
+
+def test_an_empty_file_has_no_lines(tmp_path: Path) -> None:
+    path = tmp_path / "lines.txt"
+    path.touch()
+    assert list(line_ranges(str(path), 10)) == []
+    assert bytes_per_part(str(path), 100) == 1
+
+
+def test_parts_hold_about_as_many_lines_as_asked_for(tmp_path: Path) -> None:
+    path = tmp_path / "lines.txt"
+    path.write_bytes(b"x" * 99 + b"\n" + (b"y" * 99 + b"\n") * 999)
+    length = bytes_per_part(str(path), 200)
+    counts = [sum(1 for _ in read_lines(str(path), start, stop)) for start, stop in line_ranges(str(path), length)]
+    assert counts == [200] * 5
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(MissingInputError, match="nowhere"):
+        list(read_lines(str(tmp_path / "nowhere"), 0, 10))

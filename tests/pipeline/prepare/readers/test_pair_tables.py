@@ -1,0 +1,250 @@
+"""Pairs in Parquet, in lists of URLs and in JSON lines."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.errors import MissingInputError
+from pipeline.prepare.raw import RawPair, Reject, SourceContext, Url
+from pipeline.prepare.readers.pair_tables import (
+    read_captions_jsonl,
+    read_image_parquet,
+    read_img2dataset_files,
+    read_url_list,
+)
+from pipeline.store.records import CaptionRecord
+
+SHARED = Path(__file__).resolve().parents[5] / "shared" / "data"
+Encode = Callable[..., bytes]
+Read = Callable[..., list[Any]]
+
+
+class TestImageParquet:
+    def write(self, path: Path, rows: list[dict[str, Any]], **options: Any) -> Url:
+        pq.write_table(pa.Table.from_pylist(rows), path, **options)
+        return Url(path)
+
+    def test_pictures_are_taken_from_their_column(
+        self, tmp_path: Path, picture: Encode, context: SourceContext, read_rows: Read
+    ) -> None:
+        rows = [{"image": {"bytes": picture((40 + i, 30)), "path": f"{i}.jpg"}, "text": f"no {i}"} for i in range(5)]
+        url = self.write(tmp_path / "a.parquet", rows, row_group_size=2)
+        (table,) = read_image_parquet(context, tables=url)
+        assert [part.num_rows for part in table.parts(100)] == [2, 2, 1]
+        assert [(row.width, row.caption) for row in read_rows(table)] == [(40 + i, f"no {i}") for i in range(5)]
+
+    def test_columns_can_be_named(
+        self, tmp_path: Path, picture: Encode, context: SourceContext, read_rows: Read
+    ) -> None:
+        url = self.write(tmp_path / "a.parquet", [{"jpg": picture(), "caption": "x", "alt": "a dog"}])
+        (table,) = read_image_parquet(context, tables=url, image="jpg", caption="alt")
+        (row,) = read_rows(table)
+        assert isinstance(row, CaptionRecord)
+        assert row.caption == "a dog"
+
+    def test_rows_without_bytes_or_caption_are_rejects(
+        self, tmp_path: Path, picture: Encode, context: SourceContext, read_rows: Read
+    ) -> None:
+        rows = [
+            {"image": {"bytes": None, "path": "/etc/passwd"}, "caption": "a dog"},
+            {"image": None, "caption": "a dog"},
+            {"image": {"bytes": picture(), "path": None}, "caption": None},
+        ]
+        (table,) = read_image_parquet(context, tables=self.write(tmp_path / "a.parquet", rows))
+        assert read_rows(table) == [
+            Reject("/etc/passwd", "image_unreadable"),
+            Reject("row 1", "image_unreadable"),
+            Reject("row 2", "caption_empty"),
+        ]
+
+    def test_a_missing_column_and_a_broken_file_are_told(
+        self, tmp_path: Path, picture: Encode, context: SourceContext
+    ) -> None:
+        url = self.write(tmp_path / "a.parquet", [{"image": picture(), "label": 3}])
+        (table,) = read_image_parquet(context, tables=url)
+        with pytest.raises(MissingInputError, match=r"no column 'caption' or 'text' or 'TEXT' \(found: image, label\)"):
+            list(table.parts(100))
+        for content in (b"", b"PAR1", b"PAR1" + bytes(500) + b"PAR1"):
+            (tmp_path / "b.parquet").write_bytes(content)
+            (table,) = read_image_parquet(context, tables=Url(tmp_path / "b.parquet"))
+            with pytest.raises(MissingInputError, match=r"b\.parquet: not a readable Parquet file"):
+                list(table.parts(100))
+
+    def test_a_row_group_that_is_broken_is_a_reject(
+        self, tmp_path: Path, picture: Encode, context: SourceContext, read_rows: Read
+    ) -> None:
+        rows = [{"image": picture((40 + i, 30)), "caption": "a dog"} for i in range(4)]
+        url = self.write(tmp_path / "a.parquet", rows, row_group_size=2, compression="zstd")
+        data = bytearray((tmp_path / "a.parquet").read_bytes())
+        start = pq.ParquetFile(tmp_path / "a.parquet").metadata.row_group(1).column(0).data_page_offset
+        data[start : start + 60] = bytes(60)
+        (tmp_path / "a.parquet").write_bytes(data)
+        (table,) = read_image_parquet(context, tables=url)
+        *good, bad = read_rows(table)
+        assert [row.width for row in good] == [40, 41]
+        assert isinstance(bad, Reject)
+        assert bad.reason == "row_malformed"
+
+
+def test_img2dataset_files_are_found_by_their_keys(
+    tmp_path: Path, picture: Encode, context: SourceContext, read_rows: Read
+) -> None:
+    (tmp_path / "00000").mkdir()
+    rows = []
+    for i, (suffix, status) in enumerate([("jpg", "success"), ("webp", "success"), ("jpg", "failed_to_download")]):
+        key = f"00000{i:04d}"
+        if status == "success":
+            (tmp_path / "00000" / f"{key}.{suffix}").write_bytes(picture((40 + i, 30)))
+        rows.append({"key": key, "caption": f"no {i}", "url": "https://example.org", "status": status, "width": 9})
+    rows.append({"key": "../../secret", "caption": "x", "url": "", "status": "success", "width": 9})
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "00000.parquet")
+    (table,) = read_img2dataset_files(context, tables=Url(tmp_path / "*.parquet"), images=Url(tmp_path))
+    first, second, failed, hostile = read_rows(table)
+    assert [(row.width, row.caption) for row in (first, second)] == [(40, "no 0"), (41, "no 1")]
+    assert failed == Reject("000000002", "image_missing")
+    assert hostile.reason == "image_outside_folder"
+
+
+URLS = [f"https://example.org/pictures/a%20{i}.jpg?x=1" for i in range(3)]
+CAPTIONS = ['a "quoted dog', "eine Katze, ein Hund", "<b>चित्र</b>"]
+
+
+class TestUrlList:
+    @pytest.mark.parametrize("order", [("caption", "url"), ("url", "caption")])
+    @pytest.mark.parametrize("has_header", [False, True])
+    @pytest.mark.parametrize("name", ["list.tsv", "list.tsv.gz"])
+    def test_a_tsv_is_read_in_either_order(
+        self,
+        order: tuple[str, str],
+        has_header: bool,
+        name: str,
+        tmp_path: Path,
+        picture: Encode,
+        context: SourceContext,
+        read_rows: Read,
+    ) -> None:
+        for i in range(3):
+            (tmp_path / f"{i:09d}.jpg").write_bytes(picture((40 + i, 30)))
+        lines = ["\t".join(order)] if has_header else []
+        for url, caption in zip(URLS, CAPTIONS, strict=True):
+            lines.append("\t".join({"url": url, "caption": caption}[column] for column in order))
+        text = ("\n".join(lines) + "\n").encode()
+        (tmp_path / name).write_bytes(gzip.compress(text) if name.endswith(".gz") else text)
+        (table,) = read_url_list(context, tables=Url(tmp_path / name), images=Url(tmp_path))
+        assert [(row.width, row.caption) for row in read_rows(table)] == [(40 + i, CAPTIONS[i]) for i in range(3)]
+
+    @pytest.mark.parametrize(
+        ("template", "names"),
+        [
+            ("{md5}.jpg", [hashlib.md5(url.encode()).hexdigest() + ".jpg" for url in URLS]),
+            ("x/{sha256}", ["x/" + hashlib.sha256(url.encode()).hexdigest() for url in URLS]),
+            ("{url_name}", [f"a {i}.jpg" for i in range(3)]),
+            ("{row}.png", [f"{i}.png" for i in range(3)]),
+        ],
+    )
+    def test_pictures_are_called_as_the_option_says(
+        self, template: str, names: list[str], tmp_path: Path, context: SourceContext
+    ) -> None:
+        pq.write_table(pa.table({"URL": URLS, "TEXT": CAPTIONS}), tmp_path / "a.parquet")
+        options = {"tables": Url(tmp_path / "a.parquet"), "images": Url("/pictures"), "file_name": template}
+        (table,) = read_url_list(context, **options)
+        rows = [row for part in table.parts(10) for row in part.rows()]
+        assert all(isinstance(row, RawPair) for row in rows)
+        assert [(row.image.folder, row.image.url) for row in rows if isinstance(row, RawPair)] == [
+            ("/pictures", name) for name in names
+        ]
+
+    def test_a_csv_may_have_line_ends_in_quotes(self, tmp_path: Path, context: SourceContext) -> None:
+        (tmp_path / "a.csv").write_text(f'url,caption\n{URLS[0]},"two\nlines"\n{URLS[1]}\n')
+        (table,) = read_url_list(context, tables=Url(tmp_path / "a.csv"), images=Url("/pictures"))
+        first, second = [row for part in table.parts(10) for row in part.rows()]
+        assert isinstance(first, RawPair)
+        assert first.caption == "two\nlines"
+        assert isinstance(second, Reject)
+
+    def test_without_a_folder_pictures_are_fetched_from_the_web_alone(
+        self, tmp_path: Path, context: SourceContext, read_rows: Read
+    ) -> None:
+        addresses = ["file:///etc/passwd", "s3://bucket/key", "/etc/passwd"]
+        pq.write_table(pa.table({"url": [*addresses, None], "caption": ["x"] * 4}), tmp_path / "a.parquet")
+        (table,) = read_url_list(context, tables=Url(tmp_path / "a.parquet"))
+        assert [row.reason for row in read_rows(table)] == ["image_missing"] * 3 + ["row_malformed"]
+        pq.write_table(pa.table({"url": URLS, "caption": CAPTIONS}), tmp_path / "a.parquet")
+        (table,) = read_url_list(context, tables=Url(tmp_path / "a.parquet"))
+        assert [row.image.url for part in table.parts(9) for row in part.rows() if isinstance(row, RawPair)] == URLS
+
+    def test_a_list_without_urls_is_told(self, tmp_path: Path, context: SourceContext) -> None:
+        (tmp_path / "a.tsv").write_text("a dog\ta cat\n" * 3)
+        (table,) = read_url_list(context, tables=Url(tmp_path / "a.tsv"), images=Url("/pictures"))
+        with pytest.raises(MissingInputError, match="no column of URLs beside one of captions"):
+            list(table.parts(10))
+
+    @pytest.mark.skipif(not SHARED.is_dir(), reason=f"the real samples are not here: {SHARED}")
+    def test_real_lists_are_read(self, context: SourceContext) -> None:
+        (table,) = read_url_list(
+            context, tables=Url(SHARED / "cc3m/cc3m_validation_1.tsv"), images=Url("/pictures"), file_name="{row}"
+        )
+        rows = [row for part in table.parts(10**6) for row in part.rows()]
+        lines = (SHARED / "cc3m/cc3m_validation_1.tsv").read_text(encoding="utf-8").splitlines()
+        assert [(row.caption, row.name) for row in rows if isinstance(row, RawPair)] == [
+            tuple(line.split("\t")[:2]) for line in lines
+        ]
+        (table,) = read_url_list(
+            context, tables=Url(SHARED / "laion_sample/laion_2000.parquet"), images=Url("/pictures"), file_name="{row}"
+        )
+        rows = [row for part in table.parts(10**6) for row in part.rows()]
+        frame = pq.read_table(SHARED / "laion_sample/laion_2000.parquet").to_pydict()
+        assert [row.caption for row in rows if isinstance(row, RawPair)] == frame["TEXT"]
+
+
+class TestCaptionsJsonl:
+    def test_every_line_is_a_pair(
+        self, tmp_path: Path, picture: Encode, context: SourceContext, read_rows: Read
+    ) -> None:
+        lines = []
+        for i in range(20):
+            (tmp_path / f"{i}.jpg").write_bytes(picture((40 + i, 30)))
+            lines.append(json.dumps({"file_name": f"{i}.jpg", "text": f"no {i}"}))
+        (tmp_path / "metadata.jsonl").write_text("\n".join(lines))
+        (table,) = read_captions_jsonl(context, captions=Url(tmp_path / "metadata.jsonl"), images=Url(tmp_path))
+        assert len(list(table.parts(6))) == 4
+        for rows_per_part in (6, 1000):
+            rows = read_rows(table, rows_per_part)
+            assert [(row.width, row.caption) for row in rows] == [(40 + i, f"no {i}") for i in range(20)]
+
+    def test_bad_lines_are_rejects(
+        self, tmp_path: Path, picture: Encode, context: SourceContext, read_rows: Read
+    ) -> None:
+        (tmp_path / "a.jpg").write_bytes(picture())
+        good = json.dumps({"pic": "a.jpg", "alt": "a dog"}).encode()
+        lines = [
+            good,
+            b"{",
+            b"[]",
+            b"\xff",
+            b"",
+            b'{"pic": 5}',
+            b'{"pic": "../a.jpg", "alt": "x"}',
+            b'{"pic": "a.jpg"}',
+        ]
+        (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(b"\n".join(lines)))
+        (table,) = read_captions_jsonl(
+            context, captions=Url(tmp_path / "a.jsonl.gz"), images=Url(tmp_path), image="pic", caption="alt"
+        )
+        first, *rejects = read_rows(table)
+        assert first.caption == "a dog"
+        assert [row.reason for row in rejects] == ["row_malformed"] * 4 + ["image_outside_folder", "caption_empty"]
+
+    def test_an_empty_file_has_no_pairs(self, tmp_path: Path, context: SourceContext, read_rows: Read) -> None:
+        (tmp_path / "a.jsonl").touch()
+        (table,) = read_captions_jsonl(context, captions=Url(tmp_path / "a.jsonl"), images=Url(tmp_path))
+        assert read_rows(table) == []
