@@ -13,19 +13,14 @@ import itertools
 import logging
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-
-from pipeline.cli import progress, run_stage, write_json
-from pipeline.config import PseudoLabelConfig, load_config
+from pipeline.cli import add_params, progress, run_if_program, write_json
 from pipeline.errors import MissingInputError
-from pipeline.pseudo_labels.calibration import collect_samples, curves, summarise, write_curves
-from pipeline.pseudo_labels.decoding import PictureDecoder
-from pipeline.pseudo_labels.labeller import PseudoLabeller
-from pipeline.pseudo_labels.teachers import open_teacher
-from pipeline.store.records import GroundingRecord
-from pipeline.store.shards import list_shards, read_shard
-from pipeline.store.storage import to_place
+
+if TYPE_CHECKING:
+    from pipeline.config import PseudoLabelConfig
+    from pipeline.pseudo_labels.labeller import PseudoLabeller
 
 logger = logging.getLogger(__name__)
 
@@ -37,10 +32,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, help="CSV file for the curves")
     parser.add_argument("--metrics", type=Path, help="JSON file for the figures at the threshold in use")
     parser.add_argument("--limit", type=int, default=2000, help="rows to look at (default: %(default)s)")
+    add_params(parser)
 
 
 def run(args: argparse.Namespace) -> None:
     """Label human data and compare."""
+    from pipeline.config import load_config
+    from pipeline.pseudo_labels.calibration import collect_samples, curves, summarise, write_curves
+    from pipeline.pseudo_labels.decoding import PictureDecoder
+    from pipeline.pseudo_labels.labeller import PseudoLabeller
+    from pipeline.pseudo_labels.teachers import open_teacher
+    from pipeline.store.records import GroundingRecord
+    from pipeline.store.shards import list_shards, read_shard
+    from pipeline.store.storage import to_place
+
     config = load_config(args.params)
     shards = (read_shard(path, GroundingRecord) for path in list_shards(to_place(args.records)))
     records = list(itertools.islice(itertools.chain.from_iterable(shards), args.limit))
@@ -49,8 +54,7 @@ def run(args: argparse.Namespace) -> None:
     ) as decoder:
 
         def make_labeller(settings: PseudoLabelConfig) -> PseudoLabeller:
-            teacher = open_teacher(args.teacher, "cuda" if torch.cuda.is_available() else "cpu")
-            return PseudoLabeller(teacher, settings, decoder.decode)
+            return PseudoLabeller(open_teacher(args.teacher), settings, decoder.decode)
 
         with progress(len(records), "calibrate", "rows") as bar:
             positive, negative = collect_samples(records, make_labeller, config.pseudo_label, bar.update)
@@ -75,5 +79,4 @@ def _percent(share: float | None) -> str:
     return "unknown" if share is None else f"{100 * share:.1f} %"
 
 
-if __name__ == "__main__":
-    run_stage(__doc__, add_arguments, run)
+run_if_program(__name__)

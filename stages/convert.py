@@ -16,8 +16,7 @@ import logging
 from pathlib import Path
 
 from glip_model.config import PRESETS
-from glip_model.published import load_published
-from glip_model.text_encoder import load_tokenizer
+from pipeline.cli import run_if_program
 from pipeline.errors import ConfigError, MissingInputError
 
 logger = logging.getLogger(__name__)
@@ -37,6 +36,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Convert."""
+    from glip_model.published import load_published
+    from glip_model.text_encoder import load_tokenizer
+
     if not args.checkpoint.is_file():
         raise MissingInputError(f"{args.checkpoint}: no such file")
     try:
@@ -52,3 +54,6 @@ def run(args: argparse.Namespace) -> None:
     model.save_pretrained(args.out, tokenizer)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     logger.info("convert: %s, %s parameters → %s", args.checkpoint.name, f"{parameters:,}", args.out)
+
+
+run_if_program(__name__)

@@ -13,9 +13,8 @@ import argparse
 import logging
 from pathlib import Path
 
-from glip_model.export import export_onnx
-from glip_model.glip import GLIP
-from pipeline.errors import ConfigError, MissingInputError
+from pipeline.cli import run_if_program
+from pipeline.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
@@ -29,12 +28,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Export."""
+    from glip_model.export import export_onnx
+    from glip_model.glip import GLIP
+
     try:
         model = GLIP.from_pretrained(args.model)
         args.onnx.parent.mkdir(parents=True, exist_ok=True)
         export_onnx(model, args.onnx, args.tokens)
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    except ImportError as error:
-        raise MissingInputError(f"{error}; install the extra: pip install 'glip-self-training[export]'") from error
     logger.info("export: %d tokens → %s", args.tokens, args.onnx)
+
+
+run_if_program(__name__)

@@ -11,9 +11,7 @@ import argparse
 import logging
 from pathlib import Path
 
-from pipeline.cli import run_stage, write_json
-from pipeline.store.manifest import describe_shards
-from pipeline.store.storage import to_place
+from pipeline.cli import run_if_program, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -26,10 +24,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Write the manifest."""
+    from pipeline.store.manifest import describe_shards
+    from pipeline.store.storage import to_place
+
     shards = describe_shards(to_place(args.shards))
     write_json(args.out, {"shards": shards})
     logger.info("manifest: %d shards, %d rows → %s", len(shards), sum(shard["rows"] for shard in shards), args.out)
 
 
-if __name__ == "__main__":
-    run_stage(__doc__, add_arguments, run)
+run_if_program(__name__)

@@ -13,12 +13,7 @@ import logging
 import time
 from pathlib import Path
 
-from pipeline.cli import run_stage, write_json
-from pipeline.config import load_config
-from pipeline.phrases.job import extract_phrases
-from pipeline.phrases.statistics import count_phrases, write_curve
-from pipeline.ray_session import ray_session
-from pipeline.store.storage import to_place
+from pipeline.cli import add_params, run_if_program, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -30,10 +25,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--metrics", type=Path, help="JSON file for counts")
     parser.add_argument("--curve", type=Path, help="CSV file for how often phrases are said, by rank")
     parser.add_argument("--names", type=Path, help="count how many of these names captions cover: LVIS or COCO JSON")
+    add_params(parser)
 
 
 def run(args: argparse.Namespace) -> None:
     """Parse every caption."""
+    from pipeline.config import load_config
+    from pipeline.phrases.job import extract_phrases
+    from pipeline.phrases.statistics import count_phrases, write_curve
+    from pipeline.ray_session import ray_session
+    from pipeline.store.storage import to_place
+
     config = load_config(args.params)
     start = time.monotonic()
     with ray_session():
@@ -57,5 +59,4 @@ def run(args: argparse.Namespace) -> None:
     )
 
 
-if __name__ == "__main__":
-    run_stage(__doc__, add_arguments, run)
+run_if_program(__name__)

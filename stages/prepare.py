@@ -10,10 +10,7 @@ import logging
 import time
 from pathlib import Path
 
-from pipeline.cli import run_stage, write_json
-from pipeline.config import load_config
-from pipeline.prepare.job import prepare
-from pipeline.ray_session import ray_session
+from pipeline.cli import add_params, run_if_program, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -22,10 +19,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of this stage."""
     parser.add_argument("--out", type=Path, required=True, help="folder for human/, web/, dev/ and test/")
     parser.add_argument("--metrics", type=Path, help="JSON file for counts and reject reasons")
+    add_params(parser)
 
 
 def run(args: argparse.Namespace) -> None:
     """Prepare all sources that params.yaml names."""
+    from pipeline.config import load_config
+    from pipeline.prepare.job import prepare
+    from pipeline.ray_session import ray_session
+
     config = load_config(args.params)
     start = time.monotonic()
     with ray_session():
@@ -44,5 +46,4 @@ def run(args: argparse.Namespace) -> None:
     logger.info("prepare: %s → %s", figures, args.out)
 
 
-if __name__ == "__main__":
-    run_stage(__doc__, add_arguments, run)
+run_if_program(__name__)

@@ -12,11 +12,7 @@ import argparse
 import logging
 from pathlib import Path
 
-from pipeline.cli import run_stage, write_json
-from pipeline.config import load_config
-from pipeline.pseudo_labels.job import Inputs, pseudo_label
-from pipeline.ray_session import ray_session
-from pipeline.store.storage import to_place
+from pipeline.cli import add_params, run_if_program, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -28,17 +24,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--teacher", required=True, help="folder of a GLIP model, or module:function of your own")
     parser.add_argument("--out", required=True, help="place for shards of pseudo-labels")
     parser.add_argument("--metrics", type=Path, help="JSON file for counts")
+    add_params(parser)
 
 
 def run(args: argparse.Namespace) -> None:
     """Label every shard that is not finished."""
+    from pipeline.config import load_config
+    from pipeline.pseudo_labels.job import Inputs, pseudo_label
+    from pipeline.ray_session import ray_session
+    from pipeline.store.storage import to_place
+
     config = load_config(args.params)
-    inputs = Inputs(
-        records=to_place(args.records),
-        phrases=to_place(args.phrases),
-        teacher=args.teacher,
-        out=to_place(args.out),
-    )
+    inputs = Inputs(to_place(args.records), to_place(args.phrases), args.teacher, to_place(args.out))
     with ray_session():
         metrics = pseudo_label(inputs, config.pseudo_label, config.prepare.max_image_pixels)
     if args.metrics:
@@ -55,5 +52,4 @@ def run(args: argparse.Namespace) -> None:
     )
 
 
-if __name__ == "__main__":
-    run_stage(__doc__, add_arguments, run)
+run_if_program(__name__)

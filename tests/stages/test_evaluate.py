@@ -69,15 +69,15 @@ def fake_job(monkeypatch: pytest.MonkeyPatch) -> None:
                 write_predictions(place, table, {}, {"key-1": "image_missing"} if benchmark.split == "dev" else {})
         return benchmarks
 
-    monkeypatch.setattr(evaluate, "predict_benchmarks", predict_benchmarks)
-    monkeypatch.setattr(evaluate, "ray_session", contextlib.nullcontext)
+    monkeypatch.setattr("pipeline.evaluation.job.predict_benchmarks", predict_benchmarks)
+    monkeypatch.setattr("pipeline.ray_session.ray_session", contextlib.nullcontext)
 
 
 def run_evaluate(folder: Path, model: Path) -> None:
     parser = argparse.ArgumentParser()
     evaluate.add_arguments(parser)
-    parser.add_argument("--params", type=Path, default=ROOT / "params.yaml")
     words = {
+        "--params": ROOT / "params.yaml",
         "--model": model,
         "--records": "records",
         "--out": "out",
