@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import sys
+import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -22,39 +23,23 @@ from pipeline.errors import MissingInputError, PipelineError
 if TYPE_CHECKING:
     from tqdm import tqdm
 
+logger = logging.getLogger(__name__)
+
 USER_ERROR_STATUS = 2
 """Exit status for a mistake that the message tells how to mend."""
 INTERRUPTED_STATUS = 130
 """Exit status after Ctrl-C, as shells expect it."""
 
-EXTRAS = {
-    "pipeline": frozenset(
-        {
-            "duckdb",
-            "dvc",
-            "fsspec",
-            "imagehash",
-            "jinja2",
-            "nltk",
-            "pyarrow",
-            "pycocotools",
-            "pydantic",
-            "ray",
-            "s3fs",
-            "spacy",
-            "timm",
-            "upath",
-        }
-    ),
-    "export": frozenset({"onnx", "onnxruntime"}),
-}
-"""Extra of the installation to the packages, by the names they are imported by, that it brings."""
+PIPELINE_PACKAGES = frozenset({"duckdb", "dvc", "fsspec", "imagehash", "jinja2", "nltk", "pyarrow", "pycocotools"})
+PIPELINE_PACKAGES |= {"pydantic", "ray", "s3fs", "spacy", "timm", "upath"}
+EXTRA_OF = dict.fromkeys(PIPELINE_PACKAGES, "pipeline") | {"onnx": "export", "onnxruntime": "export"}
+"""Package, by the name it is imported by, to the extra of the installation that brings it."""
 
 
 def run_stage(
     doc: str | None,
     add_arguments: Callable[[argparse.ArgumentParser], None],
-    run: Callable[[argparse.Namespace], None],
+    run: Callable[[argparse.Namespace], str | None],
     argv: Sequence[str] | None = None,
     prog: str | None = None,
 ) -> None:
@@ -63,7 +48,8 @@ def run_stage(
     Args:
         doc: module docstring of the command, shown by ``--help``.
         add_arguments: adds the command's arguments.
-        run: the command; its PipelineErrors become a message and status 2, bugs keep their traceback.
+        run: the command, which returns a line that says what came of it, or None; its PipelineErrors become a message
+            and status 2, bugs keep their traceback.
         argv: arguments without the program's name; None takes the process's own.
         prog: what ``--help`` calls the program.
     """
@@ -95,13 +81,16 @@ def default_params() -> Path:
     return here if here.is_file() else Path(__file__).resolve().parent.parent / here
 
 
-def call(run: Callable[[argparse.Namespace], None], args: argparse.Namespace) -> int:
-    """Run a command with logging set up and return its exit status."""
+def call(run: Callable[[argparse.Namespace], str | None], args: argparse.Namespace) -> int:
+    """Run a command with logging set up, log its closing line and how long it took, and return the exit status."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     quiet_libraries()
+    start = time.monotonic()
     try:
         with named_extras():
-            run(args)
+            line = run(args)
+        if line:
+            logger.info("%s; %.0f s", line, time.monotonic() - start)
     except PipelineError as error:
         print(f"error: {error}", file=sys.stderr)
         return USER_ERROR_STATUS
@@ -123,12 +112,10 @@ def named_extras() -> Iterator[None]:
     except Exception as error:
         missing = error if isinstance(error, ModuleNotFoundError) else error.__cause__  # torch's exporter wraps it
         package = (missing.name or "").partition(".")[0] if isinstance(missing, ModuleNotFoundError) else ""
-        for extra, packages in EXTRAS.items():
-            if package in packages:
-                raise MissingInputError(
-                    f"{package} is not installed; this needs the extra: pip install 'glip-self-training[{extra}]'"
-                ) from error
-        raise
+        if package not in EXTRA_OF:
+            raise
+        install = f"pip install 'glip-self-training[{EXTRA_OF[package]}]'"
+        raise MissingInputError(f"{package} is not installed; this needs the extra: {install}") from error
 
 
 def progress(total: int | None, description: str, unit: str) -> tqdm[Any]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import logging
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,8 +20,6 @@ from pipeline.errors import MissingInputError
 if TYPE_CHECKING:
     from pipeline.config import PseudoLabelConfig
     from pipeline.pseudo_labels.labeller import PseudoLabeller
-
-logger = logging.getLogger(__name__)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_params(parser)
 
 
-def run(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> str:
     """Label human data and compare."""
     from pipeline.config import load_config
     from pipeline.pseudo_labels.calibration import collect_samples, curves, summarise, write_curves
@@ -66,13 +63,10 @@ def run(args: argparse.Namespace) -> None:
     if args.metrics:
         write_json(args.metrics, summary)
     used = summary["at_min_score"]
-    logger.info(
-        "calibrate: at min_score %.2f precision %s, recall %s, false alarms %s; best F1 at %.2f → %s",
-        config.pseudo_label.min_score,
-        *(_percent(used[name]) for name in ("precision_all", "recall_all", "false_alarms")),
-        summary["best_f1_at"]["all"],
-        args.out,
-    )
+    precision, recall, alarms = (_percent(used[name]) for name in ("precision_all", "recall_all", "false_alarms"))
+    figures = f"precision {precision}, recall {recall}, false alarms {alarms}"
+    best = summary["best_f1_at"]["all"]
+    return f"calibrate: at min_score {config.pseudo_label.min_score:.2f} {figures}; best F1 at {best:.2f} → {args.out}"
 
 
 def _percent(share: float | None) -> str:

@@ -10,13 +10,9 @@ Run: python -m stages.evaluate --model models/student --records data/records --o
 from __future__ import annotations
 
 import argparse
-import logging
-import time
 from pathlib import Path
 
 from pipeline.cli import add_params, run_if_program, write_csv, write_json
-
-logger = logging.getLogger(__name__)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_params(parser)
 
 
-def run(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> str:
     """Predict, then score."""
     from pipeline.config import load_config
     from pipeline.evaluation.job import predict_benchmarks
@@ -40,7 +36,6 @@ def run(args: argparse.Namespace) -> None:
 
     config = load_config(args.params).evaluate
     out = to_place(args.out)
-    start = time.monotonic()
     with ray_session():
         found = predict_benchmarks(config, args.model, to_place(args.records), out)
     scores = [(benchmark, score_predictions(benchmark, out)) for benchmark in found]
@@ -51,7 +46,7 @@ def run(args: argparse.Namespace) -> None:
     last = [(benchmark, each) for benchmark, each in scores if benchmark.split == config.splits[-1]]
     if args.curves:
         write_csv(args.curves, curve_table(last))
-    logger.info("evaluate %s: %s; %.0f s", args.model.name, figures(last), time.monotonic() - start)
+    return f"evaluate {args.model.name}: {figures(last)}"
 
 
 run_if_program(__name__)

@@ -25,7 +25,6 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -59,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_params(parser)
 
 
-def run(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> str:
     """Prepare, judge, tune, judge again."""
     from glip_model.checkpoint import CONFIG_FILE
     from glip_model.config import GLIPConfig
@@ -70,7 +69,6 @@ def run(args: argparse.Namespace) -> None:
     from pipeline.training.finetune import RUN, Choices, finetune_config, with_length
     from pipeline.training.job import Paths, train
 
-    begun = time.monotonic()
     start = _start(args.start)
     if args.out.resolve() == start.resolve():
         raise ConfigError(f"--out is {args.out}, the model to start from; name another folder")
@@ -94,7 +92,7 @@ def run(args: argparse.Namespace) -> None:
     print(f"{counts['train']} pictures, {trained['steps']} steps; judged on {counts['validation']} others")
     for name, found in (("before", before), ("after", after)):
         print(f"  {name:6} " + "  ".join(f"{measure} {found.get(measure, 0.0):5.1f}" for measure in MEASURES))
-    logger.info("finetune: %.0f s → %s", time.monotonic() - begun, args.out)
+    return f"finetune → {args.out}"
 
 
 def _start(name: str) -> Path:

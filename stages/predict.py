@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_params(parser)
 
 
-def run(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> str | None:
     """Predict picture by picture; one that cannot be read is reported and the others go on."""
     import torch
 
@@ -81,10 +81,9 @@ def run(args: argparse.Namespace) -> None:
     finally:
         if args.save:
             lines.close()
-    if args.save:
-        logger.info("predict: %d pictures → %s", len(args.pictures) - broken, args.save)
     if broken:
         raise PipelineError(f"{broken} of {len(args.pictures)} pictures could not be read; they are named above")
+    return f"predict: {len(args.pictures)} pictures → {args.save}" if args.save else None
 
 
 def _prompt(args: argparse.Namespace) -> tuple[list[str] | str, dict[str, Any]]:

@@ -6,13 +6,9 @@ Run: python -m stages.prepare --out data/records --metrics metrics/prepare.json
 from __future__ import annotations
 
 import argparse
-import logging
-import time
 from pathlib import Path
 
 from pipeline.cli import add_params, run_if_program, write_json
-
-logger = logging.getLogger(__name__)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,14 +18,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_params(parser)
 
 
-def run(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> str:
     """Prepare all sources that params.yaml names."""
     from pipeline.config import load_config
     from pipeline.prepare.job import prepare
     from pipeline.ray_session import ray_session
 
     config = load_config(args.params)
-    start = time.monotonic()
     with ray_session():
         metrics = prepare(config.prepare, config.seed, args.out)
     if args.metrics:
@@ -42,8 +37,7 @@ def run(args: argparse.Namespace) -> None:
     figures = f"{rows} rows, {rejects} rejected, {boxes} boxes, {dropped} dropped"
     if held_out:
         figures += f", {held_out} held out because models are judged by their pictures"
-    figures += f", {time.monotonic() - start:.0f} s"
-    logger.info("prepare: %s → %s", figures, args.out)
+    return f"prepare: {figures} → {args.out}"
 
 
 run_if_program(__name__)

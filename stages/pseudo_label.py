@@ -9,12 +9,9 @@ Run: python -m stages.pseudo_label --records data/records/web --phrases data/phr
 from __future__ import annotations
 
 import argparse
-import logging
 from pathlib import Path
 
 from pipeline.cli import add_params, run_if_program, write_json
-
-logger = logging.getLogger(__name__)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_params(parser)
 
 
-def run(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> str:
     """Label every shard that is not finished."""
     from pipeline.config import load_config
     from pipeline.pseudo_labels.job import Inputs, pseudo_label
@@ -40,16 +37,9 @@ def run(args: argparse.Namespace) -> None:
         metrics = pseudo_label(inputs, config.pseudo_label, config.prepare.max_image_pixels)
     if args.metrics:
         write_json(args.metrics, metrics)
-    logger.info(
-        "pseudo_label: %d shards, %d of %d rows labelled, %d phrases, %d boxes, %s images/s → %s",
-        metrics["shards"],
-        metrics["rows_labelled"],
-        metrics["rows"],
-        metrics["phrases"],
-        metrics["boxes"],
-        metrics["images_per_s"] or "no",
-        args.out,
-    )
+    rows = f"{metrics['shards']} shards, {metrics['rows_labelled']} of {metrics['rows']} rows labelled"
+    found = f"{metrics['phrases']} phrases, {metrics['boxes']} boxes, {metrics['images_per_s'] or 'no'} images/s"
+    return f"pseudo_label: {rows}, {found} → {args.out}"
 
 
 run_if_program(__name__)

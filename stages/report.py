@@ -11,12 +11,9 @@ In DVC: python -m stages.report
 from __future__ import annotations
 
 import argparse
-import logging
 from pathlib import Path
 
 from pipeline.cli import add_params, run_if_program, write_csv, write_json
-
-logger = logging.getLogger(__name__)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_params(parser)
 
 
-def run(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> str:
     """Compare the models and write what was found."""
     from pipeline.config import load_config
     from pipeline.evaluation.report.compose import Sources, category_table, compose, find_models
@@ -61,7 +58,7 @@ def run(args: argparse.Namespace) -> None:
     write_csv(args.out / "category_ap.csv", category_table(report))
     standings = [each for found in report.findings for each in found.standings]
     write_json(args.summary or args.out / "summary.json", summarise(standings))
-    logger.info("report: %s → %s", " ".join(headline(standings)) or "no predictions", args.out / "report.html")
+    return f"report: {' '.join(headline(standings)) or 'no predictions'} → {args.out / 'report.html'}"
 
 
 run_if_program(__name__)

@@ -27,18 +27,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dev", type=Path, help="records of the split that judges the model now and then")
 
 
-def run(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> str | None:
     """Train to the end, judged by the dev set if there is one."""
     if args.dev is None or args.dry_run:
-        train_only.run(args)
-        return
+        return train_only.run(args)
     from pipeline.config import load_config
     from pipeline.evaluation.dev_set import DevSet
 
     config = load_config(args.params)
     dev_set = DevSet(args.dev.resolve(), config.evaluate, config.train.evaluate_rows, config.train.sample_pictures)
     dev_set.benchmarks()  # fails early where there are none
-    train_only.run(args, dev_set)
+    return train_only.run(args, dev_set)
 
 
 run_if_program(__name__)

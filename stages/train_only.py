@@ -6,7 +6,6 @@ See ``stages.train``, which is this and ``--dev``.
 from __future__ import annotations
 
 import argparse
-import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,8 +14,6 @@ from pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
     from pipeline.training.judge import Validate
-
-logger = logging.getLogger(__name__)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_params(parser)
 
 
-def run(args: argparse.Namespace, validate: Validate | None = None) -> None:
+def run(args: argparse.Namespace, validate: Validate | None = None) -> str | None:
     """Train to the end.
 
     Args:
@@ -54,7 +51,7 @@ def run(args: argparse.Namespace, validate: Validate | None = None) -> None:
         raise ConfigError(f"{args.params}: train.runs has no {args.name!r}; runs: {', '.join(config.train.runs)}")
     if args.dry_run:
         print(describe_run(args.name, args.params, args.human, args.pseudo_labels, args.teacher, args.images_per_s))
-        return
+        return None
     if args.human is None or args.out is None:
         raise ConfigError("training needs --human and --out; only --dry-run does without")
     args.out.mkdir(parents=True, exist_ok=True)
@@ -69,14 +66,8 @@ def run(args: argparse.Namespace, validate: Validate | None = None) -> None:
         metrics = train(args.name, config, paths, args.log, validate)
     if args.metrics:
         write_json(args.metrics, metrics)
-    logger.info(
-        "train %s: %d steps, loss %.3f, %.0f images/s → %s",
-        args.name,
-        metrics["steps"],
-        metrics["losses"]["loss"],
-        metrics["images_per_s"],
-        args.out,
-    )
+    figures = f"{metrics['steps']} steps, loss {metrics['losses']['loss']:.3f}, {metrics['images_per_s']:.0f} images/s"
+    return f"train {args.name}: {figures} → {args.out}"
 
 
 run_if_program(__name__)
