@@ -12,7 +12,7 @@ from torchvision.ops import nms
 from glip_model.boxes import pairwise_iou
 from glip_model.images import ImageError
 from pipeline.evaluation.flickr30k import IOU_THRESHOLD
-from pipeline.evaluation.report.judged import SHOWN_SCORE, Judged
+from pipeline.report.judged import SHOWN_SCORE, Judged
 from pipeline.store.drawing import draw_phrases
 from pipeline.store.records import DetectionRecord, GroundingRecord, Phrase, ScoredBox
 
