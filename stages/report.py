@@ -36,23 +36,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> str:
     """Compare the models and write what was found."""
     from pipeline.config import load_config
-    from pipeline.evaluation.report.compose import Sources, category_table, compose, find_models
-    from pipeline.evaluation.report.page import render_page
-    from pipeline.evaluation.report.standings import headline, summarise
+    from pipeline.report.compose import category_table, examine_all, find_benchmarks, find_models, read_models
+    from pipeline.report.labels import read_labels
+    from pipeline.report.page import Report, render_page
+    from pipeline.report.provenance import collect
+    from pipeline.report.standings import headline, summarise
     from pipeline.store.storage import replacing, to_place
 
+    predictions = to_place(args.predictions)
     config = load_config(args.params)
-    sources = Sources(
-        records=to_place(args.records),
-        predictions=to_place(args.predictions),
-        metrics=args.metrics,
-        plots=args.plots,
-        lock=args.lock,
-        params=args.params,
-    )
-    models = find_models(sources, args.models, args.split)
+    models = find_models(args.models, args.metrics, predictions, args.split)
+    metrics, absent = read_models(args.metrics, models)
+    benchmarks, unknown = find_benchmarks(to_place(args.records), args.split)
     args.out.mkdir(parents=True, exist_ok=True)
-    report = compose(sources, models, args.split, config, args.out)
+    findings, gallery, left_out = examine_all(benchmarks, predictions, models, config, args.out)
+    report = Report(
+        models=models,
+        split=args.split,
+        findings=findings,
+        metrics=metrics,
+        gallery=gallery,
+        labels=read_labels(args.metrics, args.plots),
+        provenance=collect(args.params, args.lock, args.metrics),
+        notes=absent + unknown + left_out,
+    )
     with replacing(args.out / "report.html") as aside:
         aside.write_text(render_page(report), encoding="utf-8")
     write_csv(args.out / "category_ap.csv", category_table(report))

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.evaluation.report.judged import MODELS
 from pipeline.inspection.exports import EXPORTS
+from pipeline.report.judged import MODELS
 from pipeline.submission.job import ADDRESS_VARIABLE, DEFAULT_ADDRESS
 from pipeline.training.finetune import BATCH_SIZE, RATES
 from stages import glip

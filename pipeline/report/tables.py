@@ -14,10 +14,10 @@ from pipeline.evaluation.coco import CocoResult
 from pipeline.evaluation.lvis import LvisResult
 from pipeline.evaluation.odinw import DATA_SETS
 from pipeline.evaluation.published import COLUMNS, PUBLISHED
-from pipeline.evaluation.report.judged import Judged, category_part, pairs
-from pipeline.evaluation.report.labels import read_json
 from pipeline.evaluation.results import LEVELS, Key, leaves
 from pipeline.evaluation.scoring import ALL, LEADING
+from pipeline.report.judged import Judged, category_part, pairs
+from pipeline.report.labels import read_json
 
 MISSING = "missing"
 """The part of a benchmark that counts its rows without a readable picture."""
