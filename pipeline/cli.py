@@ -35,6 +35,11 @@ PIPELINE_PACKAGES |= {"pydantic", "ray", "s3fs", "spacy", "timm", "upath"}
 EXTRA_OF = dict.fromkeys(PIPELINE_PACKAGES, "pipeline") | {"onnx": "export", "onnxruntime": "export"}
 """Package, by the name it is imported by, to the extra of the installation that brings it."""
 
+CHATTERERS = ("ray", "transformers", "timm", "fsspec", "urllib3", "botocore", "aiobotocore")
+"""Libraries whose log lines below errors, and warnings of their own future, are for their developers."""
+CHATTER = (("torch", "Grad strides do not match bucket view strides"),)
+"""Libraries with the beginnings of warnings that nobody who runs a command can do anything about."""
+
 
 def run_stage(
     doc: str | None,
@@ -154,12 +159,15 @@ def write_csv(path: Path, rows: Iterable[Sequence[Any]]) -> None:
 
 
 def quiet_libraries() -> None:
-    """Keep the chatter of libraries off the terminal; errors still come through."""
+    """Keep the known chatter of libraries off the terminal; warnings of ours and unknown ones come through."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    warnings.filterwarnings("ignore", category=UserWarning)
-    warnings.filterwarnings("ignore", category=DeprecationWarning)
-    for name in ("ray", "transformers", "timm", "fsspec", "urllib3", "botocore", "aiobotocore"):
+    for category in (DeprecationWarning, FutureWarning):
+        warnings.filterwarnings(
+            "ignore", category=category, module=rf"({'|'.join([*CHATTERERS, 'torch', 'torchvision'])})\b"
+        )
+    for module, message in CHATTER:
+        warnings.filterwarnings("ignore", message, module=rf"{module}\b")
+    for name in CHATTERERS:
         logging.getLogger(name).setLevel(logging.ERROR)

@@ -2,7 +2,7 @@
 
 The curves give precision and recall for base and novel phrases, and how often the teacher finds what is not there.
 
-Run: python -m stages.calibrate --records data/records/dev/grounding --teacher models/teacher \
+Run: glip calibrate --records data/records/dev/grounding --teacher models/teacher \
     --out plots/calibration.csv --metrics metrics/calibration.json
 """
 

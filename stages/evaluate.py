@@ -3,7 +3,7 @@
 Detection is judged as on COCO, or as on LVIS where the vocabulary says how rare its categories are; captions as on
 Flickr30k Entities; expressions as on RefCOCO; ODinW's sources get their mean. Predictions that are finished are kept.
 
-Run: python -m stages.evaluate --model models/student --records data/records --out data/predictions/student \
+Run: glip evaluate --model models/student --records data/records --out data/predictions/student \
     --metrics metrics/student.json --curves plots/precision_recall_student.csv
 """
 

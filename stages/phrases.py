@@ -2,7 +2,7 @@
 
 Interrupted, it keeps its finished shards; run again, it makes only what is missing.
 
-Run: python -m stages.phrases --records data/records/web --out data/phrases --metrics metrics/phrases.json \
+Run: glip phrases --records data/records/web --out data/phrases --metrics metrics/phrases.json \
     --curve plots/phrase_frequency.csv
 """
 

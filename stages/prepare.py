@@ -1,6 +1,6 @@
 """Turn raw data sets into records: human data, web pairs, dev and test.
 
-Run: python -m stages.prepare --out data/records --metrics metrics/prepare.json
+Run: glip prepare --out data/records --metrics metrics/prepare.json
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Interrupted, it keeps its finished shards; run again, it makes only what is missing.
 
-Run: python -m stages.pseudo_label --records data/records/web --phrases data/phrases --teacher models/teacher \
+Run: glip pseudo_label --records data/records/web --phrases data/phrases --teacher models/teacher \
     --out data/pseudo_labels --metrics metrics/pseudo_label.json
 """
 

@@ -5,7 +5,6 @@ glip report --models teacher --out /tmp/page    one model alone; names are folde
 glip report --models a b                        two: the last is compared with the others, a student with all
 
 The page needs no network. It tells what there is to tell: a part whose inputs are missing says so in a line.
-In DVC: python -m stages.report
 """
 
 from __future__ import annotations
