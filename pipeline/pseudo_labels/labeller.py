@@ -103,7 +103,7 @@ class PseudoLabeller:
             if not any(phrase.boxes for phrase in labelled[i]):
                 reasons[i] = "no_boxes"
         records = [
-            _record(pair, labelled.get(i, row.phrases), reasons[i])
+            GroundingRecord(**vars(pair), phrases=labelled.get(i, row.phrases), reject_reason=reasons[i])
             for i, (pair, row) in enumerate(zip(pairs, phrases, strict=True))
         ]
         return records, seconds
@@ -135,17 +135,4 @@ def _figures(records: Sequence[GroundingRecord], seconds: float) -> Figures:
         boxes=sum(len(phrase.boxes) for record in records for phrase in record.phrases),
         busy_s=seconds,
         rejects=Counter(record.reject_reason for record in records if record.reject_reason),
-    )
-
-
-def _record(pair: CaptionRecord, phrases: tuple[Phrase, ...], reason: str | None) -> GroundingRecord:
-    return GroundingRecord(
-        key=pair.key,
-        image=pair.image,
-        height=pair.height,
-        width=pair.width,
-        caption=pair.caption,
-        source=pair.source,
-        phrases=phrases,
-        reject_reason=reason,
     )

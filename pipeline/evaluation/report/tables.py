@@ -10,8 +10,6 @@ from typing import Any
 
 from pipeline.errors import BenchmarkError
 from pipeline.evaluation.benchmark import TASKS
-from pipeline.evaluation.coco import CocoResult
-from pipeline.evaluation.lvis import LvisResult
 from pipeline.evaluation.odinw import DATA_SETS
 from pipeline.evaluation.published import COLUMNS, PUBLISHED
 from pipeline.evaluation.report.judged import Judged, category_part, pairs
@@ -67,7 +65,7 @@ def read_metrics(path: Path) -> dict[str, Any]:
         BenchmarkError: the file holds anything else.
     """
     metrics = read_json(path, _EVALUATE)
-    if not _is_nested(metrics, len(_LEVELS)):
+    if not all(len(key) == len(_LEVELS) and isinstance(value, int | float) for key, value in leaves(metrics)):
         raise BenchmarkError(
             f"{path}: not {' → '.join(_LEVELS)} → number; written by an older version or broken; run: {_EVALUATE}"
         )
@@ -111,7 +109,7 @@ def published_columns(rows: Sequence[MeasureRow]) -> list[str]:
 
 def category_rows(judged: Judged) -> list[CategoryRow]:
     """Return AP of every category that is there, largest gain first; of one model alone, best first."""
-    results = {model: each for model, each in judged.results.items() if isinstance(each, CocoResult | LvisResult)}
+    results = judged.by_category
     if not results:
         return []
     ap = {model: 100 * each.curves.by_category() for model, each in results.items()}
@@ -134,12 +132,6 @@ def _extent(row: CategoryRow) -> float:
     return next(iter(row.values.values())) if row.gain is None else row.gain
 
 
-def _is_nested(value: Any, depth: int) -> bool:
-    if not depth:
-        return isinstance(value, int | float)
-    return isinstance(value, dict) and all(_is_nested(each, depth - 1) for each in value.values())
-
-
 def _is_count(key: _Key) -> bool:
     *_, part, measure = key
     return part == MISSING or measure == DATA_SETS_COUNT
@@ -149,18 +141,18 @@ def _by_key(metrics: Mapping[str, Any]) -> dict[_Key, dict[str, float]]:
     """Return the values of all models side by side."""
     values: dict[_Key, dict[str, float]] = {}
     for model, of_model in metrics.items():
-        for key, value in _leaves(of_model):
+        for key, value in leaves(of_model):
             values.setdefault(key, {})[model] = value
     return values
 
 
-def _leaves(metrics: Mapping[str, Any]) -> Iterator[tuple[_Key, float]]:
-    for split, tasks in metrics.items():
-        for task, sources in tasks.items():
-            for source, parts in sources.items():
-                for part, measures in parts.items():
-                    for name, value in measures.items():
-                        yield (split, task, source, part, name), value
+def leaves(metrics: Any, *above: str) -> Iterator[tuple[Any, Any]]:
+    """Yield (split, task, source, part, measure) and value of metrics, shorter where they are not nested so."""
+    if isinstance(metrics, dict) and len(above) < len(_LEVELS):
+        for name, each in metrics.items():
+            yield from leaves(each, *above, name)
+    else:
+        yield above, metrics
 
 
 def _order(row: MeasureRow) -> tuple[Any, ...]:
