@@ -46,7 +46,7 @@ class DevSet:
         """Return the leading measure of every benchmark in percent, by its name; what has no boxes has no score.
 
         Args:
-            model: put into eval mode, and its limit of detections is changed.
+            model: put into eval mode.
             tokenizer: of the model.
             samples: folder for sample pictures.
         """

@@ -14,7 +14,7 @@ from glip_model.images import ImageError
 from pipeline.evaluation.flickr30k import IOU_THRESHOLD
 from pipeline.evaluation.labelled import label_names, true_boxes
 from pipeline.evaluation.predictions import NO_BOXES
-from pipeline.evaluation.report.judged import SHOWN_SCORE, Judged
+from pipeline.report.judged import SHOWN_SCORE, Judged
 from pipeline.store.drawing import draw_phrases, join_pictures
 from pipeline.store.records import GroundingRecord, Phrase, ScoredBox
 

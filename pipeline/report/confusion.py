@@ -13,7 +13,7 @@ from glip_model.boxes import pairwise_iou
 from pipeline.evaluation.benchmark import is_federated
 from pipeline.evaluation.flickr30k import IOU_THRESHOLD
 from pipeline.evaluation.predictions import NO_BOXES, Predictions
-from pipeline.evaluation.report.judged import SHOWN_SCORE
+from pipeline.report.judged import SHOWN_SCORE
 from pipeline.store.records import Category, DetectionRecord, GroundingRecord
 
 OFTEN = 3
