@@ -15,7 +15,7 @@ from pipeline.errors import ConfigError, MissingInputError, ShardError, StorageE
 from pipeline.inspection.reading import read_records
 from pipeline.inspection.search import Found
 from pipeline.store.images import read_encoded
-from pipeline.store.records import GroundingRecord, Phrase
+from pipeline.store.records import Box, GroundingRecord
 from pipeline.store.storage import replacing
 
 PICTURES = "images"
@@ -39,10 +39,9 @@ def export_coco(found: Iterable[Found], out: Path, on_row: Callable[[int], Any])
         for phrase in record.phrases:
             category = categories.setdefault(phrase.text.lower(), len(categories) + 1)
             for box in phrase.boxes:
-                x1, y1, x2, y2 = box.xyxy
-                size = [x2 - x1, y2 - y1]
+                bbox = _xywh(box.xyxy)
                 entry = {"id": len(annotations) + 1, "image_id": image_id, "category_id": category, "iscrowd": 0}
-                annotations.append(entry | {"bbox": [x1, y1, *size], "area": size[0] * size[1], "score": box.score})
+                annotations.append(entry | {"bbox": bbox, "area": bbox[2] * bbox[3], "score": box.score})
     names = [{"id": number, "name": name} for name, number in categories.items()]
     with replacing(out / "annotations.json") as aside, aside.open("w", encoding="utf-8") as file:
         json.dump({"images": images, "annotations": annotations, "categories": names}, file, ensure_ascii=False)
@@ -108,17 +107,12 @@ def export_fiftyone(found: Iterable[Found], out: Path, on_row: Callable[[int], A
     dataset = fiftyone.Dataset(out.name, persistent=True)
     count = 0
     for count, record in _labelled(found, on_row):
-        width, height = record.width, record.height
+        sides = (record.width, record.height) * 2
         detections = [
             fiftyone.Detection(
                 label=phrase.text,
                 confidence=box.score,
-                bounding_box=[
-                    box.xyxy[0] / width,
-                    box.xyxy[1] / height,
-                    (box.xyxy[2] - box.xyxy[0]) / width,
-                    (box.xyxy[3] - box.xyxy[1]) / height,
-                ],
+                bounding_box=[value / side for value, side in zip(_xywh(box.xyxy), sides, strict=True)],
             )
             for phrase in record.phrases
             for box in phrase.boxes
@@ -173,17 +167,21 @@ def _labelled(found: Iterable[Found], on_row: Callable[[int], Any]) -> Iterator[
 
 
 def _labels(record: GroundingRecord) -> dict[str, Any]:
-    def plain(phrase: Phrase) -> dict[str, Any]:
-        boxes = [{"xyxy": box.xyxy, "score": box.score} for box in phrase.boxes]
-        return {"phrase": phrase.text, "char_spans": phrase.char_spans, "boxes": boxes}
+    phrases = [
+        {
+            "phrase": phrase.text,
+            "char_spans": phrase.char_spans,
+            "boxes": [{"xyxy": box.xyxy, "score": box.score} for box in phrase.boxes],
+        }
+        for phrase in record.phrases
+    ]
+    head = {name: getattr(record, name) for name in ("key", "width", "height", "source")}
+    return head | {"phrases": phrases}
 
-    return {
-        "key": record.key,
-        "width": record.width,
-        "height": record.height,
-        "source": record.source,
-        "phrases": [plain(phrase) for phrase in record.phrases],
-    }
+
+def _xywh(xyxy: Box) -> list[float]:
+    x1, y1, x2, y2 = xyxy
+    return [x1, y1, x2 - x1, y2 - y1]
 
 
 def _picture(record: GroundingRecord) -> bytes:
