@@ -21,6 +21,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
+import glip_model
 from pipeline.cli import call
 
 COMMANDS = {
@@ -46,6 +47,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="glip", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--version", action="version", version=f"glip {glip_model.__version__}")
     parser.add_argument("command", choices=sorted(COMMANDS), help="what to do; each has its own --help")
     name = parser.parse_args(arguments[:1]).command
     stage = importlib.import_module(COMMANDS[name])
