@@ -16,10 +16,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from glip_model import checkpoint
-from glip_model.checkpoint import CONFIG_FILE, WEIGHTS_FILE, initialise_pretrained, load_strictly
+from glip_model import checkpoint, initialise
+from glip_model.checkpoint import CONFIG_FILE, WEIGHTS_FILE, load_strictly
 from glip_model.config import BackboneConfig, FusionConfig, GLIPConfig, SwinConfig, TextConfig
 from glip_model.glip import GLIP
+from glip_model.initialise import initialise_pretrained
 from glip_model.pretrained import resolve_source
 from glip_model.text_encoder import load_tokenizer
 
@@ -288,7 +289,7 @@ def test_without_sources_a_fresh_model_stays_as_it_is() -> None:
 def test_timm_means_the_weights_that_timm_fetches(monkeypatch: pytest.MonkeyPatch) -> None:
     model = make_model()
     weights = body_weights(model)
-    monkeypatch.setattr(checkpoint, "fetch_timm_weights", lambda config: (weights, config.kind))
+    monkeypatch.setattr(initialise, "fetch_timm_weights", lambda config: (weights, config.kind))
     initialise_pretrained(model, "timm", None)
     assert torch.equal(model.backbone.body.state_dict()["patch_embed.proj.bias"], weights["patch_embed.proj.bias"])
 
