@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import shutil
 import warnings
@@ -17,9 +18,35 @@ from glip_model.config import BackboneConfig, FusionConfig, GLIPConfig, TextConf
 from pipeline.ray_session import ray_session
 from pipeline.store.storage import Place, to_place
 
+ROOT = Path(__file__).resolve().parent.parent
+
 # Machines are busy: how long an example takes says nothing about it.
 settings.register_profile("busy", deadline=None)
 settings.load_profile("busy")
+
+
+@pytest.fixture(scope="session")
+def imports() -> dict[str, set[str]]:
+    """Give the names that each module of the project imports, at its top, inside of functions and for types alone.
+
+    ``from package.module import name`` is both ``package.module`` and ``package.module.name``, which may be a module.
+    """
+    found: dict[str, set[str]] = {}
+    for path in [path for package in ("glip_model", "pipeline", "stages") for path in (ROOT / package).rglob("*.py")]:
+        names = found[".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")] = set()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                names |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                assert node.level == 0, f"{path}: relative import"
+                names |= {str(node.module), *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return found
+
+
+@pytest.fixture(scope="session")
+def import_graph(imports: dict[str, set[str]]) -> dict[str, set[str]]:
+    """Give the modules of the project that each one imports."""
+    return {module: names & imports.keys() for module, names in imports.items()}
 
 
 @pytest.fixture(scope="session")
