@@ -15,6 +15,7 @@ import pytest
 from hypothesis import settings
 
 from glip_model.config import BackboneConfig, FusionConfig, GLIPConfig, TextConfig
+from glip_model.text_encoder import load_tokenizer
 from pipeline.ray_session import ray_session
 from pipeline.store.storage import Place, to_place
 
@@ -83,6 +84,12 @@ def tiny_glip() -> GLIPConfig:
         test_short_side=64,
         test_long_side=128,
     )
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tiny_glip: GLIPConfig) -> Any:
+    """Give bert-base-uncased's WordPiece vocabulary, carried by an installed package."""
+    return load_tokenizer(tiny_glip.text.name)
 
 
 @pytest.fixture(scope="session")
