@@ -83,7 +83,7 @@ def add_params(parser: argparse.ArgumentParser) -> None:
 def default_params() -> Path:
     """Return the settings of the folder that the command is called in, or else those that the project comes with."""
     here = Path("params.yaml")
-    return here if here.is_file() else Path(__file__).resolve().parent.parent / here
+    return here if here.is_file() else Path(__file__).with_name(here.name)
 
 
 def call(run: Callable[[argparse.Namespace], str | None], args: argparse.Namespace) -> int:

@@ -8,6 +8,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
+import glip_model
 from pipeline.cli import run_stage
 
 GROUPS = {
@@ -58,6 +59,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         epilog="glip COMMAND --help says how to use one.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--version", action="version", version=f"glip {glip_model.__version__}")
     parser.add_argument("command", metavar="COMMAND", help="one of the above")
     asked = parser.parse_args(arguments[:1]).command
     name = asked.replace("-", "_")
