@@ -30,9 +30,10 @@ USER_ERROR_STATUS = 2
 INTERRUPTED_STATUS = 130
 """Exit status after Ctrl-C, as shells expect it."""
 
-PIPELINE_PACKAGES = frozenset({"duckdb", "dvc", "fsspec", "imagehash", "jinja2", "nltk", "pyarrow", "pycocotools"})
-PIPELINE_PACKAGES |= {"pydantic", "ray", "s3fs", "spacy", "timm", "upath"}
-EXTRA_OF = dict.fromkeys(PIPELINE_PACKAGES, "pipeline") | {"onnx": "export", "onnxruntime": "export"}
+EXTRA_OF = {"onnx": "export", "onnxruntime": "export", "timm": "timm"} | dict.fromkeys(
+    ("duckdb", "dvc", "imagehash", "nltk", "pyarrow", "pycocotools", "pydantic", "ray", "s3fs", "spacy", "upath"),
+    "pipeline",
+)
 """Package, by the name it is imported by, to the extra of the installation that brings it."""
 
 CHATTERERS = ("ray", "transformers", "timm", "fsspec", "urllib3", "botocore", "aiobotocore")
