@@ -21,14 +21,15 @@ from typing import Any
 import numpy as np
 
 from pipeline.cli import run_stage, write_json
-from pipeline.config import load_config
 from pipeline.evaluation.benchmark import Benchmark, predictions_of
 from pipeline.evaluation.job import predict_benchmarks
 from pipeline.evaluation.odinw import averages
 from pipeline.evaluation.predictions import read_missing, read_predictions
 from pipeline.evaluation.published import COLUMNS, PUBLISHED
 from pipeline.evaluation.scoring import ALL, Score, leading, score
+from pipeline.evaluation.settings import EvaluateConfig
 from pipeline.ray_session import ray_session
+from pipeline.settings import load
 from pipeline.store.storage import Place, to_place
 
 logger = logging.getLogger(__name__)
@@ -46,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Predict, then score."""
-    config = load_config(args.params).evaluate
+    config = load(args.params, EvaluateConfig)
     out = to_place(args.out)
     start = time.monotonic()
     with ray_session():

@@ -27,23 +27,27 @@ import json
 import logging
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from glip_model.checkpoint import CONFIG_FILE, WEIGHTS_FILE
 from glip_model.config import GLIPConfig
 from glip_model.pretrained import resolve_folder
 from pipeline.cli import write_json
-from pipeline.config import Config, load_config
 from pipeline.errors import ConfigError, MissingInputError
 from pipeline.evaluation.benchmark import predictions_of
 from pipeline.evaluation.job import predict_benchmarks
 from pipeline.evaluation.predictions import read_predictions
 from pipeline.evaluation.scoring import ALL, score
+from pipeline.evaluation.settings import EvaluateConfig
 from pipeline.prepare.job import prepare
-from pipeline.prepare.layouts import find_layout
+from pipeline.prepare.layouts import Layout, find_layout
+from pipeline.prepare.settings import PrepareConfig
 from pipeline.ray_session import ray_session
+from pipeline.settings import load, load_all
 from pipeline.training.finetune import BATCH_SIZE, RATES, RUN, Choices, finetune_config, with_length
 from pipeline.training.job import Paths, train
+from pipeline.training.settings import TrainingSettings
 
 logger = logging.getLogger(__name__)
 
@@ -80,16 +84,18 @@ def run(args: argparse.Namespace) -> None:
     logger.info("finetune: %s", layout.description)
     sizes = GLIPConfig.from_dict(json.loads((start / CONFIG_FILE).read_text(encoding="utf-8")))
     choices = Choices(args.tuning, args.steps, args.learning_rate, args.batch_size, args.workers)
-    config = finetune_config(load_config(args.params), sizes, layout.train, layout.validation, choices)
+    settings = load_all(args.params)
+    config = finetune_config(load(args.params, TrainingSettings), sizes, choices)
+    judging = _judging(settings.evaluate, args.workers)
     with ray_session():
-        rows = prepare(config.prepare, config.seed, work / "records")
+        rows = prepare(_preparing(settings.prepare, layout), config.seed, work / "records")
         config = with_length(config, rows["human/detection"]["rows"])
-        before = _judge(config, start, work, "before")
+        before = _judge(judging, start, work, "before")
         paths = Paths(
             human=(work / "records/human").resolve(), pseudo_labels=None, teacher=start, out=args.out.resolve()
         )
         trained = train(RUN, config, paths, work / "losses.csv")
-        after = _judge(config, args.out, work, "after")
+        after = _judge(judging, args.out, work, "after")
     counts = {"train": rows["human/detection"]["rows"], "validation": rows["dev/detection"]["rows"]}
     write_json(args.out / RESULT_FILE, {"before": before, "after": after, "pictures": counts, **trained})
     print(f"{counts['train']} pictures, {trained['steps']} steps; judged on {counts['validation']} others")
@@ -111,8 +117,34 @@ def _start(name: str) -> Path:
     return folder.resolve()
 
 
-def _judge(config: Config, model: Path, work: Path, name: str) -> Mapping[str, float]:
+def _preparing(base: PrepareConfig, layout: Layout) -> PrepareConfig:
+    """Return settings that prepare the data and nothing else."""
+    return replace(
+        base,
+        data_root=".",
+        human=(layout.train,),
+        web=(),
+        dev=(layout.validation,),
+        test=(),
+        held_out=(),
+        mixtures={},
+        pictures="reference",
+    )
+
+
+def _judging(base: EvaluateConfig, workers: int) -> EvaluateConfig:
+    """Return settings that judge a model by what was held out."""
+    return replace(
+        base,
+        splits=("dev",),
+        num_actors=workers,
+        max_prompt_categories=1000,  # as many as fit into a prompt, as in training
+        max_prompt_categories_by_source={},
+    )
+
+
+def _judge(config: EvaluateConfig, model: Path, work: Path, name: str) -> Mapping[str, float]:
     """Return COCO's measures on the pictures held out, in percent."""
     out = work / "predictions" / name
-    [benchmark] = predict_benchmarks(config.evaluate, model, work / "records", out)
+    [benchmark] = predict_benchmarks(config, model, work / "records", out)
     return score(benchmark, read_predictions(predictions_of(benchmark, out), benchmark.rows)).metrics[ALL]

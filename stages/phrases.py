@@ -14,10 +14,11 @@ import time
 from pathlib import Path
 
 from pipeline.cli import run_stage, write_json
-from pipeline.config import load_config
 from pipeline.phrases.job import extract_phrases
+from pipeline.phrases.settings import PhrasesConfig
 from pipeline.phrases.statistics import count_phrases, write_curve
 from pipeline.ray_session import ray_session
+from pipeline.settings import load
 from pipeline.store.storage import to_place
 
 logger = logging.getLogger(__name__)
@@ -34,10 +35,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Parse every caption."""
-    config = load_config(args.params)
+    config = load(args.params, PhrasesConfig)
     start = time.monotonic()
     with ray_session():
-        metrics = extract_phrases(config.phrases, to_place(args.records), to_place(args.out))
+        metrics = extract_phrases(config, to_place(args.records), to_place(args.out))
     stats = count_phrases(to_place(args.out), args.names)
     metrics |= {"unique_phrases": stats.unique, "phrases_said_once": stats.said_once}
     if args.names:

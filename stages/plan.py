@@ -20,10 +20,10 @@ from typing import Any
 
 import torch
 
-from pipeline.config import load_config
 from pipeline.errors import ConfigError
 from pipeline.pseudo_labels.planning import Interruptions, Outcome, Rates, Workload, measure, simulate, survey
 from pipeline.pseudo_labels.teachers import open_teacher
+from pipeline.settings import load_all
 from pipeline.store.storage import to_place
 
 
@@ -69,14 +69,14 @@ def _scaled(found: Workload, args: argparse.Namespace) -> Workload:
 
 
 def _measure(args: argparse.Namespace) -> Rates:
-    config = load_config(args.params)
+    settings = load_all(args.params)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return measure(
         to_place(args.records),
         open_teacher(args.teacher, device),
-        config.pseudo_label,
-        config.phrases,
-        config.prepare.max_image_pixels,
+        settings.pseudo_label,
+        settings.phrases,
+        settings.prepare.max_image_pixels,
         args.sample,
         os.cpu_count() or 1,
     )

@@ -24,8 +24,9 @@ from glip_model.images import ImageError, open_image
 from glip_model.predictor import GLIPPredictor, phrases_between_periods
 from glip_model.structures import Detections
 from pipeline.cli import progress
-from pipeline.config import load_config
 from pipeline.errors import ConfigError, PipelineError
+from pipeline.phrases.settings import PhrasesConfig
+from pipeline.settings import load
 
 logger = logging.getLogger(__name__)
 
@@ -95,7 +96,7 @@ def _prompt(args: argparse.Namespace) -> tuple[list[str] | str, dict[str, Any]]:
         return names, {}
     from pipeline.phrases.noun_phrases import NounPhraseParser  # spaCy takes seconds to load
 
-    return args.caption, {"parser": NounPhraseParser(load_config(args.params).phrases).char_spans}
+    return args.caption, {"parser": NounPhraseParser(load(args.params, PhrasesConfig)).char_spans}
 
 
 def _write(lines: TextIO, source: str, image: Image.Image, found: Detections) -> None:

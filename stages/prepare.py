@@ -11,9 +11,9 @@ import time
 from pathlib import Path
 
 from pipeline.cli import run_stage, write_json
-from pipeline.config import load_config
 from pipeline.prepare.job import prepare
 from pipeline.ray_session import ray_session
+from pipeline.settings import load_all
 
 logger = logging.getLogger(__name__)
 
@@ -26,10 +26,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Prepare all sources that params.yaml names."""
-    config = load_config(args.params)
+    settings = load_all(args.params)
     start = time.monotonic()
     with ray_session():
-        metrics = prepare(config.prepare, config.seed, args.out)
+        metrics = prepare(settings.prepare, settings.seed, args.out)
     if args.metrics:
         write_json(args.metrics, metrics)
     rows = sum(folder["rows"] for folder in metrics.values())

@@ -13,9 +13,9 @@ import logging
 from pathlib import Path
 
 from pipeline.cli import run_stage, write_json
-from pipeline.config import load_config
 from pipeline.pseudo_labels.job import Inputs, pseudo_label
 from pipeline.ray_session import ray_session
+from pipeline.settings import load_all
 from pipeline.store.storage import to_place
 
 logger = logging.getLogger(__name__)
@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Label every shard that is not finished."""
-    config = load_config(args.params)
+    settings = load_all(args.params)
     inputs = Inputs(
         records=to_place(args.records),
         phrases=to_place(args.phrases),
@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> None:
         out=to_place(args.out),
     )
     with ray_session():
-        metrics = pseudo_label(inputs, config.pseudo_label, config.prepare.max_image_pixels)
+        metrics = pseudo_label(inputs, settings.pseudo_label, settings.prepare.max_image_pixels)
     if args.metrics:
         write_json(args.metrics, metrics)
     logger.info(

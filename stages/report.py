@@ -15,9 +15,9 @@ import csv
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from pipeline.cli import run_stage, write_json
-from pipeline.config import Config, load_config
 from pipeline.errors import MissingInputError
 from pipeline.evaluation.benchmark import Benchmark, list_benchmarks
 from pipeline.evaluation.report.gallery import choose_gallery, side_by_side
@@ -27,6 +27,7 @@ from pipeline.evaluation.report.page import Findings, Report, Shot, examine, mak
 from pipeline.evaluation.report.provenance import collect
 from pipeline.evaluation.report.standings import headline, summarise
 from pipeline.evaluation.report.tables import count_notes, read_metrics
+from pipeline.settings import load_all
 from pipeline.store.storage import replacing, to_place
 
 logger = logging.getLogger(__name__)
@@ -59,7 +60,7 @@ def add_stage_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Compare the models and write what was found."""
-    config = load_config(args.params)
+    settings = load_all(args.params)
     models = _models(args)
     metrics = {model: read_metrics(args.metrics / f"{model}.json") for model in models}
     notes = [
@@ -67,7 +68,7 @@ def run(args: argparse.Namespace) -> None:
     ]
     notes += count_notes(metrics)
     args.out.mkdir(parents=True, exist_ok=True)
-    findings, gallery = _examine(args, models, config, notes)
+    findings, gallery = _examine(args, models, settings, notes)
     report = Report(
         models=models,
         split=args.split,
@@ -104,7 +105,7 @@ def _models(args: argparse.Namespace) -> tuple[str, ...]:
 
 
 def _examine(
-    args: argparse.Namespace, models: Sequence[str], config: Config, notes: list[str]
+    args: argparse.Namespace, models: Sequence[str], settings: Any, notes: list[str]
 ) -> tuple[list[Findings], list[list[Shot]]]:
     """Judge the models on one benchmark after the other; the first one with predictions gives the pictures."""
     findings: list[Findings] = []
@@ -116,13 +117,13 @@ def _examine(
             notes.append(f"{benchmark.name}: no predictions of {', '.join(absent)}.")
         if not judged.models:
             continue
-        found = examine(judged, config.report, config.seed)
+        found = examine(judged, settings.report, settings.seed)
         if not found.standings:
             notes.append(f"{benchmark.name}: left out, no row has a true box.")
             continue
         findings.append(found)
         if len(findings) == 1:
-            gallery = make_gallery(judged, config.report.gallery_rows)
+            gallery = make_gallery(judged, settings.report.gallery_rows)
             _save_picture(judged, args.out)
     return findings, gallery
 

@@ -25,13 +25,14 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.cli import run_stage, write_json
-from pipeline.config import Config, extended_files, load_config
 from pipeline.errors import ConfigError
 from pipeline.ray_session import ray_session
+from pipeline.settings import extended_files, load, load_all
 from pipeline.store.storage import to_place
 from pipeline.training.dry_run import Outlook, differences, work_out
 from pipeline.training.job import Paths, train
 from pipeline.training.judge import Validate
+from pipeline.training.settings import TrainConfig, TrainingSettings
 
 logger = logging.getLogger(__name__)
 
@@ -58,12 +59,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Train to the end."""
-    config = load_config(args.params)
+    config = load(args.params, TrainingSettings)
     if args.name not in config.train.runs:
         raise ConfigError(f"{args.params}: train.runs has no {args.name!r}; runs: {', '.join(config.train.runs)}")
     if args.dry_run:
         found = work_out(args.name, config, args.human, args.pseudo_labels, args.teacher)
-        print("\n".join([*_lines(found, args.images_per_s), *_changed(config, args.params)]))
+        print("\n".join([*_lines(found, args.images_per_s), *_changed(args.params)]))
         return
     if args.human is None or args.out is None:
         raise ConfigError("training needs --human and --out; only --dry-run does without")
@@ -75,7 +76,7 @@ def run(args: argparse.Namespace) -> None:
         out=args.out.resolve(),
         checkpoints_elsewhere=to_place(args.checkpoints).absolute() if args.checkpoints else None,
     )
-    validate = None if args.dev is None else _dev_set(args.dev.resolve(), config)
+    validate = None if args.dev is None else _dev_set(args.dev.resolve(), args.params, config.train)
     with ray_session():
         metrics = train(args.name, config, paths, args.log, validate)
     if args.metrics:
@@ -90,12 +91,12 @@ def run(args: argparse.Namespace) -> None:
     )
 
 
-def _dev_set(folder: Path, config: Config) -> Validate:
+def _dev_set(folder: Path, params: Path, config: TrainConfig) -> Validate:
     """Return what judges the model during training; MissingInputError where there are no records."""
     # By name, not by an import: stages of dvc.yaml without --dev do not depend on evaluation, and must not be run anew
     # when it changes. One with --dev lists pipeline/evaluation, the records and train.evaluate_every.
     module: Any = importlib.import_module("pipeline.evaluation.dev_set")
-    dev_set = module.DevSet(folder, config.evaluate, config.train.evaluate_rows, config.train.sample_pictures)
+    dev_set = module.DevSet(folder, load_all(params).evaluate, config.evaluate_rows, config.sample_pictures)
     dev_set.benchmarks()
     validate: Validate = dev_set
     return validate
@@ -125,12 +126,12 @@ def _lines(found: Outlook, images_per_s: float | None) -> Iterator[str]:
         yield f"time      {hours:,.1f} h, {hours / 24:,.1f} days, at {images_per_s:g} images/s a worker"
 
 
-def _changed(config: Config, params: Path) -> Iterator[str]:
+def _changed(params: Path) -> Iterator[str]:
     """Say which settings differ from the file that all others extend."""
     base = extended_files(params)[-1]
     if base != params:
         yield f"settings  that differ from {os.path.relpath(base)}:"
-        for name, (value, other) in differences(config, load_config(base)).items():
+        for name, (value, other) in differences(load_all(params), load_all(base)).items():
             yield f"          {name}: {_short(value)} instead of {_short(other)}"
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.config import PrepareConfig
+from pipeline.prepare.settings import PrepareConfig
 from pipeline.store.records import Category, Record
 
 

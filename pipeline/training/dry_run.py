@@ -16,10 +16,10 @@ import torch
 from glip_model.checkpoint import CONFIG_FILE, WEIGHTS_FILE
 from glip_model.config import GLIPConfig
 from glip_model.glip import GLIP
-from pipeline.config import Config, OptimConfig, RunConfig
 from pipeline.errors import ConfigError, MissingInputError
 from pipeline.training.optim import learning_rate_factor, parameter_groups, weight_decay_factor
 from pipeline.training.plan import count_rows, sample_weights, with_steps
+from pipeline.training.settings import OptimConfig, RunConfig, TrainingSettings
 from pipeline.training.tuning import freeze_for
 
 
@@ -75,12 +75,14 @@ class Outlook:
         return None if self.images is None else self.images / (images_per_s * self.workers) / 3600
 
 
-def work_out(name: str, config: Config, human: Path | None, pseudo: Path | None, teacher: Path | None) -> Outlook:
+def work_out(
+    name: str, config: TrainingSettings, human: Path | None, pseudo: Path | None, teacher: Path | None
+) -> Outlook:
     """Work out a run; neither weights nor pictures are read.
 
     Args:
         name: key of ``train.runs``.
-        config: all settings.
+        config: its settings.
         human: folder with detection/ and grounding/ records, or None where there are none yet.
         pseudo: folder of pseudo-label shards.
         teacher: model to start from; None takes the sizes of section ``model``.
@@ -106,13 +108,13 @@ def work_out(name: str, config: Config, human: Path | None, pseudo: Path | None,
     )
 
 
-def differences(config: Config, base: Config) -> dict[str, tuple[Any, Any]]:
-    """Return dotted settings that differ, with their value and that of ``base``."""
-    values, others = dict(flat_settings(config)), dict(flat_settings(base))
+def differences(settings: Any, base: Any) -> dict[str, tuple[Any, Any]]:
+    """Return dotted settings of two sections that differ, with their value and that of ``base``."""
+    values, others = dict(flat_settings(settings)), dict(flat_settings(base))
     return {name: (value, others[name]) for name, value in values.items() if value != others[name]}
 
 
-def _structure(run: RunConfig, config: Config, teacher: Path | None) -> GLIP:
+def _structure(run: RunConfig, config: TrainingSettings, teacher: Path | None) -> GLIP:
     """Build the model without memory for its weights, frozen as the run asks for."""
     sizes = config.model.glip_config()
     if run.init == "teacher" and teacher is not None:

@@ -17,9 +17,9 @@ import cloudpickle
 import fsspec
 import pytest
 
-from pipeline.config import load_config
 from pipeline.prepare.raw import RawTable, SourceContext
 from pipeline.prepare.validation import Rules, to_records
+from pipeline.settings import load_all
 
 ROOT = Path(__file__).resolve().parents[2]
 ReadRows: TypeAlias = Callable[..., list[Any]]
@@ -45,7 +45,7 @@ def start_cluster() -> Callable[..., AbstractContextManager[Any]]:
 
 @pytest.fixture
 def context() -> SourceContext:
-    return SourceContext(role="human", name="test", config=load_config(ROOT / "params.yaml").prepare, seed=0)
+    return SourceContext(role="human", name="test", config=load_all(ROOT / "params.yaml").prepare, seed=0)
 
 
 @pytest.fixture

