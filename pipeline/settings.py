@@ -19,8 +19,8 @@ from typing import Annotated, Any, TypeVar
 
 import pydantic.dataclasses
 import yaml
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
-from pydantic_core import PydanticCustomError, core_schema, to_json
+from pydantic import ConfigDict, Field, GetCoreSchemaHandler, TypeAdapter, ValidationError
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema, to_json
 
 from pipeline.errors import ConfigError, MissingInputError
 
@@ -47,7 +47,7 @@ class Range:
     low: float
     high: float | None = None
 
-    def __get_pydantic_core_schema__(self, kind: Any, handler: Callable[[Any], Any]) -> Any:
+    def __get_pydantic_core_schema__(self, kind: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         """Check the range after the type."""
         return core_schema.no_info_after_validator_function(self._check, handler(kind))
 
