@@ -31,7 +31,7 @@ SECTIONS = {
     "phrases": "pipeline.phrases.settings:PhrasesConfig",
     "pseudo_label": "pipeline.pseudo_labels.settings:PseudoLabelConfig",
     "evaluate": "pipeline.evaluation.settings:EvaluateConfig",
-    "report": "pipeline.evaluation.report.settings:ReportConfig",
+    "report": "pipeline.report.settings:ReportConfig",
 }
 """Sections of a params file, by name: where their classes are."""
 _EXTENDS = "extends"

@@ -20,13 +20,13 @@ from typing import Any
 from pipeline.cli import run_stage, write_json
 from pipeline.errors import MissingInputError
 from pipeline.evaluation.benchmark import Benchmark, list_benchmarks
-from pipeline.evaluation.report.gallery import choose_gallery, side_by_side
-from pipeline.evaluation.report.judged import MODELS, Judged, has_predictions, judge, pairs
-from pipeline.evaluation.report.labels import read_labels
-from pipeline.evaluation.report.page import Findings, Report, Shot, examine, make_gallery, render_page
-from pipeline.evaluation.report.provenance import collect
-from pipeline.evaluation.report.standings import headline, summarise
-from pipeline.evaluation.report.tables import count_notes, read_metrics
+from pipeline.report.gallery import choose_gallery, side_by_side
+from pipeline.report.judged import MODELS, Judged, has_predictions, judge, pairs
+from pipeline.report.labels import read_labels
+from pipeline.report.page import Findings, Report, Shot, examine, make_gallery, render_page
+from pipeline.report.provenance import collect
+from pipeline.report.standings import headline, summarise
+from pipeline.report.tables import count_notes, read_metrics
 from pipeline.settings import load_all
 from pipeline.store.storage import replacing, to_place
 

@@ -32,7 +32,8 @@ ALLOWED |= {
     "pipeline.store": BASE,
     "pipeline.phrases": BASE | {"pipeline.store"},
     **dict.fromkeys(UPPER, BASE | LOWER),
-    "stages": BASE | LOWER | UPPER,
+    "pipeline.report": BASE | LOWER | {"pipeline.evaluation"},
+    "stages": BASE | LOWER | UPPER | {"pipeline.report"},
 }
 FORBIDDEN_OUTSIDE = {"glip_model": {"ray", "dvc", "pyarrow", "spacy", "pycocotools"}}
 

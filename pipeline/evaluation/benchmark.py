@@ -178,21 +178,20 @@ def _detector(
     predictor: GLIPPredictor, categories: Sequence[Category], names_a_prompt: int, config: EvaluateConfig
 ) -> _Ask:
     names, federated = [category.name for category in categories], is_federated(categories)
-    _limit_detections(predictor, config.max_detections_lvis if federated else config.max_detections)
+    limit = config.max_detections_lvis if federated else config.max_detections
 
     def ask(images: Sequence[Image.Image], records: Sequence[DetectionRecord]) -> list[Detections]:
-        return predictor.detect(images, names, names_a_prompt, limit_total=not federated)
+        return predictor.detect(images, names, names_a_prompt, limit_total=not federated, max_detections=limit)
 
     return ask
 
 
 def _grounder(predictor: GLIPPredictor, task: str, config: EvaluateConfig) -> _Ask:
     is_whole = task == "referring" and config.referring_target == "expression"
-    _limit_detections(predictor, config.max_detections)
 
     def ask(images: Sequence[Image.Image], records: Sequence[GroundingRecord]) -> list[Detections]:
         prompts = [caption_prompt(r.caption, _expression(r) if is_whole else _phrases(r)) for r in records]
-        return [replace(found, char_spans=()) for found in predictor.ground(images, prompts)]
+        return [replace(found, char_spans=()) for found in predictor.ground(images, prompts, config.max_detections)]
 
     return ask
 
@@ -203,10 +202,6 @@ def _phrases(record: GroundingRecord) -> list[CharSpans]:
 
 def _expression(record: GroundingRecord) -> list[CharSpans]:
     return [[(0, len(record.caption))]]
-
-
-def _limit_detections(predictor: GLIPPredictor, count: int) -> None:
-    predictor.model.config = replace(predictor.model.config, max_detections=count)
 
 
 def _load_images(records: Sequence[Any]) -> list[Image.Image | ImageError]:

@@ -10,6 +10,7 @@ import numpy as np
 from pipeline.evaluation.matching import AREAS, IOU_THRESHOLDS, Matches, split_by_category, unpack
 
 RECALLS = np.linspace(0.0, 1.0, 101)
+_BY_IOU = {"AP": None, "AP50": 0.5, "AP75": 0.75}
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,12 @@ class Curves:
         """
         values = self.precision if iou is None else self.precision[[_threshold_index(iou)]]
         return _mean(_of(values[:, :, :, AREAS.index(area)], categories))
+
+    def precisions(self, categories: Sequence[int] | None = None) -> dict[str, float | None]:
+        """Return ``AP``, ``AP50``, ``AP75`` and by area ``APs``, ``APm``, ``APl``, see ``average_precision``."""
+        values = {name: self.average_precision(iou, categories=categories) for name, iou in _BY_IOU.items()}
+        by_area = {f"AP{area[0]}": self.average_precision(area=area, categories=categories) for area in AREAS[1:]}
+        return values | by_area
 
     def average_recall(
         self, limit: int = -1, area: str = "all", categories: Sequence[int] | None = None

@@ -13,7 +13,7 @@ from PIL import Image
 from glip_model.boxes import iou
 from pipeline.inspection.reading import read_pseudo_labels
 from pipeline.store.dataset import connect
-from pipeline.store.drawing import draw_phrases
+from pipeline.store.drawing import draw_phrases, join_pictures
 from pipeline.store.records import GroundingRecord
 from pipeline.store.storage import Place
 
@@ -115,10 +115,7 @@ def draw_both(picture: Image.Image, before: GroundingRecord, after: GroundingRec
         draw_phrases(picture, record.phrases, f"{title}: {record.caption}")
         for title, record in (("before", before), ("after", after))
     ]
-    sheet = Image.new("RGB", (sum(half.width for half in halves), max(half.height for half in halves)), "white")
-    sheet.paste(halves[0], (0, 0))
-    sheet.paste(halves[1], (halves[0].width, 0))
-    return sheet
+    return join_pictures([halves])
 
 
 def _count(total: Comparison, change: Change, examples: int) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import BenchmarkError
-from pipeline.evaluation.report.charts import PERCENT, Line, Plot, scale
+from pipeline.report.charts import PERCENT, Line, Plot, scale
 
 _PARTS = ("base", "novel", "all")
 

@@ -17,8 +17,8 @@ from pipeline.evaluation.bootstrap import Interval, compare, interval, resampled
 from pipeline.evaluation.coco import CocoResult
 from pipeline.evaluation.flickr30k import GroundingResult
 from pipeline.evaluation.lvis import FREQUENCIES, LvisResult
-from pipeline.evaluation.report.judged import Judged, categories_of_part, category_part, pairs
 from pipeline.evaluation.scoring import ALL, LEADING, Result
+from pipeline.report.judged import Judged, categories_of_part, category_part, pairs
 
 CONCEPTS = ("novel", "base")
 """In the order in which they are reported: what a student is trained for comes first."""

@@ -14,9 +14,9 @@ from PIL import Image
 
 from pipeline.evaluation.benchmark import Benchmark
 from pipeline.evaluation.predictions import Predictions
-from pipeline.evaluation.report.judged import Judged
-from pipeline.evaluation.report.settings import ReportConfig
 from pipeline.evaluation.scoring import evaluate
+from pipeline.report.judged import Judged
+from pipeline.report.settings import ReportConfig
 from pipeline.store.records import (
     Box,
     Category,

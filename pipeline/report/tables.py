@@ -14,9 +14,9 @@ from pipeline.evaluation.coco import CocoResult
 from pipeline.evaluation.lvis import LvisResult
 from pipeline.evaluation.odinw import DATA_SETS
 from pipeline.evaluation.published import COLUMNS, PUBLISHED
-from pipeline.evaluation.report.judged import Judged, category_part, pairs
-from pipeline.evaluation.report.labels import read_json
 from pipeline.evaluation.scoring import ALL, LEADING
+from pipeline.report.judged import Judged, category_part, pairs
+from pipeline.report.labels import read_json
 
 _Key = tuple[str, str, str, str, str]
 """Split, task, source, part and measure."""

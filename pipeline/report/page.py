@@ -22,16 +22,16 @@ from pipeline.evaluation.bootstrap import draw_pictures
 from pipeline.evaluation.coco import CocoResult
 from pipeline.evaluation.flickr30k import IOU_THRESHOLD
 from pipeline.evaluation.lvis import LvisResult
-from pipeline.evaluation.report import charts
-from pipeline.evaluation.report.charts import PERCENT, Line, Plot
-from pipeline.evaluation.report.confusion import Confusions, confused_categories, confused_phrases
-from pipeline.evaluation.report.gallery import choose_gallery, draw_rows
-from pipeline.evaluation.report.judged import SHOWN_SCORE, Judged, categories_of_part, pairs
-from pipeline.evaluation.report.labels import LabelFigures
-from pipeline.evaluation.report.provenance import Provenance
-from pipeline.evaluation.report.settings import ReportConfig
-from pipeline.evaluation.report.standings import Standing, headline, minus, standings
-from pipeline.evaluation.report.tables import CategoryRow, MeasureRow, category_rows, measure_rows, published_columns
+from pipeline.report import charts
+from pipeline.report.charts import PERCENT, Line, Plot
+from pipeline.report.confusion import Confusions, confused_categories, confused_phrases
+from pipeline.report.gallery import choose_gallery, draw_rows
+from pipeline.report.judged import SHOWN_SCORE, Judged, categories_of_part, pairs
+from pipeline.report.labels import LabelFigures
+from pipeline.report.provenance import Provenance
+from pipeline.report.settings import ReportConfig
+from pipeline.report.standings import Standing, headline, minus, standings
+from pipeline.report.tables import CategoryRow, MeasureRow, category_rows, measure_rows, published_columns
 
 SHOWN_CATEGORIES = 20
 """At either end of the gains that are drawn; those between are folded."""

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 import yaml
 
-from pipeline.evaluation.report.labels import read_json
+from pipeline.report.labels import read_json
 
 PACKAGES = ("torch", "torchvision", "transformers", "timm", "ray", "numpy", "pyarrow", "dvc")
 DATA = ("data/", "models/")
