@@ -28,13 +28,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> str:
     """Predict, then score."""
-    from pipeline.config import load_config
     from pipeline.evaluation.job import predict_benchmarks
     from pipeline.evaluation.results import collect, curve_table, figures, measure_table, score_predictions
+    from pipeline.evaluation.settings import EvaluateConfig
     from pipeline.ray_session import ray_session
+    from pipeline.settings import load
     from pipeline.store.storage import to_place
 
-    config = load_config(args.params).evaluate
+    config = load(args.params, EvaluateConfig)
     out = to_place(args.out)
     with ray_session():
         found = predict_benchmarks(config, args.model, to_place(args.records), out)

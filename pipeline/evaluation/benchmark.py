@@ -17,9 +17,9 @@ from glip_model.images import ImageError, decode_image
 from glip_model.predictor import GLIPPredictor
 from glip_model.prompts import caption_prompt
 from glip_model.structures import Detections
-from pipeline.config import EvaluateConfig
 from pipeline.errors import BenchmarkError, MissingInputError
 from pipeline.evaluation.predictions import to_table
+from pipeline.evaluation.settings import EvaluateConfig
 from pipeline.store.images import read_encoded
 from pipeline.store.records import Category, DetectionRecord, GroundingRecord, ImageRef
 from pipeline.store.shards import list_shards, read_annotations, read_categories, read_shard, read_table
