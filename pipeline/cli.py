@@ -65,11 +65,7 @@ def run_stage(
 
 
 def run_if_program(name: str) -> None:
-    """Run a module of ``stages`` where it is the program, as in ``python -m stages.NAME``.
-
-    Args:
-        name: the module's ``__name__``; it has a docstring, ``add_arguments`` and ``run``, which are defined above.
-    """
+    """Run the module of ``stages`` whose ``__name__`` this is where it is the program: ``python -m stages.NAME``."""
     if name == "__main__":
         module: Any = sys.modules[name]
         run_stage(module.__doc__, module.add_arguments, module.run, prog=f"python -m {module.__spec__.name}")

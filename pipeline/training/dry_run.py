@@ -122,15 +122,9 @@ def differences(settings: Any, base: Any) -> dict[str, tuple[Any, Any]]:
 def describe_run(
     name: str, params: Path, human: Path | None, pseudo: Path | None, teacher: Path | None, images_per_s: float | None
 ) -> str:
-    """Say what a run of a params file comes to, and what it changes of the file that all others extend.
+    """Say what a run of a params file comes to, and what that file changes of the one that all others extend.
 
-    Args:
-        name: key of ``train.runs``.
-        params: file of settings.
-        human: see ``work_out``, as of ``pseudo`` and ``teacher``, and the errors.
-        pseudo: likewise.
-        teacher: likewise.
-        images_per_s: of one worker, for the time that it takes.
+    See ``work_out``; the speed of one worker tells the time it takes.
     """
     found = work_out(name, load(params, TrainingSettings), human, pseudo, teacher)
     return "\n".join([*_lines(found, images_per_s), *_changed(params)])
