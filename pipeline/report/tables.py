@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,13 +12,11 @@ from pipeline.errors import BenchmarkError
 from pipeline.evaluation.benchmark import TASKS
 from pipeline.evaluation.odinw import DATA_SETS
 from pipeline.evaluation.published import COLUMNS, PUBLISHED
+from pipeline.evaluation.results import LEVELS, Key, leaves
 from pipeline.evaluation.scoring import ALL, LEADING
 from pipeline.report.judged import Judged, category_part, pairs
 from pipeline.report.labels import read_json
 
-_Key = tuple[str, str, str, str, str]
-"""Split, task, source, part and measure."""
-_LEVELS = ("split", "task", "source", "part", "measure")
 MISSING = "missing"
 """The part of a benchmark that counts its rows without a readable picture."""
 DATA_SETS_COUNT = "data_sets"
@@ -65,9 +63,9 @@ def read_metrics(path: Path) -> dict[str, Any]:
         BenchmarkError: the file holds anything else.
     """
     metrics = read_json(path, _EVALUATE)
-    if not all(len(key) == len(_LEVELS) and isinstance(value, int | float) for key, value in leaves(metrics)):
+    if not all(len(key) == len(LEVELS) and isinstance(value, int | float) for key, value in leaves(metrics)):
         raise BenchmarkError(
-            f"{path}: not {' → '.join(_LEVELS)} → number; written by an older version or broken; run: {_EVALUATE}"
+            f"{path}: not {' → '.join(LEVELS)} → number; written by an older version or broken; run: {_EVALUATE}"
         )
     return metrics
 
@@ -132,27 +130,18 @@ def _extent(row: CategoryRow) -> float:
     return next(iter(row.values.values())) if row.gain is None else row.gain
 
 
-def _is_count(key: _Key) -> bool:
+def _is_count(key: Key) -> bool:
     *_, part, measure = key
     return part == MISSING or measure == DATA_SETS_COUNT
 
 
-def _by_key(metrics: Mapping[str, Any]) -> dict[_Key, dict[str, float]]:
+def _by_key(metrics: Mapping[str, Any]) -> dict[Key, dict[str, float]]:
     """Return the values of all models side by side."""
-    values: dict[_Key, dict[str, float]] = {}
+    values: dict[Key, dict[str, float]] = {}
     for model, of_model in metrics.items():
         for key, value in leaves(of_model):
             values.setdefault(key, {})[model] = value
     return values
-
-
-def leaves(metrics: Any, *above: str) -> Iterator[tuple[Any, Any]]:
-    """Yield (split, task, source, part, measure) and value of metrics, shorter where they are not nested so."""
-    if isinstance(metrics, dict) and len(above) < len(_LEVELS):
-        for name, each in metrics.items():
-            yield from leaves(each, *above, name)
-    else:
-        yield above, metrics
 
 
 def _order(row: MeasureRow) -> tuple[Any, ...]:
