@@ -14,7 +14,7 @@ from glip_model.preprocess import image_to_tensor, resize_size
 from glip_model.structures import GroundingTarget
 from pipeline.config import SamplesConfig
 from pipeline.store.images import load_image
-from pipeline.training.samples import Sample
+from pipeline.training.prompts import Sample
 
 MAX_TRAINING_PIXELS = 100_000_000
 """Pictures were checked when the records were made; this only stops what was swapped since."""

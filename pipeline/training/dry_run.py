@@ -18,8 +18,8 @@ from glip_model.config import GLIPConfig
 from glip_model.glip import GLIP
 from pipeline.config import Config, OptimConfig, RunConfig
 from pipeline.errors import ConfigError, MissingInputError
+from pipeline.training.counting import count_rows, sample_weights, with_steps
 from pipeline.training.optim import learning_rate_factor, parameter_groups, weight_decay_factor
-from pipeline.training.plan import count_rows, sample_weights, with_steps
 from pipeline.training.tuning import freeze_for
 
 

@@ -18,7 +18,7 @@ from glip_model.prompts import caption_prompt, category_prompt
 from pipeline.config import SamplesConfig
 from pipeline.store.records import ImageRef
 from pipeline.training.augment import build_target, flip_boxes, prepare_sample
-from pipeline.training.samples import Sample
+from pipeline.training.prompts import Sample
 
 # Pixel values stay 0 to 255 in RGB order.
 PLAIN = GLIPConfig(

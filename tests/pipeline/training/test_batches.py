@@ -19,7 +19,7 @@ from pipeline.config import RunConfig, TrainConfig
 from pipeline.errors import TrainingError
 from pipeline.store.records import ImageRef
 from pipeline.training.batches import BatchMaker, TrainingBatch, Worker
-from pipeline.training.samples import make_sources
+from pipeline.training.rows import make_sources
 
 Make = Callable[..., BatchMaker]
 

@@ -13,7 +13,7 @@ from glip_model.glip import GLIP
 from pipeline.config import RunConfig, TrainConfig
 from pipeline.errors import TrainingError
 from pipeline.training.loop import Trainer
-from pipeline.training.samples import make_sources
+from pipeline.training.rows import make_sources
 from pipeline.training.tuning import freeze_for
 
 
