@@ -357,4 +357,4 @@ def _phrase_to_row(phrase: Phrase) -> dict[str, Any]:
 
 def _box_to_row(box: ScoredBox | DetectedObject) -> dict[str, Any]:
     """Return the fields of a box; Arrow leaves ``xyxy``, which its schema does not have."""
-    return {**vars(box), **dict(zip(("x1", "y1", "x2", "y2"), box.xyxy, strict=True))}
+    return vars(box) | dict(zip(("x1", "y1", "x2", "y2"), box.xyxy, strict=True))
