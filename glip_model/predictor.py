@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from glip_model.alignment import TokenizedPrompt, tokenize_prompt
+from glip_model.config import GLIPConfig
 from glip_model.glip import GLIP
 from glip_model.images import ImageLike, open_image
 from glip_model.postprocess import read_off
@@ -78,6 +79,7 @@ class GLIPPredictor:
         spans: Sequence[CharSpans] | None = None,
         parser: PhraseParser | None = None,
         min_score: float = 0.0,
+        max_detections: int | None = None,
         batch_size: int = 8,
     ) -> list[Detections]:
         """Find what the prompt names.
@@ -90,6 +92,7 @@ class GLIPPredictor:
             parser: with a caption, finds the phrases. With neither, they are what stands between its periods:
                 ``"a cat. a remote control."`` asks for two.
             min_score: boxes below are left out, 0 to 1.
+            max_detections: best boxes of a picture that are kept; None is the model's own limit.
             batch_size: pictures that are open at a time.
 
         Returns:
@@ -108,9 +111,9 @@ class GLIPPredictor:
         for start in range(0, len(sources), batch_size):
             opened = [open_image(source) for source in sources[start : start + batch_size]]
             if isinstance(prompt, str):
-                batch = self.ground(opened, [caption] * len(opened))
+                batch = self.ground(opened, [caption] * len(opened), max_detections)
             else:
-                batch = self.detect(opened, prompt)
+                batch = self.detect(opened, prompt, max_detections=max_detections)
             results += [detections.above(min_score) for detections in batch]
         return results
 
@@ -131,12 +134,15 @@ class GLIPPredictor:
                 )
         return prompt
 
-    def ground(self, images: Sequence[Image.Image], prompts: Sequence[Prompt]) -> list[Detections]:
+    def ground(
+        self, images: Sequence[Image.Image], prompts: Sequence[Prompt], max_detections: int | None = None
+    ) -> list[Detections]:
         """Find each prompt's phrases in its picture, all pictures in one batch.
 
         Args:
             images: RGB pictures of any sizes.
             prompts: one per picture.
+            max_detections: best boxes of a picture that are kept; None is the model's own limit.
 
         Returns:
             Per picture detections whose ``phrase_index`` counts the prompt's phrases.
@@ -148,8 +154,7 @@ class GLIPPredictor:
             raise ValueError(f"{len(images)} pictures need as many prompts, got {len(prompts)}")
         if not images:
             return []
-        tokenized = [self.tokenize(prompt) for prompt in prompts]
-        found = self._run(images, tokenized)
+        found = self._run(images, [self.tokenize(prompt) for prompt in prompts], self._config(max_detections))
         return [
             replace(detections, phrases=prompt.phrases, char_spans=prompt.char_spans)
             for detections, prompt in zip(found, prompts, strict=True)
@@ -161,6 +166,7 @@ class GLIPPredictor:
         names: Sequence[str],
         max_prompt_categories: int | None = None,
         limit_total: bool = True,
+        max_detections: int | None = None,
     ) -> list[Detections]:
         """Find categories in every picture, names packed into as few prompts as fit.
 
@@ -168,8 +174,8 @@ class GLIPPredictor:
             images: RGB pictures of any sizes, one batch.
             names: any number of category names.
             max_prompt_categories: names in one prompt at most; None leaves it to the token limit.
-            limit_total: keep the model's ``max_detections`` of all prompts together; otherwise of each, as GLIP was
-                judged on LVIS.
+            limit_total: keep ``max_detections`` of all prompts together; otherwise of each, as GLIP was judged on LVIS.
+            max_detections: best boxes of a picture that are kept; None is the model's own limit.
 
         Returns:
             Per picture the best boxes over all prompts; ``phrase_index`` counts ``names``.
@@ -181,23 +187,34 @@ class GLIPPredictor:
             raise ValueError("detect needs at least one category name, got none")
         if not images:
             return []
-        chunks = chunk_categories(names, self.tokenizer, self.model.config.text.max_tokens, max_prompt_categories)
+        config = self._config(max_detections)
+        chunks = chunk_categories(names, self.tokenizer, config.text.max_tokens, max_prompt_categories)
         parts: list[list[Detections]] = [[] for _ in images]
         for chunk in chunks:
             prompt = self.tokenize(category_prompt([names[i] for i in chunk]))
             index = torch.tensor(chunk)
-            for found, detections in zip(parts, self._run(images, [prompt] * len(images)), strict=True):
+            for found, detections in zip(parts, self._run(images, [prompt] * len(images), config), strict=True):
                 found.append(replace(detections, phrase_index=index[detections.phrase_index]))
-        limit = self.model.config.max_detections if limit_total else None
+        limit = config.max_detections if limit_total else None
         return [replace(_merge(found, limit), phrases=tuple(names)) for found in parts]
 
     def tokenize(self, prompt: Prompt) -> TokenizedPrompt:
         """Tokenise a prompt with the model's token limit."""
         return tokenize_prompt(self.tokenizer, prompt, self.model.config.text.max_tokens)
 
-    @torch.inference_mode()
-    def _run(self, images: Sequence[Image.Image], prompts: Sequence[TokenizedPrompt]) -> list[Detections]:
+    def _config(self, max_detections: int | None) -> GLIPConfig:
+        """Return the model's settings, with another limit where one is given; the model keeps its own."""
         config = self.model.config
+        if max_detections is None:
+            return config
+        if max_detections < 1:
+            raise ValueError(f"max_detections is {max_detections}; expected at least 1")
+        return replace(config, max_detections=max_detections)
+
+    @torch.inference_mode()
+    def _run(
+        self, images: Sequence[Image.Image], prompts: Sequence[TokenizedPrompt], config: GLIPConfig
+    ) -> list[Detections]:
         groups: dict[tuple[int, int], list[int]] = {}
         sizes = [
             resize_size(image.height, image.width, config.test_short_side, config.test_long_side) for image in images

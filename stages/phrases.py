@@ -9,18 +9,9 @@ Run: python -m stages.phrases --records data/records/web --out data/phrases --me
 from __future__ import annotations
 
 import argparse
-import logging
-import time
 from pathlib import Path
 
-from pipeline.cli import run_stage, write_json
-from pipeline.config import load_config
-from pipeline.phrases.job import extract_phrases
-from pipeline.phrases.statistics import count_phrases, write_curve
-from pipeline.ray_session import ray_session
-from pipeline.store.storage import to_place
-
-logger = logging.getLogger(__name__)
+from pipeline.cli import add_params, run_if_program, write_json
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,12 +21,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--metrics", type=Path, help="JSON file for counts")
     parser.add_argument("--curve", type=Path, help="CSV file for how often phrases are said, by rank")
     parser.add_argument("--names", type=Path, help="count how many of these names captions cover: LVIS or COCO JSON")
+    add_params(parser)
 
 
-def run(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> str:
     """Parse every caption."""
+    from pipeline.config import load_config
+    from pipeline.phrases.job import extract_phrases
+    from pipeline.phrases.statistics import count_phrases, write_curve
+    from pipeline.ray_session import ray_session
+    from pipeline.store.storage import to_place
+
     config = load_config(args.params)
-    start = time.monotonic()
     with ray_session():
         metrics = extract_phrases(config.phrases, to_place(args.records), to_place(args.out))
     stats = count_phrases(to_place(args.out), args.names)
@@ -46,16 +43,8 @@ def run(args: argparse.Namespace) -> None:
         write_curve(stats, args.curve)
     if args.metrics:
         write_json(args.metrics, metrics)
-    logger.info(
-        "phrases: %d captions, %d phrases, %d unique, %d rejected, %.0f s → %s",
-        metrics["rows"],
-        metrics["phrases"],
-        metrics["unique_phrases"],
-        sum(metrics["rejects"].values()),
-        time.monotonic() - start,
-        args.out,
-    )
+    counts = f"{metrics['rows']} captions, {metrics['phrases']} phrases, {metrics['unique_phrases']} unique"
+    return f"phrases: {counts}, {sum(metrics['rejects'].values())} rejected → {args.out}"
 
 
-if __name__ == "__main__":
-    run_stage(__doc__, add_arguments, run)
+run_if_program(__name__)

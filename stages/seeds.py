@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.cli import run_stage, write_json
+from pipeline.cli import run_if_program, write_json
 from pipeline.errors import PipelineError
 
 logger = logging.getLogger(__name__)
@@ -128,5 +128,4 @@ def _git(*arguments: str) -> str:
     return done.stdout
 
 
-if __name__ == "__main__":
-    run_stage(__doc__, add_arguments, run)
+run_if_program(__name__)

@@ -27,7 +27,7 @@ from stages import glip
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "pipeline").rglob("README.md")), ROOT / "cluster" / "README.md"]
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-IN_THE_MAP = re.compile(r"[\w.]+/? {2,}|\w+\.yaml {2,}|evaluation/$")
+IN_THE_MAP = re.compile(r"[\w.]+/? {2,}|\w+\.yaml {2,}|(\w+/(, )?)+$")
 """Lines of the README's map, which are no commands."""
 NOT_HERE = {"docker", "kubectl", "sbatch", "ssh", "tensorboard"}
 """Programs of other machines or other people: of their lines, the files are looked for and nothing else."""

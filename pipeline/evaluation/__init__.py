@@ -1,1 +1,1 @@
-"""Benchmarks, their metrics, and the report."""
+"""Benchmarks and their metrics."""

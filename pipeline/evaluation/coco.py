@@ -5,16 +5,14 @@ The numbers are pycocotools' own; base and novel are means over the categories o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from pipeline.evaluation.curves import Curves, measure
-from pipeline.evaluation.detection_set import DetectionSet, found_of_predictions, set_of_records
+from pipeline.evaluation.detection_set import DetectionSet
 from pipeline.evaluation.matching import AREAS, Found, Matches, match, split_by_category, unpack
-from pipeline.evaluation.predictions import Predictions, check_rows
-from pipeline.store.records import Category, DetectionRecord
+from pipeline.store.records import Category
 
 LIMITS = (1, 10, 100)
 """Detections per picture and category that recall is reported for; the last is what precision counts."""
@@ -50,40 +48,19 @@ class CocoResult:
         Small objects are below 32² pixels, large ones above 96²; ``AR@N`` counts N detections a picture and category.
         """
         chosen = self._chosen(split)
-        precision, recall = self.curves.average_precision, self.curves.average_recall
+        recall = self.curves.average_recall
         return {
-            "AP": precision(categories=chosen),
-            "AP50": precision(iou=0.5, categories=chosen),
-            "AP75": precision(iou=0.75, categories=chosen),
-            **{f"AP{area[0]}": precision(area=area, categories=chosen) for area in AREAS[1:]},
+            **self.curves.precisions(chosen),
             **{f"AR@{limit}": recall(m, categories=chosen) for m, limit in enumerate(self.curves.limits)},
             **{f"AR{area[0]}": recall(area=area, categories=chosen) for area in AREAS[1:]},
         }
 
     def curve(self, split: str | None = None) -> np.ndarray:
         """Return (101,) precision at IoU 0.5 for recalls 0, 0.01 … 1, averaged over the categories of a split."""
-        return self.curves.precision_curve(categories=self._chosen(split))
+        return self.curves.precision_curve(self._chosen(split))
 
     def _chosen(self, split: str | None) -> list[int]:
         return [k for k, category in enumerate(self.categories) if split is None or category.split == split]
-
-
-def evaluate_detection(
-    records: Sequence[DetectionRecord], categories: Sequence[Category], predictions: Predictions
-) -> CocoResult:
-    """Compare predictions with ground truth.
-
-    Args:
-        records: all rows of the split, in order.
-        categories: the vocabulary.
-        predictions: labels are category ids; rows without predictions are counted as missed.
-
-    Raises:
-        BenchmarkError: predictions belong to other rows.
-    """
-    check_rows(predictions, [record.key for record in records], "detection")
-    truth = set_of_records(records, categories)
-    return evaluate_coco(truth, found_of_predictions(predictions, truth.categories))
 
 
 def evaluate_coco(truth: DetectionSet, found: Found, max_detections: int = LIMITS[-1]) -> CocoResult:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline.evaluation.matching import Found, Truth
-from pipeline.evaluation.predictions import Predictions
+from pipeline.evaluation.predictions import Predictions, check_rows
 from pipeline.store.records import Category, DetectionRecord
 
 
@@ -24,6 +24,24 @@ class DetectionSet:
     """(N, 2) int64 picture and category that was looked for in it and is not there."""
     not_exhaustive: np.ndarray
     """(N, 2) int64 picture and category of which only some objects have boxes."""
+
+
+def truth_and_found(
+    records: Sequence[DetectionRecord], categories: Sequence[Category], predictions: Predictions
+) -> tuple[DetectionSet, Found]:
+    """Return what ``evaluate_coco`` and ``evaluate_federated`` compare.
+
+    Args:
+        records: all rows of the split, in order.
+        categories: the vocabulary.
+        predictions: labels are category ids; rows without predictions are counted as missed.
+
+    Raises:
+        BenchmarkError: predictions belong to other rows.
+    """
+    check_rows(predictions, [record.key for record in records], "detection")
+    truth = set_of_records(records, categories)
+    return truth, found_of_predictions(predictions, truth.categories)
 
 
 def set_of_records(records: Sequence[DetectionRecord], categories: Sequence[Category]) -> DetectionSet:

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from PIL import Image
 
 from glip_model.drawing import LabelledBox, draw_boxes
@@ -17,9 +16,10 @@ from glip_model.predictor import GLIPPredictor
 from pipeline.config import EvaluateConfig
 from pipeline.errors import MissingInputError
 from pipeline.evaluation.benchmark import TASKS, Benchmark, list_benchmarks, predict_shard, predictions_of
-from pipeline.evaluation.predictions import Predictions, read_predictions, write_predictions
+from pipeline.evaluation.labelled import label_names, true_boxes
+from pipeline.evaluation.predictions import NO_BOXES, Predictions, read_predictions, write_predictions
 from pipeline.evaluation.scoring import ALL, LEADING, leading, score
-from pipeline.store.records import DetectionRecord
+from pipeline.store.drawing import join_pictures
 from pipeline.store.shards import read_metadata, read_shard, shard_name, write_shard
 from pipeline.store.storage import Place
 
@@ -46,7 +46,7 @@ class DevSet:
         """Return the leading measure of every benchmark in percent, by its name; what has no boxes has no score.
 
         Args:
-            model: put into eval mode, and its limit of detections is changed.
+            model: put into eval mode.
             tokenizer: of the model.
             samples: folder for sample pictures.
         """
@@ -89,36 +89,20 @@ def _first_rows(benchmark: Benchmark, rows: int, folder: Path) -> Benchmark:
 
 def _drawn(benchmark: Benchmark, predictions: Predictions, count: int) -> Iterator[tuple[int, Image.Image]]:
     """Yield row and picture of the first rows: labelled boxes on the left, as many of those found on the right."""
-    names = {}
-    if benchmark.task == "detection":
-        names = {category.id: category.name for category in benchmark.categories()}
+    categories = benchmark.categories() if benchmark.task == "detection" else []
     rows = list(range(min(count, sum(benchmark.rows))))
     found, records = predictions.by_number(), benchmark.read()
     for row, image in zip(rows, benchmark.pictures(rows), strict=True):
         if not isinstance(image, Image.Image):
             continue
         record = records[row]
-        if isinstance(record, DetectionRecord):
-            texts = names
-            truth = [(item.category_id, item.xyxy) for item in record.objects]
-        else:
-            texts = {i: phrase.text for i, phrase in enumerate(record.phrases)}
-            truth = [(i, box.xyxy) for i, phrase in enumerate(record.phrases) for box in phrase.boxes]
+        texts, truth = label_names(record, categories), true_boxes(record)
         groups = {label: i for i, label in enumerate(sorted(texts))}
         labelled = [LabelledBox(box, texts[label], group=groups[label]) for label, box in truth if label in texts]
-        mine = found.get(row, np.zeros(0, np.int64))
-        best = mine[np.argsort(-predictions.scores[mine], kind="stable")][: max(1, len(labelled))]
         guessed = []
-        for i in best:
+        for i in found.get(row, NO_BOXES)[: max(1, len(labelled))]:
             x1, y1, x2, y2 = predictions.boxes_xyxy[i].tolist()
             label = int(predictions.labels[i])
             text = texts.get(label, getattr(record, "caption", ""))
             guessed.append(LabelledBox((x1, y1, x2, y2), text, float(predictions.scores[i]), groups.get(label, 0)))
-        yield row, _side_by_side(draw_boxes(image, labelled, "labelled"), draw_boxes(image, guessed, "found"))
-
-
-def _side_by_side(left: Image.Image, right: Image.Image) -> Image.Image:
-    page = Image.new("RGB", (left.width + right.width, max(left.height, right.height)), "white")
-    page.paste(left, (0, 0))
-    page.paste(right, (left.width, 0))
-    return page
+        yield row, join_pictures([[draw_boxes(image, labelled, "labelled"), draw_boxes(image, guessed, "found")]])

@@ -6,16 +6,17 @@ of them is enough, and merged-box, where it is their hull. GLIP's numbers are an
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from glip_model.boxes import pairwise_iou
-from pipeline.evaluation.predictions import Predictions, check_rows
-from pipeline.store.records import GroundingRecord, Phrase
+from pipeline.evaluation.predictions import NO_BOXES, Predictions, check_rows
+from pipeline.store.records import GroundingRecord
 
 IOU_THRESHOLD = 0.5
 RANKS = (1, 5, 10)
@@ -36,7 +37,7 @@ class GroundingResult:
 
     def metrics(self, part: str | None = None) -> dict[str, float]:
         """Return R@1, R@5, R@10 and R@all of both protocols, in [0, 1], over the phrases of a part, if it has any."""
-        chosen = np.array([part is None or part in parts for parts in self.parts], bool)
+        chosen = is_of_part(self.parts, part)
         if not chosen.any():
             return {}
         found = {}
@@ -57,41 +58,51 @@ def evaluate_grounding(records: Sequence[GroundingRecord], predictions: Predicti
     Raises:
         BenchmarkError: predictions belong to other rows.
     """
-    any_box, merged_box, parts = [], [], []
-    for phrase, boxes, truth in found_and_true(records, predictions, "grounding"):
-        any_box.append(rank_of_hit(pairwise_iou(boxes, truth)))
-        hull = torch.cat([truth[:, :2].min(0).values, truth[:, 2:].max(0).values])
-        merged_box.append(rank_of_hit(pairwise_iou(boxes, hull[None])))
-        parts.append(parts_of(phrase))
-    return GroundingResult(np.array(any_box, np.int64), np.array(merged_box, np.int64), tuple(parts))
+    return GroundingResult(*rank_phrases(records, predictions, "grounding", pairwise_iou, _iou_of_hull))
 
 
-def found_and_true(
-    records: Sequence[GroundingRecord], predictions: Predictions, name: str
-) -> Iterator[tuple[Phrase, Tensor, Tensor]]:
-    """Yield every phrase that has true boxes with the (K, 4) boxes found, best first, and the (N, 4) true ones.
+def rank_phrases(
+    records: Sequence[GroundingRecord],
+    predictions: Predictions,
+    name: str,
+    *overlaps: Callable[[Tensor, Tensor], Tensor],
+) -> tuple[Any, ...]:
+    """Return for each rule (P,) int64 ranks at which the phrases that have true boxes are hit, and what these count to.
+
+    Args:
+        records: all rows of the benchmark, in order.
+        predictions: labels count the phrases of the row.
+        name: of the task, for errors.
+        overlaps: rules; each returns (K, M) overlaps of the (K, 4) boxes found, best first, and the (N, 4) true ones.
 
     Raises:
         BenchmarkError: predictions belong to other rows.
     """
     check_rows(predictions, [record.key for record in records], name)
-    rows, nothing = predictions.by_number(), np.zeros(0, np.int64)
+    rows = predictions.by_number()
+    ranks, parts = [], []
     for number, record in enumerate(records):
-        mine = rows.get(number, nothing)
+        mine = rows.get(number, NO_BOXES)
         for i, phrase in enumerate(record.phrases):
             if phrase.boxes:
-                chosen = mine[predictions.labels[mine] == i]
-                chosen = chosen[np.argsort(-predictions.scores[chosen], kind="stable")]
+                boxes = torch.from_numpy(predictions.boxes_xyxy[mine[predictions.labels[mine] == i]])
                 truth = torch.tensor([box.xyxy for box in phrase.boxes])
-                yield phrase, torch.from_numpy(predictions.boxes_xyxy[chosen]), truth
+                ranks.append([_rank_of_hit(overlap(boxes, truth)) for overlap in overlaps])
+                parts.append(frozenset(phrase.split.split("/")) if phrase.split else frozenset[str]())
+    return *np.array(ranks, np.int64).reshape(-1, len(overlaps)).T, tuple(parts)
 
 
-def rank_of_hit(overlaps: Tensor) -> int:
+def is_of_part(parts: Sequence[frozenset[str]], part: str | None) -> np.ndarray:
+    """Return (P,) bool: which phrases count to a part; None is all of them."""
+    return np.array([part is None or part in each for each in parts], bool)
+
+
+def _iou_of_hull(boxes: Tensor, truth: Tensor) -> Tensor:
+    hull = torch.cat([truth[:, :2].min(0).values, truth[:, 2:].max(0).values])
+    return pairwise_iou(boxes, hull[None])
+
+
+def _rank_of_hit(overlaps: Tensor) -> int:
     """Return the first of K boxes that overlaps one of N truths by the threshold, given (K, N) overlaps."""
     hits = (overlaps >= IOU_THRESHOLD).any(1).nonzero()
     return int(hits[0]) if len(hits) else NEVER
-
-
-def parts_of(phrase: Phrase) -> frozenset[str]:
-    """Return what a phrase counts to."""
-    return frozenset(phrase.split.split("/")) if phrase.split else frozenset()

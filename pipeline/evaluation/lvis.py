@@ -12,16 +12,14 @@ The numbers are those of the reference evaluator (lvis-dataset/lvis-api).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from pipeline.evaluation.curves import Curves, measure
-from pipeline.evaluation.detection_set import DetectionSet, found_of_predictions, set_of_records
+from pipeline.evaluation.detection_set import DetectionSet
 from pipeline.evaluation.matching import AREAS, Found, match, places_in_runs
-from pipeline.evaluation.predictions import Predictions, check_rows
-from pipeline.store.records import Category, DetectionRecord
+from pipeline.store.records import Category
 
 FREQUENCIES = {"r": "rare", "c": "common", "f": "frequent"}
 """What categories are called that are in up to 10, up to 100 and more training pictures."""
@@ -57,40 +55,14 @@ class LvisResult:
         """
         limit = -1 if self.protocol.per_picture is None else self.protocol.per_picture
         precision, recall = self.curves.average_precision, self.curves.average_recall
+        frequencies = [category.frequency for category in self.categories]
+        places = {each: [k for k, frequency in enumerate(frequencies) if frequency == each] for each in FREQUENCIES}
         return {
-            "AP": precision(),
-            "AP50": precision(iou=0.5),
-            "AP75": precision(iou=0.75),
-            **{f"AP{area[0]}": precision(area=area) for area in AREAS[1:]},
-            **{f"AP{frequency}": precision(categories=self._of_frequency(frequency)) for frequency in FREQUENCIES},
+            **self.curves.precisions(),
+            **{f"AP{each}": precision(categories=chosen) for each, chosen in places.items()},
             f"AR@{limit}": recall(),
             **{f"AR{area[0]}@{limit}": recall(area=area) for area in AREAS[1:]},
         }
-
-    def _of_frequency(self, frequency: str) -> list[int]:
-        return [k for k, category in enumerate(self.categories) if category.frequency == frequency]
-
-
-def evaluate_lvis(
-    records: Sequence[DetectionRecord],
-    categories: Sequence[Category],
-    predictions: Predictions,
-    protocol: LvisProtocol = STANDARD,
-) -> LvisResult:
-    """Compare predictions with ground truth.
-
-    Args:
-        records: all rows of the split, in order.
-        categories: the vocabulary with frequencies.
-        predictions: labels are category ids; rows without predictions are counted as missed.
-        protocol: which of them count.
-
-    Raises:
-        BenchmarkError: predictions belong to other rows.
-    """
-    check_rows(predictions, [record.key for record in records], "detection")
-    truth = set_of_records(records, categories)
-    return evaluate_federated(truth, found_of_predictions(predictions, truth.categories), protocol)
 
 
 def evaluate_federated(truth: DetectionSet, found: Found, protocol: LvisProtocol = STANDARD) -> LvisResult:

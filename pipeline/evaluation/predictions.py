@@ -24,6 +24,8 @@ PREDICTION_SCHEMA = pa.schema(
         *(pa.field(side, pa.float32(), nullable=False) for side in ("x1", "y1", "x2", "y2", "score")),
     ]
 )
+NO_BOXES = np.zeros(0, np.int64)
+"""Positions of the boxes of a row without any."""
 MISSING_KEY = "glip.missing_pictures"
 """In a file's metadata: key of each row whose picture could not be read, and why."""
 
@@ -48,12 +50,15 @@ class Predictions:
         return len(self.scores)
 
     def by_number(self) -> dict[int, np.ndarray]:
-        """Return the positions of every row's boxes; rows without any are absent."""
-        if not len(self):
-            return {}
-        order = np.argsort(self.numbers, kind="stable")
+        """Return the positions of every row's boxes, best score first; rows without any are absent."""
+        order = np.lexsort((-self.scores, self.numbers))
         numbers, starts = np.unique(self.numbers[order], return_index=True)
-        return dict(zip(numbers.tolist(), np.split(order, starts[1:]), strict=True))
+        return dict(zip(numbers.tolist(), np.split(order, starts)[1:], strict=True))
+
+    def best_of_labels(self, mine: np.ndarray) -> np.ndarray:
+        """Return of the positions of a row's boxes, best first, those that are the first of their label."""
+        _, first = np.unique(self.labels[mine], return_index=True)
+        return np.asarray(mine[np.sort(first)])
 
 
 def to_table(keys: Sequence[str], detections: Sequence[Detections], labels: Sequence[int] | None) -> pa.Table:
@@ -65,9 +70,11 @@ def to_table(keys: Sequence[str], detections: Sequence[Detections], labels: Sequ
         labels: what phrase index i stands for; None keeps the index.
     """
     counts = [len(found) for found in detections]
-    index = np.concatenate([found.phrase_index.numpy() for found in detections] or [np.zeros(0, np.int64)])
-    boxes = np.concatenate([found.boxes_xyxy.numpy() for found in detections] or [np.zeros((0, 4), np.float32)])
-    scores = np.concatenate([found.scores.numpy() for found in detections] or [np.zeros(0, np.float32)])
+    padded = [Detections.none(), *detections]
+    index, boxes, scores = (
+        np.concatenate([getattr(found, name).numpy() for found in padded])
+        for name in ("phrase_index", "boxes_xyxy", "scores")
+    )
     columns = [
         pa.array([key for key, count in zip(keys, counts, strict=True) for _ in range(count)], pa.string()),
         pa.array(np.repeat(np.arange(len(keys), dtype=np.int32), counts)),

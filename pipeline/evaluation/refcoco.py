@@ -12,9 +12,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from glip_model.boxes import generalised_iou, pairwise_iou
-from pipeline.evaluation.flickr30k import RANKS, found_and_true, parts_of, rank_of_hit
+from pipeline.evaluation.flickr30k import RANKS, is_of_part, rank_phrases
 from pipeline.evaluation.predictions import Predictions
 from pipeline.store.records import GroundingRecord
 
@@ -32,7 +33,7 @@ class ReferringResult:
 
     def metrics(self, part: str | None = None) -> dict[str, float]:
         """Return P@1, P@5, P@10 and P@1 by GIoU, in [0, 1], over the expressions of a part, if it has any."""
-        chosen = np.array([part is None or part in parts for parts in self.parts], bool)
+        chosen = is_of_part(self.parts, part)
         if not chosen.any():
             return {}
         by_rank = {f"P@{k}": float(np.mean(self.by_iou[chosen] < k)) for k in RANKS}
@@ -49,10 +50,8 @@ def evaluate_referring(records: Sequence[GroundingRecord], predictions: Predicti
     Raises:
         BenchmarkError: predictions belong to other rows.
     """
-    by_iou, by_giou, parts = [], [], []
-    for phrase, boxes, truth in found_and_true(records, predictions, "referring"):
-        by_iou.append(rank_of_hit(pairwise_iou(boxes, truth)))
-        generalised = [generalised_iou(boxes, one[None].expand_as(boxes)) for one in truth]
-        by_giou.append(rank_of_hit(torch.stack(generalised, 1)))
-        parts.append(parts_of(phrase))
-    return ReferringResult(np.array(by_iou, np.int64), np.array(by_giou, np.int64), tuple(parts))
+    return ReferringResult(*rank_phrases(records, predictions, "referring", pairwise_iou, _pairwise_giou))
+
+
+def _pairwise_giou(boxes: Tensor, truth: Tensor) -> Tensor:
+    return torch.stack([generalised_iou(boxes, one[None].expand_as(boxes)) for one in truth], 1)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from pipeline.evaluation.benchmark import Benchmark, is_federated
-from pipeline.evaluation.coco import CocoResult, evaluate_detection
+from pipeline.evaluation.coco import CocoResult, evaluate_coco
+from pipeline.evaluation.detection_set import truth_and_found
 from pipeline.evaluation.flickr30k import GroundingResult, evaluate_grounding
-from pipeline.evaluation.lvis import FIXED_AP, STANDARD, LvisResult, evaluate_lvis
+from pipeline.evaluation.lvis import FIXED_AP, STANDARD, LvisResult, evaluate_federated
 from pipeline.evaluation.predictions import Predictions
 from pipeline.evaluation.refcoco import ReferringResult, evaluate_referring
 from pipeline.store.records import Category
@@ -45,12 +46,18 @@ def score(benchmark: Benchmark, predictions: Predictions) -> Score:
     records: list[Any] = benchmark.read()
     categories = benchmark.categories() if benchmark.task == "detection" else []
     result = evaluate(benchmark.task, records, categories, predictions)
-    if isinstance(result, CocoResult):
-        return _coco(result)
     if isinstance(result, LvisResult):
-        return _lvis(result, evaluate_lvis(records, categories, predictions, STANDARD))
-    parts = sorted(frozenset[str]().union(*result.parts))
-    return Score(_percent({ALL: result.metrics(), **{part: result.metrics(part) for part in parts}}), {})
+        standard = evaluate_federated(*truth_and_found(records, categories, predictions), STANDARD)
+        metrics = {"fixed": result.metrics(), "standard": standard.metrics()}
+        return Score(_percent(metrics), {"fixed": result.curves.precision_curve()})
+    if isinstance(result, CocoResult):
+        splits = sorted({category.split for category in result.categories})
+        parts = splits if len(splits) > 1 else []  # base and novel; most vocabularies have no such thing
+        of_parts = {part: {name: result.metrics(part)[name] for name in PART_MEASURES} for part in parts}
+        curves = {part: result.curve(part) for part in parts} or {ALL: result.curve()}
+        return Score(_percent({ALL: result.metrics(), **of_parts}), curves)
+    types = sorted(frozenset[str]().union(*result.parts))
+    return Score(_percent({ALL: result.metrics(), **{part: result.metrics(part) for part in types}}), {})
 
 
 def evaluate(task: str, records: Sequence[Any], categories: Sequence[Category], predictions: Predictions) -> Result:
@@ -69,33 +76,14 @@ def evaluate(task: str, records: Sequence[Any], categories: Sequence[Category], 
         return evaluate_grounding(records, predictions)
     if task == "referring":
         return evaluate_referring(records, predictions)
-    if is_federated(categories):
-        return evaluate_lvis(records, categories, predictions, FIXED_AP)
-    return evaluate_detection(records, categories, predictions)
+    truth, found = truth_and_found(records, categories, predictions)
+    return evaluate_federated(truth, found, FIXED_AP) if is_federated(categories) else evaluate_coco(truth, found)
 
 
 def leading(task: str, metrics: Metrics) -> dict[str, float]:
     """Return the leading measure of every part; of LVIS's two protocols that of fixed AP."""
     name = LEADING[task]
     return {part: values[name] for part, values in metrics.items() if name in values and part != "standard"}
-
-
-def _coco(result: CocoResult) -> Score:
-    parts = _splits(category.split for category in result.categories)
-    metrics = {ALL: result.metrics()}
-    metrics |= {part: {name: result.metrics(part)[name] for name in PART_MEASURES} for part in parts}
-    return Score(_percent(metrics), {part: result.curve(part) for part in parts} or {ALL: result.curve()})
-
-
-def _lvis(fixed: LvisResult, standard: LvisResult) -> Score:
-    metrics = {"fixed": fixed.metrics(), "standard": standard.metrics()}
-    return Score(_percent(metrics), {"fixed": fixed.curves.precision_curve()})
-
-
-def _splits(found: Iterable[str]) -> list[str]:
-    """Return base and novel where a vocabulary has both kinds; most have no such thing."""
-    names = sorted(set(found))
-    return names if len(names) > 1 else []
 
 
 def _percent(metrics: Mapping[str, Mapping[str, float | None]]) -> Metrics:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -13,7 +13,7 @@ from PIL import Image
 from glip_model.boxes import iou
 from pipeline.inspection.reading import read_pseudo_labels
 from pipeline.store.dataset import connect
-from pipeline.store.drawing import draw_phrases
+from pipeline.store.drawing import draw_phrases, join_pictures
 from pipeline.store.records import GroundingRecord
 from pipeline.store.storage import Place
 
@@ -115,10 +115,7 @@ def draw_both(picture: Image.Image, before: GroundingRecord, after: GroundingRec
         draw_phrases(picture, record.phrases, f"{title}: {record.caption}")
         for title, record in (("before", before), ("after", after))
     ]
-    sheet = Image.new("RGB", (sum(half.width for half in halves), max(half.height for half in halves)), "white")
-    sheet.paste(halves[0], (0, 0))
-    sheet.paste(halves[1], (halves[0].width, 0))
-    return sheet
+    return join_pictures([halves])
 
 
 def _count(total: Comparison, change: Change, examples: int) -> None:
@@ -134,22 +131,17 @@ def _count(total: Comparison, change: Change, examples: int) -> None:
 
 def _change(key: str, before: Any, after: Any, reason_before: str | None, reason_after: str | None) -> Change:
     change = Change(key)
-    old, new = _by_place(before), _by_place(after)
-    for place in dict.fromkeys([*old, *new]):
-        mine, others = old.get(place, {}), new.get(place, {})
+    first, second = _by_place(before), _by_place(after)
+    for place in dict.fromkeys([*first, *second]):
+        mine, others = first.get(place, {}), second.get(place, {})
         text = str((others or mine)["text"])
         gained, lost, kept = _match(mine.get("boxes") or [], others.get("boxes") or [])
         change.kept += kept
         change.gained += [text] * gained
         change.lost += [text] * lost
-        change.reasons += _other(mine.get("reject_reason"), others.get("reject_reason"))
-    change.reasons += _other(reason_before, reason_after)
+        change.reasons.append((mine.get("reject_reason"), others.get("reject_reason")))
+    change.reasons = [(old, new) for old, new in (*change.reasons, (reason_before, reason_after)) if old != new]
     return change
-
-
-def _other(before: str | None, after: str | None) -> Iterator[tuple[str | None, str | None]]:
-    if before != after:
-        yield before, after
 
 
 def _by_place(phrases: Sequence[Mapping[str, Any]] | None) -> dict[tuple[Any, ...], Mapping[str, Any]]:

@@ -18,3 +18,18 @@ def draw_phrases(image: Image.Image, phrases: Sequence[Phrase], caption: str = "
         for box in phrase.boxes
     ]
     return draw_boxes(image, boxes, caption)
+
+
+def join_pictures(rows: Sequence[Sequence[Image.Image]], gap: int = 0) -> Image.Image:
+    """Return one white page with rows of pictures, each at least one, and ``gap`` pixels between all of them."""
+    width = max(sum(picture.width + gap for picture in row) for row in rows) - gap
+    heights = [max(picture.height for picture in row) for row in rows]
+    page = Image.new("RGB", (width, sum(height + gap for height in heights) - gap), "white")
+    top = 0
+    for row, height in zip(rows, heights, strict=True):
+        left = 0
+        for picture in row:
+            page.paste(picture, (left, top))
+            left += picture.width + gap
+        top += height + gap
+    return page

@@ -40,9 +40,7 @@ NAMES = ["red apple", "pear", "plum", "kite", "traffic_light", "dog", "cat", "sm
 
 def make_model(config: GLIPConfig = TINY) -> GLIP:
     torch.manual_seed(3)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # libraries' own, while they build
-        model = GLIP(config)
+    model = GLIP(config)
     with torch.no_grad():  # random weights hardly differ between words; these do
         model.text_encoder.body.embeddings.word_embeddings.weight.mul_(50)
         model.head.text_projection.weight.mul_(10)
@@ -136,9 +134,7 @@ def test_detecting_is_grounding_chunk_by_chunk(tokenizer: Any, encoding: Any, li
 
 def test_more_names_than_a_prompt_holds_are_all_asked_for(predictor: GLIPPredictor) -> None:
     names = [f"{colour} {thing}" for colour in ("red", "blue", "green") for thing in NAMES]
-    config = replace(predictor.model.config, max_detections=10_000)
-    predictor.model.config = config
-    (found,) = predictor.detect([picture(64, 64)], names)
+    (found,) = predictor.detect([picture(64, 64)], names, max_detections=10_000)
     assert set(found.phrase_index.tolist()) == set(range(len(names)))
 
 
@@ -258,9 +254,21 @@ def test_low_scores_are_left_out_on_request(predictor: GLIPPredictor) -> None:
     assert float(found.scores.min()) >= bound
 
 
+@pytest.mark.parametrize("prompt", [NAMES, "a dog. a cat."])
+def test_a_limit_of_one_call_is_not_left_in_the_model(predictor: GLIPPredictor, prompt: Any) -> None:
+    before = predictor.model.config
+    (usual,) = predictor.predict(picture(64, 64), prompt)
+    (limited,) = predictor.predict(picture(64, 64), prompt, max_detections=4)
+    assert len(limited) == 4 < len(usual)
+    same(limited, usual.above(float(usual.scores[3])), tolerance=0.0)
+    same(predictor.predict(picture(64, 64), prompt)[0], usual, tolerance=0.0)
+    assert predictor.model.config is before
+
+
 @pytest.mark.parametrize(
     ("prompt", "options", "message"),
     [
+        ("a dog", {"max_detections": 0}, "max_detections is 0; expected at least 1"),
         ("", {}, "caption is empty"),
         ("...", {}, "no phrases in the caption"),
         ([], {}, "at least one category name"),

@@ -7,14 +7,12 @@ import pickle
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, Literal, cast
 
 import pytest
 import torch
 from PIL import Image
 
-from glip_model.config import GLIPConfig
 from glip_model.images import ImageError
 from glip_model.predictor import GLIPPredictor
 from glip_model.prompts import Prompt
@@ -58,18 +56,18 @@ class FakePredictor:
 
     def __init__(self) -> None:
         self.batches: list[Any] = []
-        self.model = SimpleNamespace(config=GLIPConfig())
 
     def _answer(self, count: int) -> Detections:
         return Detections(torch.tensor([BOX] * count).reshape(-1, 4), torch.full((count,), 0.5), torch.arange(count))
 
     def detect(
-        self, images: Sequence[Image.Image], names: Sequence[str], most: int, limit_total: bool
+        self, images: Sequence[Image.Image], names: Sequence[str], most: int, limit_total: bool, max_detections: int
     ) -> list[Detections]:
-        self.batches.append((len(images), tuple(names), most, self.model.config.max_detections, limit_total))
+        self.batches.append((len(images), tuple(names), most, max_detections, limit_total))
         return [self._answer(len(names)) for _ in images]
 
-    def ground(self, images: Sequence[Image.Image], prompts: Sequence[Prompt]) -> list[Detections]:
+    def ground(self, images: Sequence[Image.Image], prompts: Sequence[Prompt], max_detections: int) -> list[Detections]:
+        assert max_detections == CONFIG.max_detections
         self.batches.append([prompt.phrases for prompt in prompts])
         return [self._answer(len(prompt.char_spans)) for prompt in prompts]
 

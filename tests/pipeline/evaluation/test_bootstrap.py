@@ -12,10 +12,15 @@ import pytest
 
 from pipeline.evaluation import bootstrap
 from pipeline.evaluation.bootstrap import compare, draw_pictures, interval, resampled_ap
-from pipeline.evaluation.coco import CategoryMatches, CocoResult, evaluate_detection
+from pipeline.evaluation.coco import CategoryMatches, CocoResult, evaluate_coco
 from pipeline.evaluation.curves import Curves
+from pipeline.evaluation.detection_set import truth_and_found
 from pipeline.evaluation.predictions import Predictions
 from pipeline.store.records import Category
+
+
+def evaluate_detection(records: Sequence[Any], categories: Sequence[Category], found: Predictions) -> CocoResult:
+    return evaluate_coco(*truth_and_found(records, categories, found))
 
 
 def repeated_ap(records: Sequence[Any], categories: Any, found: Predictions, counts: np.ndarray, split: str) -> float:

@@ -13,7 +13,8 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from pipeline.errors import BenchmarkError
-from pipeline.evaluation.coco import evaluate_detection
+from pipeline.evaluation.coco import CocoResult, evaluate_coco
+from pipeline.evaluation.detection_set import truth_and_found
 from pipeline.evaluation.predictions import Predictions
 from pipeline.store.records import Category, DetectedObject, DetectionRecord
 
@@ -23,6 +24,10 @@ DOG, CAT, OWL = (
     Category(id=12, name="owl", split="novel"),
 )
 SQUARE = (10.0, 10.0, 30.0, 30.0)
+
+
+def evaluate_detection(records: Sequence[Any], categories: Sequence[Category], found: Predictions) -> CocoResult:
+    return evaluate_coco(*truth_and_found(records, categories, found))
 
 
 def thing(category: Category, box: Any = SQUARE, crowd: bool = False) -> DetectedObject:

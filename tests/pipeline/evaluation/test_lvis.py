@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import BenchmarkError
-from pipeline.evaluation.lvis import FIXED_AP, STANDARD, LvisProtocol, evaluate_federated, evaluate_lvis
+from pipeline.evaluation.detection_set import truth_and_found
+from pipeline.evaluation.lvis import FIXED_AP, STANDARD, LvisProtocol, LvisResult, evaluate_federated
 from pipeline.evaluation.matching import AREA_RANGES, IOU_THRESHOLDS
 from pipeline.evaluation.predictions import Predictions
 from pipeline.evaluation.results_json import read_annotations, read_results
@@ -135,6 +136,12 @@ def predicted(rows: Rows) -> Predictions:
         boxes_xyxy=np.array([row[2] for row in rows], np.float32).reshape(-1, 4),
         scores=np.array([row[3] for row in rows], np.float32),
     )
+
+
+def evaluate_lvis(
+    records: list[DetectionRecord], categories: list[Category], found: Predictions, protocol: LvisProtocol = STANDARD
+) -> LvisResult:
+    return evaluate_federated(*truth_and_found(records, categories, found), protocol)
 
 
 @settings(max_examples=60, deadline=None)

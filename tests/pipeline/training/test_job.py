@@ -160,7 +160,7 @@ def test_a_dev_set_judges_the_model_while_it_trains(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)  # a terminal keeps a bar's last state
-    dev = DevSet(human, config.evaluate, rows=5, pictures=2)
+    dev = DevSet(human, replace(config.evaluate, max_detections=33), rows=5, pictures=2)
     metrics, log = run("judged", steps=3, dev=dev, evaluate_every=2, log_every=2, trackers=("dvclive", "tensorboard"))
     assert [row["step"] for row in log] == ["2", "3"]
     scores = {name: float(log[-1][name]) for name in ("human/detection/test/AP", "human/grounding/test/R@1")}
@@ -173,7 +173,12 @@ def test_a_dev_set_judges_the_model_while_it_trains(
     model = GLIP.from_pretrained(tmp_path / "judged")
     again = dev(model, load_tokenizer(tmp_path / "judged"), tmp_path / "again")
     assert again == pytest.approx(scores)
-    assert GLIP.from_pretrained(tmp_path / "judged/best").config == model.config
+    # Judging leaves no trace of its own limits: in the model that was judged, nor in what is saved of it.
+    settings = config.model.glip_config()
+    assert settings.max_detections != 33
+    for folder in ("judged", "judged/best"):
+        assert GLIP.from_pretrained(tmp_path / folder).config == settings
+    assert model.config == settings
     assert list((tmp_path / "judged/tracking").glob("tensorboard/events*"))
     shown = capsys.readouterr().err
     assert [word for word in ("loss ", "images/s", "wait ", "GB", "rate ", "left") if word not in shown] == []

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from pipeline.evaluation.bootstrap import Interval, draw_pictures, resampled_share
-from pipeline.evaluation.report.judged import Judged, pairs
-from pipeline.evaluation.report.standings import Standing, headline, minus, standings, summarise
+from pipeline.report.judged import Judged, pairs
+from pipeline.report.standings import Standing, headline, minus, standings, summarise
 from pipeline.store.records import Category, DetectedObject, DetectionRecord
 
 

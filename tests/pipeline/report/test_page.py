@@ -16,12 +16,12 @@ import pytest
 from PIL import Image
 from playwright.sync_api import expect
 
-from pipeline.evaluation.report.charts import PERCENT, Line, Plot
-from pipeline.evaluation.report.judged import Judged
-from pipeline.evaluation.report.labels import LabelFigures
-from pipeline.evaluation.report.page import Findings, Report, examine, make_gallery, render_page
-from pipeline.evaluation.report.provenance import Provenance
-from pipeline.evaluation.report.tables import CategoryRow
+from pipeline.report.charts import PERCENT, Line, Plot
+from pipeline.report.judged import Judged
+from pipeline.report.labels import LabelFigures
+from pipeline.report.page import Findings, Report, examine, make_gallery, render_page
+from pipeline.report.provenance import Provenance
+from pipeline.report.tables import CategoryRow
 from pipeline.store.records import Category
 
 NOTHING = LabelFigures([], [], [], [])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -12,15 +12,16 @@ from torchvision.ops import nms
 from glip_model.boxes import pairwise_iou
 from glip_model.images import ImageError
 from pipeline.evaluation.flickr30k import IOU_THRESHOLD
-from pipeline.evaluation.report.judged import SHOWN_SCORE, Judged
-from pipeline.store.drawing import draw_phrases
-from pipeline.store.records import DetectionRecord, GroundingRecord, Phrase, ScoredBox
+from pipeline.evaluation.labelled import label_names, true_boxes
+from pipeline.evaluation.predictions import NO_BOXES
+from pipeline.report.judged import SHOWN_SCORE, Judged
+from pipeline.store.drawing import draw_phrases, join_pictures
+from pipeline.store.records import GroundingRecord, Phrase, ScoredBox
 
 GAP = 12
 """Pixels between pictures that stand side by side."""
 _MINOR = 0.1
 """What an object counts that is not novel, beside those that are."""
-_NOBODY = np.zeros(0, np.int64)
 
 
 def choose_gallery(judged: Judged, pair: tuple[str, str | None], count: int) -> list[int]:
@@ -44,15 +45,19 @@ def choose_gallery(judged: Judged, pair: tuple[str, str | None], count: int) -> 
 
 def found_objects(judged: Judged, model: str) -> tuple[np.ndarray, np.ndarray]:
     """Return (rows,) twice: how many objects the drawn boxes of a model find, and how many there are, by weight."""
-    splits = {category.id: category.split for category in judged.categories}
+    novel = {category.id for category in judged.categories if category.split == "novel"}
     found, total = np.zeros((2, len(judged.records)))
     predictions = judged.predictions[model]
     for number, record in enumerate(judged.records):
-        labels, truth, novel = _truth(record, splits)
-        if not len(labels):
+        rows = true_boxes(record)
+        if not rows:
             continue
-        weights = np.where(novel, 1.0, _MINOR)
+        if isinstance(record, GroundingRecord):
+            novel = {i for i, phrase in enumerate(record.phrases) if phrase.split == "novel"}
+        labels = np.array([label for label, _ in rows], np.int64)
+        weights = np.where([label in novel for label, _ in rows], 1.0, _MINOR)
         mine = _shown(judged, model, number)
+        truth = torch.tensor([xyxy for _, xyxy in rows])
         overlap = pairwise_iou(torch.from_numpy(predictions.boxes_xyxy[mine]), truth).numpy()
         is_found = ((overlap >= IOU_THRESHOLD) & (predictions.labels[mine][:, None] == labels)).any(0)
         found[number], total[number] = weights[is_found].sum(), weights.sum()
@@ -72,27 +77,14 @@ def side_by_side(judged: Judged, numbers: Sequence[int], models: Sequence[str]) 
     """Return one picture: a row a test picture (at least one), a column a model, all of one width."""
     rows = list(draw_rows(judged, numbers, models))
     width = rows[0][0].width
-    rows = [[_resize_to_width(picture, width) for picture in row] for row in rows]
-    size = len(models) * (width + GAP) - GAP, sum(row[0].height + GAP for row in rows) - GAP
-    page = Image.new("RGB", size, "white")
-    top = 0
-    for row in rows:
-        for j, picture in enumerate(row):
-            page.paste(picture, (j * (width + GAP), top))
-        top += row[0].height + GAP
-    return page
+    return join_pictures([[_resize_to_width(picture, width) for picture in row] for row in rows], GAP)
 
 
 def _draw(judged: Judged, number: int, model: str | None, picture: Image.Image) -> Image.Image:
     record = judged.records[number]
-    names = (
-        {category.id: category.name for category in judged.categories}
-        if isinstance(record, DetectionRecord)
-        else {i: phrase.text for i, phrase in enumerate(record.phrases)}
-    )
+    names, truth = label_names(record, judged.categories), true_boxes(record)
     if model is None:
-        labels, truth, _ = _truth(record, {})
-        boxes = [(int(label), ScoredBox(xyxy=tuple(xyxy))) for label, xyxy in zip(labels, truth.tolist(), strict=True)]
+        boxes = [(label, ScoredBox(xyxy=xyxy)) for label, xyxy in truth]
     else:
         found = judged.predictions[model]
         boxes = [
@@ -100,7 +92,7 @@ def _draw(judged: Judged, number: int, model: str | None, picture: Image.Image) 
             for i in _shown(judged, model, number)
         ]
     # A thing has the same colour in all pictures of a row: the truth's order first.
-    order = dict.fromkeys([*_truth(record, {})[0].tolist(), *(label for label, _ in boxes)])
+    order = dict.fromkeys(label for label, _ in (*truth, *boxes))
     phrases = [
         Phrase(
             text=names.get(label, str(label)), char_spans=(), boxes=tuple(box for each, box in boxes if each == label)
@@ -110,37 +102,18 @@ def _draw(judged: Judged, number: int, model: str | None, picture: Image.Image) 
     return draw_phrases(picture, phrases)
 
 
-def _truth(
-    record: DetectionRecord | GroundingRecord, splits: Mapping[int, str]
-) -> tuple[np.ndarray, torch.Tensor, np.ndarray]:
-    """Return (N,) labels, (N, 4) boxes and (N,) bool whether novel, of all true boxes of a picture."""
-    if isinstance(record, DetectionRecord):
-        rows = [(item.category_id, item.xyxy, splits.get(item.category_id) == "novel") for item in record.objects]
-    else:
-        rows = [
-            (i, box.xyxy, phrase.split == "novel") for i, phrase in enumerate(record.phrases) for box in phrase.boxes
-        ]
-    return (
-        np.array([label for label, *_ in rows], np.int64),
-        torch.tensor([xyxy for _, xyxy, _ in rows]).reshape(-1, 4),
-        np.array([novel for *_, novel in rows], bool),
-    )
-
-
 def _shown(judged: Judged, model: str, number: int) -> np.ndarray:
     """Return the boxes of a row that are drawn, best first.
 
     Of detections those of some score that no better one of any category overlaps by half, so that pictures stay
     legible; otherwise the best one of every phrase.
     """
-    found, mine = judged.predictions[model], judged.rows_found[model].get(number, _NOBODY)
+    found, mine = judged.predictions[model], judged.rows_found[model].get(number, NO_BOXES)
     if judged.benchmark.task == "detection":
         mine = mine[found.scores[mine] >= SHOWN_SCORE]
         kept = nms(torch.from_numpy(found.boxes_xyxy[mine]), torch.from_numpy(found.scores[mine]), IOU_THRESHOLD)
         return np.asarray(mine[kept.numpy()])
-    mine = mine[np.argsort(-found.scores[mine], kind="stable")]
-    _, first = np.unique(found.labels[mine], return_index=True)
-    return np.asarray(mine[np.sort(first)])
+    return found.best_of_labels(mine)
 
 
 def _resize_to_width(picture: Image.Image, width: int) -> Image.Image:

@@ -11,8 +11,8 @@ import pytest
 import yaml
 
 from pipeline.errors import BenchmarkError
-from pipeline.evaluation.report import provenance
-from pipeline.evaluation.report.labels import read_json, read_labels
+from pipeline.report import provenance
+from pipeline.report.labels import read_json, read_labels
 
 
 def write(folder: Path, **files: Any) -> None:

@@ -12,8 +12,8 @@ import torch
 from glip_model.boxes import pairwise_iou
 from pipeline.evaluation.benchmark import is_federated
 from pipeline.evaluation.flickr30k import IOU_THRESHOLD
-from pipeline.evaluation.predictions import Predictions
-from pipeline.evaluation.report.judged import SHOWN_SCORE
+from pipeline.evaluation.predictions import NO_BOXES, Predictions
+from pipeline.report.judged import SHOWN_SCORE
 from pipeline.store.records import Category, DetectionRecord, GroundingRecord
 
 OFTEN = 3
@@ -51,7 +51,8 @@ def confused_phrases(records: Sequence[GroundingRecord], predictions: Prediction
     misses = 0
     rows = predictions.by_number()
     for number, record in enumerate(records):
-        best = _best_boxes(predictions, rows.get(number, np.zeros(0, np.int64)))
+        chosen = predictions.best_of_labels(rows.get(number, NO_BOXES))
+        best = {int(predictions.labels[i]): torch.from_numpy(predictions.boxes_xyxy[[i]]) for i in chosen}
         truths = {i: torch.tensor([box.xyxy for box in p.boxes]) for i, p in enumerate(record.phrases) if p.boxes}
         for asked in truths:
             overlaps = {i: _overlap(best[asked], truth) for i, truth in truths.items()} if asked in best else {}
@@ -101,14 +102,6 @@ def confused_categories(
         for i in np.flatnonzero(is_false & (others.max(1, initial=0.0) >= IOU_THRESHOLD)):
             counts[names[int(shown[others[i].argmax()])], names.get(int(called[i]), str(called[i]))] += 1
     return Confusions(_ranked(counts), false_alarms)
-
-
-def _best_boxes(predictions: Predictions, mine: np.ndarray) -> dict[int, torch.Tensor]:
-    """Return phrase to the (1, 4) box of its best score, of equals the first."""
-    best: dict[int, torch.Tensor] = {}
-    for i in mine[np.argsort(-predictions.scores[mine], kind="stable")]:
-        best.setdefault(int(predictions.labels[i]), torch.from_numpy(predictions.boxes_xyxy[[i]]))
-    return best
 
 
 def _overlap(box: torch.Tensor, truth: torch.Tensor) -> float:

@@ -15,8 +15,8 @@ from PIL import Image
 from pipeline.config import ReportConfig
 from pipeline.evaluation.benchmark import Benchmark
 from pipeline.evaluation.predictions import Predictions
-from pipeline.evaluation.report.judged import Judged
 from pipeline.evaluation.scoring import evaluate
+from pipeline.report.judged import Judged
 from pipeline.store.records import (
     Box,
     Category,

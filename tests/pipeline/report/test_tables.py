@@ -13,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import BenchmarkError
-from pipeline.evaluation.report.charts import BOTTOM, HEIGHT, LEFT, PERCENT, RIGHT, TOP, WIDTH, Line, Plot, scale
-from pipeline.evaluation.report.judged import Judged
-from pipeline.evaluation.report.page import split_rows
-from pipeline.evaluation.report.tables import (
+from pipeline.report.charts import BOTTOM, HEIGHT, LEFT, PERCENT, RIGHT, TOP, WIDTH, Line, Plot, scale
+from pipeline.report.judged import Judged
+from pipeline.report.page import split_rows
+from pipeline.report.tables import (
     CategoryRow,
     category_rows,
     count_notes,
