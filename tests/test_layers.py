@@ -13,11 +13,11 @@ ROOT = Path(__file__).resolve().parent.parent
 ALLOWED = {
     "glip_model": set(),
     "pipeline.errors": set(),
-    "pipeline.config": {"pipeline.errors", "glip_model"},
-    "pipeline.cli": {"pipeline.errors", "pipeline.config"},
-    "pipeline.ray_session": {"pipeline.errors", "pipeline.config"},
+    "pipeline.settings": {"pipeline.errors"},
+    "pipeline.cli": {"pipeline.errors", "pipeline.settings"},
+    "pipeline.ray_session": {"pipeline.errors", "pipeline.settings"},
 }
-BASE = {"pipeline.errors", "pipeline.config", "pipeline.cli", "pipeline.ray_session", "glip_model"}
+BASE = {"pipeline.errors", "pipeline.settings", "pipeline.cli", "pipeline.ray_session", "glip_model"}
 LOWER = {"pipeline.store", "pipeline.phrases"}
 UPPER = {
     "pipeline.prepare",

@@ -17,9 +17,9 @@ from glip_model.images import ImageError, decode_image
 from glip_model.predictor import GLIPPredictor
 from glip_model.prompts import caption_prompt
 from glip_model.structures import Detections
-from pipeline.config import EvaluateConfig
 from pipeline.errors import BenchmarkError, MissingInputError
 from pipeline.evaluation.predictions import to_table
+from pipeline.evaluation.settings import EvaluateConfig
 from pipeline.store.images import read_encoded
 from pipeline.store.records import Category, DetectionRecord, GroundingRecord, ImageRef
 from pipeline.store.shards import list_shards, read_annotations, read_categories, read_shard, read_table
@@ -53,8 +53,8 @@ class Benchmark:
         return [record for path in self.shards for record in read_annotations(path, TASKS[self.task])]
 
     def categories(self) -> list[Category]:
-        """Return the vocabulary of a detection benchmark."""
-        return read_categories(self.shards[0])
+        """Return the vocabulary of detection; of other tasks there is none."""
+        return read_categories(self.shards[0]) if self.task == "detection" else []
 
     def pictures(self, numbers: Sequence[int]) -> Iterator[Image.Image | ImageError]:
         """Yield the pictures of some rows, counted over all shards, or why one cannot be; a shard is read once."""

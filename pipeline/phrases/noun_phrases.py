@@ -14,10 +14,10 @@ from typing import Any
 
 from spacy.util import filter_spans
 
-from pipeline.config import PhrasesConfig
 from pipeline.errors import ConfigError, MissingInputError
 from pipeline.phrases.cleaning import Cleaner
 from pipeline.phrases.grammar import GrammarExtractor
+from pipeline.phrases.settings import PhrasesConfig
 from pipeline.store.records import Phrase, PhrasesRecord
 
 UNUSED_COMPONENTS = ("ner", "lemmatizer", "senter")

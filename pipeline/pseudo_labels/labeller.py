@@ -13,10 +13,10 @@ from PIL import Image, ImageOps
 from glip_model.images import ImageError
 from glip_model.prompts import Prompt, caption_prompt
 from glip_model.structures import Detections
-from pipeline.config import PseudoLabelConfig
 from pipeline.errors import ShardError
 from pipeline.pseudo_labels.progress import Figures
 from pipeline.pseudo_labels.selection import select_boxes
+from pipeline.pseudo_labels.settings import PseudoLabelConfig
 from pipeline.pseudo_labels.teachers import Teacher
 from pipeline.store.records import CaptionRecord, GroundingRecord, ImageRef, Phrase, PhrasesRecord
 

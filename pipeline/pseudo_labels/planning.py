@@ -15,11 +15,12 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from pipeline.config import PhrasesConfig, PseudoLabelConfig
 from pipeline.errors import ConfigError, MissingInputError
 from pipeline.phrases.noun_phrases import NounPhraseParser
+from pipeline.phrases.settings import PhrasesConfig
 from pipeline.pseudo_labels.decoding import PictureDecoder
 from pipeline.pseudo_labels.labeller import PseudoLabeller
+from pipeline.pseudo_labels.settings import PseudoLabelConfig
 from pipeline.pseudo_labels.teachers import Teacher
 from pipeline.store.records import CaptionRecord, GroundingRecord
 from pipeline.store.shards import list_shards, read_shard, write_shard

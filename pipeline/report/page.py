@@ -18,7 +18,6 @@ from typing import Any
 import jinja2
 from PIL import Image
 
-from pipeline.config import ReportConfig
 from pipeline.evaluation.bootstrap import draw_pictures
 from pipeline.evaluation.flickr30k import IOU_THRESHOLD
 from pipeline.report import charts
@@ -28,6 +27,7 @@ from pipeline.report.gallery import choose_gallery, draw_rows
 from pipeline.report.judged import SHOWN_SCORE, Judged, categories_of_part, pairs
 from pipeline.report.labels import LabelFigures
 from pipeline.report.provenance import Provenance
+from pipeline.report.settings import ReportConfig
 from pipeline.report.standings import Standing, headline, minus, signed, standings
 from pipeline.report.tables import CategoryRow, MeasureRow, category_rows, measure_rows, published_columns
 

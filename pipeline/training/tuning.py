@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from glip_model.glip import GLIP, new_text_offset
-from pipeline.config import RunConfig
 from pipeline.errors import TrainingError
+from pipeline.training.settings import RunConfig
 
 LINEAR_LAYERS = ("bbox_pred.", "centerness.", "text_projection.", "log_scale", "bias_lang", "bias0")
 """Of the head, what linear tuning trains; the scales of the levels stay."""

@@ -15,8 +15,9 @@ from PIL import Image, ImageDraw
 from glip_model.config import GLIPConfig
 from glip_model.glip import GLIP
 from glip_model.predictor import GLIPPredictor
-from pipeline.config import load_config
+from pipeline.settings import load
 from pipeline.training.finetune import RUN, Choices, finetune_config, steps_for, with_length
+from pipeline.training.settings import TrainingSettings
 from stages.glip import main
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -91,13 +92,13 @@ def test_mistakes_are_told(data: Path, model: Path, tmp_path: Path, capsys: pyte
 
 
 def test_settings_follow_the_model_and_the_number_of_pictures() -> None:
-    base, own = load_config(ROOT / "params.yaml"), {"reader": "coco_detection"}
-    config = finetune_config(base, GLIPConfig(), own, own, Choices())
+    base = load(ROOT / "params.yaml", TrainingSettings)
+    config = finetune_config(base, GLIPConfig(), Choices())
     assert config.train.samples.short_sides == (480, 560, 640, 720, 800)
     assert config.train.samples.max_prompt_tokens == 256
     assert config.train.optim.text_learning_rate == pytest.approx(1e-5)
     assert with_length(config, 100).train.runs[RUN].steps == 300
     assert [steps_for(rows, 8) for rows in (10, 100, 100_000)] == [200, 300, 5000]
-    chosen = finetune_config(base, GLIPConfig(), own, own, Choices("prompt", steps=7))
+    chosen = finetune_config(base, GLIPConfig(), Choices("prompt", steps=7))
     assert with_length(chosen, 100).train.runs[RUN].steps == 7
     assert chosen.train.optim.learning_rate == 0.05

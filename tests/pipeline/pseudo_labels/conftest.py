@@ -17,7 +17,7 @@ from glip_model.glip import GLIP
 from glip_model.images import ImageError
 from glip_model.prompts import Prompt
 from glip_model.structures import Detections
-from pipeline.config import PseudoLabelConfig
+from pipeline.pseudo_labels.settings import PseudoLabelConfig
 from pipeline.store.images import load_image
 from pipeline.store.records import CaptionRecord, ImageRef, Phrase, PhrasesRecord
 
@@ -62,6 +62,8 @@ def fake_teacher() -> FakeTeacher:
 def label_config() -> PseudoLabelConfig:
     return PseudoLabelConfig(
         min_score=0.4,
+        min_score_by_source={},
+        flip_agreement=False,
         nms_threshold=0.6,
         compete_threshold=0.7,
         one_box_per_singular=True,

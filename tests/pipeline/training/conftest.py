@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw
 
 from glip_model.config import GLIPConfig
 from glip_model.glip import GLIP
-from pipeline.config import Config, ModelConfig, OptimConfig, RunConfig, SamplesConfig, TrainConfig, load_config
+from pipeline.settings import load, load_all
 from pipeline.store.records import (
     Box,
     Category,
@@ -28,6 +28,7 @@ from pipeline.store.records import (
     ScoredBox,
 )
 from pipeline.store.shards import categories_to_metadata, shard_name, write_shard
+from pipeline.training.settings import ModelConfig, OptimConfig, RunConfig, SamplesConfig, TrainConfig, TrainingSettings
 
 ROOT = Path(__file__).resolve().parents[3]
 SIDE = 64
@@ -46,7 +47,8 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def samples_config() -> SamplesConfig:
-    return SamplesConfig(
+    return replace(
+        load_all(ROOT / "params.yaml").train.samples,
         short_sides=(SIDE,),
         long_side=2 * SIDE,
         flip=0.5,
@@ -63,7 +65,8 @@ def samples_config() -> SamplesConfig:
 
 @pytest.fixture(scope="session")
 def optim_config() -> OptimConfig:
-    return OptimConfig(
+    return replace(
+        load_all(ROOT / "params.yaml").train.optim,
         batch_size=4,
         learning_rate=2e-3,
         text_learning_rate=1e-4,
@@ -85,7 +88,8 @@ def run_config() -> RunConfig:
 
 @pytest.fixture(scope="session")
 def train_config(optim_config: OptimConfig, samples_config: SamplesConfig, run_config: RunConfig) -> TrainConfig:
-    return TrainConfig(
+    return replace(
+        load_all(ROOT / "params.yaml").train,
         optim=optim_config,
         samples=samples_config,
         runs={"tiny": run_config},
@@ -204,7 +208,7 @@ def human(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def config(tiny_glip: GLIPConfig) -> Config:
+def config(tiny_glip: GLIPConfig) -> TrainingSettings:
     """The shipped settings with a model too small to need pretrained weights."""
     model = ModelConfig(preset="glip_t", overrides=asdict(tiny_glip), backbone_weights=None, text_weights=None)
-    return replace(load_config(ROOT / "params.yaml"), model=model)
+    return replace(load(ROOT / "params.yaml", TrainingSettings), model=model)

@@ -18,9 +18,9 @@ import torch.multiprocessing as mp
 from glip_model.config import GLIPConfig
 from glip_model.glip import GLIP
 from glip_model.structures import GroundingBatch, GroundingTarget
-from pipeline.config import OptimConfig
 from pipeline.errors import TrainingError
 from pipeline.training.distribution import compile_layers
+from pipeline.training.settings import OptimConfig
 from pipeline.training.update import MAX_SKIPPED_IN_A_ROW, Updater
 
 STEPS, WORKERS, TOKENS = 4, 2, 8

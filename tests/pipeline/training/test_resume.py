@@ -20,7 +20,6 @@ import torch.multiprocessing as mp
 from glip_model.config import GLIPConfig
 from glip_model.glip import GLIP
 from glip_model.text_encoder import load_tokenizer
-from pipeline.config import OptimConfig, RunConfig, TrainConfig
 from pipeline.errors import TrainingError
 from pipeline.training import update
 from pipeline.training.batches import Worker
@@ -28,6 +27,7 @@ from pipeline.training.checkpoints import Checkpoints
 from pipeline.training.loop import Trainer
 from pipeline.training.progress import Progress
 from pipeline.training.samples import make_sources
+from pipeline.training.settings import OptimConfig, RunConfig, TrainConfig
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 WORKERS, STEPS = 2, 6
