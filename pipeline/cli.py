@@ -31,8 +31,8 @@ INTERRUPTED_STATUS = 130
 """Exit status after Ctrl-C, as shells expect it."""
 
 PIPELINE_PACKAGES = frozenset({"duckdb", "dvc", "fsspec", "imagehash", "jinja2", "nltk", "pyarrow", "pycocotools"})
-PIPELINE_PACKAGES |= {"pydantic", "ray", "s3fs", "spacy", "timm", "upath"}
-EXTRA_OF = dict.fromkeys(PIPELINE_PACKAGES, "pipeline") | {"onnx": "export", "onnxruntime": "export"}
+PIPELINE_PACKAGES |= {"pydantic", "ray", "s3fs", "spacy", "upath"}
+EXTRA_OF = dict.fromkeys(PIPELINE_PACKAGES, "pipeline") | {"onnx": "export", "onnxruntime": "export", "timm": "timm"}
 """Package, by the name it is imported by, to the extra of the installation that brings it."""
 
 
