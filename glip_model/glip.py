@@ -119,7 +119,7 @@ class GLIP(nn.Module):
         return GLIPOutput(token_logits=logits, box_deltas=deltas, centerness=centerness, level_sizes=sizes)
 
     def add_text_offset(self) -> nn.Parameter:
-        """Return the offset that prompt tuning trains, (T, D); where there is none, add it, zeros, to the config too."""
+        """Return the offset that prompt tuning trains, (T, D); where there is none yet, add one of zeros."""
         if self.text_offset is None:
             self.config = replace(self.config, text=replace(self.config.text, has_offset=True))
             self.text_offset = self._new_offset()

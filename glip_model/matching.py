@@ -39,7 +39,7 @@ def match_anchors(anchors: Tensor, anchors_per_level: tuple[int, ...], boxes_xyx
     box_centers = (boxes_xyxy[:, :2] + boxes_xyxy[:, 2:]) / 2
     distance = torch.cdist(centers, box_centers, compute_mode="donot_use_mm_for_euclid_dist")  # (A, N)
     candidates, start = [], 0
-    for level in distance.split(anchors_per_level):
+    for level in torch.split(distance, list(anchors_per_level)):
         candidates.append(level.topk(min(topk, len(level)), dim=0, largest=False).indices + start)
         start += len(level)
     chosen = torch.cat(candidates)  # (K, N)

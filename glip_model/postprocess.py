@@ -64,7 +64,7 @@ def _candidates(
     passing = scores > config.score_threshold  # before centerness, as published
     ranked = torch.where(passing, scores * centerness.sigmoid()[:, None], -1.0)
     picked, start = [], 0
-    for level in ranked.split([height * width for height, width in level_sizes]):
+    for level in torch.split(ranked, [height * width for height, width in level_sizes]):
         count = min(int((level >= 0).sum()), config.pre_nms_topk)
         picked.append(level.flatten().topk(count).indices + start)
         start += level.numel()

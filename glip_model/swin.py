@@ -79,7 +79,8 @@ class SwinBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, H, W, C) to (B, H, W, C)."""
         x = x + stochastic_depth(self._attend(self.norm1(x)), self.drop_path, "row", self.training)
-        return x + stochastic_depth(self.mlp(self.norm2(x)), self.drop_path, "row", self.training)
+        updated: Tensor = x + stochastic_depth(self.mlp(self.norm2(x)), self.drop_path, "row", self.training)
+        return updated
 
     def _attend(self, x: Tensor) -> Tensor:
         batch, height, width, dim = x.shape
