@@ -30,10 +30,16 @@ USER_ERROR_STATUS = 2
 INTERRUPTED_STATUS = 130
 """Exit status after Ctrl-C, as shells expect it."""
 
-PIPELINE_PACKAGES = frozenset({"duckdb", "dvc", "fsspec", "imagehash", "jinja2", "nltk", "pyarrow", "pycocotools"})
-PIPELINE_PACKAGES |= {"pydantic", "ray", "s3fs", "spacy", "upath"}
-EXTRA_OF = dict.fromkeys(PIPELINE_PACKAGES, "pipeline") | {"onnx": "export", "onnxruntime": "export", "timm": "timm"}
+EXTRA_OF = {"onnx": "export", "onnxruntime": "export", "timm": "timm"} | dict.fromkeys(
+    ("duckdb", "dvc", "imagehash", "nltk", "pyarrow", "pycocotools", "pydantic", "ray", "s3fs", "spacy", "upath"),
+    "pipeline",
+)
 """Package, by the name it is imported by, to the extra of the installation that brings it."""
+
+CHATTERERS = ("ray", "transformers", "timm", "fsspec", "urllib3", "botocore", "aiobotocore")
+"""Libraries whose log lines below errors, and warnings of their own future, are for their developers."""
+CHATTER = (("torch", "Grad strides do not match bucket view strides"),)
+"""Libraries with the beginnings of warnings that nobody who runs a command can do anything about."""
 
 
 def run_stage(
@@ -59,11 +65,7 @@ def run_stage(
 
 
 def run_if_program(name: str) -> None:
-    """Run a module of ``stages`` where it is the program, as in ``python -m stages.NAME``.
-
-    Args:
-        name: the module's ``__name__``; it has a docstring, ``add_arguments`` and ``run``, which are defined above.
-    """
+    """Run the module of ``stages`` whose ``__name__`` this is where it is the program: ``python -m stages.NAME``."""
     if name == "__main__":
         module: Any = sys.modules[name]
         run_stage(module.__doc__, module.add_arguments, module.run, prog=f"python -m {module.__spec__.name}")
@@ -154,12 +156,15 @@ def write_csv(path: Path, rows: Iterable[Sequence[Any]]) -> None:
 
 
 def quiet_libraries() -> None:
-    """Keep the chatter of libraries off the terminal; errors still come through."""
+    """Keep the known chatter of libraries off the terminal; warnings of ours and unknown ones come through."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    warnings.filterwarnings("ignore", category=UserWarning)
-    warnings.filterwarnings("ignore", category=DeprecationWarning)
-    for name in ("ray", "transformers", "timm", "fsspec", "urllib3", "botocore", "aiobotocore"):
+    for category in (DeprecationWarning, FutureWarning):
+        warnings.filterwarnings(
+            "ignore", category=category, module=rf"({'|'.join([*CHATTERERS, 'torch', 'torchvision'])})\b"
+        )
+    for module, message in CHATTER:
+        warnings.filterwarnings("ignore", message, module=rf"{module}\b")
+    for name in CHATTERERS:
         logging.getLogger(name).setLevel(logging.ERROR)

@@ -20,7 +20,7 @@ class PipelineError(Exception):
     """Base of all errors that a message can mend: what was expected, what was found, where, and what to do next."""
 
 
-class ConfigError(PipelineError):
+class ConfigError(PipelineError, ValueError):
     """A setting is unknown, missing, of the wrong type or out of range."""
 
 

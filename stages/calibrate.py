@@ -2,7 +2,7 @@
 
 The curves give precision and recall for base and novel phrases, and how often the teacher finds what is not there.
 
-Run: python -m stages.calibrate --records data/records/dev/grounding --teacher models/teacher \
+Run: glip calibrate --records data/records/dev/grounding --teacher models/teacher \
     --out plots/calibration.csv --metrics metrics/calibration.json
 """
 
@@ -18,8 +18,8 @@ from pipeline.cli import add_params, progress, run_if_program, write_json
 from pipeline.errors import MissingInputError
 
 if TYPE_CHECKING:
-    from pipeline.config import PseudoLabelConfig
     from pipeline.pseudo_labels.labeller import PseudoLabeller
+    from pipeline.pseudo_labels.settings import PseudoLabelConfig
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,39 +34,38 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> str:
     """Label human data and compare."""
-    from pipeline.config import load_config
     from pipeline.pseudo_labels.calibration import collect_samples, curves, summarise, write_curves
     from pipeline.pseudo_labels.decoding import PictureDecoder
     from pipeline.pseudo_labels.labeller import PseudoLabeller
     from pipeline.pseudo_labels.teachers import open_teacher
+    from pipeline.settings import load_all
     from pipeline.store.records import GroundingRecord
     from pipeline.store.shards import list_shards, read_shard
     from pipeline.store.storage import to_place
 
-    config = load_config(args.params)
+    settings = load_all(args.params)
+    config: PseudoLabelConfig = settings.pseudo_label
     shards = (read_shard(path, GroundingRecord) for path in list_shards(to_place(args.records)))
     records = list(itertools.islice(itertools.chain.from_iterable(shards), args.limit))
-    with PictureDecoder(
-        config.prepare.max_image_pixels, config.pseudo_label.decode_timeout_s, os.cpu_count() or 1
-    ) as decoder:
+    with PictureDecoder(settings.prepare.max_image_pixels, config.decode_timeout_s, os.cpu_count() or 1) as decoder:
 
         def make_labeller(settings: PseudoLabelConfig) -> PseudoLabeller:
             return PseudoLabeller(open_teacher(args.teacher), settings, decoder.decode)
 
         with progress(len(records), "calibrate", "rows") as bar:
-            positive, negative = collect_samples(records, make_labeller, config.pseudo_label, bar.update)
+            positive, negative = collect_samples(records, make_labeller, config, bar.update)
     if not positive:
         raise MissingInputError(f"{args.records}: no phrase has a true box to compare with")
     rows = curves(positive, negative)
     write_curves(rows, args.out)
-    summary = summarise(rows, config.pseudo_label.min_score) | {"rows": len(records), "phrases": len(positive)}
+    summary = summarise(rows, config.min_score) | {"rows": len(records), "phrases": len(positive)}
     if args.metrics:
         write_json(args.metrics, summary)
     used = summary["at_min_score"]
     precision, recall, alarms = (_percent(used[name]) for name in ("precision_all", "recall_all", "false_alarms"))
     figures = f"precision {precision}, recall {recall}, false alarms {alarms}"
     best = summary["best_f1_at"]["all"]
-    return f"calibrate: at min_score {config.pseudo_label.min_score:.2f} {figures}; best F1 at {best:.2f} → {args.out}"
+    return f"calibrate: at min_score {config.min_score:.2f} {figures}; best F1 at {best:.2f} → {args.out}"
 
 
 def _percent(share: float | None) -> str:

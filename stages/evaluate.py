@@ -3,7 +3,7 @@
 Detection is judged as on COCO, or as on LVIS where the vocabulary says how rare its categories are; captions as on
 Flickr30k Entities; expressions as on RefCOCO; ODinW's sources get their mean. Predictions that are finished are kept.
 
-Run: python -m stages.evaluate --model models/student --records data/records --out data/predictions/student \
+Run: glip evaluate --model models/student --records data/records --out data/predictions/student \
     --metrics metrics/student.json --curves plots/precision_recall_student.csv
 """
 
@@ -28,13 +28,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> str:
     """Predict, then score."""
-    from pipeline.config import load_config
     from pipeline.evaluation.job import predict_benchmarks
     from pipeline.evaluation.results import collect, curve_table, figures, measure_table, score_predictions
+    from pipeline.evaluation.settings import EvaluateConfig
     from pipeline.ray_session import ray_session
+    from pipeline.settings import load
     from pipeline.store.storage import to_place
 
-    config = load_config(args.params).evaluate
+    config = load(args.params, EvaluateConfig)
     out = to_place(args.out)
     with ray_session():
         found = predict_benchmarks(config, args.model, to_place(args.records), out)

@@ -26,6 +26,7 @@ import argparse
 import json
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,7 +34,9 @@ from pipeline.cli import add_params, run_if_program, write_json
 from pipeline.errors import ConfigError, MissingInputError
 
 if TYPE_CHECKING:
-    from pipeline.config import Config
+    from pipeline.evaluation.settings import EvaluateConfig
+    from pipeline.prepare.layouts import Layout
+    from pipeline.prepare.settings import PrepareConfig
 
 logger = logging.getLogger(__name__)
 
@@ -62,12 +65,13 @@ def run(args: argparse.Namespace) -> str:
     """Prepare, judge, tune, judge again."""
     from glip_model.checkpoint import CONFIG_FILE
     from glip_model.config import GLIPConfig
-    from pipeline.config import load_config
     from pipeline.prepare.job import prepare
     from pipeline.prepare.layouts import find_layout
     from pipeline.ray_session import ray_session
+    from pipeline.settings import load, load_all
     from pipeline.training.finetune import RUN, Choices, finetune_config, with_length
     from pipeline.training.job import Paths, train
+    from pipeline.training.settings import TrainingSettings
 
     start = _start(args.start)
     if args.out.resolve() == start.resolve():
@@ -77,16 +81,18 @@ def run(args: argparse.Namespace) -> str:
     logger.info("finetune: %s", layout.description)
     sizes = GLIPConfig.from_dict(json.loads((start / CONFIG_FILE).read_text(encoding="utf-8")))
     choices = Choices(args.tuning, args.steps, args.learning_rate, args.batch_size, args.workers)
-    config = finetune_config(load_config(args.params), sizes, layout.train, layout.validation, choices)
+    settings = load_all(args.params)
+    config = finetune_config(load(args.params, TrainingSettings), sizes, choices)
+    judging = _judging(settings.evaluate, args.workers)
     with ray_session():
-        rows = prepare(config.prepare, config.seed, work / "records")
+        rows = prepare(_preparing(settings.prepare, layout), config.seed, work / "records")
         config = with_length(config, rows["human/detection"]["rows"])
-        before = _judge(config, start, work, "before")
+        before = _judge(judging, start, work, "before")
         paths = Paths(
             human=(work / "records/human").resolve(), pseudo_labels=None, teacher=start, out=args.out.resolve()
         )
         trained = train(RUN, config, paths, work / "losses.csv")
-        after = _judge(config, args.out, work, "after")
+        after = _judge(judging, args.out, work, "after")
     counts = {"train": rows["human/detection"]["rows"], "validation": rows["dev/detection"]["rows"]}
     write_json(args.out / RESULT_FILE, {"before": before, "after": after, "pictures": counts, **trained})
     print(f"{counts['train']} pictures, {trained['steps']} steps; judged on {counts['validation']} others")
@@ -111,14 +117,40 @@ def _start(name: str) -> Path:
     return folder.resolve()
 
 
-def _judge(config: Config, model: Path, work: Path, name: str) -> Mapping[str, float]:
+def _preparing(base: PrepareConfig, layout: Layout) -> PrepareConfig:
+    """Return settings that prepare the data and nothing else."""
+    return replace(
+        base,
+        data_root=".",
+        human=(layout.train,),
+        web=(),
+        dev=(layout.validation,),
+        test=(),
+        held_out=(),
+        mixtures={},
+        pictures="reference",
+    )
+
+
+def _judging(base: EvaluateConfig, workers: int) -> EvaluateConfig:
+    """Return settings that judge a model by what was held out."""
+    return replace(
+        base,
+        splits=("dev",),
+        num_actors=workers,
+        max_prompt_categories=1000,  # as many as fit into a prompt, as in training
+        max_prompt_categories_by_source={},
+    )
+
+
+def _judge(config: EvaluateConfig, model: Path, work: Path, name: str) -> Mapping[str, float]:
     """Return COCO's measures on the pictures held out, in percent."""
     from pipeline.evaluation.job import predict_benchmarks
     from pipeline.evaluation.results import score_predictions
     from pipeline.evaluation.scoring import ALL
 
     out = work / "predictions" / name
-    [benchmark] = predict_benchmarks(config.evaluate, model, work / "records", out)
+    [benchmark] = predict_benchmarks(config, model, work / "records", out)
     return score_predictions(benchmark, out).metrics[ALL]
 
 

@@ -36,6 +36,7 @@ GROUPS = {
         "odinw": "means over ODinW's data sets, of tuned models",
     },
     "look": {
+        "settings": "what a params file comes to, or may say",
         "predict": "find things in pictures",
         "inspect": "look at Parquet shards of pseudo-labels",
     },

@@ -2,7 +2,7 @@
 
 The ends of the shards are read, and no picture. Two folders with equal shards have equal manifests.
 
-Run: python -m stages.manifest --shards s3://bucket/records/web --out manifests/web.json
+Run: glip manifest --shards s3://bucket/records/web --out manifests/web.json
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Put the results of models tuned on ODinW's data sets together, as the paper's table does, beside its numbers.
 
-Every tuned model was judged on its own data set (python -m stages.evaluate … --metrics FILE); the files lie as
+Every tuned model was judged on its own data set (glip evaluate … --metrics FILE); the files lie as
 MODE/SHOTS/SEED/DATA_SET.json: full, linear or prompt; 1, 3, 5, 10 or all; 3, 30 or 300; aquarium, raccoon and so on.
 
 glip odinw metrics/odinw

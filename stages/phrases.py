@@ -2,7 +2,7 @@
 
 Interrupted, it keeps its finished shards; run again, it makes only what is missing.
 
-Run: python -m stages.phrases --records data/records/web --out data/phrases --metrics metrics/phrases.json \
+Run: glip phrases --records data/records/web --out data/phrases --metrics metrics/phrases.json \
     --curve plots/phrase_frequency.csv
 """
 
@@ -26,15 +26,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> str:
     """Parse every caption."""
-    from pipeline.config import load_config
     from pipeline.phrases.job import extract_phrases
+    from pipeline.phrases.settings import PhrasesConfig
     from pipeline.phrases.statistics import count_phrases, write_curve
     from pipeline.ray_session import ray_session
+    from pipeline.settings import load
     from pipeline.store.storage import to_place
 
-    config = load_config(args.params)
+    config = load(args.params, PhrasesConfig)
     with ray_session():
-        metrics = extract_phrases(config.phrases, to_place(args.records), to_place(args.out))
+        metrics = extract_phrases(config, to_place(args.records), to_place(args.out))
     stats = count_phrases(to_place(args.out), args.names)
     metrics |= {"unique_phrases": stats.unique, "phrases_said_once": stats.said_once}
     if args.names:

@@ -70,18 +70,18 @@ def _scaled(found: Workload, args: argparse.Namespace) -> Workload:
 
 
 def _measure(args: argparse.Namespace) -> Rates:
-    from pipeline.config import load_config
     from pipeline.pseudo_labels.planning import measure
     from pipeline.pseudo_labels.teachers import open_teacher
+    from pipeline.settings import load_all
     from pipeline.store.storage import to_place
 
-    config = load_config(args.params)
+    settings = load_all(args.params)
     return measure(
         to_place(args.records),
         open_teacher(args.teacher),
-        config.pseudo_label,
-        config.phrases,
-        config.prepare.max_image_pixels,
+        settings.pseudo_label,
+        settings.phrases,
+        settings.prepare.max_image_pixels,
         args.sample,
         os.cpu_count() or 1,
     )

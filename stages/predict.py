@@ -97,10 +97,11 @@ def _prompt(args: argparse.Namespace) -> tuple[list[str] | str, dict[str, Any]]:
                 '--text names nothing; write what to find, divided by periods: "a cat. a remote control."'
             )
         return names, {}
-    from pipeline.config import load_config
     from pipeline.phrases.noun_phrases import NounPhraseParser
+    from pipeline.phrases.settings import PhrasesConfig
+    from pipeline.settings import load
 
-    return args.caption, {"parser": NounPhraseParser(load_config(args.params).phrases).char_spans}
+    return args.caption, {"parser": NounPhraseParser(load(args.params, PhrasesConfig)).char_spans}
 
 
 def _write(lines: TextIO, source: str, image: Image.Image, found: Detections) -> None:

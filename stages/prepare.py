@@ -1,6 +1,6 @@
 """Turn raw data sets into records: human data, web pairs, dev and test.
 
-Run: python -m stages.prepare --out data/records --metrics metrics/prepare.json
+Run: glip prepare --out data/records --metrics metrics/prepare.json
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> str:
     """Prepare all sources that params.yaml names."""
-    from pipeline.config import load_config
     from pipeline.prepare.job import prepare
     from pipeline.ray_session import ray_session
+    from pipeline.settings import load_all
 
-    config = load_config(args.params)
+    settings = load_all(args.params)
     with ray_session():
-        metrics = prepare(config.prepare, config.seed, args.out)
+        metrics = prepare(settings.prepare, settings.seed, args.out)
     if args.metrics:
         write_json(args.metrics, metrics)
     rows = sum(folder["rows"] for folder in metrics.values())

@@ -2,7 +2,7 @@
 
 Interrupted, it keeps its finished shards; run again, it makes only what is missing.
 
-Run: python -m stages.pseudo_label --records data/records/web --phrases data/phrases --teacher models/teacher \
+Run: glip pseudo_label --records data/records/web --phrases data/phrases --teacher models/teacher \
     --out data/pseudo_labels --metrics metrics/pseudo_label.json
 """
 
@@ -26,15 +26,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> str:
     """Label every shard that is not finished."""
-    from pipeline.config import load_config
     from pipeline.pseudo_labels.job import Inputs, pseudo_label
     from pipeline.ray_session import ray_session
+    from pipeline.settings import load_all
     from pipeline.store.storage import to_place
 
-    config = load_config(args.params)
+    settings = load_all(args.params)
     inputs = Inputs(to_place(args.records), to_place(args.phrases), args.teacher, to_place(args.out))
     with ray_session():
-        metrics = pseudo_label(inputs, config.pseudo_label, config.prepare.max_image_pixels)
+        metrics = pseudo_label(inputs, settings.pseudo_label, settings.prepare.max_image_pixels)
     if args.metrics:
         write_json(args.metrics, metrics)
     rows = f"{metrics['shards']} shards, {metrics['rows_labelled']} of {metrics['rows']} rows labelled"

@@ -5,7 +5,6 @@ glip report --models teacher --out /tmp/page    one model alone; names are folde
 glip report --models a b                        two: the last is compared with the others, a student with all
 
 The page needs no network. It tells what there is to tell: a part whose inputs are missing says so in a line.
-In DVC: python -m stages.report
 """
 
 from __future__ import annotations
@@ -35,21 +34,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> str:
     """Compare the models and write what was found."""
-    from pipeline.config import load_config
     from pipeline.report.compose import category_table, examine_all, find_benchmarks, find_models, read_models
     from pipeline.report.labels import read_labels
     from pipeline.report.page import Report, render_page
     from pipeline.report.provenance import collect
     from pipeline.report.standings import headline, summarise
+    from pipeline.settings import load_all
     from pipeline.store.storage import replacing, to_place
 
     predictions = to_place(args.predictions)
-    config = load_config(args.params)
+    settings = load_all(args.params)
     models = find_models(args.models, args.metrics, predictions, args.split)
     metrics, absent = read_models(args.metrics, models)
     benchmarks, unknown = find_benchmarks(to_place(args.records), args.split)
     args.out.mkdir(parents=True, exist_ok=True)
-    findings, gallery, left_out = examine_all(benchmarks, predictions, models, config, args.out)
+    findings, gallery, left_out = examine_all(benchmarks, predictions, models, settings.report, settings.seed, args.out)
     report = Report(
         models=models,
         split=args.split,

@@ -3,7 +3,7 @@
 Every seed is a DVC experiment in a temporary copy of the project: it draws its own pictures, captions, initial weights
 and sample order, and shares the cache with the workspace. Which concepts are novel does not change with the seed.
 
-Run: python -m stages.seeds --seeds 0 1 2 --out metrics/seeds.json
+Run: glip seeds --seeds 0 1 2 --out metrics/seeds.json
 """
 
 from __future__ import annotations

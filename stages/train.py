@@ -31,11 +31,13 @@ def run(args: argparse.Namespace) -> str | None:
     """Train to the end, judged by the dev set if there is one."""
     if args.dev is None or args.dry_run:
         return train_only.run(args)
-    from pipeline.config import load_config
     from pipeline.evaluation.dev_set import DevSet
+    from pipeline.settings import load_all
 
-    config = load_config(args.params)
-    dev_set = DevSet(args.dev.resolve(), config.evaluate, config.train.evaluate_rows, config.train.sample_pictures)
+    settings = load_all(args.params)
+    dev_set = DevSet(
+        args.dev.resolve(), settings.evaluate, settings.train.evaluate_rows, settings.train.sample_pictures
+    )
     dev_set.benchmarks()  # fails early where there are none
     return train_only.run(args, dev_set)
 

@@ -40,13 +40,14 @@ def run(args: argparse.Namespace, validate: Validate | None = None) -> str | Non
         args: of the command line.
         validate: judges the model now and then.
     """
-    from pipeline.config import load_config
     from pipeline.ray_session import ray_session
+    from pipeline.settings import load
     from pipeline.store.storage import to_place
     from pipeline.training.dry_run import describe_run
     from pipeline.training.job import Paths, train
+    from pipeline.training.settings import TrainingSettings
 
-    config = load_config(args.params)
+    config = load(args.params, TrainingSettings)
     if args.name not in config.train.runs:
         raise ConfigError(f"{args.params}: train.runs has no {args.name!r}; runs: {', '.join(config.train.runs)}")
     if args.dry_run:

@@ -270,10 +270,10 @@ def test_settings_and_recipes_of_the_package_are_found_anywhere(wheel: Path, tmp
     )
     code = """
 from pipeline.cli import default_params
-from pipeline.config import load_config
+from pipeline.settings import load_all
 base = default_params()
 for path in [base, *sorted(base.parent.glob("training/recipes/*.yaml"))]:
-    load_config(path)
+    load_all(path)
     print(path)
 """
     done = run(sys.executable, "-c", code, cwd=tmp_path, PYTHONPATH=str(tmp_path / "site"))

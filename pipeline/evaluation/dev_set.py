@@ -13,12 +13,12 @@ from PIL import Image
 from glip_model.drawing import LabelledBox, draw_boxes
 from glip_model.glip import GLIP
 from glip_model.predictor import GLIPPredictor
-from pipeline.config import EvaluateConfig
 from pipeline.errors import MissingInputError
 from pipeline.evaluation.benchmark import TASKS, Benchmark, list_benchmarks, predict_shard, predictions_of
 from pipeline.evaluation.labelled import label_names, true_boxes
 from pipeline.evaluation.predictions import NO_BOXES, Predictions, read_predictions, write_predictions
 from pipeline.evaluation.scoring import ALL, LEADING, leading, score
+from pipeline.evaluation.settings import EvaluateConfig
 from pipeline.store.drawing import join_pictures
 from pipeline.store.shards import read_metadata, read_shard, shard_name, write_shard
 from pipeline.store.storage import Place

@@ -22,7 +22,6 @@ import torch
 import glip_model
 from glip_model.predictor import GLIPPredictor
 from pipeline.cli import progress, quiet_libraries
-from pipeline.config import EvaluateConfig
 from pipeline.errors import BenchmarkError, PipelineError, ShardError
 from pipeline.evaluation import benchmark as benchmarks
 from pipeline.evaluation import predictions
@@ -35,6 +34,7 @@ from pipeline.evaluation.benchmark import (
     predictions_of,
 )
 from pipeline.evaluation.predictions import read_missing, write_predictions
+from pipeline.evaluation.settings import EvaluateConfig
 from pipeline.ray_session import RESTARTS, WorkerDeath, results, share_cluster
 from pipeline.store import images
 from pipeline.store.provenance import FINGERPRINT, code_sha256, describe_model, fingerprint

@@ -56,14 +56,13 @@ def collect(scores: Sequence[tuple[Benchmark, Score]]) -> dict[str, Any]:
     return metrics
 
 
-def leaves(metrics: Mapping[str, Any]) -> Iterator[tuple[Key, float]]:
-    """Yield every measure of what ``collect`` returned."""
-    for split, tasks in metrics.items():
-        for task, sources in tasks.items():
-            for source, parts in sources.items():
-                for part, measures in parts.items():
-                    for name, value in measures.items():
-                        yield (split, task, source, part, name), value
+def leaves(metrics: Any, *above: str) -> Iterator[tuple[Any, Any]]:
+    """Yield key (see ``LEVELS``) and value of every measure; a key is shorter where metrics are not nested so."""
+    if isinstance(metrics, dict) and len(above) < len(LEVELS):
+        for name, each in metrics.items():
+            yield from leaves(each, *above, name)
+    else:
+        yield above, metrics
 
 
 def measure_table(metrics: Mapping[str, Any]) -> Iterator[Sequence[Any]]:

@@ -20,7 +20,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from pipeline.config import PhrasesConfig
+from pipeline.phrases.settings import PhrasesConfig
 from pipeline.store.records import Phrase
 
 _LEADING_TAGS = frozenset({"DT", "PDT", "PRP$", "PRP", "WP$", "WDT", "CD", "POS", "EX", "RB", "CC", "IN", "UH"})

@@ -17,9 +17,9 @@ from typing import Any
 import ray
 
 from pipeline.cli import progress, quiet_libraries
-from pipeline.config import PhrasesConfig
 from pipeline.errors import PipelineError, ShardError
 from pipeline.phrases.noun_phrases import NounPhraseParser
+from pipeline.phrases.settings import PhrasesConfig
 from pipeline.ray_session import RESTARTS, WorkerDeath, results
 from pipeline.store.provenance import FINGERPRINT, code_sha256, fingerprint
 from pipeline.store.records import SCHEMA_VERSION, PhrasesRecord

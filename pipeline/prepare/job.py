@@ -17,10 +17,10 @@ import ray
 from numpy.typing import NDArray
 
 from pipeline.cli import progress, write_json
-from pipeline.config import PrepareConfig
 from pipeline.errors import PipelineError, RejectLimitError, ShardError
 from pipeline.prepare.held_out import HeldOut, Sighting
 from pipeline.prepare.raw import DroppedBox, Part, RawTable, Reject
+from pipeline.prepare.settings import PrepareConfig
 from pipeline.prepare.sources import Role, Source, open_sources
 from pipeline.prepare.validation import MIN_BOX_SIDE, Rules, to_records
 from pipeline.store.provenance import FINGERPRINT, code_sha256, file_sha256, fingerprint

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import SourceEntry
 from pipeline.errors import MissingInputError
 from pipeline.prepare.raw import Url
 from pipeline.prepare.readers.voc import read_names
+from pipeline.prepare.settings import SourceEntry
 
 NAME = "own"
 """What records of such a folder are called."""

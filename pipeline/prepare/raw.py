@@ -11,7 +11,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.config import PrepareConfig
+from pydantic import GetCoreSchemaHandler
+from pydantic_core import CoreSchema, core_schema
+
+from pipeline.prepare.settings import PrepareConfig
 from pipeline.store.records import Category, Record
 
 
@@ -22,6 +25,11 @@ class Url(str):
     """
 
     __slots__ = ()
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, kind: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        """Let a string of a params file become one."""
+        return core_schema.no_info_after_validator_function(cls, handler(str))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

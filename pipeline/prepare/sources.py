@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from pipeline.config import PrepareConfig, SourceEntry, parse_options
 from pipeline.errors import ConfigError
 from pipeline.prepare.embedded import tables as embedded
 from pipeline.prepare.raw import RawTable, Reader, SourceContext, Url
@@ -29,6 +28,8 @@ from pipeline.prepare.readers import (
     voc,
     webdataset,
 )
+from pipeline.prepare.settings import PrepareConfig, SourceEntry
+from pipeline.settings import parse_options
 from pipeline.store.filesystem import has_credentials, join, redact
 from pipeline.store.records import CaptionRecord, DetectionRecord, GroundingRecord
 from pipeline.store.shards import KIND

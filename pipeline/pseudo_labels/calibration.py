@@ -18,9 +18,9 @@ import numpy as np
 import torch
 
 from glip_model.boxes import pairwise_iou
-from pipeline.config import PseudoLabelConfig
 from pipeline.errors import RejectLimitError
 from pipeline.pseudo_labels.labeller import PseudoLabeller
+from pipeline.pseudo_labels.settings import PseudoLabelConfig
 from pipeline.store.records import CaptionRecord, GroundingRecord, Phrase, PhrasesRecord
 
 IOU_THRESHOLD = 0.5

@@ -26,7 +26,6 @@ from ray.util.metrics import Counter as RayCounter
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.cli import progress, quiet_libraries
-from pipeline.config import PseudoLabelConfig
 from pipeline.errors import PipelineError, RejectLimitError, ShardError, StorageError
 from pipeline.pseudo_labels.decoding import PictureDecoder
 from pipeline.pseudo_labels.labeller import PseudoLabeller
@@ -41,6 +40,7 @@ from pipeline.pseudo_labels.manifest import (
     write_manifest,
 )
 from pipeline.pseudo_labels.progress import Figures, Meter, describe
+from pipeline.pseudo_labels.settings import PseudoLabelConfig
 from pipeline.pseudo_labels.teachers import open_teacher
 from pipeline.ray_session import share_cluster
 from pipeline.store.provenance import FINGERPRINT

@@ -18,9 +18,9 @@ from typing import Any
 
 import glip_model
 from pipeline.cli import write_json
-from pipeline.config import PseudoLabelConfig
 from pipeline.errors import MissingInputError, ShardError
 from pipeline.pseudo_labels import decoding, labeller, selection, teachers
+from pipeline.pseudo_labels.settings import PseudoLabelConfig
 from pipeline.pseudo_labels.teachers import describe_teacher
 from pipeline.store import images
 from pipeline.store.provenance import FINGERPRINT, code_sha256, file_sha256, fingerprint

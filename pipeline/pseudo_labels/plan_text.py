@@ -14,19 +14,10 @@ def describe_plan(
 ) -> dict[str, Any]:
     """Return the plan for JSON; what follows from rates that were not measured is None.
 
-    Args:
-        workload: what there is to label.
-        rates: what one machine does.
-        outcomes: for several numbers of GPUs.
-        device: that was measured; None where the speed was given.
-        price: of one GPU-hour.
+    ``device`` was measured, None where the speed was given; ``price`` is that of one GPU-hour.
     """
-    boxes, size, decoded, captions = (
-        rates.boxes_per_pair,
-        rates.bytes_per_pair,
-        rates.decoded_per_core_s,
-        rates.captions_per_core_s,
-    )
+    boxes, size = rates.boxes_per_pair, rates.bytes_per_pair
+    decoded, captions = rates.decoded_per_core_s, rates.captions_per_core_s
     return {
         "input": dataclasses.asdict(workload),
         "device": device,
@@ -45,13 +36,7 @@ def describe_plan(
 
 
 def format_plan(plan: Mapping[str, Any], sample: int, interruptions: Interruptions | None) -> str:
-    """Lay a plan out for a terminal.
-
-    Args:
-        plan: see ``describe_plan``.
-        sample: pairs that were measured.
-        interruptions: that were played.
-    """
+    """Lay out for a terminal what ``describe_plan`` returned, measured over ``sample`` pairs."""
     given, output = plan["input"], plan["output"]
     known = "as given" if plan["device"] is None else f"measured on {plan['device']} over {sample} pairs"
     lines = [

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from glip_model.boxes import iou, pairwise_iou
 from glip_model.structures import Detections
-from pipeline.config import PseudoLabelConfig
+from pipeline.pseudo_labels.settings import PseudoLabelConfig
 from pipeline.store.records import Box, Phrase, ScoredBox
 
 PHRASE_REJECT_REASONS = (

@@ -6,12 +6,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import Config
 from pipeline.errors import MissingInputError
 from pipeline.evaluation.benchmark import Benchmark, list_benchmarks
 from pipeline.report.gallery import choose_gallery, side_by_side
 from pipeline.report.judged import MODELS, Judged, has_predictions, judge, pairs
 from pipeline.report.page import Findings, Report, Shot, examine, make_gallery
+from pipeline.report.settings import ReportConfig
 from pipeline.report.tables import count_notes, read_metrics
 from pipeline.store.storage import Place
 
@@ -51,7 +51,12 @@ def read_models(folder: Path, models: Sequence[str]) -> tuple[dict[str, Any], li
 
 
 def examine_all(
-    benchmarks: Sequence[Benchmark], predictions: Place, models: Sequence[str], config: Config, out: Path
+    benchmarks: Sequence[Benchmark],
+    predictions: Place,
+    models: Sequence[str],
+    config: ReportConfig,
+    seed: int,
+    out: Path,
 ) -> tuple[list[Findings], list[list[Shot]], list[str]]:
     """Judge the models on one benchmark after the other; the first one with predictions gives the pictures.
 
@@ -59,7 +64,8 @@ def examine_all(
         benchmarks: of a split.
         predictions: folder of NAME/SPLIT/TASK.
         models: see ``find_models``.
-        config: settings of the report, and the seed.
+        config: settings of the report.
+        seed: of the resampling.
         out: folder that the side-by-side picture is written to.
 
     Returns:
@@ -75,13 +81,13 @@ def examine_all(
             notes.append(f"{benchmark.name}: no predictions of {', '.join(absent)}.")
         if not judged.models:
             continue
-        found = examine(judged, config.report, config.seed)
+        found = examine(judged, config, seed)
         if not found.standings:
             notes.append(f"{benchmark.name}: left out, no row has a true box.")
             continue
         findings.append(found)
         if len(findings) == 1:
-            gallery = make_gallery(judged, config.report.gallery_rows)
+            gallery = make_gallery(judged, config.gallery_rows)
             _save_picture(judged, out)
     return findings, gallery, notes
 

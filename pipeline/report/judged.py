@@ -39,6 +39,11 @@ class Judged:
         """Names of the models, in the order in which they were asked for."""
         return tuple(self.predictions)
 
+    @property
+    def by_category(self) -> dict[str, CocoResult | LvisResult]:
+        """Model to result where categories are detected; empty in other tasks."""
+        return {model: each for model, each in self.results.items() if isinstance(each, CocoResult | LvisResult)}
+
     @cached_property
     def pictures(self) -> np.ndarray:
         """(rows,) int64 number of the picture that each row is about."""

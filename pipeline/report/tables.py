@@ -10,8 +10,6 @@ from typing import Any
 
 from pipeline.errors import BenchmarkError
 from pipeline.evaluation.benchmark import TASKS
-from pipeline.evaluation.coco import CocoResult
-from pipeline.evaluation.lvis import LvisResult
 from pipeline.evaluation.odinw import DATA_SETS
 from pipeline.evaluation.published import COLUMNS, PUBLISHED
 from pipeline.evaluation.results import LEVELS, Key, leaves
@@ -65,7 +63,7 @@ def read_metrics(path: Path) -> dict[str, Any]:
         BenchmarkError: the file holds anything else.
     """
     metrics = read_json(path, _EVALUATE)
-    if not _is_nested(metrics, len(LEVELS)):
+    if not all(len(key) == len(LEVELS) and isinstance(value, int | float) for key, value in leaves(metrics)):
         raise BenchmarkError(
             f"{path}: not {' → '.join(LEVELS)} → number; written by an older version or broken; run: {_EVALUATE}"
         )
@@ -109,7 +107,7 @@ def published_columns(rows: Sequence[MeasureRow]) -> list[str]:
 
 def category_rows(judged: Judged) -> list[CategoryRow]:
     """Return AP of every category that is there, largest gain first; of one model alone, best first."""
-    results = {model: each for model, each in judged.results.items() if isinstance(each, CocoResult | LvisResult)}
+    results = judged.by_category
     if not results:
         return []
     ap = {model: 100 * each.curves.by_category() for model, each in results.items()}
@@ -130,12 +128,6 @@ def category_rows(judged: Judged) -> list[CategoryRow]:
 
 def _extent(row: CategoryRow) -> float:
     return next(iter(row.values.values())) if row.gain is None else row.gain
-
-
-def _is_nested(value: Any, depth: int) -> bool:
-    if not depth:
-        return isinstance(value, int | float)
-    return isinstance(value, dict) and all(_is_nested(each, depth - 1) for each in value.values())
 
 
 def _is_count(key: Key) -> bool:

@@ -12,9 +12,9 @@ from glip_model.alignment import TokenizedPrompt, tokenize_prompt
 from glip_model.config import GLIPConfig
 from glip_model.preprocess import image_to_tensor, resize_size
 from glip_model.structures import GroundingTarget
-from pipeline.config import SamplesConfig
 from pipeline.store.images import load_image
 from pipeline.training.samples import Sample
+from pipeline.training.settings import SamplesConfig
 
 MAX_TRAINING_PIXELS = 100_000_000
 """Pictures were checked when the records were made; this only stops what was swapped since."""

@@ -20,12 +20,12 @@ from glip_model.config import GLIPConfig
 from glip_model.images import ImageError
 from glip_model.preprocess import collate
 from glip_model.structures import GroundingBatch, GroundingTarget
-from pipeline.config import RunConfig, SamplesConfig, TrainConfig
 from pipeline.errors import TrainingError
 from pipeline.training.augment import prepare_sample
 from pipeline.training.loading import load_ahead
 from pipeline.training.plan import SamplePlan, group_by_orientation, plan_samples, sample_weights
 from pipeline.training.samples import SampleSource, StreamedSource
+from pipeline.training.settings import RunConfig, SamplesConfig, TrainConfig
 from pipeline.training.streaming import StreamPlan
 
 MAX_UNREADABLE_IN_A_ROW = 20

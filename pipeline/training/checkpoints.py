@@ -3,7 +3,7 @@
 A checkpoint is three files of one name, which carries the step and the beginning of the training's fingerprint:
 
 - ``step-00000400-8c1f03b2a7d94e56.pt``: the state;
-- ``….yaml``: all settings of the training, to be read by people and by ``load_config``;
+- ``….yaml``: all settings of the training, to be read by people, and a params file once it ``extends`` one;
 - ``….json``: hashes of the two and the score. It is written last: without it there is no checkpoint.
 """
 

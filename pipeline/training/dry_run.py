@@ -17,10 +17,11 @@ import torch
 from glip_model.checkpoint import CONFIG_FILE, WEIGHTS_FILE
 from glip_model.config import GLIPConfig
 from glip_model.glip import GLIP
-from pipeline.config import Config, OptimConfig, RunConfig, extended_files, load_config
 from pipeline.errors import ConfigError, MissingInputError
+from pipeline.settings import extended_files, load, load_all
 from pipeline.training.optim import learning_rate_factor, parameter_groups, weight_decay_factor
 from pipeline.training.plan import count_rows, sample_weights, with_steps
+from pipeline.training.settings import OptimConfig, RunConfig, TrainingSettings
 from pipeline.training.tuning import freeze_for
 
 SHOWN_CHARS = 100
@@ -79,12 +80,14 @@ class Outlook:
         return None if self.images is None else self.images / (images_per_s * self.workers) / 3600
 
 
-def work_out(name: str, config: Config, human: Path | None, pseudo: Path | None, teacher: Path | None) -> Outlook:
+def work_out(
+    name: str, config: TrainingSettings, human: Path | None, pseudo: Path | None, teacher: Path | None
+) -> Outlook:
     """Work out a run; neither weights nor pictures are read.
 
     Args:
         name: key of ``train.runs``.
-        config: all settings.
+        config: its settings.
         human: folder with detection/ and grounding/ records, or None where there are none yet.
         pseudo: folder of pseudo-label shards.
         teacher: model to start from; None takes the sizes of section ``model``.
@@ -110,31 +113,24 @@ def work_out(name: str, config: Config, human: Path | None, pseudo: Path | None,
     )
 
 
-def differences(config: Config, base: Config) -> dict[str, tuple[Any, Any]]:
-    """Return dotted settings that differ, with their value and that of ``base``."""
-    values, others = dict(flat_settings(config)), dict(flat_settings(base))
+def differences(settings: Any, base: Any) -> dict[str, tuple[Any, Any]]:
+    """Return dotted settings of two sections that differ, with their value and that of ``base``."""
+    values, others = dict(flat_settings(settings)), dict(flat_settings(base))
     return {name: (value, others[name]) for name, value in values.items() if value != others[name]}
 
 
 def describe_run(
     name: str, params: Path, human: Path | None, pseudo: Path | None, teacher: Path | None, images_per_s: float | None
 ) -> str:
-    """Say what a run of a params file comes to, and what it changes of the file that all others extend.
+    """Say what a run of a params file comes to, and what that file changes of the one that all others extend.
 
-    Args:
-        name: key of ``train.runs``.
-        params: file of settings.
-        human: see ``work_out``, as of ``pseudo`` and ``teacher``, and the errors.
-        pseudo: likewise.
-        teacher: likewise.
-        images_per_s: of one worker, for the time that it takes.
+    See ``work_out``; the speed of one worker tells the time it takes.
     """
-    config = load_config(params)
-    found = work_out(name, config, human, pseudo, teacher)
-    return "\n".join([*_lines(found, images_per_s), *_changed(config, params)])
+    found = work_out(name, load(params, TrainingSettings), human, pseudo, teacher)
+    return "\n".join([*_lines(found, images_per_s), *_changed(params)])
 
 
-def _structure(run: RunConfig, config: Config, teacher: Path | None) -> GLIP:
+def _structure(run: RunConfig, config: TrainingSettings, teacher: Path | None) -> GLIP:
     """Build the model without memory for its weights, frozen as the run asks for."""
     sizes = config.model.glip_config()
     if run.init == "teacher" and teacher is not None:
@@ -221,12 +217,12 @@ def _lines(found: Outlook, images_per_s: float | None) -> Iterator[str]:
         yield f"time      {hours:,.1f} h, {hours / 24:,.1f} days, at {images_per_s:g} images/s a worker"
 
 
-def _changed(config: Config, params: Path) -> Iterator[str]:
+def _changed(params: Path) -> Iterator[str]:
     """Say which settings differ from the file that all others extend."""
     base = extended_files(params)[-1]
     if base != params:
         yield f"settings  that differ from {os.path.relpath(base)}:"
-        for name, (value, other) in differences(config, load_config(base)).items():
+        for name, (value, other) in differences(load_all(params), load_all(base)).items():
             yield f"          {name}: {_short(value)} instead of {_short(other)}"
 
 

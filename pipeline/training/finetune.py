@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from glip_model.config import GLIPConfig
-from pipeline.config import Config, RunConfig, SourceEntry, TrainConfig
+from pipeline.training.settings import RunConfig, TrainConfig, TrainingSettings
 
 RUN = "finetune"
 """Key of ``train.runs`` for it."""
@@ -36,40 +36,18 @@ def steps_for(rows: int, batch_size: int) -> int:
     return min(max(EPOCHS * rows // batch_size, MIN_STEPS), MAX_STEPS)
 
 
-def finetune_config(
-    base: Config, model: GLIPConfig, train: SourceEntry, validation: SourceEntry, choices: Choices
-) -> Config:
-    """Return settings that prepare the data, tune the model and judge it.
+def finetune_config(base: TrainingSettings, model: GLIPConfig, choices: Choices) -> TrainingSettings:
+    """Return settings that tune a model.
 
     Args:
         base: where all other settings come from.
         model: of the model to start from.
-        train: source to learn from.
-        validation: source to judge by.
         choices: of the user; where the steps are left open, the run is one of ``EPOCHS`` until ``with_length``.
     """
-    prepare = replace(
-        base.prepare,
-        data_root=".",
-        human=(train,),
-        web=(),
-        dev=(validation,),
-        test=(),
-        held_out=(),
-        mixtures={},
-        pictures="reference",
-    )
-    evaluate = replace(
-        base.evaluate,
-        splits=("dev",),
-        num_actors=choices.workers,
-        max_prompt_categories=1000,  # as many as fit into a prompt, as in training
-        max_prompt_categories_by_source={},
-    )
-    return replace(base, prepare=prepare, train=_train(base.train, model, choices), evaluate=evaluate)
+    return replace(base, train=_train(base.train, model, choices))
 
 
-def with_length(config: Config, rows: int) -> Config:
+def with_length(config: TrainingSettings, rows: int) -> TrainingSettings:
     """Settle the number of steps when it is known how many pictures there are to learn from."""
     run, optim = config.train.runs[RUN], config.train.optim
     steps = run.steps or steps_for(rows, optim.batch_size)

@@ -25,9 +25,9 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from glip_model.checkpoint import WEIGHTS_FILE
 from pipeline.cli import progress, quiet_libraries
-from pipeline.config import Config, RunConfig, to_yaml
 from pipeline.errors import MissingInputError, PipelineError, TrainingError
 from pipeline.ray_session import cores_per_worker
+from pipeline.settings import to_yaml
 from pipeline.store.storage import Place, replacing
 from pipeline.training.batches import Worker
 from pipeline.training.checkpoints import Checkpoints, discard_checkpoints, has_checkpoints
@@ -45,6 +45,7 @@ from pipeline.training.model_folder import (
 from pipeline.training.plan import count_rows, with_steps
 from pipeline.training.progress import Progress
 from pipeline.training.samples import make_sources
+from pipeline.training.settings import RunConfig, TrainingSettings
 from pipeline.training.trackers import Trackers
 from pipeline.training.tuning import freeze_for
 from pipeline.training.update import FLOAT32_MATMUL
@@ -109,13 +110,13 @@ class _BoardHandler(logging.Handler):
 
 
 def train(
-    name: str, config: Config, paths: Paths, log: Path | None, validate: Validate | None = None
+    name: str, config: TrainingSettings, paths: Paths, log: Path | None, validate: Validate | None = None
 ) -> dict[str, Any]:
     """Train one of the runs of params.yaml; Ray must be running.
 
     Args:
         name: key of ``train.runs``.
-        config: all settings.
+        config: its settings.
         paths: inputs and the folder of the model.
         log: CSV file for the losses, for DVC plots.
         validate: judges the model by a dev set, where the settings ask for that.
@@ -181,7 +182,7 @@ def train(
     }
 
 
-def _with_steps(name: str, config: Config, paths: Paths) -> tuple[Config, RunConfig]:
+def _with_steps(name: str, config: TrainingSettings, paths: Paths) -> tuple[TrainingSettings, RunConfig]:
     """Put the number of steps into a run that is given in epochs, and between its evaluations."""
     run = config.train.runs[name]
     if not run.steps:
@@ -195,7 +196,7 @@ def _with_steps(name: str, config: Config, paths: Paths) -> tuple[Config, RunCon
     return config, run
 
 
-def _check(name: str, config: Config, paths: Paths, validate: Validate | None) -> None:
+def _check(name: str, config: TrainingSettings, paths: Paths, validate: Validate | None) -> None:
     """Find what is missing before any process starts."""
     run = config.train.runs[name]
     is_judged = bool(config.train.evaluate_every or config.train.evaluate_epochs)
@@ -297,7 +298,9 @@ def _work(settings: Mapping[str, Any]) -> None:
             raise  # ends the other workers, which would wait for this one
 
 
-def _train_worker(name: str, config: Config, paths: Paths, board: Any, threads: int, validate: Validate | None) -> None:
+def _train_worker(
+    name: str, config: TrainingSettings, paths: Paths, board: Any, threads: int, validate: Validate | None
+) -> None:
     torch.set_num_threads(threads)
     context = ray.train.get_context()
     worker = Worker(rank=context.get_world_rank(), world_size=context.get_world_size())

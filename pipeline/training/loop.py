@@ -21,13 +21,13 @@ from torch import nn
 from glip_model.glip import GLIP
 from glip_model.structures import GroundingBatch
 from glip_model.text_encoder import TextStateCache
-from pipeline.config import RunConfig, TrainConfig
 from pipeline.errors import TrainingError
 from pipeline.training.batches import MODEL_STREAM, BatchMaker, TrainingBatch, Worker, chance
 from pipeline.training.checkpoints import Checkpoints
 from pipeline.training.judge import Judge
 from pipeline.training.progress import Progress, Window, peak_memory_gb
 from pipeline.training.samples import SampleSource
+from pipeline.training.settings import RunConfig, TrainConfig
 from pipeline.training.update import Updater, trained_state
 
 logger = logging.getLogger(__name__)

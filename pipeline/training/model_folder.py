@@ -13,9 +13,9 @@ from glip_model.checkpoint import CONFIG_FILE, WEIGHTS_FILE
 from glip_model.glip import GLIP
 from glip_model.initialise import initialise_pretrained
 from glip_model.text_encoder import load_tokenizer
-from pipeline.config import Config
 from pipeline.errors import TrainingError
 from pipeline.training.divergence import DIVERGED_FILE
+from pipeline.training.settings import TrainingSettings
 
 SCRATCH_FOLDER = ".ray-train"
 """Ray Train's own notes, which every node must see; removed in the end."""
@@ -28,7 +28,7 @@ SAMPLES_FOLDER = "samples"
 _ASIDE = ".saving-"
 
 
-def starting_model(config: Config, teacher: Path | None) -> tuple[GLIP, Any]:
+def starting_model(config: TrainingSettings, teacher: Path | None) -> tuple[GLIP, Any]:
     """Return the model to start from, and its tokenizer: the teacher's, or a fresh one with pretrained parts.
 
     Raises:

@@ -9,7 +9,7 @@ from functools import lru_cache
 import numpy as np
 
 from glip_model.prompts import clean_name
-from pipeline.config import SamplesConfig
+from pipeline.training.settings import SamplesConfig
 
 TokenCount = Callable[[str], int]
 """Tokens of a string, without special ones."""

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from pipeline.config import OptimConfig
 from pipeline.training.distribution import gather, local, spread
+from pipeline.training.settings import OptimConfig
 
 BIAS_LEARNING_RATE_FACTOR = 2.0
 """Everything with "bias" in its name learns twice as fast and does not decay, as published."""

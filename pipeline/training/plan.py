@@ -12,11 +12,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.config import RunConfig
 from pipeline.errors import TrainingError
 from pipeline.store.shards import list_shards, read_repeat, read_table
 from pipeline.store.storage import Place
 from pipeline.training.samples import SampleSource, has_boxes
+from pipeline.training.settings import RunConfig
 
 _ONE_COLUMN = ("key",)
 _GROUNDING_COLUMNS = ("phrases", "reject_reason")

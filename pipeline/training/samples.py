@@ -15,7 +15,6 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from glip_model.prompts import Prompt, caption_prompt, category_prompt, clean_name, pack_prompts
-from pipeline.config import SamplesConfig
 from pipeline.errors import TrainingError
 from pipeline.store.records import (
     DETECTION_SCHEMA,
@@ -30,6 +29,7 @@ from pipeline.store.row_groups import Recent, RowGroups
 from pipeline.store.shards import from_row, list_shards, read_categories, read_repeat, read_table
 from pipeline.store.storage import Place
 from pipeline.training.negatives import SPECIAL_TOKENS, TokenCount, choose_categories, has_head_in, word_forms
+from pipeline.training.settings import SamplesConfig
 
 _COUNTED_STRINGS = 1_000_000
 """Whose tokens are remembered, the latest."""

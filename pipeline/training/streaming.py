@@ -15,10 +15,10 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.config import SamplesConfig
 from pipeline.errors import TrainingError
 from pipeline.store.row_groups import Recent, RowGroups
 from pipeline.training.plan import weighted_names
+from pipeline.training.settings import SamplesConfig
 
 _CIRCLE = 1 << 64
 _GOLDEN = 0x9E3779B97F4A7C15

@@ -6,8 +6,8 @@ Source: GLIP (Li et al., CVPR 2022), section 5.2 and its published configs (``li
 from __future__ import annotations
 
 from glip_model.glip import GLIP
-from pipeline.config import RunConfig
 from pipeline.errors import TrainingError
+from pipeline.training.settings import RunConfig
 
 LINEAR_LAYERS = ("bbox_pred.", "centerness.", "text_projection.", "log_scale", "bias_lang", "bias0")
 """Of the head, what linear tuning trains; the scales of the levels stay."""

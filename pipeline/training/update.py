@@ -16,7 +16,6 @@ from torch.distributed.tensor import DTensor
 from glip_model.glip import GLIP
 from glip_model.losses import GroundingCriterion
 from glip_model.structures import GroundingBatch
-from pipeline.config import OptimConfig
 from pipeline.errors import TrainingError
 from pipeline.training.distribution import (
     compile_layers,
@@ -36,6 +35,7 @@ from pipeline.training.optim import (
     set_weight_decay,
     weight_decay_factor,
 )
+from pipeline.training.settings import OptimConfig
 
 FLOAT32_MATMUL = "high"
 """TensorFloat-32 for float32 matrix products on a GPU; "highest" computes them in float32."""

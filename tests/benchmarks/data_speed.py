@@ -27,12 +27,12 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.config import load_config
 from pipeline.prepare.raw import SourceContext, Url
 from pipeline.prepare.readers.coco import read_coco_detection
 from pipeline.prepare.readers.pair_tables import read_captions_jsonl
 from pipeline.prepare.readers.webdataset import read_tar
 from pipeline.prepare.validation import Rules, to_records
+from pipeline.settings import load_all
 from pipeline.store.records import CaptionRecord, DetectionRecord
 from pipeline.store.shards import ShardWriter
 
@@ -115,7 +115,7 @@ def write_jsonl(folder: Path, rows: int) -> int:
 
 def through(folder: Path, kind: str) -> int:
     """Take every row through reader, validation and shards of a thousand rows, without pictures."""
-    context = SourceContext(role="human", name="bench", config=load_config(ROOT / "params.yaml").prepare, seed=0)
+    context = SourceContext(role="human", name="bench", config=load_all(ROOT / "params.yaml").prepare, seed=0)
     if kind == "boxes":
         (table,) = read_coco_detection(context, annotations=Url(folder / "coco.json"), images=Url(folder))
     else:

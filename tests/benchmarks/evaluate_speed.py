@@ -28,11 +28,12 @@ import torch
 from label_speed import CORES, MAX_PIXELS, in_rounds, local_ray, rows_of, seconds_of, steady_speed, write_inputs
 
 from glip_model.predictor import GLIPPredictor
-from pipeline.config import EvaluateConfig, load_config
 from pipeline.evaluation.benchmark import predictions_of
 from pipeline.evaluation.job import predict_benchmarks
 from pipeline.evaluation.predictions import read_predictions
 from pipeline.evaluation.scoring import score
+from pipeline.evaluation.settings import EvaluateConfig
+from pipeline.settings import load_all
 from pipeline.store.images import load_image
 from pipeline.store.records import DetectionRecord
 from pipeline.store.shards import list_shards, read_categories
@@ -43,7 +44,7 @@ PICTURES = ROWS * SHARDS
 
 def settings(folder: Path) -> EvaluateConfig:
     """Return the settings of the embedded run, for one worker and the dev split."""
-    config = load_config(folder / "params.yaml").evaluate
+    config = load_all(folder / "params.yaml").evaluate
     return dataclasses.replace(config, splits=("dev",), num_actors=1)
 
 

@@ -42,12 +42,12 @@ from PIL import Image
 
 from glip_model.prompts import Prompt, caption_prompt
 from glip_model.structures import Detections
-from pipeline.config import load_config
 from pipeline.phrases.job import extract_phrases
 from pipeline.phrases.noun_phrases import NounPhraseParser
 from pipeline.pseudo_labels.job import Inputs, pseudo_label
 from pipeline.pseudo_labels.planning import Interruptions, Rates, Workload, simulate
 from pipeline.pseudo_labels.teachers import open_teacher
+from pipeline.settings import load_all
 from pipeline.store.images import load_image
 from pipeline.store.records import CaptionRecord, ImageRef, PhrasesRecord
 from pipeline.store.shards import list_shards, read_shard, shard_name, write_shard
@@ -145,7 +145,7 @@ def steady_speed(out: Path, rows_per_shard: int = ROWS) -> float:
 def run_stage(folder: Path, cores: int, actors: int) -> float:
     """Return pairs per second of ``pseudo_label`` and everything around it on so many cores."""
     os.sched_setaffinity(0, range(cores))
-    config = dataclasses.replace(load_config(ROOT / "params.yaml").pseudo_label, num_actors=actors)
+    config = dataclasses.replace(load_all(ROOT / "params.yaml").pseudo_label, num_actors=actors)
     with local_ray(cores), tempfile.TemporaryDirectory() as scratch:
         places = [take(folder / name, LABELLED, Path(scratch) / name) for name in ("records/web", "phrases")]
         out = Path(scratch) / "out"
@@ -155,7 +155,7 @@ def run_stage(folder: Path, cores: int, actors: int) -> float:
 
 def run_loop(folder: Path) -> float:
     """Return pairs per second of the teacher in this process over decoded pictures and finished prompts."""
-    config = load_config(ROOT / "params.yaml").pseudo_label
+    config = load_all(ROOT / "params.yaml").pseudo_label
     torch.set_num_threads(CORES)
     teacher = open_teacher(str(folder / "teacher"), "cpu")
     pairs, parsed = rows_of(folder / "records/web", CaptionRecord), rows_of(folder / "phrases", PhrasesRecord)
@@ -179,13 +179,13 @@ def run_null_phrases(folder: Path) -> float:
     """Return pairs per second of the ``phrases`` stage."""
     with local_ray(CORES), tempfile.TemporaryDirectory() as scratch:
         web = take(folder / "records/web", NULL, Path(scratch) / "web")
-        extract_phrases(load_config(ROOT / "params.yaml").phrases, web, Path(scratch) / "phrases")
+        extract_phrases(load_all(ROOT / "params.yaml").phrases, web, Path(scratch) / "phrases")
         return steady_speed(Path(scratch) / "phrases")
 
 
 def run_null_labels(folder: Path) -> float:
     """Return pairs per second of ``pseudo_label`` with a teacher that costs nothing."""
-    config = dataclasses.replace(load_config(ROOT / "params.yaml").pseudo_label, num_actors=CORES)
+    config = dataclasses.replace(load_all(ROOT / "params.yaml").pseudo_label, num_actors=CORES)
     with local_ray(CORES), tempfile.TemporaryDirectory() as scratch:
         places = [take(folder / name, NULL, Path(scratch) / name) for name in ("records/web", "phrases")]
         out = Path(scratch) / "out"
@@ -202,7 +202,7 @@ def captions(folder: Path) -> list[tuple[str, str]]:
 def run_phrases(folder: Path) -> float:
     """Return captions per second of one core from strings to records of phrases."""
     torch.set_num_threads(1)
-    parser = NounPhraseParser(load_config(ROOT / "params.yaml").phrases)
+    parser = NounPhraseParser(load_all(ROOT / "params.yaml").phrases)
     rows = captions(folder)
     parser.parse(rows[:500])
     return len(rows) / seconds_of(lambda: parser.parse(rows), time.process_time)
@@ -211,7 +211,7 @@ def run_phrases(folder: Path) -> float:
 def run_pipe(folder: Path) -> float:
     """Return captions per second of one core through spaCy, with the components that noun chunks need."""
     torch.set_num_threads(1)
-    config = load_config(ROOT / "params.yaml").phrases
+    config = load_all(ROOT / "params.yaml").phrases
     nlp = importlib.import_module(config.spacy_model).load(exclude=["ner", "lemmatizer", "senter"])
     texts = [caption for _, caption in captions(folder)]
     list(nlp.pipe(texts[:500]))
@@ -227,7 +227,7 @@ def run_memory(folder: Path, rows: int) -> float:
         CaptionRecord(key=str(i), image=image, height=16, width=16, caption="a dog and a cat", source="web")
         for i in range(1000)
     ]
-    config = dataclasses.replace(load_config(ROOT / "params.yaml").pseudo_label, num_actors=CORES, batch_size=64)
+    config = dataclasses.replace(load_all(ROOT / "params.yaml").pseudo_label, num_actors=CORES, batch_size=64)
     peak, is_over = [0.0], threading.Event()
 
     def watch() -> None:
@@ -245,7 +245,7 @@ def run_memory(folder: Path, rows: int) -> float:
     with tempfile.TemporaryDirectory(dir=folder) as scratch, local_ray(CORES):
         one = Path(scratch) / "one"
         write_shard(one / "web" / shard_name(0), pairs, CaptionRecord)
-        extract_phrases(load_config(ROOT / "params.yaml").phrases, one / "web", one / "phrases")
+        extract_phrases(load_all(ROOT / "params.yaml").phrases, one / "web", one / "phrases")
         places = [take(one / name, rows // 1000, Path(scratch) / name) for name in ("web", "phrases")]
         thread = threading.Thread(target=watch)
         thread.start()

@@ -34,11 +34,12 @@ import torch
 from PIL import Image
 
 from glip_model.text_encoder import load_tokenizer
-from pipeline.config import RunConfig, load_config
+from pipeline.settings import load_all
 from pipeline.store.records import GroundingRecord, ImageRef, Phrase, ScoredBox
 from pipeline.store.shards import shard_name, write_shard
 from pipeline.training.batches import BatchMaker, Worker
 from pipeline.training.samples import make_sources
+from pipeline.training.settings import RunConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 ROWS_A_SHARD = 500
@@ -81,7 +82,7 @@ def record(number: int, rng: np.random.Generator) -> GroundingRecord:
 def measure(folder: Path, is_streamed: bool, processes: int, batch_size: int, steps: int) -> dict[str, float]:
     """Make batches as a training worker gets them; return pictures per second and the peak of memory in MB."""
     torch.set_num_threads(1)
-    config = load_config(ROOT / "params.yaml")
+    config = load_all(ROOT / "params.yaml")
     window = {"shuffle_window": WINDOW, "shuffle_lanes": LANES} if is_streamed else {}
     samples = replace(config.train.samples, short_sides=(480,), long_side=800, group_by_orientation=False, **window)
     optim = replace(config.train.optim, batch_size=batch_size)

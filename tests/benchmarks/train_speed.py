@@ -31,7 +31,7 @@ from glip_model.deformable import TAPS
 from glip_model.dyhead import DeformableConv
 from glip_model.glip import GLIP
 from glip_model.structures import GroundingBatch, GroundingTarget
-from pipeline.config import OptimConfig
+from pipeline.settings import load_all
 from pipeline.training.update import FLOAT32_MATMUL, Updater
 
 PUBLISHED_IMAGES_PER_S = 1.62
@@ -39,7 +39,9 @@ PUBLISHED_IMAGES_PER_S = 1.62
 HEIGHT, WIDTH, TOKENS, BOXES = 800, 1333, 256, 10
 WARMUP_STEPS = 3
 MATMUL_SIDE = 8192
-OPTIM = OptimConfig(
+ROOT = Path(__file__).resolve().parents[2]
+OPTIM = replace(
+    load_all(ROOT / "params.yaml").train.optim,
     batch_size=1,
     learning_rate=1e-5,
     text_learning_rate=1e-6,

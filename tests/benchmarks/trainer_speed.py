@@ -30,13 +30,14 @@ import torch
 import torch.distributed as dist
 from label_speed import CORES, in_rounds, local_ray, write_inputs
 
-from pipeline.config import Config, RunConfig, load_config
+from pipeline.settings import load
 from pipeline.training.batches import Worker
 from pipeline.training.job import Paths, train
 from pipeline.training.loop import Trainer
 from pipeline.training.model_folder import starting_model
 from pipeline.training.progress import Progress
 from pipeline.training.samples import make_sources
+from pipeline.training.settings import RunConfig, TrainingSettings
 from pipeline.training.tuning import freeze_for
 
 PICTURES = 2000
@@ -47,9 +48,9 @@ IN_MEMORY = 10
 RUN = "speed"
 
 
-def settings(folder: Path, workers: int, loader_processes: int = 0) -> Config:
+def settings(folder: Path, workers: int, loader_processes: int = 0) -> TrainingSettings:
     """Return the settings of the embedded run's teacher: as many pictures a step and worker, whatever the workers."""
-    config = load_config(folder / "params.yaml")
+    config = load(folder / "params.yaml", TrainingSettings)
     run = RunConfig(init="pretrained", steps=STEPS, mixture={"detection": 0.6, "grounding": 0.4})
     optim = dataclasses.replace(config.train.optim, batch_size=24 * workers)
     changed = dataclasses.replace(

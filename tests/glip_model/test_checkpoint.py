@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -43,9 +42,7 @@ TO_MINILM = TextConfig(name=MINILM, hidden_size=384, num_layers=6, intermediate_
 
 def make_model(config: GLIPConfig = TINY, seed: int = 0) -> GLIP:
     torch.manual_seed(seed)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # libraries' own, while they build
-        return GLIP(config)
+    return GLIP(config)
 
 
 def same(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:

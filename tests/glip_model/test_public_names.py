@@ -21,6 +21,6 @@ def test_other_names_are_attribute_errors() -> None:
 
 
 def test_reading_settings_does_not_load_torch() -> None:
-    code = "import sys, pipeline.config; print(sorted({'torch', 'transformers', 'ray'} & set(sys.modules)))"
+    code = "import sys, pipeline.training.settings; print(sorted({'torch', 'transformers', 'ray'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -20,10 +20,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.config import load_config
 from pipeline.evaluation.predictions import Predictions
 from pipeline.prepare.raw import RawTable, SourceContext
 from pipeline.prepare.validation import Rules, to_records
+from pipeline.settings import load_all
 from pipeline.store.records import (
     Box,
     Category,
@@ -60,7 +60,7 @@ def start_cluster() -> Callable[..., AbstractContextManager[Any]]:
 
 @pytest.fixture
 def context() -> SourceContext:
-    return SourceContext(role="human", name="test", config=load_config(ROOT / "params.yaml").prepare, seed=0)
+    return SourceContext(role="human", name="test", config=load_all(ROOT / "params.yaml").prepare, seed=0)
 
 
 @pytest.fixture

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import warnings
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,21 +15,19 @@ from PIL import Image, ImageDraw
 from glip_model.config import GLIPConfig
 from glip_model.glip import GLIP
 from glip_model.predictor import GLIPPredictor
-from glip_model.text_encoder import load_tokenizer
-from pipeline.config import load_config
+from pipeline.settings import load
 from pipeline.training.finetune import RUN, Choices, finetune_config, steps_for, with_length
+from pipeline.training.settings import TrainingSettings
 from stages.glip import main
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
-def model(tiny_glip: GLIPConfig, tmp_path: Path) -> Path:
+def model(tiny_glip: GLIPConfig, tokenizer: Any, tmp_path: Path) -> Path:
     config = replace(tiny_glip, score_threshold=0.0)
     torch.manual_seed(3)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # libraries' own, while they build
-        GLIP(config).save_pretrained(tmp_path / "start", load_tokenizer(config.text.name))
+    GLIP(config).save_pretrained(tmp_path / "start", tokenizer)
     return tmp_path / "start"
 
 
@@ -94,13 +92,13 @@ def test_mistakes_are_told(data: Path, model: Path, tmp_path: Path, capsys: pyte
 
 
 def test_settings_follow_the_model_and_the_number_of_pictures() -> None:
-    base, own = load_config(ROOT / "params.yaml"), {"reader": "coco_detection"}
-    config = finetune_config(base, GLIPConfig(), own, own, Choices())
+    base = load(ROOT / "params.yaml", TrainingSettings)
+    config = finetune_config(base, GLIPConfig(), Choices())
     assert config.train.samples.short_sides == (480, 560, 640, 720, 800)
     assert config.train.samples.max_prompt_tokens == 256
     assert config.train.optim.text_learning_rate == pytest.approx(1e-5)
     assert with_length(config, 100).train.runs[RUN].steps == 300
     assert [steps_for(rows, 8) for rows in (10, 100, 100_000)] == [200, 300, 5000]
-    chosen = finetune_config(base, GLIPConfig(), own, own, Choices("prompt", steps=7))
+    chosen = finetune_config(base, GLIPConfig(), Choices("prompt", steps=7))
     assert with_length(chosen, 100).train.runs[RUN].steps == 7
     assert chosen.train.optim.learning_rate == 0.05

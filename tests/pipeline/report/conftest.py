@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.config import ReportConfig
 from pipeline.evaluation.benchmark import Benchmark
 from pipeline.evaluation.predictions import Predictions
 from pipeline.evaluation.scoring import evaluate
 from pipeline.report.judged import Judged
+from pipeline.report.settings import ReportConfig
 from pipeline.store.records import (
     Box,
     Category,

@@ -30,13 +30,13 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from glip_model.images import ImageError
-from pipeline.config import load_config
 from pipeline.errors import MissingInputError
 from pipeline.prepare.raw import RawTable, SourceContext, Url
 from pipeline.prepare.readers.coco import read_coco_detection
 from pipeline.prepare.readers.pair_tables import read_image_parquet
 from pipeline.prepare.readers.webdataset import read_webdataset
 from pipeline.prepare.validation import Rules, to_records
+from pipeline.settings import load_all
 from pipeline.store.filesystem import (
     byte_range,
     describe,
@@ -595,7 +595,7 @@ def records(table: RawTable, **rules: Any) -> list[Any]:
 
 @pytest.fixture
 def context() -> SourceContext:
-    return SourceContext(role="human", name="x", config=load_config(ROOT / "params.yaml").prepare, seed=0)
+    return SourceContext(role="human", name="x", config=load_all(ROOT / "params.yaml").prepare, seed=0)
 
 
 def test_a_data_set_reads_alike_from_s3_and_from_disk(s3: Any, tmp_path: Path, context: SourceContext) -> None:

@@ -15,10 +15,10 @@ from glip_model.alignment import tokenize_prompt
 from glip_model.config import BackboneConfig, GLIPConfig, TextConfig
 from glip_model.images import ImageError
 from glip_model.prompts import caption_prompt, category_prompt
-from pipeline.config import SamplesConfig
 from pipeline.store.records import ImageRef
 from pipeline.training.augment import build_target, flip_boxes, prepare_sample
 from pipeline.training.samples import Sample
+from pipeline.training.settings import SamplesConfig
 
 # Pixel values stay 0 to 255 in RGB order.
 PLAIN = GLIPConfig(

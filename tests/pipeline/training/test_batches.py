@@ -15,11 +15,11 @@ import pytest
 import torch
 from upath import UPath
 
-from pipeline.config import RunConfig, TrainConfig
 from pipeline.errors import TrainingError
 from pipeline.store.records import ImageRef
 from pipeline.training.batches import BatchMaker, TrainingBatch, Worker
 from pipeline.training.samples import make_sources
+from pipeline.training.settings import RunConfig, TrainConfig
 
 Make = Callable[..., BatchMaker]
 

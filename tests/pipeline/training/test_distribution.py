@@ -18,9 +18,9 @@ import torch.multiprocessing as mp
 from glip_model.config import GLIPConfig
 from glip_model.glip import GLIP
 from glip_model.structures import GroundingBatch, GroundingTarget
-from pipeline.config import OptimConfig
 from pipeline.errors import TrainingError
 from pipeline.training.distribution import compile_layers
+from pipeline.training.settings import OptimConfig
 from pipeline.training.update import MAX_SKIPPED_IN_A_ROW, Updater
 
 STEPS, WORKERS, TOKENS = 4, 2, 8
@@ -48,9 +48,7 @@ def make_batch(step: int) -> GroundingBatch:
 
 def make_model(config: GLIPConfig) -> GLIP:
     torch.manual_seed(7)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # libraries' own, while they build
-        return GLIP(config).train()
+    return GLIP(config).train()
 
 
 def train(updater: Updater, steps: range, rank: int = 0, workers: int = 1) -> list[list[float]]:

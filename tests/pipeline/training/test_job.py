@@ -19,19 +19,19 @@ import pytest
 
 from glip_model.glip import GLIP
 from glip_model.text_encoder import load_tokenizer
-from pipeline.config import Config, RunConfig, TrainConfig
 from pipeline.errors import MissingInputError, TrainingError
 from pipeline.evaluation.dev_set import DevSet
 from pipeline.store.records import ImageRef
 from pipeline.training.job import Paths, train
 from pipeline.training.judge import Validate
+from pipeline.training.settings import RunConfig, TrainConfig, TrainingSettings
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_running")]
 Run = Callable[..., tuple[dict[str, Any], list[dict[str, str]]]]
 
 
 @pytest.fixture
-def run(config: Config, train_config: TrainConfig, human: Path, tmp_path: Path) -> Run:
+def run(config: TrainingSettings, train_config: TrainConfig, human: Path, tmp_path: Path) -> Run:
     def run_training(
         out: str = "model",
         workers: int = 1,
@@ -154,7 +154,7 @@ def test_pictures_that_cannot_be_read_are_reported(
 def test_a_dev_set_judges_the_model_while_it_trains(
     run: Run,
     human: Path,
-    config: Config,
+    config: TrainingSettings,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,

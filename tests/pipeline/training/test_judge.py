@@ -14,7 +14,6 @@ import pytest
 import torch
 
 from glip_model.glip import GLIP
-from pipeline.config import RunConfig, TrainConfig
 from pipeline.errors import MissingInputError
 from pipeline.training.batches import Worker
 from pipeline.training.checkpoints import Checkpoints
@@ -22,6 +21,7 @@ from pipeline.training.judge import Judge
 from pipeline.training.loop import Trainer
 from pipeline.training.progress import Progress
 from pipeline.training.samples import make_sources
+from pipeline.training.settings import RunConfig, TrainConfig
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 Make = Callable[..., Trainer]

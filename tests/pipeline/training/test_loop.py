@@ -13,13 +13,13 @@ import pytest
 import torch
 
 from glip_model.glip import GLIP
-from pipeline.config import RunConfig, TrainConfig
 from pipeline.errors import TrainingError
 from pipeline.training import update
 from pipeline.training.checkpoints import Checkpoints
 from pipeline.training.loop import Trainer
 from pipeline.training.progress import Progress
 from pipeline.training.samples import make_sources
+from pipeline.training.settings import RunConfig, TrainConfig
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 Make = Callable[..., Trainer]

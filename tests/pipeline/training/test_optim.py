@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from glip_model.glip import GLIP
-from pipeline.config import OptimConfig
+from pipeline.settings import load_all
 from pipeline.training.optim import (
     Plateau,
     WeightAverage,
@@ -24,6 +25,7 @@ from pipeline.training.optim import (
     set_weight_decay,
     weight_decay_factor,
 )
+from pipeline.training.settings import OptimConfig
 
 
 @pytest.mark.parametrize("frozen_text", [True, False])
@@ -143,7 +145,8 @@ def test_average_survives_a_round_trip_and_passes_over_frozen_weights() -> None:
 
 
 def plateau_config(**settings: Any) -> OptimConfig:
-    return OptimConfig(
+    return replace(
+        load_all(Path(__file__).resolve().parents[3] / "params.yaml").train.optim,
         batch_size=1,
         learning_rate=1.0,
         text_learning_rate=0.0,

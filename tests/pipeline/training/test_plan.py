@@ -13,7 +13,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.config import RunConfig, SamplesConfig
 from pipeline.errors import TrainingError
 from pipeline.store.records import DetectionRecord
 from pipeline.store.shards import REPEAT_KEY, categories_to_metadata, shard_name, write_shard
@@ -26,6 +25,7 @@ from pipeline.training.plan import (
     with_steps,
 )
 from pipeline.training.samples import make_sources
+from pipeline.training.settings import RunConfig, SamplesConfig
 
 
 @given(

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from pipeline.config import Config, load_config
 from pipeline.errors import ConfigError, MissingInputError
+from pipeline.settings import load_all
 from pipeline.training.dry_run import Outlook, differences, work_out
+from pipeline.training.settings import TrainingSettings
 
 ROOT = Path(__file__).resolve().parents[3]
 RECIPES = {path.stem: path for path in sorted((ROOT / "pipeline/training/recipes").glob("*.yaml"))}
@@ -27,13 +28,13 @@ COUNTS = {
 }
 
 
-def run_name(config: Config) -> str:
+def run_name(config: TrainingSettings) -> str:
     [name] = config.train.runs
     return name
 
 
 def outlook(name: str, **inputs: Any) -> Outlook:
-    config = load_config(RECIPES[name])
+    config = load_all(RECIPES[name])
     return work_out(run_name(config), config, **{"human": None, "pseudo": None, "teacher": None, **inputs})
 
 
@@ -80,7 +81,7 @@ def test_large_model_has_the_published_schedule() -> None:
 
 @pytest.mark.parametrize("name", ["glip_t_a", "glip_t_b", "glip_t_c", "glip_t", "glip_l", "coco_finetune"])
 def test_samples_are_the_published_ones(name: str) -> None:
-    config = load_config(RECIPES[name])
+    config = load_all(RECIPES[name])
     samples, optim = config.train.samples, config.train.optim
     assert (samples.short_sides, samples.long_side, samples.flip) == ((480, 560, 640, 720, 800), 1333, 0.5)
     assert (samples.max_prompt_tokens, samples.max_negatives, samples.full_negatives) == (256, 85, 0.5)
@@ -93,7 +94,7 @@ def test_samples_are_the_published_ones(name: str) -> None:
 
 
 def test_coco_is_tuned_as_published() -> None:
-    config = load_config(RECIPES["coco_finetune"])
+    config = load_all(RECIPES["coco_finetune"])
     assert {part.learning_rate for part in outlook("coco_finetune").trained} == {1e-5, 2e-5}
     assert (config.train.optim.batch_size, config.train.runs["finetune"].epochs) == (32, 24)
     assert config.train.samples.detection_prompts == "all"
@@ -108,7 +109,7 @@ def test_coco_is_tuned_as_published() -> None:
     ],
 )
 def test_odinw_is_tuned_as_published(name: str, parts: set[str], rate: float, decay: float) -> None:
-    config, found = load_config(RECIPES[name]), outlook(name)
+    config, found = load_all(RECIPES[name]), outlook(name)
     assert {part.name for part in found.trained} == parts
     assert {part.learning_rate for part in found.trained if part.weight_decay} - {1e-5} == {rate}
     assert {part.weight_decay for part in found.trained} - {0.0} == {decay}
@@ -164,8 +165,8 @@ def test_sizes_are_those_of_the_teacher(make_model: Any, human: Path, tmp_path: 
 
 
 def test_differences_are_the_settings_that_differ() -> None:
-    base = load_config(ROOT / "params.yaml")
-    found = differences(load_config(RECIPES["glip_l"]), base)
+    base = load_all(ROOT / "params.yaml")
+    found = differences(load_all(RECIPES["glip_l"]), base)
     assert found["train.optim.weight_decay_drops"] == (0.667, 0.0)
     assert found["model.preset"] == ("glip_l", "glip_t")
     assert "train.optim.weight_decay" not in found  # 0.01 in both

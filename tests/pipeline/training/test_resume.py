@@ -7,7 +7,6 @@ import math
 import multiprocessing
 import socket
 import time
-import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,7 +20,6 @@ import torch.multiprocessing as mp
 from glip_model.config import GLIPConfig
 from glip_model.glip import GLIP
 from glip_model.text_encoder import load_tokenizer
-from pipeline.config import OptimConfig, RunConfig, TrainConfig
 from pipeline.errors import TrainingError
 from pipeline.training import update
 from pipeline.training.batches import Worker
@@ -29,6 +27,7 @@ from pipeline.training.checkpoints import Checkpoints
 from pipeline.training.loop import Trainer
 from pipeline.training.progress import Progress
 from pipeline.training.samples import make_sources
+from pipeline.training.settings import OptimConfig, RunConfig, TrainConfig
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 WORKERS, STEPS = 2, 6
@@ -49,9 +48,7 @@ class Training:
 
     def trainer(self, checkpoints: Path | None = None, rank: int = 0, workers: int = 1) -> Trainer:
         torch.manual_seed(7)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # libraries' own, while they build
-            model = GLIP(self.model)
+        model = GLIP(self.model)
         tokenizer = load_tokenizer(self.model.text.name)
         run = RunConfig(init="pretrained", steps=self.steps, mixture={"detection": 0.5, "grounding": 0.5})
         sources = make_sources(self.human, None, run.mixture, self.config.samples, tokenizer)

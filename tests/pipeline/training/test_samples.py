@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 
 from glip_model.alignment import tokenize_prompt
-from pipeline.config import SamplesConfig
 from pipeline.errors import MissingInputError, TrainingError
 from pipeline.store.records import Category, DetectedObject, GroundingRecord
 from pipeline.store.shards import REPEAT_KEY, shard_name, write_shard
@@ -23,6 +22,7 @@ from pipeline.training.samples import (
     Sample,
     make_sources,
 )
+from pipeline.training.settings import SamplesConfig
 
 Ground = Callable[..., GroundingSource]
 

@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.config import SamplesConfig
 from pipeline.errors import ConfigError, TrainingError
 from pipeline.training import streaming
+from pipeline.training.settings import SamplesConfig
 from pipeline.training.streaming import StreamPlan, count_below
 
 

@@ -12,15 +12,16 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from pipeline.config import EmbeddedConfig, load_config
 from pipeline.prepare.embedded.sprites import split_concepts
 from pipeline.prepare.embedded.tables import categories, read_embedded, web_truth
 from pipeline.prepare.raw import RawTable, SourceContext
+from pipeline.prepare.settings import EmbeddedConfig
+from pipeline.settings import load_all
 from pipeline.store.records import CaptionRecord, DetectionRecord, GroundingRecord
 
 ROOT = Path(__file__).resolve().parents[4]
 CONFIG = dataclasses.replace(
-    load_config(ROOT / "params.yaml").prepare.embedded,
+    load_all(ROOT / "params.yaml").prepare.embedded,
     human_detection=40,
     human_grounding=60,
     web=120,
@@ -36,7 +37,7 @@ KINDS: dict[str, type] = {"": CaptionRecord, "detection": DetectionRecord, "grou
 
 
 def tables_for(role: str, config: EmbeddedConfig, seed: int) -> dict[str, RawTable]:
-    prepare = dataclasses.replace(load_config(ROOT / "params.yaml").prepare, embedded=config)
+    prepare = dataclasses.replace(load_all(ROOT / "params.yaml").prepare, embedded=config)
     folders = {kind: folder for folder, kind in KINDS.items()}
     tables = read_embedded(SourceContext(role=role, name="embedded", config=prepare, seed=seed))
     return {table.folder or folders[table.record_type]: table for table in tables}

@@ -17,11 +17,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from pipeline.config import load_config
 from pipeline.errors import MissingInputError
 from pipeline.prepare.raw import DroppedBox, Reject, SourceContext, Url
 from pipeline.prepare.readers.glip_tsv import read_glip_tsv
 from pipeline.prepare.validation import Rules, to_records
+from pipeline.settings import load_all
 from pipeline.store.records import Category, DetectionRecord, GroundingRecord
 
 ROOT = Path(__file__).resolve().parents[4]
@@ -222,7 +222,7 @@ def read_anything(labels: list[bytes], key: bytes = b"k") -> list[Any]:
         (folder / "label.tsv").write_bytes(b"".join(key + b"\t" + label + b"\n" for label in labels))
         (folder / "img.tsv").write_bytes(b"k\tAAAA\n" * len(labels))
         (folder / "set.yaml").write_text("img: img.tsv\nlabel: label.tsv\n")
-        context = SourceContext("human", "test", load_config(ROOT / "params.yaml").prepare, 0)
+        context = SourceContext("human", "test", load_all(ROOT / "params.yaml").prepare, 0)
         (table,) = read_glip_tsv(context, annotations=Url(folder / "set.yaml"))
         return [row for part in table.parts(9) for row in part.rows()]
 

@@ -13,11 +13,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.config import load_config
 from pipeline.errors import ConfigError, MissingInputError
 from pipeline.prepare.raw import DroppedBox, RawGrounding, Reject, SourceContext, Url
 from pipeline.prepare.readers.mdetr import read_mdetr
 from pipeline.prepare.validation import Rules, to_records
+from pipeline.settings import load_all
 from pipeline.store.records import GroundingRecord
 
 ROOT = Path(__file__).resolve().parents[4]
@@ -233,7 +233,7 @@ def test_whatever_a_file_holds_every_box_is_kept_or_counted(
 ) -> None:
     images = [entry(**{"tokens_positive_eval": asked, **values})]
     annotations = [{"image_id": 0, "bbox": bbox, "tokens_positive": tokens} for bbox, tokens in boxes]
-    context = SourceContext(role, "test", load_config(ROOT / "params.yaml").prepare, 0)
+    context = SourceContext(role, "test", load_all(ROOT / "params.yaml").prepare, 0)
     with TemporaryDirectory() as folder:
         (table,) = read_mdetr(context, annotations=write(Path(folder), images, annotations), images={"vg": Url("/x")})
         rows = [row for part in table.parts(9) for row in part.rows()]

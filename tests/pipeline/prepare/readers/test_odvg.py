@@ -14,11 +14,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.config import load_config
 from pipeline.errors import MissingInputError
 from pipeline.prepare.raw import DroppedBox, RawGrounding, Reject, SourceContext, Url
 from pipeline.prepare.readers.odvg import find_phrase, read_odvg
 from pipeline.prepare.validation import Rules, to_records
+from pipeline.settings import load_all
 from pipeline.store.records import Category, DetectionRecord, GroundingRecord
 
 ROOT = Path(__file__).resolve().parents[4]
@@ -194,7 +194,7 @@ def test_whatever_a_line_holds_every_box_is_kept_or_counted(regions: Any, other:
     first = line("grounding", {"caption": "a dog and a cat", "regions": regions})
     with TemporaryDirectory() as folder:
         options = write(Path(folder), first, line("grounding", other), {"filename": other, "grounding": {}})
-        (table,) = read_odvg(SourceContext("human", "test", load_config(ROOT / "params.yaml").prepare, 0), **options)
+        (table,) = read_odvg(SourceContext("human", "test", load_all(ROOT / "params.yaml").prepare, 0), **options)
         rows = [row for part in table.parts(9) for row in part.rows()]
         told = list(to_records(rows[:1], Rules(source="t", pictures="unread", max_pixels=10**6)))
     assert len(rows) == 3

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import yaml
 
-from pipeline.config import load_config
 from pipeline.prepare.sources import READERS, open_sources
+from pipeline.settings import load_all
 
 ROOT = Path(__file__).resolve().parents[4]
 PAGE = (ROOT / "pipeline/prepare/readers/README.md").read_text(encoding="utf-8")
@@ -33,7 +33,7 @@ def test_the_reader_of_ones_own_works(
     (tmp_path / "my_readers.py").write_text(code)
     monkeypatch.syspath_prepend(tmp_path)
     entry = yaml.safe_load(setting)["web"][0] | {"table": str(tmp_path / "captions.csv"), "images": str(tmp_path)}
-    config = replace(load_config(ROOT / "params.yaml").prepare, web=(entry,))
+    config = replace(load_all(ROOT / "params.yaml").prepare, web=(entry,))
     (source,) = open_sources("web", config, 0)
     record, outside, missing = read_rows(source.tables[0])
     assert (record.caption, outside.reason, missing.reason) == ("a dog", "image_outside_folder", "image_missing")
@@ -51,6 +51,6 @@ def test_the_table_names_every_reader_with_its_options() -> None:
 
 def test_the_settings_at_the_top_are_settings() -> None:
     values = yaml.safe_load(blocks("yaml")[0])["prepare"]
-    config = load_config(ROOT / "params.yaml").prepare
+    config = load_all(ROOT / "params.yaml").prepare
     sources = {name: tuple(entries) if isinstance(entries, list) else entries for name, entries in values.items()}
     assert replace(config, **sources).pictures == "reference"

@@ -18,8 +18,10 @@ from typing import Any
 
 import psutil
 import pytest
+import yaml
 
-from pipeline.config import Config, RunConfig, TrainConfig, load_config, to_yaml
+from pipeline.settings import load, load_all, parse, to_yaml
+from pipeline.training.settings import RunConfig, TrainConfig, TrainingSettings
 
 ROOT = Path(__file__).resolve().parents[4]
 STEPS, EVERY = 120, 10
@@ -101,7 +103,7 @@ def workers() -> list[psutil.Process]:
 def bench(
     start_cluster: Callable[..., AbstractContextManager[Any]],
     tmp_path_factory: pytest.TempPathFactory,
-    config: Config,
+    config: TrainingSettings,
     train_config: TrainConfig,
     tiny: SimpleNamespace,
 ) -> Iterator[Bench]:
@@ -115,7 +117,8 @@ def bench(
         train_config, optim=optim, runs={"tiny": run}, num_workers=2, checkpoint_every=EVERY, log_every=EVERY // 2
     )
     params = folder / "params.yaml"
-    params.write_text(to_yaml(replace(config, train=train)), encoding="utf-8")
+    shipped = f"extends: {ROOT / 'params.yaml'}\n"
+    params.write_text(shipped + to_yaml(replace(config, train=train)), encoding="utf-8")
     with start_cluster(nodes=2) as cluster:
         bench = Bench(cluster, folder / "human", params)
         yield bench
@@ -153,7 +156,9 @@ def test_driver_killed_and_started_again(
     process.kill()
     process.communicate()
     [settings, *_] = (tmp_path / "checkpoints").glob("step-*.yaml")
-    assert load_config(settings) == load_config(bench.params)
+    assert parse(TrainingSettings, yaml.safe_load(settings.read_text(encoding="utf-8")), "") == load(
+        bench.params, TrainingSettings
+    )
     printed = bench.end(bench.start(tmp_path))
     assert "resuming after step" in printed
     assert outcome(tmp_path) == undisturbed
@@ -177,7 +182,7 @@ def test_disk_full_when_a_checkpoint_is_written(
 
 
 def test_losses_that_are_no_numbers_end_the_training_and_name_the_rows(bench: Bench, tmp_path: Path) -> None:
-    config = load_config(bench.params)
+    config = load_all(bench.params)
     optim = replace(config.train.optim, learning_rate=1e30, warmup_steps=0)
     params = tmp_path / "params.yaml"
     params.write_text(to_yaml(replace(config, train=replace(config.train, optim=optim))), encoding="utf-8")

@@ -1,0 +1,32 @@
+"""Settings of section ``evaluate``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+from pipeline.settings import Count, section
+
+
+@section
+class EvaluateConfig:
+    """Section ``evaluate``."""
+
+    splits: tuple[Literal["dev", "test"], ...]
+    batch_size: Count
+    num_actors: Count
+    max_prompt_categories: Count
+    """Category names in one prompt at most, 40 as published for LVIS; prompts are also cut at the token limit."""
+    max_detections: Count
+    """Per picture; 100 as published."""
+    max_detections_lvis: Count
+    """Per picture and prompt where LVIS's protocol judges; 300 as published."""
+    referring_target: Literal["expression", "phrase"]
+    """What of a referring expression names its object: ``expression``, all of it, or ``phrase``, what the data marks in
+    it, such as the head that MDETR's files name."""
+    max_prompt_categories_by_source: Mapping[str, Count]
+    """Instead of ``max_prompt_categories`` for single data sets: COCO's 80 names were asked for in one prompt."""
+
+    def names_a_prompt(self, source: str) -> int:
+        """Return how many category names of a data set go into one prompt at most."""
+        return self.max_prompt_categories_by_source.get(source, self.max_prompt_categories)

@@ -1,0 +1,28 @@
+"""Settings of section ``phrases``."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pipeline.settings import Count, section
+
+
+@section
+class PhrasesConfig:
+    """Section ``phrases``: noun phrases of captions."""
+
+    spacy_model: str
+    """Importable spaCy pipeline package."""
+    extractor: Literal["noun_chunks", "grammar"]
+    """spaCy's noun chunks, cleaned; or the grammar of GLIP's published demo, as it is, to compare with."""
+    batch_size: Count
+    max_caption_chars: Count
+    """Longer captions are rejected as ``caption_too_long``."""
+    max_words: Count
+    """Longer phrases are left out."""
+    stop_heads: tuple[str, ...]
+    """Head nouns that name a medium or nothing to point at, in lower case; they are cut off a phrase."""
+    abstract_heads: tuple[str, ...]
+    """Head nouns that nobody can draw a box around, in lower case; phrases that end in one are left out."""
+    merge_repeats: bool
+    """Make one phrase with several spans of those that differ by case, hyphens or number alone."""

@@ -1,0 +1,38 @@
+"""Settings of section ``pseudo_label``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from pipeline.settings import Count, Share, section
+
+
+@section
+class PseudoLabelConfig:
+    """Section ``pseudo_label``: what of the teacher's output is kept."""
+
+    min_score: Share
+    """Boxes below this score are dropped, 0 to 1. Higher is cleaner and sparser; 0.5 in the paper."""
+    min_score_by_source: Mapping[str, Share]
+    """Other values for the rows of some sources."""
+    flip_agreement: bool
+    """Ask about the mirrored picture too; a box's score is then the mean of what it and its mirror image got. Costs
+    twice the time, and is of no use where captions tell left from right."""
+    nms_threshold: Share
+    """IoU above which boxes of one phrase suppress one another."""
+    compete_threshold: Share
+    """IoU above which boxes of different phrases compete and the better score stays; 1 turns it off."""
+    one_box_per_singular: bool
+    """Keep only the best box of a phrase whose head is singular."""
+    max_boxes_per_phrase: Count
+    min_box_side: float
+    """Pixels; smaller boxes are dropped."""
+    max_area_share: Share
+    """Boxes that cover a larger share of the picture are dropped, 0 to 1."""
+    batch_size: Count
+    decode_timeout_s: float
+    """A picture that takes longer to decode is rejected as ``image_timeout``."""
+    num_actors: Count
+    """Labelling processes at most; Ray starts as many as the cluster carries."""
+    max_reject_share: Share
+    """The stage stops when a larger share of rows is rejected as broken, 0 to 1."""

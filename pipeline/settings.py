@@ -1,0 +1,306 @@
+"""Settings: params files are read, laid over one another and checked here; what they may say stands beside the rooms.
+
+A section is a frozen dataclass under ``@section`` in the module ``settings`` of the room that owns it. Values stand in
+params.yaml. Unknown, missing and mistyped settings and values out of range are ConfigErrors that name the setting; a
+misspelt one gets a suggestion.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+import importlib
+import json
+import typing
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import pydantic.dataclasses
+import yaml
+from pydantic import ConfigDict, Field, GetCoreSchemaHandler, TypeAdapter, ValidationError
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema, to_json
+
+from pipeline.errors import ConfigError, MissingInputError
+
+SECTIONS = {
+    "prepare": "pipeline.prepare.settings:PrepareConfig",
+    "model": "pipeline.training.settings:ModelConfig",
+    "train": "pipeline.training.settings:TrainConfig",
+    "phrases": "pipeline.phrases.settings:PhrasesConfig",
+    "pseudo_label": "pipeline.pseudo_labels.settings:PseudoLabelConfig",
+    "evaluate": "pipeline.evaluation.settings:EvaluateConfig",
+    "report": "pipeline.report.settings:ReportConfig",
+}
+"""Sections of a params file, by name: where their classes are."""
+_EXTENDS = "extends"
+"""Key of a params file: the path, from its own folder, of the file that it says the differences to."""
+_RULES = ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True)
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True)
+class Range:
+    """Annotation of a number: its least value and, where there is one, its greatest."""
+
+    low: float
+    high: float | None = None
+
+    def __get_pydantic_core_schema__(self, kind: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        """Check the range after the type."""
+        return core_schema.no_info_after_validator_function(self._check, handler(kind))
+
+    def __get_pydantic_json_schema__(self, schema: Any, handler: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+        """Tell editors of the range."""
+        limits = {"minimum": self.low, "maximum": self.high}
+        return handler(schema) | {name: value for name, value in limits.items() if value is not None}
+
+    def _check(self, value: float) -> float:
+        if value < self.low or (self.high is not None and value > self.high):
+            expected = f"at least {self.low}" if self.high is None else f"{self.low} to {self.high}"
+            raise PydanticCustomError("out_of_range", "expected {expected}", {"expected": expected})
+        return value
+
+
+Count = Annotated[int, Range(1)]
+Natural = Annotated[int, Range(0)]
+Amount = Annotated[float, Range(0)]
+Share = Annotated[float, Range(0, 1)]
+
+
+@typing.dataclass_transform(kw_only_default=True, frozen_default=True)
+def section(cls: type[T]) -> type[T]:
+    """Make a frozen dataclass with keywords alone, which checks what it is made of: ConfigError on what is wrong."""
+    made: Any = pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=_RULES)(cls)
+    initialise = made.__init__
+
+    @functools.wraps(initialise)
+    def checked(self: Any, **values: Any) -> None:
+        try:
+            initialise(self, **values)
+        except ValidationError as error:
+            raise ConfigError(_explain(error, made, "")) from None
+
+    made.__init__ = checked
+    return typing.cast(type[T], made)
+
+
+def load(path: Path, kind: type[T]) -> T:
+    """Read a params file as ``load_all`` does, and return one section or some settings of it.
+
+    Args:
+        path: the file.
+        kind: the class of a section, or one whose fields are sections and other settings of the file.
+
+    Raises:
+        MissingInputError, ConfigError: as ``load_all``.
+    """
+    settings = load_all(path)
+    parts: dict[str, Any] = {each.name: getattr(settings, each.name) for each in dataclasses.fields(settings)}
+    whole = [part for part in parts.values() if isinstance(part, kind)]
+    wanted: Any = kind
+    return whole[0] if whole else wanted(**{each.name: parts[each.name] for each in dataclasses.fields(wanted)})
+
+
+def load_all(path: Path) -> Any:
+    """Read and check params.yaml, or a file that ``extends`` it and says only what differs.
+
+    Sections are merged setting by setting. What is no section (a list, ``model.overrides``, ``train.runs``, a mixture)
+    replaces what stood there as a whole.
+
+    Returns:
+        A dataclass with ``seed`` and one field for every section.
+
+    Raises:
+        MissingInputError: there is no such file.
+        ConfigError: it is not YAML, a setting is unknown, missing, of the wrong type or out of range, or files extend
+            one another in a circle or one that is not there.
+    """
+    if not path.is_file():
+        raise MissingInputError(f"{path}: no such params file; pass --params FILE")
+    values: Any = {}
+    for file, layer in reversed(_layers(path)):
+        try:
+            values = _extend(_file_class(), values, layer, "")
+        except ConfigError as error:
+            raise ConfigError(f"{file}: {error}") from None
+    try:
+        return parse(_file_class(), values, "")
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+
+
+def to_yaml(settings: Any) -> str:
+    """Write a section, or several, as a params file has them."""
+    values = json.loads(json.dumps(dataclasses.asdict(settings)))  # YAML has no tuples
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+
+
+def extended_files(path: Path) -> list[Path]:
+    """Return a params file and those that it extends, the last of which extends none; raises as ``load_all``."""
+    return [file for file, _ in _layers(path)]
+
+
+def parse(kind: type[T], values: Any, where: str) -> T:
+    """Make a section of what a params file says; ``where`` is its dotted name for messages, ConfigErrors."""
+    # By way of JSON, whose lists are tuples where tuples are wanted; all else is as strict as in Python.
+    try:
+        return TypeAdapter(kind).validate_json(to_json(values, inf_nan_mode="constants", fallback=str))
+    except ValidationError as error:
+        raise ConfigError(_explain(error, kind, where)) from None
+
+
+def parse_options(hints: Mapping[str, Any], defaults: Mapping[str, Any], values: Any, where: str) -> dict[str, Any]:
+    """Check a mapping of settings against types.
+
+    Args:
+        hints: setting to type, as in sections.
+        defaults: settings that may be left out, with what they are then.
+        values: what params.yaml says.
+        where: dotted name for messages.
+
+    Raises:
+        ConfigError: a setting is unknown, missing or mistyped.
+    """
+    options = parse(_make("Options", hints, dict.fromkeys(defaults)), values, where)
+    return {name: getattr(options, name) if name in values else defaults[name] for name in hints}
+
+
+def json_schema() -> dict[str, Any]:
+    """Return the JSON schema of params files, for editors: one that extends none must have every setting."""
+    kind = _file_class()
+    schema = TypeAdapter(kind).json_schema()
+    for inner in _sections(kind):
+        del schema["$defs"][inner.__name__]["required"]
+    required = _required(kind)
+    del schema["required"]
+    schema["properties"][_EXTENDS] = {
+        "description": "The params file, from this one's folder, that this one says the differences to.",
+        "type": "string",
+    }
+    return schema | {"if": {"not": {"required": [_EXTENDS]}}, "then": required}
+
+
+def _required(kind: Any) -> dict[str, Any]:
+    """Return the part of a schema that demands every setting of a section and of those inside."""
+    inner = {name: _required(hint) for name, hint in typing.get_type_hints(kind).items() if _is_section(hint)}
+    return {"required": [each.name for each in dataclasses.fields(kind)], "properties": inner}
+
+
+def _sections(kind: Any) -> Iterator[Any]:
+    """Yield the classes of the sections inside a section."""
+    for hint in typing.get_type_hints(kind).values():
+        if _is_section(hint):
+            yield hint
+            yield from _sections(hint)
+
+
+@functools.cache
+def _file_class() -> Any:
+    """Return the class of a whole params file: all sections, whoever asks, so that no mistake waits for hours."""
+    # By name, not by imports: a stage depends on the sections that it names itself, the others decide nothing of it.
+    hints: dict[str, Any] = {"seed": Annotated[int, Field(description="Where all random choices start.")]}
+    for name, place in SECTIONS.items():
+        module, _, cls = place.partition(":")
+        hints[name] = getattr(importlib.import_module(module), cls)
+    return _make("Settings", hints, {"__doc__": "A params file."})
+
+
+def _make(name: str, hints: Mapping[str, Any], attributes: Mapping[str, Any]) -> Any:
+    return section(type(name, (), {"__annotations__": dict(hints), **attributes}))
+
+
+def _layers(path: Path) -> list[tuple[Path, Any]]:
+    """Read a params file and, following ``extends``, those beneath it."""
+    layers: list[tuple[Path, Any]] = []
+    while True:
+        if any(path.resolve() == file.resolve() for file, _ in layers):
+            raise ConfigError(f"{layers[-1][0]}: extends {path}, which extends it in turn")
+        if not path.is_file():
+            raise ConfigError(f"{layers[-1][0]}: extends {path}, which is not there")
+        try:
+            values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{path}: not readable as YAML: {error}") from error
+        below = values.pop(_EXTENDS, None) if isinstance(values, dict) else None
+        layers.append((path, values))
+        if below is None:
+            return layers
+        if not isinstance(below, str):
+            raise ConfigError(f"{path}: {_EXTENDS} is {below!r}; expected the path of a params file")
+        path = path.parent / below
+
+
+def _extend(kind: Any, base: Mapping[str, Any], layer: Any, where: str) -> dict[str, Any]:
+    """Lay the settings of a file over those of a section beneath; ConfigError on one that is unknown."""
+    hints = typing.get_type_hints(kind)
+    if not isinstance(layer, Mapping):
+        raise ConfigError(f"{where or 'the file'} is {layer!r}; expected a mapping of settings")
+    merged = dict(base)
+    for name, value in layer.items():
+        if name not in hints:
+            raise ConfigError(_unknown(name, hints, where))
+        inner = _dotted(where, (name,))
+        merged[name] = _extend(hints[name], merged.get(name, {}), value, inner) if _is_section(hints[name]) else value
+    return merged
+
+
+def _is_section(hint: Any) -> bool:
+    return dataclasses.is_dataclass(hint)
+
+
+def _unknown(name: Any, known: Iterable[str], where: str) -> str:
+    """Return what is said of a name that is no setting."""
+    close = difflib.get_close_matches(str(name), known, n=1)
+    hint = f"did you mean {close[0]}?" if close else f"settings here: {', '.join(known)}"
+    return f"{_dotted(where, (name,))} is not a setting; {hint}"
+
+
+_EXPECTED = {
+    "bool_type": "bool",
+    "dataclass_type": "a mapping of settings",
+    "dict_type": "a mapping",
+    "float_type": "float",
+    "int_type": "int",
+    "string_type": "str",
+    "tuple_type": "a list",
+}
+"""What each kind of mistake should have been."""
+
+
+def _explain(error: ValidationError, kind: Any, where: str) -> str:
+    """Return what is said of the first mistake; of a misspelt name, which is missing too, that it is unknown."""
+    order = ("unexpected_keyword_argument", "missing")
+    mistake = min(error.errors(), key=lambda each: order.index(each["type"]) if each["type"] in order else len(order))
+    name, found = _dotted(where, mistake["loc"]), mistake["input"]
+    match mistake["type"]:
+        case "unexpected_keyword_argument":
+            *above, last = mistake["loc"]
+            return _unknown(last, typing.get_type_hints(_kind_at(kind, above)), _dotted(where, above))
+        case "missing":
+            return f"{name} is missing; add it to params.yaml"
+        case "value_error":  # a rule of a section
+            return f"{name}{'.' if name else ''}{mistake['ctx']['error']}"
+        case "literal_error":
+            expected = f"one of {mistake['ctx']['expected'].replace(' or ', ', ')}".replace("'", "")
+        case "out_of_range":
+            expected = mistake["ctx"]["expected"]
+        case other:
+            expected = _EXPECTED.get(other, mistake["msg"])
+    # YAML 1.1 reads 1e-4 as a string; say so instead of leaving the reader puzzled.
+    hint = " (write 1.0e-4 rather than 1e-4)" if expected == "float" and isinstance(found, str) else ""
+    return f"{name} is {found!r}; expected {expected}{hint}"
+
+
+def _dotted(where: str, steps: Iterable[Any]) -> str:
+    """Return the name of a setting below ``where``."""
+    below = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in steps)
+    return (where + below).removeprefix(".")
+
+
+def _kind_at(kind: Any, steps: Iterable[Any]) -> Any:
+    """Return the type of a setting below a section."""
+    for step in steps:
+        kind = typing.get_type_hints(kind)[step] if _is_section(kind) else typing.get_args(kind)[-1]
+    return kind

@@ -1,0 +1,237 @@
+"""Settings of sections ``model`` and ``train``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from glip_model.config import PRESETS, GLIPConfig
+from pipeline.errors import ConfigError
+from pipeline.settings import Amount, Count, Natural, Range, Share, section
+
+
+@section
+class ModelConfig:
+    """Section ``model``: a preset, what differs from it, and where pretrained weights come from."""
+
+    preset: str
+    """``glip_t_a``, ``glip_t_b``, ``glip_t_c``, ``glip_t`` or ``glip_l``."""
+    overrides: Mapping[str, Any]
+    """Nested settings of ``GLIPConfig`` that replace the preset's."""
+    backbone_weights: str | None
+    """A timm tag (``timm``), a ``package:NAME/FILE`` path, a local file, or null for random weights."""
+    text_weights: str | None
+    """``hub`` loads ``overrides.text.name`` from the model hub; or a local folder, ``package:NAME/FOLDER``, or null."""
+
+    def __post_init__(self) -> None:
+        """Build the model config once, so that a wrong setting is found at load."""
+        if self.preset not in PRESETS:
+            raise ConfigError(f"preset is {self.preset!r}; expected one of {', '.join(sorted(PRESETS))}")
+        self.glip_config()
+
+    def glip_config(self) -> GLIPConfig:
+        """Return the preset with the overrides applied."""
+        try:
+            return GLIPConfig.from_dict(_merge(PRESETS[self.preset]().to_dict(), self.overrides))
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"overrides: {error}") from error
+
+
+@section
+class OptimConfig:
+    """Section ``train.optim``: shared by all trainings."""
+
+    batch_size: Count
+    """Pictures per optimiser step over all workers."""
+    learning_rate: Amount
+    text_learning_rate: Amount
+    """For the text encoder, where it is trained."""
+    backbone_learning_rate: Amount
+    weight_decay: Amount
+    warmup_steps: Natural
+    decay_at: tuple[float, ...]
+    """Shares of all steps at which the learning rate drops to a tenth (``schedule: steps``)."""
+    schedule: Literal["steps", "cosine", "plateau"]
+    """``plateau``: the learning rate drops to a tenth when evaluations of the dev set get no better, see the settings
+    that begin with plateau, and training stops before its last step when that is of no use any more."""
+    max_grad_norm: Amount
+    ema_decay: Share
+    """Decay of the moving average of the weights that is saved as the model; 0 saves the raw weights."""
+    bf16: bool
+    """Autocast to bfloat16; losses and deformable convolutions stay in float32."""
+    fp16: bool
+    """Autocast to float16 instead, with a loss scale that finds itself, as published. Its search skips steps."""
+    accumulate: Count
+    """Parts in which a worker computes its share of a step, one after the other: as many times less memory. Every part
+    weighs the same and is normalised by its own boxes."""
+    warmup_from: Share | None
+    """Share of the learning rate at the first step, from where it rises in a line until ``warmup_steps``; 0.001 as
+    published. null starts at one part in ``warmup_steps``."""
+    weight_decay_drops: Share
+    """Weight decay drops to a tenth at this share of the way to each of ``decay_at``, 0.667 as published for GLIP-L; 0
+    keeps it."""
+    plateau_patience: Natural
+    """Evaluations without gain that are put up with; the learning rate drops at the one after (``schedule: plateau``).
+    As published for few shots; 2 for all data."""
+    plateau_stop: Natural
+    """Evaluations in a row that score below the best one before training stops; 0 never stops. As published for few
+    shots; 4 for all data."""
+    plateau_min_rate: Amount
+    """No learning rate drops below this, as published."""
+    saved_weights: Literal["average", "raw"]
+    """What is saved as the model where there is a moving average. ``raw``, as published, saves the average beside it,
+    in the folder ``average``."""
+
+    def __post_init__(self) -> None:
+        """Check what depends on another setting."""
+        if self.bf16 and self.fp16:
+            raise ConfigError("bf16 and fp16 are both true; set one of them to false")
+
+
+@section
+class SamplesConfig:
+    """Section ``train.samples``: how records become training samples."""
+
+    short_sides: tuple[int, ...]
+    """Training picks one of these sizes for the short side of each batch."""
+    long_side: int
+    flip: Share
+    """Probability of a horizontal flip."""
+    max_prompt_tokens: Annotated[int, Range(8, 512)]
+    """Token budget of a training prompt, at most ``model`` text.max_tokens."""
+    detection_prompts: Literal["sampled", "all", "all_shuffled"]
+    """What pictures with category boxes are asked for. ``sampled``: what they show and sampled negatives, as published
+    for pre-training. ``all``: every category in the order of the vocabulary, as published for fine-tuning;
+    ``all_shuffled``: in random order. A vocabulary beyond the token budget is sampled with all its negatives."""
+    max_negatives: Natural
+    """Negative category names drawn into a detection prompt; 85 as published."""
+    full_negatives: Share
+    """Probability of drawing all ``max_negatives``; else a uniform number from 1 on. 0.5 as published."""
+    caption_negatives: Natural
+    """Most captions (or their phrases) of other rows packed into a caption prompt; 0 turns packing off."""
+    caption_negatives_none: Share
+    """Probability that a caption stands alone."""
+    phrase_prompts: Share
+    """Probability that a caption row is shown as the list of its phrases, like a detection prompt."""
+    ignore_unlocated: bool
+    """Leave the tokens of phrases without boxes in pseudo-labels out of the token loss."""
+    pack_human_captions: bool
+    """Pack captions of human data too; false, as published, packs those of pseudo-labels alone."""
+    group_by_orientation: bool
+    """Make batches of wide pictures and batches of tall ones, as published: less padding."""
+    shuffle_window: Natural
+    """Rows that are shuffled together, over all workers; shards are then streamed and no more than the row groups of
+    these rows is in memory. 0 loads all rows and shuffles them all."""
+    shuffle_lanes: Count
+    """Parts of a batch, each of which reads rows of its own where data is streamed; a multiple of ``train.num_workers``
+    lets every worker read its share of the data alone. Must divide ``batch_size``; the order depends on it."""
+
+    def __post_init__(self) -> None:
+        """Check what depends on another setting."""
+        if self.shuffle_window and self.group_by_orientation:
+            raise ConfigError("group_by_orientation needs all rows in memory; set it to false or shuffle_window to 0")
+
+
+@section
+class RunConfig:
+    """Section ``train.runs.NAME``: what one of the trained models learns from, and for how long.
+
+    A run stands in a params file as a whole; what it does not say has its default here.
+    """
+
+    init: Literal["pretrained", "teacher"]
+    """Start from pretrained backbone and text weights, or from the teacher's weights."""
+    steps: Natural = 0
+    """Optimiser steps; 0 goes by ``epochs``."""
+    epochs: Amount = 0.0
+    """Passes over all rows of the mixture, repeats counted; 0 goes by ``steps``."""
+    mixture: Mapping[str, float]
+    """Sampling weights of ``detection``, ``grounding`` and ``pseudo``; they need not sum to 1."""
+    mixture_by: Literal["share", "rows"] = "share"
+    """``share`` takes the weights as shares of the samples. ``rows`` weighs every row: with equal weights all data
+    simply follow one another, as published."""
+    tuning: Literal["full", "linear", "prompt"] = "full"
+    """What is trained: ``full`` as the model has it; ``linear`` the last layers of the head alone; ``prompt`` an offset
+    to the text of the prompt alone."""
+    frozen_stages: Natural | None = None
+    """Freeze the backbone's stem and so many stages, 0 none; null as the model has it."""
+
+    def __post_init__(self) -> None:
+        """Check what depends on another setting."""
+        if (self.steps > 0) == (self.epochs > 0):
+            raise ConfigError(f"steps is {self.steps} and epochs is {self.epochs:g}; one of them must be above 0")
+        wrong = set(self.mixture) - {"detection", "grounding", "pseudo"}
+        if wrong:
+            raise ConfigError(f"mixture names {sorted(wrong)[0]!r}; expected detection, grounding, pseudo")
+        if not any(weight > 0 for weight in self.mixture.values()):
+            raise ConfigError("mixture has no weight above 0: nothing to train on")
+
+
+@section
+class TrainConfig:
+    """Section ``train``."""
+
+    optim: OptimConfig
+    samples: SamplesConfig
+    runs: Mapping[str, RunConfig]
+    num_workers: Count
+    """Ray Train workers, one process each; on a CPU the cores are shared out among them."""
+    checkpoint_every: Count
+    """Optimiser steps between checkpoints from which an interrupted run resumes."""
+    log_every: Count
+    keep_last: Count
+    """Newest checkpoints that are kept, the last one and those to fall back to where it is damaged; the one of the best
+    score is kept besides."""
+    evaluate_every: Natural
+    """Optimiser steps between evaluations of the dev set; 0 evaluates never, or by ``evaluate_epochs``."""
+    evaluate_epochs: Amount
+    """The same in passes over the data, for runs that are given in epochs; 1 as published for ODinW."""
+    evaluate_rows: Count
+    """Rows of each benchmark of the dev set that are asked about, from the first on. One worker does it; the others
+    wait, half an hour at most."""
+    sample_pictures: Natural
+    """Pictures of each benchmark that are drawn at every evaluation, labelled boxes beside those found."""
+    trackers: tuple[Literal["tensorboard", "dvclive", "wandb", "mlflow"], ...]
+    """Experiment trackers that follow the training; the packages of the same names must be installed."""
+    distribution: Literal["ddp", "fsdp"]
+    """What several workers share: ``ddp`` their gradients; ``fsdp`` weights, gradients and optimiser state as well, so
+    that each holds a part. The losses are the same; checkpoints of one continue with the other."""
+    compile: bool
+    """Compile the layers of the model: faster steps after minutes of compilation. Needs a C++ compiler on a CPU."""
+    loader_processes: Natural
+    """Processes of each worker that read, decode and augment; 0 does so in one thread. Batches are the same either
+    way. Each has its own copy of rows in memory, or its own window where ``samples.shuffle_window`` streams them."""
+
+    def __post_init__(self) -> None:
+        """Check what depends on another setting."""
+        if self.optim.batch_size % self.samples.shuffle_lanes:
+            raise ConfigError(
+                f"samples.shuffle_lanes (={self.samples.shuffle_lanes}) must divide optim.batch_size "
+                f"(={self.optim.batch_size})"
+            )
+        if self.evaluate_every and self.evaluate_epochs:
+            raise ConfigError("evaluate_every and evaluate_epochs are both set; set one of them to 0")
+        if self.evaluate_epochs and any(run.steps for run in self.runs.values()):
+            raise ConfigError("evaluate_epochs is set, but a run is given in steps; set evaluate_every instead")
+        if self.optim.schedule == "plateau" and not (self.evaluate_every or self.evaluate_epochs):
+            raise ConfigError(
+                "optim.schedule is plateau; set evaluate_every or evaluate_epochs, whose scores it follows"
+            )
+
+
+@section
+class TrainingSettings:
+    """All that a training depends on."""
+
+    seed: int
+    model: ModelConfig
+    train: TrainConfig
+
+
+def _merge(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Return ``base`` with ``overrides`` laid over it, section by section."""
+    merged = dict(base)
+    for name, value in overrides.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(name), Mapping)
+        merged[name] = _merge(merged[name], value) if both else value
+    return merged
