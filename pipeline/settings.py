@@ -37,6 +37,8 @@ SECTIONS = {
 _EXTENDS = "extends"
 """Key of a params file: the path, from its own folder, of the file that it says the differences to."""
 _RULES = ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True)
+EXPECTED = "expected"
+"""Type of pydantic's errors that say in their context, under this name, what was expected."""
 T = TypeVar("T")
 
 
@@ -59,7 +61,7 @@ class Range:
     def _check(self, value: float) -> float:
         if value < self.low or (self.high is not None and value > self.high):
             expected = f"at least {self.low}" if self.high is None else f"{self.low} to {self.high}"
-            raise PydanticCustomError("out_of_range", "expected {expected}", {"expected": expected})
+            raise PydanticCustomError(EXPECTED, "out of range", {EXPECTED: expected})
         return value
 
 
@@ -257,7 +259,7 @@ def _unknown(name: Any, known: Iterable[str], where: str) -> str:
     return f"{_dotted(where, (name,))} is not a setting; {hint}"
 
 
-_EXPECTED = {
+_KINDS = {
     "bool_type": "bool",
     "dataclass_type": "a mapping of settings",
     "dict_type": "a mapping",
@@ -266,7 +268,7 @@ _EXPECTED = {
     "string_type": "str",
     "tuple_type": "a list",
 }
-"""What each kind of mistake should have been."""
+"""What pydantic's types of errors expected, in the words of params files."""
 
 
 def _explain(error: ValidationError, kind: Any, where: str) -> str:
@@ -284,10 +286,8 @@ def _explain(error: ValidationError, kind: Any, where: str) -> str:
             return f"{name}{'.' if name else ''}{mistake['ctx']['error']}"
         case "literal_error":
             expected = f"one of {mistake['ctx']['expected'].replace(' or ', ', ')}".replace("'", "")
-        case "out_of_range":
-            expected = mistake["ctx"]["expected"]
         case other:
-            expected = _EXPECTED.get(other, mistake["msg"])
+            expected = mistake.get("ctx", {}).get(EXPECTED) or _KINDS.get(other, mistake["msg"])
     # YAML 1.1 reads 1e-4 as a string; say so instead of leaving the reader puzzled.
     hint = " (write 1.0e-4 rather than 1e-4)" if expected == "float" and isinstance(found, str) else ""
     return f"{name} is {found!r}; expected {expected}{hint}"
