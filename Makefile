@@ -8,7 +8,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export DVC_NO_ANALYTICS := 1
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help setup repro seeds test check browser bench lock clean
+.PHONY: help setup repro seeds test fuzz check browser bench lock clean
 
 help: ## show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -29,7 +29,10 @@ seeds: $(READY) ## repeat the reproduction over three seeds and write metrics/se
 	$(BIN)/python -m stages.seeds --seeds 0 1 2 --out metrics/seeds.json
 
 test: check browser ## set up, check and test everything
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --durations 10
+
+fuzz: $(READY) ## test properties by other examples than make test, every time anew
+	$(BIN)/python -m pytest -m hypothesis --hypothesis-profile fuzz
 
 browser: ## see that there is a Chromium for the tests of pages, which are skipped without
 	@for name in chromium chromium-browser google-chrome; do command -v $$name >/dev/null && exit 0; done; \
@@ -43,7 +46,7 @@ check: $(READY) ## format, lint and types
 	$(BIN)/mypy
 
 lock: $(READY) ## write requirements.lock anew from pyproject.toml
-	$(BIN)/pip-compile --quiet --upgrade --generate-hashes --no-emit-index-url --no-emit-trusted-host --no-emit-find-links --no-header --no-annotate --allow-unsafe --strip-extras --extra dev --output-file requirements.lock pyproject.toml
+	$(BIN)/pip-compile --quiet --upgrade --generate-hashes --no-emit-index-url --no-emit-trusted-host --no-emit-find-links --no-header --no-annotate --allow-unsafe --strip-extras --extra pipeline,export,hub,trackers,dev --output-file requirements.lock pyproject.toml
 
 bench: $(READY) ## speed and memory as ratios against named baselines (about an hour)
 	$(BIN)/python tests/benchmarks/data_speed.py

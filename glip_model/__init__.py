@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from glip_model.prompts import Prompt, caption_prompt, category_prompt
     from glip_model.structures import Detections, GLIPOutput, GroundingBatch, GroundingTarget
 
+__version__ = "0.1.0"
+"""Of the whole project; pyproject.toml reads it here."""
+
 __all__ = [
     "GLIP",
     "PRESETS",

@@ -95,15 +95,23 @@ class Backbone(nn.Module):
         return frozen
 
 
-def _timm_body(name: str, pretrained: bool) -> tuple[nn.Module, tuple[int, ...]]:
-    import timm
+def _create_timm(name: str, **options: Any) -> Any:
+    try:
+        import timm
+    except ModuleNotFoundError as error:
+        raise ImportError(
+            f"the backbone {name} needs timm; run: pip install 'glip-self-training[timm]'", name="timm"
+        ) from error
+    return timm.create_model(name, **options)
 
+
+def _timm_body(name: str, pretrained: bool) -> tuple[nn.Module, tuple[int, ...]]:
     try:
         with torch.device("meta"):
-            probe: Any = timm.create_model(name, features_only=True)
+            probe = _create_timm(name, features_only=True)
         reductions = probe.feature_info.reduction()
         indices = tuple(reductions.index(stride) for stride in STRIDES)
-        body: Any = timm.create_model(name, features_only=True, pretrained=pretrained, out_indices=indices)
+        body = _create_timm(name, features_only=True, pretrained=pretrained, out_indices=indices)
     except (RuntimeError, ValueError, OSError) as error:
         if pretrained:
             raise ValueError(f"timm delivers no weights for {name!r}: {error}") from error
@@ -132,18 +140,16 @@ def fetch_timm_weights(config: BackboneConfig) -> tuple[dict[str, Tensor], str]:
     Raises:
         ValueError: no name is known, or timm cannot deliver.
     """
-    import timm
-
     name = config.timm_name or PUBLISHED_STARTS.get((config.swin.embed_dim, config.swin.window_size))
     if name is None:
         raise ValueError("no published weights for a Swin of these sizes; name some in backbone.timm_name")
     if config.kind == "timm":
         return _timm_body(name, pretrained=True)[0].state_dict(), name
     try:
-        source: nn.Module = timm.create_model(name, pretrained=True)
+        weights: dict[str, Tensor] = _create_timm(name, pretrained=True).state_dict()
     except (RuntimeError, ValueError, OSError) as error:
         raise ValueError(f"timm delivers no weights for {name!r}: {error}") from error
-    return source.state_dict(), name
+    return weights, name
 
 
 def load_backbone_weights(backbone: Backbone, weights: Mapping[str, Tensor], origin: str) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from glip_model.backbone import Backbone
+from glip_model.checkpoint import load_model, save_model
 from glip_model.config import GLIPConfig
 from glip_model.dyhead import DyConv
 from glip_model.fpn import FPN
@@ -152,12 +153,8 @@ class GLIP(nn.Module):
         Raises:
             ValueError: it is missing, broken, or its weights do not fit its config.
         """
-        from glip_model.checkpoint import load_model
-
-        return load_model(name, revision)
+        return load_model(cls, name, revision)
 
     def save_pretrained(self, folder: str | Path, tokenizer: Any = None) -> None:
         """Write config.json, model.safetensors and, when given, the tokenizer's files into ``folder``."""
-        from glip_model.checkpoint import save_model
-
-        save_model(self, folder, tokenizer)
+        save_model(self, self.config, folder, tokenizer)

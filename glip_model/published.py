@@ -5,7 +5,6 @@ Source: the module tree of the published implementation, listed name by name in 
 
 from __future__ import annotations
 
-import pickle
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from glip_model.checkpoint import load_strictly
+from glip_model.checkpoint import load_strictly, read_tensors
 from glip_model.config import PRESETS, GLIPConfig, glip_l, glip_t
 from glip_model.glip import GLIP
 
@@ -68,11 +67,7 @@ def load_published(path: str | Path, config: GLIPConfig | None = None) -> GLIP:
     Raises:
         ValueError: the file is missing, unreadable, or of another model.
     """
-    try:
-        # Tensors and plain containers alone: a pickle from elsewhere must not run code.
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise ValueError(f"{path}: not readable as a published checkpoint: {error}") from error
+    content = read_tensors(path, "a published checkpoint")
     weights = content.get("model", content) if isinstance(content, Mapping) else None
     if not isinstance(weights, Mapping):
         raise ValueError(f"{path}: expected a dict with the weights under 'model', got {type(content).__name__}")

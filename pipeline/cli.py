@@ -1,52 +1,98 @@
-"""What the commands share: arguments, logging, progress bars, JSON results and exit codes."""
+"""What the commands share: arguments, logging, progress bars, JSON results and exit codes.
+
+Commands import what they work with when they run, so that ``--help`` answers at once and with nothing else installed.
+"""
 
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import logging
 import os
 import sys
+import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from tqdm import tqdm
+from pipeline.errors import MissingInputError, PipelineError
 
-from pipeline.errors import PipelineError
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
+logger = logging.getLogger(__name__)
 
 USER_ERROR_STATUS = 2
 """Exit status for a mistake that the message tells how to mend."""
 INTERRUPTED_STATUS = 130
 """Exit status after Ctrl-C, as shells expect it."""
 
+EXTRA_OF = {"onnx": "export", "onnxruntime": "export", "timm": "timm"} | dict.fromkeys(
+    ("duckdb", "dvc", "imagehash", "nltk", "pyarrow", "pycocotools", "pydantic", "ray", "s3fs", "spacy", "upath"),
+    "pipeline",
+)
+"""Package, by the name it is imported by, to the extra of the installation that brings it."""
+
+CHATTERERS = ("ray", "transformers", "timm", "fsspec", "urllib3", "botocore", "aiobotocore")
+"""Libraries whose log lines below errors, and warnings of their own future, are for their developers."""
+CHATTER = (("torch", "Grad strides do not match bucket view strides"),)
+"""Libraries with the beginnings of warnings that nobody who runs a command can do anything about."""
+
 
 def run_stage(
     doc: str | None,
     add_arguments: Callable[[argparse.ArgumentParser], None],
-    run: Callable[[argparse.Namespace], None],
+    run: Callable[[argparse.Namespace], str | None],
     argv: Sequence[str] | None = None,
+    prog: str | None = None,
 ) -> None:
-    """Parse the command line, run a stage, and end the process with the right status.
+    """Parse the command line, run a command, and end the process with the right status.
 
     Args:
-        doc: module docstring of the stage, shown by ``--help``.
-        add_arguments: adds the stage's own arguments; ``--params`` is added here.
-        run: the stage; its PipelineErrors become a message and status 2, bugs keep their traceback.
+        doc: module docstring of the command, shown by ``--help``.
+        add_arguments: adds the command's arguments.
+        run: the command, which returns a line that says what came of it, or None; its PipelineErrors become a message
+            and status 2, bugs keep their traceback.
         argv: arguments without the program's name; None takes the process's own.
+        prog: what ``--help`` calls the program.
     """
-    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(prog, description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_arguments(parser)
-    parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="settings (default: %(default)s)")
     sys.exit(call(run, parser.parse_args(argv)))
 
 
-def call(run: Callable[[argparse.Namespace], None], args: argparse.Namespace) -> int:
-    """Run a command with logging set up and return its exit status."""
-    _set_up_logging()
+def run_if_program(name: str) -> None:
+    """Run the module of ``stages`` whose ``__name__`` this is where it is the program: ``python -m stages.NAME``."""
+    if name == "__main__":
+        module: Any = sys.modules[name]
+        run_stage(module.__doc__, module.add_arguments, module.run, prog=f"python -m {module.__spec__.name}")
+
+
+def add_params(parser: argparse.ArgumentParser) -> None:
+    """Declare ``--params`` of a command that has settings."""
+    shown = "settings (default: params.yaml, or else those of the project)"
+    parser.add_argument("--params", type=Path, default=default_params(), metavar="FILE", help=shown)
+
+
+def default_params() -> Path:
+    """Return the settings of the folder that the command is called in, or else those that the project comes with."""
+    here = Path("params.yaml")
+    return here if here.is_file() else Path(__file__).with_name(here.name)
+
+
+def call(run: Callable[[argparse.Namespace], str | None], args: argparse.Namespace) -> int:
+    """Run a command with logging set up, log its closing line and how long it took, and return the exit status."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    quiet_libraries()
+    start = time.monotonic()
     try:
-        run(args)
+        with named_extras():
+            line = run(args)
+        if line:
+            logger.info("%s; %.0f s", line, time.monotonic() - start)
     except PipelineError as error:
         print(f"error: {error}", file=sys.stderr)
         return USER_ERROR_STATUS
@@ -60,11 +106,27 @@ def call(run: Callable[[argparse.Namespace], None], args: argparse.Namespace) ->
     return 0
 
 
+@contextmanager
+def named_extras() -> Iterator[None]:
+    """Turn an import that fails for want of an extra of the installation into a MissingInputError that names it."""
+    try:
+        yield
+    except Exception as error:
+        missing = error if isinstance(error, ModuleNotFoundError) else error.__cause__  # torch's exporter wraps it
+        package = (missing.name or "").partition(".")[0] if isinstance(missing, ModuleNotFoundError) else ""
+        if package not in EXTRA_OF:
+            raise
+        install = f"pip install 'glip-self-training[{EXTRA_OF[package]}]'"
+        raise MissingInputError(f"{package} is not installed; this needs the extra: {install}") from error
+
+
 def progress(total: int | None, description: str, unit: str) -> tqdm[Any]:
     """Return a progress bar over ``total`` units, None where nobody knows how many; a context manager with ``update``.
 
     Off a terminal it prints a line now and then instead of redrawing, so that logs stay readable.
     """
+    from tqdm import tqdm
+
     interactive = sys.stderr.isatty()
     return tqdm(
         total=total,
@@ -86,18 +148,23 @@ def write_json(path: Path, value: Any) -> None:
     aside.replace(path)
 
 
+def write_csv(path: Path, rows: Iterable[Sequence[Any]]) -> None:
+    """Write a table, the names of its columns being the first row."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows(rows)
+
+
 def quiet_libraries() -> None:
-    """Keep the chatter of libraries off the terminal; errors still come through."""
+    """Keep the known chatter of libraries off the terminal; warnings of ours and unknown ones come through."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    warnings.filterwarnings("ignore", category=UserWarning)
-    warnings.filterwarnings("ignore", category=DeprecationWarning)
-    for name in ("ray", "transformers", "timm", "fsspec", "urllib3", "botocore", "aiobotocore"):
+    for category in (DeprecationWarning, FutureWarning):
+        warnings.filterwarnings(
+            "ignore", category=category, module=rf"({'|'.join([*CHATTERERS, 'torch', 'torchvision'])})\b"
+        )
+    for module, message in CHATTER:
+        warnings.filterwarnings("ignore", message, module=rf"{module}\b")
+    for name in CHATTERERS:
         logging.getLogger(name).setLevel(logging.ERROR)
-
-
-def _set_up_logging() -> None:
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    quiet_libraries()

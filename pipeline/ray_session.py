@@ -10,7 +10,7 @@ import socket
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -204,7 +204,10 @@ def _join(address: str) -> None:
 
 def warn_of_open_port(host: str, what: str, encrypted: bool) -> None:
     """Warn where something that runs anybody's code listens beyond this machine, and say how to close it."""
-    if host == "localhost" or _is_loopback(host):
+    is_here = host == "localhost"
+    with suppress(ValueError):  # a name
+        is_here = is_here or ipaddress.ip_address(host.strip("[]")).is_loopback
+    if is_here:
         return
     if os.environ.get("RAY_AUTH_MODE") == "token":
         if not encrypted:
@@ -217,13 +220,6 @@ def warn_of_open_port(host: str, what: str, encrypted: bool) -> None:
         what,
         host,
     )
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 The curves give precision and recall for base and novel phrases, and how often the teacher finds what is not there.
 
-Run: python -m stages.calibrate --records data/records/dev/grounding --teacher models/teacher \
+Run: glip calibrate --records data/records/dev/grounding --teacher models/teacher \
     --out plots/calibration.csv --metrics metrics/calibration.json
 """
 
@@ -10,25 +10,16 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import logging
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-
-from pipeline.cli import progress, run_stage, write_json
+from pipeline.cli import add_params, progress, run_if_program, write_json
 from pipeline.errors import MissingInputError
-from pipeline.pseudo_labels.calibration import collect_samples, curves, summarise, write_curves
-from pipeline.pseudo_labels.decoding import PictureDecoder
-from pipeline.pseudo_labels.labeller import PseudoLabeller
-from pipeline.pseudo_labels.settings import PseudoLabelConfig
-from pipeline.pseudo_labels.teachers import open_teacher
-from pipeline.settings import load_all
-from pipeline.store.records import GroundingRecord
-from pipeline.store.shards import list_shards, read_shard
-from pipeline.store.storage import to_place
 
-logger = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from pipeline.pseudo_labels.labeller import PseudoLabeller
+    from pipeline.pseudo_labels.settings import PseudoLabelConfig
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,10 +29,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, help="CSV file for the curves")
     parser.add_argument("--metrics", type=Path, help="JSON file for the figures at the threshold in use")
     parser.add_argument("--limit", type=int, default=2000, help="rows to look at (default: %(default)s)")
+    add_params(parser)
 
 
-def run(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> str:
     """Label human data and compare."""
+    from pipeline.pseudo_labels.calibration import collect_samples, curves, summarise, write_curves
+    from pipeline.pseudo_labels.decoding import PictureDecoder
+    from pipeline.pseudo_labels.labeller import PseudoLabeller
+    from pipeline.pseudo_labels.teachers import open_teacher
+    from pipeline.settings import load_all
+    from pipeline.store.records import GroundingRecord
+    from pipeline.store.shards import list_shards, read_shard
+    from pipeline.store.storage import to_place
+
     settings = load_all(args.params)
     config: PseudoLabelConfig = settings.pseudo_label
     shards = (read_shard(path, GroundingRecord) for path in list_shards(to_place(args.records)))
@@ -49,8 +50,7 @@ def run(args: argparse.Namespace) -> None:
     with PictureDecoder(settings.prepare.max_image_pixels, config.decode_timeout_s, os.cpu_count() or 1) as decoder:
 
         def make_labeller(settings: PseudoLabelConfig) -> PseudoLabeller:
-            teacher = open_teacher(args.teacher, "cuda" if torch.cuda.is_available() else "cpu")
-            return PseudoLabeller(teacher, settings, decoder.decode)
+            return PseudoLabeller(open_teacher(args.teacher), settings, decoder.decode)
 
         with progress(len(records), "calibrate", "rows") as bar:
             positive, negative = collect_samples(records, make_labeller, config, bar.update)
@@ -62,18 +62,14 @@ def run(args: argparse.Namespace) -> None:
     if args.metrics:
         write_json(args.metrics, summary)
     used = summary["at_min_score"]
-    logger.info(
-        "calibrate: at min_score %.2f precision %s, recall %s, false alarms %s; best F1 at %.2f → %s",
-        config.min_score,
-        *(_percent(used[name]) for name in ("precision_all", "recall_all", "false_alarms")),
-        summary["best_f1_at"]["all"],
-        args.out,
-    )
+    precision, recall, alarms = (_percent(used[name]) for name in ("precision_all", "recall_all", "false_alarms"))
+    figures = f"precision {precision}, recall {recall}, false alarms {alarms}"
+    best = summary["best_f1_at"]["all"]
+    return f"calibrate: at min_score {config.min_score:.2f} {figures}; best F1 at {best:.2f} → {args.out}"
 
 
 def _percent(share: float | None) -> str:
     return "unknown" if share is None else f"{100 * share:.1f} %"
 
 
-if __name__ == "__main__":
-    run_stage(__doc__, add_arguments, run)
+run_if_program(__name__)

@@ -12,15 +12,11 @@ written. The file is read as tensors alone; code in it is never run.
 from __future__ import annotations
 
 import argparse
-import logging
 from pathlib import Path
 
 from glip_model.config import PRESETS
-from glip_model.published import load_published
-from glip_model.text_encoder import load_tokenizer
+from pipeline.cli import run_if_program
 from pipeline.errors import ConfigError, MissingInputError
-
-logger = logging.getLogger(__name__)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,8 +31,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> str:
     """Convert."""
+    from glip_model.published import load_published
+    from glip_model.text_encoder import load_tokenizer
+
     if not args.checkpoint.is_file():
         raise MissingInputError(f"{args.checkpoint}: no such file")
     try:
@@ -51,4 +50,7 @@ def run(args: argparse.Namespace) -> None:
         )
     model.save_pretrained(args.out, tokenizer)
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    logger.info("convert: %s, %s parameters → %s", args.checkpoint.name, f"{parameters:,}", args.out)
+    return f"convert: {args.checkpoint.name}, {parameters:,} parameters → {args.out}"
+
+
+run_if_program(__name__)

@@ -10,14 +10,10 @@ token_logits (1, A, T), boxes_xyxy (1, A, 4), centerness (1, A). Needs the packa
 from __future__ import annotations
 
 import argparse
-import logging
 from pathlib import Path
 
-from glip_model.export import export_onnx
-from glip_model.glip import GLIP
-from pipeline.errors import ConfigError, MissingInputError
-
-logger = logging.getLogger(__name__)
+from pipeline.cli import run_if_program
+from pipeline.errors import ConfigError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,14 +23,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tokens", type=int, default=64, help="length of every prompt (default: %(default)s)")
 
 
-def run(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> str:
     """Export."""
+    from glip_model.export import export_onnx
+    from glip_model.glip import GLIP
+
     try:
         model = GLIP.from_pretrained(args.model)
         args.onnx.parent.mkdir(parents=True, exist_ok=True)
         export_onnx(model, args.onnx, args.tokens)
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    except ImportError as error:
-        raise MissingInputError(f"{error}; install the extra: pip install 'glip-self-training[export]'") from error
-    logger.info("export: %d tokens → %s", args.tokens, args.onnx)
+    return f"export: {args.tokens} tokens → {args.onnx}"
+
+
+run_if_program(__name__)

@@ -25,33 +25,21 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from glip_model.checkpoint import CONFIG_FILE, WEIGHTS_FILE
-from glip_model.config import GLIPConfig
-from glip_model.pretrained import resolve_folder
-from pipeline.cli import write_json
+from pipeline.cli import add_params, run_if_program, write_json
 from pipeline.errors import ConfigError, MissingInputError
-from pipeline.evaluation.benchmark import predictions_of
-from pipeline.evaluation.job import predict_benchmarks
-from pipeline.evaluation.predictions import read_predictions
-from pipeline.evaluation.scoring import ALL, score
-from pipeline.evaluation.settings import EvaluateConfig
-from pipeline.prepare.job import prepare
-from pipeline.prepare.layouts import Layout, find_layout
-from pipeline.prepare.settings import PrepareConfig
-from pipeline.ray_session import ray_session
-from pipeline.settings import load, load_all
-from pipeline.training.finetune import BATCH_SIZE, RATES, RUN, Choices, finetune_config, with_length
-from pipeline.training.job import Paths, train
-from pipeline.training.settings import TrainingSettings
+
+if TYPE_CHECKING:
+    from pipeline.evaluation.settings import EvaluateConfig
+    from pipeline.prepare.layouts import Layout
+    from pipeline.prepare.settings import PrepareConfig
 
 logger = logging.getLogger(__name__)
 
-PARAMS = Path(__file__).resolve().parent.parent / "params.yaml"
 MEASURES = ("AP", "AP50", "AP75")
 RESULT_FILE = "finetune.json"
 
@@ -61,21 +49,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder of annotated pictures")
     parser.add_argument("--from", dest="start", required=True, metavar="MODEL", help="folder or hub id to start from")
     parser.add_argument("--out", type=Path, required=True, help="folder for the tuned model")
-    parser.add_argument("--tuning", choices=sorted(RATES), default="full", help="what is trained (default: all of it)")
-    parser.add_argument("--steps", type=int, help="optimiser steps (default: by the number of pictures)")
     parser.add_argument(
-        "--learning-rate", type=float, help=f"(default: {RATES['full']:g}, of prompt {RATES['prompt']:g})"
+        "--tuning", choices=("full", "linear", "prompt"), default="full", help="what is trained (default: all of it)"
     )
-    parser.add_argument("--batch-size", type=int, default=BATCH_SIZE, help="pictures a step (default: %(default)s)")
+    parser.add_argument("--steps", type=int, help="optimiser steps (default: by the number of pictures)")
+    parser.add_argument("--learning-rate", type=float, help="(default: 0.0001, of prompt 0.05)")
+    parser.add_argument("--batch-size", type=int, default=8, help="pictures a step (default: %(default)s)")
     parser.add_argument("--workers", type=int, default=1, help="processes, one for each GPU (default: %(default)s)")
     parser.add_argument("--val-share", type=float, default=0.15, help="held out to judge by (default: %(default)s)")
     parser.add_argument("--work", type=Path, help="folder for records and predictions (default: OUT/work)")
-    parser.add_argument("--params", type=Path, default=PARAMS, help="further settings (default: the project's)")
+    add_params(parser)
 
 
-def run(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> str:
     """Prepare, judge, tune, judge again."""
-    begun = time.monotonic()
+    from glip_model.checkpoint import CONFIG_FILE
+    from glip_model.config import GLIPConfig
+    from pipeline.prepare.job import prepare
+    from pipeline.prepare.layouts import find_layout
+    from pipeline.ray_session import ray_session
+    from pipeline.settings import load, load_all
+    from pipeline.training.finetune import RUN, Choices, finetune_config, with_length
+    from pipeline.training.job import Paths, train
+    from pipeline.training.settings import TrainingSettings
+
     start = _start(args.start)
     if args.out.resolve() == start.resolve():
         raise ConfigError(f"--out is {args.out}, the model to start from; name another folder")
@@ -101,11 +98,14 @@ def run(args: argparse.Namespace) -> None:
     print(f"{counts['train']} pictures, {trained['steps']} steps; judged on {counts['validation']} others")
     for name, found in (("before", before), ("after", after)):
         print(f"  {name:6} " + "  ".join(f"{measure} {found.get(measure, 0.0):5.1f}" for measure in MEASURES))
-    logger.info("finetune: %.0f s → %s", time.monotonic() - begun, args.out)
+    return f"finetune → {args.out}"
 
 
 def _start(name: str) -> Path:
     """Return the folder of the model to start from."""
+    from glip_model.checkpoint import WEIGHTS_FILE
+    from glip_model.pretrained import resolve_folder
+
     try:
         folder = resolve_folder(name)
     except ValueError as error:
@@ -145,6 +145,13 @@ def _judging(base: EvaluateConfig, workers: int) -> EvaluateConfig:
 
 def _judge(config: EvaluateConfig, model: Path, work: Path, name: str) -> Mapping[str, float]:
     """Return COCO's measures on the pictures held out, in percent."""
+    from pipeline.evaluation.job import predict_benchmarks
+    from pipeline.evaluation.results import score_predictions
+    from pipeline.evaluation.scoring import ALL
+
     out = work / "predictions" / name
     [benchmark] = predict_benchmarks(config, model, work / "records", out)
-    return score(benchmark, read_predictions(predictions_of(benchmark, out), benchmark.rows)).metrics[ALL]
+    return score_predictions(benchmark, out).metrics[ALL]
+
+
+run_if_program(__name__)

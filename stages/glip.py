@@ -1,59 +1,81 @@
-"""The ``glip`` command: one word in front of what the project can do outside of a DVC run.
-
-glip predict PICTURE… --text "a cat. a remote control." --model DIR    find things in pictures
-glip convert FILE.pth DIR                                             published checkpoint → folder of this project
-glip export DIR --onnx FILE                                           model → ONNX
-glip finetune --data DIR --from MODEL --out DIR                       tune on your own pictures, judged before and after
-glip odinw RUNS                                                       means over ODinW's data sets, of tuned models
-glip plan                                                             what labelling will take, before it is paid for
-glip inspect DIR                                                      look at Parquet shards of pseudo-labels
-glip manifest --shards DIR --out FILE                                 what DVC tracks in place of millions of pictures
-glip report                                                           the page of a run: numbers, curves, pictures
-glip submit all --folder DIR                                          the run, or a part of it, on a cluster
-glip jobs                                                             what was submitted: list, follow, stop
-glip score --protocol coco --annotations FILE --predictions FILE      COCO's or LVIS's numbers of a file of detections
-"""
+"""The ``glip`` command: one word in front of everything that the project can do."""
 
 from __future__ import annotations
 
 import argparse
+import difflib
 import importlib
 import sys
 from collections.abc import Sequence
 
-from pipeline.cli import call
+import glip_model
+from pipeline.cli import run_stage
 
-COMMANDS = {
-    "convert": "stages.convert",
-    "export": "stages.export",
-    "finetune": "stages.finetune",
-    "inspect": "stages.inspect",
-    "jobs": "stages.jobs",
-    "manifest": "stages.manifest",
-    "odinw": "stages.odinw",
-    "plan": "stages.plan",
-    "predict": "stages.predict",
-    "report": "stages.report",
-    "score": "stages.score",
-    "submit": "stages.submit",
+GROUPS = {
+    "reproduce": {
+        "prepare": "raw data sets into records",
+        "seeds": "the whole reproduction over several seeds, and how far the results spread",
+        "report": "the page of a run: numbers, curves, pictures",
+    },
+    "label": {
+        "phrases": "noun phrases of web captions",
+        "plan": "what labelling will take, before it is paid for",
+        "pseudo_label": "the teacher grounds the phrases of web captions",
+        "calibrate": "pseudo-labels against human boxes, threshold by threshold",
+        "manifest": "what DVC tracks in place of millions of pictures",
+    },
+    "train": {
+        "train": "one of the models that params.yaml describes",
+        "finetune": "tune on your own pictures, judged before and after",
+        "convert": "published checkpoint into a folder of this project",
+        "export": "model into ONNX",
+    },
+    "evaluate": {
+        "evaluate": "a model on every benchmark that there are records of",
+        "score": "COCO's or LVIS's numbers of a file of detections",
+        "odinw": "means over ODinW's data sets, of tuned models",
+    },
+    "look": {
+        "settings": "what a params file comes to, or may say",
+        "predict": "find things in pictures",
+        "inspect": "look at Parquet shards of pseudo-labels",
+    },
+    "cluster": {
+        "submit": "the run, or a part of it, on a cluster",
+        "jobs": "what was submitted: list, follow, stop",
+    },
 }
-"""Subcommand to the module that runs it; imported only when it is asked for, so that ``--help`` stays quick."""
+"""Heading to the commands below it, with what they do; each is the module of ``stages`` of its name."""
+COMMANDS = {name: f"stages.{name}" for group in GROUPS.values() for name in group}
+"""Command to the module that runs it; imported only when it is asked for, so that ``--help`` stays quick."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the subcommand that the command line names."""
+    """Run the command that the command line names."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     parser = argparse.ArgumentParser(
-        prog="glip", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="glip",
+        usage="glip COMMAND …",
+        description=_overview(),
+        epilog="glip COMMAND --help says how to use one.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("command", choices=sorted(COMMANDS), help="what to do; each has its own --help")
-    name = parser.parse_args(arguments[:1]).command
+    parser.add_argument("--version", action="version", version=f"glip {glip_model.__version__}")
+    parser.add_argument("command", metavar="COMMAND", help="one of the above")
+    asked = parser.parse_args(arguments[:1]).command
+    name = asked.replace("-", "_")
+    if name not in COMMANDS:
+        close = difflib.get_close_matches(name, COMMANDS, n=1)
+        parser.error(f"{asked} is no command; " + (f"did you mean {close[0]}?" if close else "see glip --help"))
     stage = importlib.import_module(COMMANDS[name])
-    command = argparse.ArgumentParser(
-        prog=f"glip {name}", description=stage.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    stage.add_arguments(command)
-    sys.exit(call(stage.run, command.parse_args(arguments[1:])))
+    run_stage(stage.__doc__, stage.add_arguments, stage.run, arguments[1:], f"glip {asked}")
+
+
+def _overview() -> str:
+    lines = ["Everything that the project can do."]
+    for heading, commands in GROUPS.items():
+        lines += ["", f"{heading}:", *(f"  {name:13} {what}" for name, what in commands.items())]
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -20,29 +20,14 @@ import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from glip_model.images import ImageError
-from pipeline.cli import progress, run_stage
+from pipeline.cli import progress, run_if_program
 from pipeline.errors import ConfigError, ShardError
-from pipeline.inspection.exports import EXPORTS, export
-from pipeline.inspection.figures import collect_statistics, format_statistics
-from pipeline.inspection.gallery import write_gallery
-from pipeline.inspection.queries import format_table, query
-from pipeline.inspection.reading import read_records
-from pipeline.inspection.search import (
-    Filter,
-    Found,
-    find_record,
-    find_rows,
-    format_record,
-    list_keys,
-    sample_rows,
-)
-from pipeline.inspection.versions import compare, draw_both, format_comparison
-from pipeline.phrases.statistics import count_phrases
-from pipeline.store.drawing import draw_phrases
-from pipeline.store.images import load_image
-from pipeline.store.storage import to_place
+
+if TYPE_CHECKING:
+    from pipeline.inspection.search import Filter, Found
+    from pipeline.store.storage import Place
 
 MAX_PIXELS = 1_000_000_000
 """Larger pictures are not drawn."""
@@ -61,7 +46,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     action.add_argument("--keys", action="store_true", help="list key and caption of every row")
     action.add_argument("--html", type=Path, metavar="FILE", help="write a page of pairs that needs no network")
     action.add_argument("--sql", metavar="QUERY", help="ask by SQL; tables are labels, phrases and boxes")
-    action.add_argument("--export", choices=sorted(EXPORTS), help="write the labels in another format, into --out")
+    action.add_argument(
+        "--export",
+        choices=("coco", "fiftyone", "odvg", "webdataset"),
+        help="write the labels in another format, into --out",
+    )
     chosen = parser.add_argument_group("which pairs, for all but the figures, --row and --sql")
     chosen.add_argument("--phrase", metavar="TEXT", help="with a phrase that holds this, whatever the case")
     chosen.add_argument("--min-score", type=float, metavar="S", help="that has a box of at least this score")
@@ -80,37 +69,44 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Print or write what was asked for."""
+    from pipeline.inspection.search import Filter, list_keys
+    from pipeline.inspection.versions import compare, format_comparison
+    from pipeline.store.storage import to_place
+
     if args.save and not args.row:
         raise ConfigError("--save draws one pair; name it with --row KEY")
     if bool(args.export) != bool(args.out):
         raise ConfigError("--export FORMAT and --out DIR go together")
+    place, against = to_place(args.place), to_place(args.against) if args.against else None
     wanted = Filter(args.phrase, args.min_score, args.max_score, args.reason, args.source)
     if args.row:
-        _show_row(args)
+        _show_row(args, place, against)
     elif args.sql:
-        _answer(args)
+        _answer(args, place)
     elif args.html:
-        _write_page(args, wanted)
+        _write_page(args, place, wanted)
     elif args.export:
-        _export(args, wanted)
+        _export(args, place, wanted)
     elif args.keys:
-        for key, caption in itertools.islice(list_keys(to_place(args.place), wanted), args.limit):
+        for key, caption in itertools.islice(list_keys(place, wanted), args.limit):
             print(f"{key}\t{caption}")
     elif args.sample is not None or wanted != Filter():
-        _show_sample(args, wanted)
-    elif args.against:
-        found = compare(to_place(args.place), to_place(args.against), args.top)
+        _show_sample(args, place, wanted)
+    elif against:
+        found = compare(place, against, args.top)
         print(
             json.dumps(found.to_dict(), ensure_ascii=False, indent=2)
             if args.json
             else format_comparison(found, (args.place, args.against))
         )
     else:
-        _show_figures(args)
+        _show_figures(args, place)
 
 
-def _show_figures(args: argparse.Namespace) -> None:
-    place = to_place(args.place)
+def _show_figures(args: argparse.Namespace, place: Place) -> None:
+    from pipeline.inspection.figures import collect_statistics, format_statistics
+    from pipeline.phrases.statistics import count_phrases
+
     stats = collect_statistics(place, args.top)
     values = stats.to_dict()
     lines = [format_statistics(stats, args.place)]
@@ -121,9 +117,15 @@ def _show_figures(args: argparse.Namespace) -> None:
     print(json.dumps(values, ensure_ascii=False, indent=2) if args.json else "\n".join(lines))
 
 
-def _show_row(args: argparse.Namespace) -> None:
-    record = find_record(to_place(args.place), args.row)
-    other = find_record(to_place(args.against), args.row) if args.against else None
+def _show_row(args: argparse.Namespace, place: Place, against: Place | None) -> None:
+    from glip_model.images import ImageError
+    from pipeline.inspection.search import find_record, format_record
+    from pipeline.inspection.versions import draw_both
+    from pipeline.store.drawing import draw_phrases
+    from pipeline.store.images import load_image
+
+    record = find_record(place, args.row)
+    other = find_record(against, args.row) if against else None
     print(format_record(record))
     if other is not None:
         print(f"\n{args.against}:\n{format_record(other)}")
@@ -144,8 +146,10 @@ def _show_row(args: argparse.Namespace) -> None:
     print(f"drawn → {args.save}")
 
 
-def _show_sample(args: argparse.Namespace, wanted: Filter) -> None:
-    place = to_place(args.place)
+def _show_sample(args: argparse.Namespace, place: Place, wanted: Filter) -> None:
+    from pipeline.inspection.reading import read_records
+    from pipeline.inspection.search import format_record, sample_rows
+
     count = args.sample if args.sample is not None else (args.limit or 10)
     found = sample_rows(place, wanted, count, args.seed)
     if not found:
@@ -158,8 +162,10 @@ def _show_sample(args: argparse.Namespace, wanted: Filter) -> None:
             print(("\n" if number else "") + format_record(record))
 
 
-def _answer(args: argparse.Namespace) -> None:
-    table = query(to_place(args.place), args.sql)
+def _answer(args: argparse.Namespace, place: Place) -> None:
+    from pipeline.inspection.queries import format_table, query
+
+    table = query(place, args.sql)
     if args.json:
         for row in table.to_pylist():
             print(json.dumps(row, ensure_ascii=False, default=str))
@@ -169,20 +175,24 @@ def _answer(args: argparse.Namespace) -> None:
         print(format_table(table, max(len(table), 1)))
 
 
-def _write_page(args: argparse.Namespace, wanted: Filter) -> None:
-    place = to_place(args.place)
+def _write_page(args: argparse.Namespace, place: Place, wanted: Filter) -> None:
+    from pipeline.inspection.gallery import write_gallery
+    from pipeline.inspection.search import sample_rows
+
     found = sample_rows(place, wanted, args.limit or ON_A_PAGE, args.seed)
     with progress(len(found), "page", "pairs") as bar:
         count = write_gallery(found, args.html, args.place, MAX_PIXELS, bar.update)
     print(f"{count:,} pairs, {args.html.stat().st_size / 1e6:.1f} MB → {args.html}")
 
 
-def _export(args: argparse.Namespace, wanted: Filter) -> None:
-    found: Iterator[Found] = itertools.islice(find_rows(to_place(args.place), wanted), args.limit)
+def _export(args: argparse.Namespace, place: Place, wanted: Filter) -> None:
+    from pipeline.inspection.exports import export
+    from pipeline.inspection.search import find_rows
+
+    found: Iterator[Found] = itertools.islice(find_rows(place, wanted), args.limit)
     with progress(None, "export", "pairs") as bar:
         count = export(args.export, found, args.out, bar.update)
     print(f"{count:,} pairs with boxes as {args.export} → {args.out}")
 
 
-if __name__ == "__main__":
-    run_stage(__doc__, add_arguments, run)
+run_if_program(__name__)

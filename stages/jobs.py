@@ -10,9 +10,12 @@ from __future__ import annotations
 import argparse
 import logging
 import time
+from typing import TYPE_CHECKING
 
-from pipeline.cli import INTERRUPTED_STATUS, run_stage
-from pipeline.submission.job import ADDRESS_VARIABLE, DEFAULT_ADDRESS, Job, JobServer
+from pipeline.cli import INTERRUPTED_STATUS, run_if_program
+
+if TYPE_CHECKING:
+    from pipeline.submission.job import Job, JobServer
 
 logger = logging.getLogger(__name__)
 
@@ -23,13 +26,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     action.add_argument("--follow", metavar="JOB", help="print its log until it ends")
     action.add_argument("--stop", metavar="JOB", help="end it and wait until it has")
     parser.add_argument("--last", type=int, default=20, help="how many to list (default: %(default)s)")
-    parser.add_argument(
-        "--address", metavar="URL", help=f"of the job server (default: {ADDRESS_VARIABLE}, else {DEFAULT_ADDRESS})"
-    )
+    add_address(parser)
+
+
+def add_address(parser: argparse.ArgumentParser) -> None:
+    """Declare where the job server is."""
+    shown = "of the job server (default: RAY_API_SERVER_ADDRESS, else http://127.0.0.1:8265)"
+    parser.add_argument("--address", metavar="URL", help=shown)
 
 
 def run(args: argparse.Namespace) -> None:
     """List, follow or stop."""
+    from pipeline.submission.job import JobServer
+
     server = JobServer(args.address)
     if args.follow:
         show(server, args.follow)
@@ -58,5 +67,4 @@ def _line(job: Job) -> str:
     return f"{job.id}  {job.status.lower():9}  {began}  {job.task.command}{where}"
 
 
-if __name__ == "__main__":
-    run_stage(__doc__, add_arguments, run)
+run_if_program(__name__)

@@ -2,20 +2,15 @@
 
 The ends of the shards are read, and no picture. Two folders with equal shards have equal manifests.
 
-Run: python -m stages.manifest --shards s3://bucket/records/web --out manifests/web.json
+Run: glip manifest --shards s3://bucket/records/web --out manifests/web.json
 """
 
 from __future__ import annotations
 
 import argparse
-import logging
 from pathlib import Path
 
-from pipeline.cli import run_stage, write_json
-from pipeline.store.manifest import describe_shards
-from pipeline.store.storage import to_place
-
-logger = logging.getLogger(__name__)
+from pipeline.cli import run_if_program, write_json
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,12 +19,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, help="JSON file")
 
 
-def run(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> str:
     """Write the manifest."""
+    from pipeline.store.manifest import describe_shards
+    from pipeline.store.storage import to_place
+
     shards = describe_shards(to_place(args.shards))
     write_json(args.out, {"shards": shards})
-    logger.info("manifest: %d shards, %d rows → %s", len(shards), sum(shard["rows"] for shard in shards), args.out)
+    return f"manifest: {len(shards)} shards, {sum(shard['rows'] for shard in shards)} rows → {args.out}"
 
 
-if __name__ == "__main__":
-    run_stage(__doc__, add_arguments, run)
+run_if_program(__name__)

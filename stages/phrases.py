@@ -2,26 +2,16 @@
 
 Interrupted, it keeps its finished shards; run again, it makes only what is missing.
 
-Run: python -m stages.phrases --records data/records/web --out data/phrases --metrics metrics/phrases.json \
+Run: glip phrases --records data/records/web --out data/phrases --metrics metrics/phrases.json \
     --curve plots/phrase_frequency.csv
 """
 
 from __future__ import annotations
 
 import argparse
-import logging
-import time
 from pathlib import Path
 
-from pipeline.cli import run_stage, write_json
-from pipeline.phrases.job import extract_phrases
-from pipeline.phrases.settings import PhrasesConfig
-from pipeline.phrases.statistics import count_phrases, write_curve
-from pipeline.ray_session import ray_session
-from pipeline.settings import load
-from pipeline.store.storage import to_place
-
-logger = logging.getLogger(__name__)
+from pipeline.cli import add_params, run_if_program, write_json
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,12 +21,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--metrics", type=Path, help="JSON file for counts")
     parser.add_argument("--curve", type=Path, help="CSV file for how often phrases are said, by rank")
     parser.add_argument("--names", type=Path, help="count how many of these names captions cover: LVIS or COCO JSON")
+    add_params(parser)
 
 
-def run(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> str:
     """Parse every caption."""
+    from pipeline.phrases.job import extract_phrases
+    from pipeline.phrases.settings import PhrasesConfig
+    from pipeline.phrases.statistics import count_phrases, write_curve
+    from pipeline.ray_session import ray_session
+    from pipeline.settings import load
+    from pipeline.store.storage import to_place
+
     config = load(args.params, PhrasesConfig)
-    start = time.monotonic()
     with ray_session():
         metrics = extract_phrases(config, to_place(args.records), to_place(args.out))
     stats = count_phrases(to_place(args.out), args.names)
@@ -47,16 +44,8 @@ def run(args: argparse.Namespace) -> None:
         write_curve(stats, args.curve)
     if args.metrics:
         write_json(args.metrics, metrics)
-    logger.info(
-        "phrases: %d captions, %d phrases, %d unique, %d rejected, %.0f s → %s",
-        metrics["rows"],
-        metrics["phrases"],
-        metrics["unique_phrases"],
-        sum(metrics["rejects"].values()),
-        time.monotonic() - start,
-        args.out,
-    )
+    counts = f"{metrics['rows']} captions, {metrics['phrases']} phrases, {metrics['unique_phrases']} unique"
+    return f"phrases: {counts}, {sum(metrics['rejects'].values())} rejected → {args.out}"
 
 
-if __name__ == "__main__":
-    run_stage(__doc__, add_arguments, run)
+run_if_program(__name__)

@@ -15,18 +15,15 @@ import json
 import logging
 import sys
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
-import torch
-from PIL import Image
-
-from glip_model.images import ImageError, open_image
-from glip_model.predictor import GLIPPredictor, phrases_between_periods
-from glip_model.structures import Detections
-from pipeline.cli import progress
+from pipeline.cli import add_params, progress, run_if_program
 from pipeline.errors import ConfigError, PipelineError
-from pipeline.phrases.settings import PhrasesConfig
-from pipeline.settings import load
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from glip_model.structures import Detections
 
 logger = logging.getLogger(__name__)
 
@@ -44,11 +41,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--save", type=Path, help="folder for pictures and JSON")
     parser.add_argument("--device", help="torch device (default: a GPU where there is one)")
     parser.add_argument("--bf16", action="store_true", help="compute in bfloat16: faster, scores differ a little")
-    parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="settings of the parser of --caption")
+    add_params(parser)
 
 
-def run(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> str | None:
     """Predict picture by picture; one that cannot be read is reported and the others go on."""
+    import torch
+
+    from glip_model.images import ImageError, open_image
+    from glip_model.predictor import GLIPPredictor
+
     try:
         predictor = GLIPPredictor.from_pretrained(
             args.model, args.device, torch.bfloat16 if args.bf16 else torch.float32
@@ -79,22 +81,25 @@ def run(args: argparse.Namespace) -> None:
     finally:
         if args.save:
             lines.close()
-    if args.save:
-        logger.info("predict: %d pictures → %s", len(args.pictures) - broken, args.save)
     if broken:
         raise PipelineError(f"{broken} of {len(args.pictures)} pictures could not be read; they are named above")
+    return f"predict: {len(args.pictures)} pictures → {args.save}" if args.save else None
 
 
 def _prompt(args: argparse.Namespace) -> tuple[list[str] | str, dict[str, Any]]:
     """Return the prompt for ``predict`` and its options."""
     if args.text is not None:
+        from glip_model.predictor import phrases_between_periods
+
         names = [args.text[start:end] for ((start, end),) in phrases_between_periods(args.text)]
         if not names:
             raise ConfigError(
                 '--text names nothing; write what to find, divided by periods: "a cat. a remote control."'
             )
         return names, {}
-    from pipeline.phrases.noun_phrases import NounPhraseParser  # spaCy takes seconds to load
+    from pipeline.phrases.noun_phrases import NounPhraseParser
+    from pipeline.phrases.settings import PhrasesConfig
+    from pipeline.settings import load
 
     return args.caption, {"parser": NounPhraseParser(load(args.params, PhrasesConfig)).char_spans}
 
@@ -115,3 +120,6 @@ def _file_name(number: int, source: str) -> str:
     """Return a name that neither repeats nor leaves the folder, whatever the source is called."""
     stem = "".join(c if c.isalnum() or c in "-_" else "_" for c in Path(source).stem)[:60]
     return f"{number:04d}_{stem}.jpg"
+
+
+run_if_program(__name__)

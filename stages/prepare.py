@@ -1,33 +1,30 @@
 """Turn raw data sets into records: human data, web pairs, dev and test.
 
-Run: python -m stages.prepare --out data/records --metrics metrics/prepare.json
+Run: glip prepare --out data/records --metrics metrics/prepare.json
 """
 
 from __future__ import annotations
 
 import argparse
-import logging
-import time
 from pathlib import Path
 
-from pipeline.cli import run_stage, write_json
-from pipeline.prepare.job import prepare
-from pipeline.ray_session import ray_session
-from pipeline.settings import load_all
-
-logger = logging.getLogger(__name__)
+from pipeline.cli import add_params, run_if_program, write_json
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of this stage."""
     parser.add_argument("--out", type=Path, required=True, help="folder for human/, web/, dev/ and test/")
     parser.add_argument("--metrics", type=Path, help="JSON file for counts and reject reasons")
+    add_params(parser)
 
 
-def run(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> str:
     """Prepare all sources that params.yaml names."""
+    from pipeline.prepare.job import prepare
+    from pipeline.ray_session import ray_session
+    from pipeline.settings import load_all
+
     settings = load_all(args.params)
-    start = time.monotonic()
     with ray_session():
         metrics = prepare(settings.prepare, settings.seed, args.out)
     if args.metrics:
@@ -40,9 +37,7 @@ def run(args: argparse.Namespace) -> None:
     figures = f"{rows} rows, {rejects} rejected, {boxes} boxes, {dropped} dropped"
     if held_out:
         figures += f", {held_out} held out because models are judged by their pictures"
-    figures += f", {time.monotonic() - start:.0f} s"
-    logger.info("prepare: %s → %s", figures, args.out)
+    return f"prepare: {figures} → {args.out}"
 
 
-if __name__ == "__main__":
-    run_stage(__doc__, add_arguments, run)
+run_if_program(__name__)

@@ -2,23 +2,16 @@
 
 Interrupted, it keeps its finished shards; run again, it makes only what is missing.
 
-Run: python -m stages.pseudo_label --records data/records/web --phrases data/phrases --teacher models/teacher \
+Run: glip pseudo_label --records data/records/web --phrases data/phrases --teacher models/teacher \
     --out data/pseudo_labels --metrics metrics/pseudo_label.json
 """
 
 from __future__ import annotations
 
 import argparse
-import logging
 from pathlib import Path
 
-from pipeline.cli import run_stage, write_json
-from pipeline.pseudo_labels.job import Inputs, pseudo_label
-from pipeline.ray_session import ray_session
-from pipeline.settings import load_all
-from pipeline.store.storage import to_place
-
-logger = logging.getLogger(__name__)
+from pipeline.cli import add_params, run_if_program, write_json
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,32 +21,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--teacher", required=True, help="folder of a GLIP model, or module:function of your own")
     parser.add_argument("--out", required=True, help="place for shards of pseudo-labels")
     parser.add_argument("--metrics", type=Path, help="JSON file for counts")
+    add_params(parser)
 
 
-def run(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> str:
     """Label every shard that is not finished."""
+    from pipeline.pseudo_labels.job import Inputs, pseudo_label
+    from pipeline.ray_session import ray_session
+    from pipeline.settings import load_all
+    from pipeline.store.storage import to_place
+
     settings = load_all(args.params)
-    inputs = Inputs(
-        records=to_place(args.records),
-        phrases=to_place(args.phrases),
-        teacher=args.teacher,
-        out=to_place(args.out),
-    )
+    inputs = Inputs(to_place(args.records), to_place(args.phrases), args.teacher, to_place(args.out))
     with ray_session():
         metrics = pseudo_label(inputs, settings.pseudo_label, settings.prepare.max_image_pixels)
     if args.metrics:
         write_json(args.metrics, metrics)
-    logger.info(
-        "pseudo_label: %d shards, %d of %d rows labelled, %d phrases, %d boxes, %s images/s → %s",
-        metrics["shards"],
-        metrics["rows_labelled"],
-        metrics["rows"],
-        metrics["phrases"],
-        metrics["boxes"],
-        metrics["images_per_s"] or "no",
-        args.out,
-    )
+    rows = f"{metrics['shards']} shards, {metrics['rows_labelled']} of {metrics['rows']} rows labelled"
+    found = f"{metrics['phrases']} phrases, {metrics['boxes']} boxes, {metrics['images_per_s'] or 'no'} images/s"
+    return f"pseudo_label: {rows}, {found} → {args.out}"
 
 
-if __name__ == "__main__":
-    run_stage(__doc__, add_arguments, run)
+run_if_program(__name__)

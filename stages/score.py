@@ -14,18 +14,13 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from pipeline.cli import write_json
+from pipeline.cli import run_if_program, write_json
 from pipeline.errors import ConfigError
-from pipeline.evaluation.coco import LIMITS, evaluate_coco
-from pipeline.evaluation.lvis import FIXED_AP, STANDARD, LvisProtocol, evaluate_federated
-from pipeline.evaluation.results_json import read_annotations, read_results
-
-LVIS_PROTOCOLS = {"lvis": STANDARD, "lvis-fixed": FIXED_AP}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of this command."""
-    parser.add_argument("--protocol", required=True, choices=["coco", *LVIS_PROTOCOLS])
+    parser.add_argument("--protocol", required=True, choices=("coco", "lvis", "lvis-fixed"))
     parser.add_argument("--annotations", required=True, type=Path, help="ground truth, JSON as of COCO or LVIS")
     parser.add_argument("--predictions", required=True, type=Path, help="detections, JSON as above")
     parser.add_argument(
@@ -55,6 +50,10 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _score(args: argparse.Namespace) -> dict[str, float | None]:
+    from pipeline.evaluation.coco import LIMITS, evaluate_coco
+    from pipeline.evaluation.lvis import FIXED_AP, STANDARD, LvisProtocol, evaluate_federated
+    from pipeline.evaluation.results_json import read_annotations, read_results
+
     for option, count in (("--max-detections", args.max_detections), ("--per-category", args.per_category)):
         least = 1 if args.protocol == "coco" else -1
         if count is not None and (count < least or count == 0):
@@ -65,7 +64,7 @@ def _score(args: argparse.Namespace) -> dict[str, float | None]:
         if args.per_category is not None:
             raise ConfigError("--per-category goes with --protocol lvis or lvis-fixed")
         return evaluate_coco(annotations.detection_set, found, args.max_detections or LIMITS[-1]).metrics()
-    default = LVIS_PROTOCOLS[args.protocol]
+    default = STANDARD if args.protocol == "lvis" else FIXED_AP
     protocol = LvisProtocol(
         per_picture=_limit(args.max_detections, default.per_picture),
         per_category=_limit(args.per_category, default.per_category),
@@ -75,3 +74,6 @@ def _score(args: argparse.Namespace) -> dict[str, float | None]:
 
 def _limit(asked: int | None, default: int | None) -> int | None:
     return default if asked is None else None if asked == -1 else asked
+
+
+run_if_program(__name__)

@@ -3,7 +3,7 @@
 Every seed is a DVC experiment in a temporary copy of the project: it draws its own pictures, captions, initial weights
 and sample order, and shares the cache with the workspace. Which concepts are novel does not change with the seed.
 
-Run: python -m stages.seeds --seeds 0 1 2 --out metrics/seeds.json
+Run: glip seeds --seeds 0 1 2 --out metrics/seeds.json
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.cli import run_stage, write_json
+from pipeline.cli import run_if_program, write_json
 from pipeline.errors import PipelineError
 
 logger = logging.getLogger(__name__)
@@ -128,5 +128,4 @@ def _git(*arguments: str) -> str:
     return done.stdout
 
 
-if __name__ == "__main__":
-    run_stage(__doc__, add_arguments, run)
+run_if_program(__name__)

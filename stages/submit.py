@@ -24,15 +24,9 @@ import shlex
 import tempfile
 from pathlib import Path, PurePosixPath
 
-from pipeline.cli import run_stage
+from pipeline.cli import run_if_program
 from pipeline.errors import ConfigError
-from pipeline.ray_session import CODE_ROOT
-from pipeline.store.filesystem import is_url
-from pipeline.store.storage import to_place
-from pipeline.submission.job import ADDRESS_VARIABLE, DEFAULT_ADDRESS, JobServer, Task
-from pipeline.submission.package import check_stage, pack
-from pipeline.submission.results import fetch_results, has_remote
-from stages.jobs import show
+from stages.jobs import add_address, show
 from stages.submitted import places_written
 
 logger = logging.getLogger(__name__)
@@ -49,15 +43,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--run", dest="run_name", metavar="NAME", help="whose the results are (default: you and this folder)"
     )
-    parser.add_argument(
-        "--address", metavar="URL", help=f"of the job server (default: {ADDRESS_VARIABLE}, else {DEFAULT_ADDRESS})"
-    )
+    add_address(parser)
     parser.add_argument("--detach", action="store_true", help="do not wait: print the job's name and end")
     parser.add_argument("--take-over", action="store_true", help="take places from the run that has them")
 
 
 def run(args: argparse.Namespace) -> None:
     """Send the work, or find it at work, and follow it."""
+    from pipeline.ray_session import CODE_ROOT
+    from pipeline.submission.job import JobServer, Task
+    from pipeline.submission.package import check_stage, pack
+
     project, is_stage = Path.cwd(), len(args.what) == 1
     name = args.run_name or re.sub(r"[^\w.-]", "-", f"{getpass.getuser()}-{project.name}")
     if not re.fullmatch(r"\w[\w.-]{0,99}", name):
@@ -83,6 +79,9 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _check_places(args: argparse.Namespace) -> None:
+    from pipeline.store.filesystem import is_url
+    from pipeline.store.storage import to_place
+
     if len(args.what) == 1 and not args.folder:
         raise ConfigError(
             f"{args.what[0]}: a stage needs --folder, where its data is on the cluster; all nodes must see it"
@@ -99,6 +98,8 @@ def _check_places(args: argparse.Namespace) -> None:
 
 
 def _bring_home(project: Path, name: str, folder: str) -> None:
+    from pipeline.submission.results import fetch_results, has_remote
+
     if not has_remote(project):
         logger.info("results are in %s on the cluster; to bring them here: dvc remote add --default NAME URL", folder)
         return
@@ -106,5 +107,4 @@ def _bring_home(project: Path, name: str, folder: str) -> None:
     logger.info("%d files are here: hashes, metrics, plots and reports; for data and models: dvc pull", len(names))
 
 
-if __name__ == "__main__":
-    run_stage(__doc__, add_arguments, run)
+run_if_program(__name__)

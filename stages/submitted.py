@@ -12,13 +12,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline.cli import run_stage
-from pipeline.ray_session import CODE_ROOT
-from pipeline.store.filesystem import is_url
-from pipeline.store.storage import to_place
-from pipeline.submission.ownership import Owner, claim
-from pipeline.submission.package import unpack
-from pipeline.submission.results import has_remote, send_results
+from pipeline.cli import run_if_program
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,6 +26,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Claim, then run."""
+    from pipeline.ray_session import CODE_ROOT
+    from pipeline.store.filesystem import is_url
+    from pipeline.store.storage import to_place
+    from pipeline.submission.ownership import Owner, claim
+    from pipeline.submission.package import unpack
+
     owner = Owner(run=args.run_name, since=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), sent=args.sent)
     if args.folder:
         claim(args.folder, owner, args.take_over)
@@ -56,6 +56,8 @@ def places_written(command: Sequence[str]) -> list[str]:
 
 
 def _reproduce(targets: list[str], folder: Path, name: str) -> None:
+    from pipeline.submission.results import has_remote, send_results
+
     local = folder / ".dvc/config.local"
     if not local.exists():
         local.parent.mkdir(exist_ok=True)
@@ -81,5 +83,4 @@ def _call(command: list[str], folder: Path) -> None:
         sys.exit(status if status > 0 else 128 - status)
 
 
-if __name__ == "__main__":
-    run_stage(__doc__, add_arguments, run)
+run_if_program(__name__)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import shutil
 import warnings
@@ -14,12 +15,41 @@ import pytest
 from hypothesis import settings
 
 from glip_model.config import BackboneConfig, FusionConfig, GLIPConfig, TextConfig
+from glip_model.text_encoder import load_tokenizer
 from pipeline.ray_session import ray_session
 from pipeline.store.storage import Place, to_place
 
-# Machines are busy: how long an example takes says nothing about it.
-settings.register_profile("busy", deadline=None)
-settings.load_profile("busy")
+ROOT = Path(__file__).resolve().parent.parent
+
+# The same examples every time, so that a change alone can make a test fail; `make fuzz` looks for others. Machines are
+# busy: how long an example takes says nothing about it.
+settings.register_profile("same", deadline=None, derandomize=True)
+settings.register_profile("fuzz", deadline=None, max_examples=1000)
+settings.load_profile("same")
+
+
+@pytest.fixture(scope="session")
+def imports() -> dict[str, set[str]]:
+    """Give the names that each module of the project imports, at its top, inside of functions and for types alone.
+
+    ``from package.module import name`` is both ``package.module`` and ``package.module.name``, which may be a module.
+    """
+    found: dict[str, set[str]] = {}
+    for path in [path for package in ("glip_model", "pipeline", "stages") for path in (ROOT / package).rglob("*.py")]:
+        names = found[".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")] = set()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                names |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                assert node.level == 0, f"{path}: relative import"
+                names |= {str(node.module), *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return found
+
+
+@pytest.fixture(scope="session")
+def import_graph(imports: dict[str, set[str]]) -> dict[str, set[str]]:
+    """Give the modules of the project that each one imports."""
+    return {module: names & imports.keys() for module, names in imports.items()}
 
 
 @pytest.fixture(scope="session")
@@ -56,6 +86,12 @@ def tiny_glip() -> GLIPConfig:
         test_short_side=64,
         test_long_side=128,
     )
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tiny_glip: GLIPConfig) -> Any:
+    """Give bert-base-uncased's WordPiece vocabulary, carried by an installed package."""
+    return load_tokenizer(tiny_glip.text.name)
 
 
 @pytest.fixture(scope="session")

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import ast
-from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -46,28 +45,21 @@ def module_name(path: Path) -> str:
     return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
 
 
+MODULES = sorted(map(module_name, source_files()))
+
+
 def room_of(module: str) -> str | None:
     rooms = [room for room in ALLOWED if module == room or module.startswith(room + ".")]
     return max(rooms, key=len, default=None)
 
 
-def imports(path: Path) -> Iterator[str]:
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: relative import"
-            yield node.module or ""
-
-
-@pytest.mark.parametrize("path", source_files(), ids=module_name)
-def test_imports_respect_the_floors(path: Path) -> None:
-    module = module_name(path)
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_respect_the_floors(module: str, imports: dict[str, set[str]]) -> None:
     if module == "pipeline":
         return
     room = room_of(module)
     assert room is not None, f"{module} belongs to no room"
-    for name in imports(path):
+    for name in imports[module]:
         target = room_of(name)
         assert name != "pipeline", f"{module} imports the bare package"
         if target is not None and target != room:
@@ -75,15 +67,22 @@ def test_imports_respect_the_floors(path: Path) -> None:
         assert name.split(".")[0] not in FORBIDDEN_OUTSIDE.get(room, set()), f"{module} may not import {name}"
 
 
-@pytest.mark.parametrize("path", source_files(), ids=module_name)
-def test_ray_stays_in_job_modules(path: Path) -> None:
-    if path.name not in ("job.py", "ray_session.py"):
-        assert not any(name.split(".")[0] == "ray" for name in imports(path)), f"{path} imports ray"
+def test_no_modules_import_one_another_in_a_circle(import_graph: dict[str, set[str]]) -> None:
+    try:
+        TopologicalSorter(import_graph).prepare()
+    except CycleError as error:
+        pytest.fail(f"each of these imports the one before it: {', '.join(error.args[1])}")
 
 
-def test_only_glip_model_re_exports() -> None:
+@pytest.mark.parametrize("module", MODULES)
+def test_ray_stays_in_job_modules(module: str, imports: dict[str, set[str]]) -> None:
+    if module.split(".")[-1] not in ("job", "ray_session"):
+        assert not any(name.split(".")[0] == "ray" for name in imports[module]), f"{module} imports ray"
+
+
+def test_only_glip_model_re_exports(imports: dict[str, set[str]]) -> None:
     for path in (ROOT / "pipeline").rglob("__init__.py"):
-        assert not list(imports(path)), f"{path} re-exports; import from the module instead"
+        assert not imports[module_name(path)], f"{path} re-exports; import from the module instead"
 
 
 def test_no_drawer_for_everything() -> None:

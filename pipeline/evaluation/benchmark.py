@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,7 +16,7 @@ from PIL import Image
 from glip_model.images import ImageError, decode_image
 from glip_model.predictor import GLIPPredictor
 from glip_model.prompts import caption_prompt
-from glip_model.structures import CharSpans, Detections
+from glip_model.structures import Detections
 from pipeline.errors import BenchmarkError, MissingInputError
 from pipeline.evaluation.predictions import to_table
 from pipeline.evaluation.settings import EvaluateConfig
@@ -53,8 +53,8 @@ class Benchmark:
         return [record for path in self.shards for record in read_annotations(path, TASKS[self.task])]
 
     def categories(self) -> list[Category]:
-        """Return the vocabulary of a detection benchmark."""
-        return read_categories(self.shards[0])
+        """Return the vocabulary of detection; of other tasks there is none."""
+        return read_categories(self.shards[0]) if self.task == "detection" else []
 
     def pictures(self, numbers: Sequence[int]) -> Iterator[Image.Image | ImageError]:
         """Yield the pictures of some rows, counted over all shards, or why one cannot be; a shard is read once."""
@@ -146,27 +146,21 @@ def predictions_of(benchmark: Benchmark, out: Place) -> list[Place]:
 def predict_shard(predictor: GLIPPredictor, path: Place, task: str, config: EvaluateConfig) -> ShardPredictions:
     """Run a model over one shard of a task, all of one source; pictures are decoded ahead of it."""
     records: list[Any] = read_shard(path, TASKS[task])
-    ids = None
-    if task == "detection":
-        categories = read_categories(path)
-        ids = [category.id for category in categories]
-        ask = _detector(predictor, categories, config.names_a_prompt(records[0].source), config)
-    else:
-        ask = _grounder(predictor, task, config)
+    categories = read_categories(path) if task == "detection" else []
     batches = [records[start : start + config.batch_size] for start in range(0, len(records), config.batch_size)]
     found: list[Detections] = []
     missing: dict[str, str] = {}
     for batch, images in zip(batches, _loaded_ahead(batches), strict=True):
         usable = {i: image for i, image in enumerate(images) if isinstance(image, Image.Image)}
-        answers = dict(zip(usable, ask(list(usable.values()), [batch[i] for i in usable]), strict=True))
-        found += [answers.get(i, Detections.none()) for i in range(len(batch))]
+        asked = [batch[i] for i in usable]
+        answers = _ask(predictor, task, list(usable.values()), asked, categories, config) if usable else []
+        by_place = dict(zip(usable, answers, strict=True))
+        found += [by_place.get(i, Detections.none()) for i in range(len(batch))]
         for record, image in zip(batch, images, strict=True):
             if isinstance(image, ImageError):
                 missing[record.key] = image.reason
+    ids = [category.id for category in categories] if task == "detection" else None
     return ShardPredictions(to_table([record.key for record in records], found, ids), missing)
-
-
-_Ask = Callable[[Sequence[Image.Image], Sequence[Any]], list[Detections]]
 
 
 def is_federated(categories: Iterable[Category]) -> bool:
@@ -174,34 +168,29 @@ def is_federated(categories: Iterable[Category]) -> bool:
     return any(category.frequency for category in categories)
 
 
-def _detector(
-    predictor: GLIPPredictor, categories: Sequence[Category], names_a_prompt: int, config: EvaluateConfig
-) -> _Ask:
-    names, federated = [category.name for category in categories], is_federated(categories)
-    limit = config.max_detections_lvis if federated else config.max_detections
-
-    def ask(images: Sequence[Image.Image], records: Sequence[DetectionRecord]) -> list[Detections]:
-        return predictor.detect(images, names, names_a_prompt, limit_total=not federated, max_detections=limit)
-
-    return ask
-
-
-def _grounder(predictor: GLIPPredictor, task: str, config: EvaluateConfig) -> _Ask:
+def _ask(
+    predictor: GLIPPredictor,
+    task: str,
+    images: Sequence[Image.Image],
+    records: Sequence[Any],
+    categories: Sequence[Category],
+    config: EvaluateConfig,
+) -> list[Detections]:
+    """Return what a model finds in pictures: the names of a vocabulary, or what their own records ask for."""
+    if task == "detection":
+        names, federated = [category.name for category in categories], is_federated(categories)
+        limit = config.max_detections_lvis if federated else config.max_detections
+        most_names = config.names_a_prompt(records[0].source)
+        return predictor.detect(images, names, most_names, limit_total=not federated, max_detections=limit)
     is_whole = task == "referring" and config.referring_target == "expression"
-
-    def ask(images: Sequence[Image.Image], records: Sequence[GroundingRecord]) -> list[Detections]:
-        prompts = [caption_prompt(r.caption, _expression(r) if is_whole else _phrases(r)) for r in records]
-        return [replace(found, char_spans=()) for found in predictor.ground(images, prompts, config.max_detections)]
-
-    return ask
-
-
-def _phrases(record: GroundingRecord) -> list[CharSpans]:
-    return [list(phrase.char_spans) for phrase in record.phrases]
-
-
-def _expression(record: GroundingRecord) -> list[CharSpans]:
-    return [[(0, len(record.caption))]]
+    prompts = [
+        caption_prompt(
+            record.caption,
+            [[(0, len(record.caption))]] if is_whole else [list(phrase.char_spans) for phrase in record.phrases],
+        )
+        for record in records
+    ]
+    return [replace(found, char_spans=()) for found in predictor.ground(images, prompts, config.max_detections)]
 
 
 def _load_images(records: Sequence[Any]) -> list[Image.Image | ImageError]:

@@ -57,7 +57,7 @@ class CocoResult:
 
     def curve(self, split: str | None = None) -> np.ndarray:
         """Return (101,) precision at IoU 0.5 for recalls 0, 0.01 … 1, averaged over the categories of a split."""
-        return self.curves.precision_curve(categories=self._chosen(split))
+        return self.curves.precision_curve(self._chosen(split))
 
     def _chosen(self, split: str | None) -> list[int]:
         return [k for k, category in enumerate(self.categories) if split is None or category.split == split]

@@ -34,7 +34,7 @@ class Curves:
             area: one of ``AREAS``.
             categories: numbers of those that count; None for all.
         """
-        values = self.precision if iou is None else self.precision[[_threshold_index(iou)]]
+        values = self.precision if iou is None else self.precision[[np.abs(IOU_THRESHOLDS - iou).argmin()]]
         return _mean(_of(values[:, :, :, AREAS.index(area)], categories))
 
     def precisions(self, categories: Sequence[int] | None = None) -> dict[str, float | None]:
@@ -54,9 +54,9 @@ class Curves:
         values = self.precision[..., AREAS.index("all")]
         return np.where(values[0, 0] < 0, -1.0, values.mean((0, 1)))
 
-    def precision_curve(self, iou: float = 0.5, categories: Sequence[int] | None = None) -> np.ndarray:
-        """Return (101,) precision over recall, averaged over categories as ``average_precision`` is."""
-        values = _of(self.precision[_threshold_index(iou), :, :, AREAS.index("all")], categories)
+    def precision_curve(self, categories: Sequence[int] | None = None) -> np.ndarray:
+        """Return (101,) precision over recall at IoU 0.5, averaged over categories as ``average_precision`` is."""
+        values = _of(self.precision[0, :, :, AREAS.index("all")], categories)
         present = values[:, values[0] > -1]
         return present.mean(1) if present.shape[1] else np.zeros(len(RECALLS))
 
@@ -110,11 +110,6 @@ def _precision(hits: np.ndarray, counted: np.ndarray, num_truths: np.ndarray) ->
         first_hit = np.searchsorted(np.arange(1, count + 1) / max(count, 1), RECALLS)
         curves[area] = by_hit[area][:, np.minimum(first_hit, len(rows))]
     return curves
-
-
-def _threshold_index(iou: float) -> int:
-    """Return the place of a threshold among ``IOU_THRESHOLDS``."""
-    return round((iou - 0.5) / 0.05)
 
 
 def _of(values: np.ndarray, categories: Sequence[int] | None) -> np.ndarray:

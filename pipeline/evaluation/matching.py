@@ -14,6 +14,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 
@@ -32,8 +33,16 @@ _BLOCK_PAIRS = 1_000_000
 """Pairs of a detection and a truth whose overlap is computed at once, about 200 MB."""
 
 
+class _Columns:
+    """Flat arrays of one length."""
+
+    def select(self, rows: np.ndarray) -> Self:
+        """Return some rows, or all in another order."""
+        return type(self)(**{name: values[rows] for name, values in vars(self).items()})
+
+
 @dataclass(frozen=True)
-class Truth:
+class Truth(_Columns):
     """Ground truth as flat arrays; pictures and categories are numbered in the order in which they are evaluated."""
 
     pictures: np.ndarray
@@ -51,13 +60,9 @@ class Truth:
     is_mute: np.ndarray
     """(G,) bool: whoever takes it still counts as unmatched. The evaluators treat an annotation with id 0 so."""
 
-    def select(self, rows: np.ndarray) -> Truth:
-        """Return some rows, or all in another order."""
-        return Truth(**{name: values[rows] for name, values in vars(self).items()})
-
 
 @dataclass(frozen=True)
-class Found:
+class Found(_Columns):
     """Detections as flat arrays; pictures and categories are numbered as in ``Truth``."""
 
     pictures: np.ndarray
@@ -74,10 +79,6 @@ class Found:
         """(D,) float64 width times height."""
         with np.errstate(over="ignore"):
             return np.asarray(self.boxes_xywh[:, 2] * self.boxes_xywh[:, 3])
-
-    def select(self, rows: np.ndarray) -> Found:
-        """Return some rows, or all in another order."""
-        return Found(**{name: values[rows] for name, values in vars(self).items()})
 
 
 @dataclass(frozen=True)

@@ -70,9 +70,11 @@ def to_table(keys: Sequence[str], detections: Sequence[Detections], labels: Sequ
         labels: what phrase index i stands for; None keeps the index.
     """
     counts = [len(found) for found in detections]
-    index = np.concatenate([found.phrase_index.numpy() for found in detections] or [np.zeros(0, np.int64)])
-    boxes = np.concatenate([found.boxes_xyxy.numpy() for found in detections] or [np.zeros((0, 4), np.float32)])
-    scores = np.concatenate([found.scores.numpy() for found in detections] or [np.zeros(0, np.float32)])
+    padded = [Detections.none(), *detections]
+    index, boxes, scores = (
+        np.concatenate([getattr(found, name).numpy() for found in padded])
+        for name in ("phrase_index", "boxes_xyxy", "scores")
+    )
     columns = [
         pa.array([key for key, count in zip(keys, counts, strict=True) for _ in range(count)], pa.string()),
         pa.array(np.repeat(np.arange(len(keys), dtype=np.int32), counts)),

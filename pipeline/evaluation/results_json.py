@@ -98,12 +98,16 @@ class _Rows:
         if not isinstance(rows, list):
             raise BenchmarkError(f"{where}: expected a list, got {_show(rows)}")
         self._rows, self.where = rows, where
-        self._check_types(rows, {dict}, "", "an object")
+        for row, fields in enumerate(rows):
+            if not isinstance(fields, dict):
+                raise self.error(row, "", "an object", fields)
 
     def column(self, name: str, types: set[type], expected: str) -> list[Any]:
         """Return a field of all rows; their types are these exactly, so that no bool passes for a number."""
         values = self._values(name, expected)
-        self._check_types(values, types, f".{name}", expected)
+        if not set(map(type, values)) <= types:
+            row = next(row for row, value in enumerate(values) if type(value) not in types)
+            raise self.error(row, f".{name}", expected, values[row])
         return values
 
     def optional(self, name: str, defaults: Iterable[Any]) -> list[Any]:
@@ -132,11 +136,6 @@ class _Rows:
         except KeyError:
             row = next(row for row, fields in enumerate(self._rows) if name not in fields)
             raise self.error(row, "", f"{name}, {expected},", self._rows[row]) from None
-
-    def _check_types(self, values: list[Any], types: set[type], name: str, expected: str) -> None:
-        if not set(map(type, values)) <= types:
-            row = next(row for row, value in enumerate(values) if type(value) not in types)
-            raise self.error(row, name, expected, values[row])
 
 
 def _vocabulary(rows: _Rows, federated: bool) -> tuple[Category, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import tarfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,8 @@ from glip_model.images import ImageError
 from pipeline.errors import ConfigError, MissingInputError, ShardError, StorageError
 from pipeline.inspection.reading import read_records
 from pipeline.inspection.search import Found
-from pipeline.store.filesystem import read_many
-from pipeline.store.records import GroundingRecord, Phrase
+from pipeline.store.images import read_encoded
+from pipeline.store.records import Box, GroundingRecord
 from pipeline.store.storage import replacing
 
 PICTURES = "images"
@@ -32,18 +32,16 @@ def export_coco(found: Iterable[Found], out: Path, on_row: Callable[[int], Any])
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     categories: dict[str, int] = {}
-    for number, record in _labelled(found, on_row):
-        image_id = number + 1
+    for image_id, record in _labelled(found, on_row):
         name = _write_picture(record, out, image_id)
         head = {"id": image_id, "file_name": name, "width": record.width, "height": record.height}
         images.append(head | {"caption": record.caption, "key": record.key})
         for phrase in record.phrases:
             category = categories.setdefault(phrase.text.lower(), len(categories) + 1)
             for box in phrase.boxes:
-                x1, y1, x2, y2 = box.xyxy
-                size = [x2 - x1, y2 - y1]
+                bbox = _xywh(box.xyxy)
                 entry = {"id": len(annotations) + 1, "image_id": image_id, "category_id": category, "iscrowd": 0}
-                annotations.append(entry | {"bbox": [x1, y1, *size], "area": size[0] * size[1], "score": box.score})
+                annotations.append(entry | {"bbox": bbox, "area": bbox[2] * bbox[3], "score": box.score})
     names = [{"id": number, "name": name} for name, number in categories.items()]
     with replacing(out / "annotations.json") as aside, aside.open("w", encoding="utf-8") as file:
         json.dump({"images": images, "annotations": annotations, "categories": names}, file, ensure_ascii=False)
@@ -54,7 +52,7 @@ def export_odvg(found: Iterable[Found], out: Path, on_row: Callable[[int], Any])
     """Write ``OUT/labels.jsonl``, a grounding line a picture, and ``OUT/images/``; returns the pictures written."""
     count = 0
     with replacing(out / "labels.jsonl") as aside, aside.open("w", encoding="utf-8") as file:
-        for number, record in _labelled(found, on_row):
+        for count, record in _labelled(found, on_row):
             regions = [
                 {
                     "bbox": list(box.xyxy),
@@ -66,22 +64,22 @@ def export_odvg(found: Iterable[Found], out: Path, on_row: Callable[[int], Any])
                 for box in phrase.boxes
             ]
             line = {
-                "filename": _write_picture(record, out, number + 1),
+                "filename": _write_picture(record, out, count),
                 "height": record.height,
                 "width": record.width,
                 "grounding": {"caption": record.caption, "regions": regions},
             }
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
-            count += 1
     return count
 
 
 def export_webdataset(found: Iterable[Found], out: Path, on_row: Callable[[int], Any]) -> int:
     """Write a tar a shard into OUT: picture, caption and phrases as ``.jpg``, ``.txt``, ``.json``; returns pairs."""
-    count = 0
+    total = 0
     for shard, rows in groupby(found, key=lambda each: each[0]):
+        count = 0
         with replacing(out / f"{Path(shard.name).stem}.tar") as aside, tarfile.open(aside, "w") as tar:
-            for number, record in _labelled(rows, on_row):
+            for count, record in _labelled(rows, on_row):
                 data = _picture(record)
                 members = {
                     _suffix(data): data,
@@ -89,11 +87,11 @@ def export_webdataset(found: Iterable[Found], out: Path, on_row: Callable[[int],
                     "json": json.dumps(_labels(record), ensure_ascii=False).encode(),
                 }
                 for suffix, content in members.items():
-                    info = tarfile.TarInfo(f"{number:09d}.{suffix}")
+                    info = tarfile.TarInfo(f"{count - 1:09d}.{suffix}")
                     info.size = len(content)
                     tar.addfile(info, io.BytesIO(content))
-                count += 1
-    return count
+        total += count
+    return total
 
 
 def export_fiftyone(found: Iterable[Found], out: Path, on_row: Callable[[int], Any]) -> int:
@@ -108,28 +106,22 @@ def export_fiftyone(found: Iterable[Found], out: Path, on_row: Callable[[int], A
         raise MissingInputError("--export fiftyone needs FiftyOne; run: pip install fiftyone") from error
     dataset = fiftyone.Dataset(out.name, persistent=True)
     count = 0
-    for number, record in _labelled(found, on_row):
-        width, height = record.width, record.height
+    for count, record in _labelled(found, on_row):
+        sides = (record.width, record.height) * 2
         detections = [
             fiftyone.Detection(
                 label=phrase.text,
                 confidence=box.score,
-                bounding_box=[
-                    box.xyxy[0] / width,
-                    box.xyxy[1] / height,
-                    (box.xyxy[2] - box.xyxy[0]) / width,
-                    (box.xyxy[3] - box.xyxy[1]) / height,
-                ],
+                bounding_box=[value / side for value, side in zip(_xywh(box.xyxy), sides, strict=True)],
             )
             for phrase in record.phrases
             for box in phrase.boxes
         ]
-        path = out / PICTURES / _write_picture(record, out, number + 1)
+        path = out / PICTURES / _write_picture(record, out, count)
         sample = fiftyone.Sample(filepath=str(path.resolve()), tags=[record.source])
         sample["caption"], sample["key"] = record.caption, record.key
         sample["pseudo_labels"] = fiftyone.Detections(detections=detections)
         dataset.add_sample(sample)
-        count += 1
     return count
 
 
@@ -164,35 +156,36 @@ def export(name: str, found: Iterable[Found], out: Path, on_row: Callable[[int],
     return count
 
 
-def _labelled(found: Iterable[Found], on_row: Callable[[int], Any]) -> Iterable[tuple[int, GroundingRecord]]:
-    number = 0
+def _labelled(found: Iterable[Found], on_row: Callable[[int], Any]) -> Iterator[tuple[int, GroundingRecord]]:
+    """Yield the pairs that have boxes, counted from 1."""
+    count = 0
     for record in read_records(found):
         if any(phrase.boxes for phrase in record.phrases):
-            yield number, record
-            number += 1
+            count += 1
+            yield count, record
         on_row(1)
 
 
 def _labels(record: GroundingRecord) -> dict[str, Any]:
-    def plain(phrase: Phrase) -> dict[str, Any]:
-        boxes = [{"xyxy": box.xyxy, "score": box.score} for box in phrase.boxes]
-        return {"phrase": phrase.text, "char_spans": phrase.char_spans, "boxes": boxes}
+    phrases = [
+        {
+            "phrase": phrase.text,
+            "char_spans": phrase.char_spans,
+            "boxes": [{"xyxy": box.xyxy, "score": box.score} for box in phrase.boxes],
+        }
+        for phrase in record.phrases
+    ]
+    head = {name: getattr(record, name) for name in ("key", "width", "height", "source")}
+    return head | {"phrases": phrases}
 
-    return {
-        "key": record.key,
-        "width": record.width,
-        "height": record.height,
-        "source": record.source,
-        "phrases": [plain(phrase) for phrase in record.phrases],
-    }
+
+def _xywh(xyxy: Box) -> list[float]:
+    x1, y1, x2, y2 = xyxy
+    return [x1, y1, x2 - x1, y2 - y1]
 
 
 def _picture(record: GroundingRecord) -> bytes:
-    if record.image.bytes is not None:
-        return record.image.bytes
-    if record.image.path is None:
-        raise ShardError(f"row {record.key}: holds neither a picture nor where it is")
-    (data,) = read_many([record.image.path])
+    (data,) = read_encoded([record.image])
     if isinstance(data, ImageError):
         raise ShardError(f"row {record.key}: {data.reason}: {data}")
     return data

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Iterable, Iterator
-from itertools import accumulate, groupby
+from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
 
-import pyarrow as pa
 import pyarrow.dataset
-import pyarrow.parquet as pq
 
 from pipeline.errors import MissingInputError, ShardError
 from pipeline.store.dataset import open_dataset
 from pipeline.store.records import GROUNDING_SCHEMA, GroundingRecord
+from pipeline.store.row_groups import Recent, RowGroups
 from pipeline.store.shards import KIND, KIND_KEY, from_row, list_shards, read_metadata
 from pipeline.store.storage import Place, exists, to_place
 
@@ -68,21 +66,13 @@ def read_records(found: Iterable[tuple[Place, int]]) -> Iterator[GroundingRecord
         ShardError: a shard is broken.
     """
     for shard, rows in groupby(found, key=itemgetter(0)):
-        try:
-            with shard.open("rb") as handle:
-                file = pq.ParquetFile(handle, page_checksum_verification=True)
-                sizes = (file.metadata.row_group(group).num_rows for group in range(file.num_row_groups))
-                starts = list(accumulate(sizes, initial=0))
-                current, table = -1, pa.table({})
-                for _, row in rows:
-                    group = bisect_right(starts, row) - 1
-                    if group >= file.num_row_groups:
-                        raise ShardError(f"{shard}: has fewer rows than a moment ago; was it written anew? Ask again")
-                    if group != current:
-                        current, table = group, file.read_row_group(group, columns=GROUNDING_SCHEMA.names)
-                    yield from_row(GroundingRecord, table.slice(row - starts[group], 1).to_pylist()[0])
-        except (pa.ArrowException, OSError, TypeError) as error:  # TypeError: a column is missing
-            raise ShardError(f"{shard}: not a readable shard of grounding records ({error}); write it anew") from error
+        groups = RowGroups([shard], GROUNDING_SCHEMA.names)
+        tables = Recent(groups.read, 1)
+        for _, row in rows:
+            if row >= groups.rows.sum():
+                raise ShardError(f"{shard}: has fewer rows than a moment ago; was it written anew? Ask again")
+            group, place = groups.locate(row)
+            yield from_row(GroundingRecord, tables[group].slice(place, 1).to_pylist()[0])
 
 
 def read_record(shard: Place, row: int) -> GroundingRecord:

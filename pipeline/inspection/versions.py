@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -131,22 +131,17 @@ def _count(total: Comparison, change: Change, examples: int) -> None:
 
 def _change(key: str, before: Any, after: Any, reason_before: str | None, reason_after: str | None) -> Change:
     change = Change(key)
-    old, new = _by_place(before), _by_place(after)
-    for place in dict.fromkeys([*old, *new]):
-        mine, others = old.get(place, {}), new.get(place, {})
+    first, second = _by_place(before), _by_place(after)
+    for place in dict.fromkeys([*first, *second]):
+        mine, others = first.get(place, {}), second.get(place, {})
         text = str((others or mine)["text"])
         gained, lost, kept = _match(mine.get("boxes") or [], others.get("boxes") or [])
         change.kept += kept
         change.gained += [text] * gained
         change.lost += [text] * lost
-        change.reasons += _other(mine.get("reject_reason"), others.get("reject_reason"))
-    change.reasons += _other(reason_before, reason_after)
+        change.reasons.append((mine.get("reject_reason"), others.get("reject_reason")))
+    change.reasons = [(old, new) for old, new in (*change.reasons, (reason_before, reason_after)) if old != new]
     return change
-
-
-def _other(before: str | None, after: str | None) -> Iterator[tuple[str | None, str | None]]:
-    if before != after:
-        yield before, after
 
 
 def _by_place(phrases: Sequence[Mapping[str, Any]] | None) -> dict[tuple[Any, ...], Mapping[str, Any]]:

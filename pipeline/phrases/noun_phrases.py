@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Sequence
-from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
@@ -37,7 +36,7 @@ class NounPhraseParser:
     """
 
     def __init__(self, config: PhrasesConfig) -> None:
-        self._config = config
+        self._config, self._cleaner, self._grammar = config, Cleaner(config), GrammarExtractor()
         try:
             package = importlib.import_module(config.spacy_model)
         except ImportError as error:
@@ -92,14 +91,6 @@ class NounPhraseParser:
         if self._config.extractor == "grammar":
             return self._grammar.extract(doc)
         return self._cleaner.clean(doc.text, _outermost(list(doc.noun_chunks)))
-
-    @cached_property
-    def _cleaner(self) -> Cleaner:
-        return Cleaner(self._config)
-
-    @cached_property
-    def _grammar(self) -> GrammarExtractor:
-        return GrammarExtractor()
 
 
 def _outermost(chunks: list[Any]) -> list[Any]:

@@ -6,7 +6,6 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import torch
 from PIL import Image, ImageOps
@@ -20,15 +19,6 @@ from pipeline.pseudo_labels.selection import select_boxes
 from pipeline.pseudo_labels.settings import PseudoLabelConfig
 from pipeline.pseudo_labels.teachers import Teacher
 from pipeline.store.records import CaptionRecord, GroundingRecord, ImageRef, Phrase, PhrasesRecord
-
-
-@dataclass(frozen=True)
-class _Usable:
-    """A row that the teacher is asked about."""
-
-    place: int
-    image: Image.Image
-    prompt: Prompt
 
 
 class PseudoLabeller:
@@ -82,39 +72,40 @@ class PseudoLabeller:
         """Return the labelled rows, and the seconds that the teacher worked."""
         reasons: list[str | None] = [row.reject_reason for row in phrases]
         asked = [i for i, reason in enumerate(reasons) if reason is None]
-        usable: list[_Usable] = []
+        usable: dict[int, Image.Image] = {}
         for i, image in zip(asked, self._decode([pairs[i].image for i in asked]), strict=True):
             if isinstance(image, ImageError):
                 reasons[i] = image.reason
             else:
-                spans = [list(phrase.char_spans) for phrase in phrases[i].phrases]
-                usable.append(_Usable(i, image, caption_prompt(pairs[i].caption, spans)))
-        labelled: dict[int, tuple[Phrase, ...]] = {}
+                usable[i] = image
+        images = list(usable.values())
+        spans = {i: [list(phrase.char_spans) for phrase in phrases[i].phrases] for i in usable}
+        prompts = [caption_prompt(pairs[i].caption, spans[i]) for i in usable]
+        mirrored: Sequence[Detections | None] = [None] * len(images)
         with self._lock:
             start = time.monotonic()
-            found, mirrored = self._ask(usable)
+            found = self._ground(images, prompts)
+            if self._config.flip_agreement:
+                mirrored = self._ground([ImageOps.mirror(image) for image in images], prompts)
             seconds = time.monotonic() - start
-        for asked_row, detections, reflection in zip(usable, found, mirrored, strict=True):
-            i, size = asked_row.place, (asked_row.image.height, asked_row.image.width)
+        labelled: dict[int, tuple[Phrase, ...]] = {}
+        for (i, image), detections, reflection in zip(usable.items(), found, mirrored, strict=True):
             least = self._config.min_score_by_source.get(pairs[i].source)
             labelled[i] = select_boxes(
-                phrases[i].phrases, detections, size, self._config, min_score=least, mirrored=reflection
+                phrases[i].phrases,
+                detections,
+                (image.height, image.width),
+                self._config,
+                min_score=least,
+                mirrored=reflection,
             )
             if not any(phrase.boxes for phrase in labelled[i]):
                 reasons[i] = "no_boxes"
         records = [
-            _record(pair, labelled.get(i, row.phrases), reasons[i])
+            GroundingRecord(**vars(pair), phrases=labelled.get(i, row.phrases), reject_reason=reasons[i])
             for i, (pair, row) in enumerate(zip(pairs, phrases, strict=True))
         ]
         return records, seconds
-
-    def _ask(self, rows: Sequence[_Usable]) -> tuple[list[Detections], Sequence[Detections | None]]:
-        """Return what the teacher finds in the pictures, and in their mirror images where these are asked about."""
-        images, prompts = [row.image for row in rows], [row.prompt for row in rows]
-        found = self._ground(images, prompts)
-        if not self._config.flip_agreement:
-            return found, [None] * len(rows)
-        return found, self._ground([ImageOps.mirror(image) for image in images], prompts)
 
     def _ground(self, images: Sequence[Image.Image], prompts: Sequence[Prompt]) -> list[Detections]:
         """Ask the teacher, in halves where the device has no room for all at once."""
@@ -135,17 +126,4 @@ def _figures(records: Sequence[GroundingRecord], seconds: float) -> Figures:
         boxes=sum(len(phrase.boxes) for record in records for phrase in record.phrases),
         busy_s=seconds,
         rejects=Counter(record.reject_reason for record in records if record.reject_reason),
-    )
-
-
-def _record(pair: CaptionRecord, phrases: tuple[Phrase, ...], reason: str | None) -> GroundingRecord:
-    return GroundingRecord(
-        key=pair.key,
-        image=pair.image,
-        height=pair.height,
-        width=pair.width,
-        caption=pair.caption,
-        source=pair.source,
-        phrases=phrases,
-        reject_reason=reason,
     )

@@ -9,12 +9,7 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import (
-    AutoImageProcessor,
-    AutoTokenizer,
-    GroundingDinoForObjectDetection,
-    Owlv2ForObjectDetection,
-)
+from transformers import AutoImageProcessor, AutoModelForZeroShotObjectDetection, AutoTokenizer
 
 from glip_model.alignment import phrase_scores, tokenize_prompt
 from glip_model.boxes import clip_boxes
@@ -26,53 +21,50 @@ MOST_DETECTIONS = 300
 """Of one picture, over all its phrases; what scores lower is no candidate for a pseudo-label."""
 
 
-class GroundingDinoTeacher:
+class _OpenSetTeacher:
+    """A detector, and what makes pictures and texts into its inputs."""
+
+    def __init__(self, folder: Path, device: str) -> None:
+        model: Any = AutoModelForZeroShotObjectDetection.from_pretrained(folder, use_safetensors=True)
+        self._model, self._device = model.to(device).eval(), device
+        self._images, self._tokenizer = (
+            AutoImageProcessor.from_pretrained(folder),
+            AutoTokenizer.from_pretrained(folder),
+        )
+
+    def _ask(self, images: Sequence[Image.Image], texts: Sequence[str], limit: int, padding: str) -> tuple[Any, Tensor]:
+        """Return what the model says, and the boxes of it."""
+        text = self._tokenizer(list(texts), padding=padding, truncation=True, max_length=limit, return_tensors="pt")
+        pixels = self._images(list(images), return_tensors="pt")
+        outputs = self._model(**pixels.to(self._device), **text.to(self._device))
+        return outputs, outputs.pred_boxes.float().cpu()
+
+
+class GroundingDinoTeacher(_OpenSetTeacher):
     """Grounds a caption's phrases; a box scores the mean of its phrase's tokens, as GLIP's do.
 
     Source: Liu et al., Grounding DINO, ECCV 2024.
     """
-
-    def __init__(self, folder: Path, device: str) -> None:
-        model: Any = GroundingDinoForObjectDetection.from_pretrained(folder, use_safetensors=True)
-        self._model = model.to(device).eval()
-        self._images = AutoImageProcessor.from_pretrained(folder)
-        self._tokenizer = AutoTokenizer.from_pretrained(folder)
-        self._device = device
 
     @torch.inference_mode()
     def ground(self, images: Sequence[Image.Image], prompts: Sequence[Prompt]) -> list[Detections]:
         """Find each prompt's phrases in its picture; boxes in pixels of the picture."""
         limit = self._model.config.max_text_len
         tokenized = [tokenize_prompt(self._tokenizer, _ended(prompt), limit) for prompt in prompts]
-        text = self._tokenizer(
-            [each.prompt.text for each in tokenized],
-            truncation=True,
-            max_length=limit,
-            padding=True,
-            return_tensors="pt",
-        ).to(self._device)
-        outputs = self._model(**self._images(list(images), return_tensors="pt").to(self._device), **text)
+        outputs, boxes = self._ask(images, [each.prompt.text for each in tokenized], limit, "longest")
         found = []
         for i, (image, each) in enumerate(zip(images, tokenized, strict=True)):
             logits = outputs.logits[i : i + 1, :, : each.positive_map.shape[1]].float().cpu()
             scores = phrase_scores(logits, each.positive_map[None])[0]
-            sides = (image.width, image.height)
-            found.append(_detections(outputs.pred_boxes[i].float().cpu(), scores, sides, image, prompts[i]))
+            found.append(_detections(boxes[i], scores, (image.width, image.height), image, prompts[i]))
         return found
 
 
-class Owlv2Teacher:
+class Owlv2Teacher(_OpenSetTeacher):
     """Finds each phrase by itself, without its caption.
 
     Source: Minderer et al., Scaling Open-Vocabulary Object Detection, NeurIPS 2023.
     """
-
-    def __init__(self, folder: Path, device: str) -> None:
-        model: Any = Owlv2ForObjectDetection.from_pretrained(folder, use_safetensors=True)
-        self._model = model.to(device).eval()
-        self._images = AutoImageProcessor.from_pretrained(folder)
-        self._tokenizer = AutoTokenizer.from_pretrained(folder)
-        self._device = device
 
     @torch.inference_mode()
     def ground(self, images: Sequence[Image.Image], prompts: Sequence[Prompt]) -> list[Detections]:
@@ -81,14 +73,12 @@ class Owlv2Teacher:
         # Every picture has as many queries; those that stand for no phrase are not read off.
         queries = [text for prompt in prompts for text in (*prompt.phrases, *["a"] * (most - len(prompt.phrases)))]
         limit = self._model.config.text_config.max_position_embeddings
-        text = self._tokenizer(queries, padding="max_length", truncation=True, max_length=limit, return_tensors="pt")
-        pixels = self._images(list(images), return_tensors="pt")
-        outputs = self._model(**pixels.to(self._device), **text.to(self._device))
+        outputs, boxes = self._ask(images, queries, limit, "max_length")
         found = []
         for i, (image, prompt) in enumerate(zip(images, prompts, strict=True)):
             scores = outputs.logits[i, :, : len(prompt.phrases)].sigmoid().float().cpu()
             side = max(image.size)  # the model saw the picture padded to a square
-            found.append(_detections(outputs.pred_boxes[i].float().cpu(), scores, (side, side), image, prompt))
+            found.append(_detections(boxes[i], scores, (side, side), image, prompt))
         return found
 
 

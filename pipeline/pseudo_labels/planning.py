@@ -174,77 +174,72 @@ def simulate(
         raise ConfigError(
             f"{gpus} GPUs at {rates.images_per_s} images/s for {workload.pairs} pairs; expected all above zero"
         )
-    return _Simulation(workload, rates, gpus, interruptions, shards_at_once, seed).play()
+    alone_s = workload.pairs / workload.shards / rates.images_per_s
+    return _Simulation(workload.shards, alone_s, gpus, interruptions, shards_at_once, random.Random(seed)).play()
 
 
+@dataclass
 class _Simulation:
     """The state of a played run: what is queued, what each GPU has begun, what happens next."""
 
-    def __init__(
-        self,
-        workload: Workload,
-        rates: Rates,
-        gpus: int,
-        interruptions: Interruptions | None,
-        shards_at_once: int,
-        seed: int,
-    ) -> None:
-        self._gpus, self._interruptions, self._slots = gpus, interruptions, shards_at_once
-        self._alone_s = workload.pairs / workload.shards / rates.images_per_s
-        self._total = self._left = self._queue = workload.shards
-        self._chance, self._tie = random.Random(seed), itertools.count()
+    shards: int
+    alone_s: float
+    """Of a shard, where a GPU works on no other."""
+    gpus: int
+    interruptions: Interruptions | None
+    slots: int
+    chance: random.Random
+
+    def __post_init__(self) -> None:
+        self._left = self._queue = self.shards
+        self._tie = itertools.count()
         self._events: list[tuple[float, int, Callable[[float], None]]] = []
-        self._begun: list[dict[int, float]] = [{} for _ in range(gpus)]
-        """Per GPU the shards in work, and since when."""
-        self._present = [True] * gpus
+        self._begun: dict[int, dict[int, float]] = {}
+        """Per GPU that is there the shards in work, and since when."""
         self._wasted_s, self._count = 0.0, 0
 
     def play(self) -> Outcome:
         now = 0.0
-        for gpu in range(self._gpus):
+        for gpu in range(self.gpus):
             self._start(gpu, now)
         while self._left:
             now, _, happen = heapq.heappop(self._events)
             happen(now)
         return Outcome(
-            gpus=self._gpus,
+            gpus=self.gpus,
             wall_hours=now / HOUR,
-            gpu_hours=self._gpus * now / HOUR,
-            wasted_share=self._wasted_s / (self._total * self._alone_s + self._wasted_s),
+            gpu_hours=self.gpus * now / HOUR,
+            wasted_share=self._wasted_s / (self.shards * self.alone_s + self._wasted_s),
             interruptions=self._count,
         )
 
-    def _at(self, moment: float, happen: Callable[[float], None]) -> int:
-        number = next(self._tie)
-        heapq.heappush(self._events, (moment, number, happen))
-        return number
+    def _at(self, moment: float, happen: Callable[[float], None]) -> None:
+        heapq.heappush(self._events, (moment, next(self._tie), happen))
 
     def _start(self, gpu: int, now: float) -> None:
-        self._present[gpu] = True
+        self._begun[gpu] = {}
         self._fill(gpu, now)
-        if self._interruptions is not None:
-            life_s = self._chance.expovariate(1 / (self._interruptions.mean_hours * HOUR))
-            self._at(now + life_s, partial(self._interrupt, gpu))
+        if self.interruptions is not None:
+            life_s = self.chance.expovariate(1 / (self.interruptions.mean_hours * HOUR))
+            self._at(now + life_s, partial(self._interrupt, gpu, self.interruptions.restart_s))
 
     def _fill(self, gpu: int, now: float) -> None:
-        while self._queue and self._present[gpu] and len(self._begun[gpu]) < self._slots:
+        while self._queue and gpu in self._begun and len(self._begun[gpu]) < self.slots:
             self._queue -= 1
             shard = next(self._tie)
             self._begun[gpu][shard] = now
-            self._at(now + self._slots * self._alone_s, partial(self._finish, gpu, shard))
+            self._at(now + self.slots * self.alone_s, partial(self._finish, gpu, shard))
 
     def _finish(self, gpu: int, shard: int, now: float) -> None:
-        if self._begun[gpu].pop(shard, None) is not None:  # else it was lost meanwhile
+        if self._begun.get(gpu, {}).pop(shard, None) is not None:  # else it was lost meanwhile
             self._left -= 1
             self._fill(gpu, now)
 
-    def _interrupt(self, gpu: int, now: float) -> None:
-        assert self._interruptions is not None
-        lost, self._begun[gpu] = self._begun[gpu], {}
-        self._wasted_s += sum(now - since for since in lost.values()) / self._slots
+    def _interrupt(self, gpu: int, restart_s: float, now: float) -> None:
+        lost = self._begun.pop(gpu)
+        self._wasted_s += sum(now - since for since in lost.values()) / self.slots
         self._queue += len(lost)
-        self._present[gpu] = False
         self._count += 1
-        self._at(now + self._interruptions.restart_s, partial(self._start, gpu))
-        for other in range(self._gpus) if lost else ():
+        self._at(now + restart_s, partial(self._start, gpu))
+        for other in range(self.gpus) if lost else ():
             self._fill(other, now)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol, cast
 
+import torch
 from PIL import Image
 
 from glip_model.checkpoint import CONFIG_FILE
@@ -28,17 +29,18 @@ class Teacher(Protocol):
         ...
 
 
-def open_teacher(name: str, device: str) -> Teacher:
+def open_teacher(name: str, device: str | None = None) -> Teacher:
     """Load a teacher.
 
     Args:
         name: folder or hub id of a GLIP model, of Grounding DINO or of OWLv2; or ``module:function`` of a teacher of
             one's own: the function takes the device.
-        device: ``cpu`` or ``cuda``.
+        device: ``cpu`` or ``cuda``; None takes a GPU where there is one.
 
     Raises:
         MissingInputError: it is not there, or cannot be used.
     """
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     own = _own_function(name)
     if own is not None:
         teacher: Teacher = own(device)

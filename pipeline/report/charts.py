@@ -68,16 +68,15 @@ class Plot:
         return line.points[::step]
 
 
-def scale(values: Iterable[float], num_ticks: int = 5, include_zero: bool = True) -> Scale:
-    """Return a scale that holds all values, from round number to round number.
+def scale(values: Iterable[float], num_ticks: int = 5) -> Scale:
+    """Return a scale that holds zero and all values, from round number to round number.
 
     Args:
         values: finite ones; none give a scale from 0 to 1.
         num_ticks: about so many.
-        include_zero: whether zero has to be on it.
     """
-    known = [value for value in values if math.isfinite(value)] + [0.0] * include_zero
-    low, high = min(known, default=0.0), max(known, default=1.0)
+    known = [0.0, *filter(math.isfinite, values)]
+    low, high = min(known), max(known)
     if high - low < 1e-9:
         high = low + 1
     rough = (high - low) / num_ticks

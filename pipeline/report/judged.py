@@ -39,6 +39,11 @@ class Judged:
         """Names of the models, in the order in which they were asked for."""
         return tuple(self.predictions)
 
+    @property
+    def by_category(self) -> dict[str, CocoResult | LvisResult]:
+        """Model to result where categories are detected; empty in other tasks."""
+        return {model: each for model, each in self.results.items() if isinstance(each, CocoResult | LvisResult)}
+
     @cached_property
     def pictures(self) -> np.ndarray:
         """(rows,) int64 number of the picture that each row is about."""
@@ -68,7 +73,7 @@ def judge(benchmark: Benchmark, predictions: Place, models: Sequence[str]) -> Ju
         BenchmarkError: predictions belong to other rows.
     """
     records: list[Any] = benchmark.read()
-    categories = benchmark.categories() if benchmark.task == "detection" else []
+    categories = benchmark.categories()
     found: dict[str, Predictions] = {}
     for model in models:
         places = predictions_of(benchmark, predictions / model)

@@ -13,7 +13,7 @@ from typing import Any
 from pipeline.errors import BenchmarkError
 from pipeline.report.charts import PERCENT, Line, Plot, scale
 
-_PARTS = ("base", "novel", "all")
+_PARTS = ("base", "novel")
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def read_labels(metrics: Path, plots: Path) -> LabelFigures:
     )
     threshold = _number(calibration.get("min_score"))
     used = calibration.get("at_min_score") or {}
-    chosen = [(part, used.get(f"precision_{part}"), used.get(f"recall_{part}")) for part in _PARTS]
+    chosen = [(part, used.get(f"precision_{part}"), used.get(f"recall_{part}")) for part in (*_PARTS, "all")]
     return LabelFigures(
         facts=_facts(labels, phrases, threshold),
         rejects=_rejects(labels, phrases),
@@ -121,27 +121,27 @@ def _read_curves(path: Path) -> dict[str, list[float]]:
 def _plots(columns: Mapping[str, Sequence[float]], threshold: float | None) -> list[Plot]:
     if "threshold" not in columns:
         return []
-    x = columns["threshold"]
-    wanted = [
+    x, found = columns["threshold"], []
+    for title, name, others in (
         ("Precision: labels that are right", "precision", {"false_alarms": "named, but not there"}),
         ("Recall: true boxes that labels find", "recall", {}),
-    ]
-    found = []
-    for title, name, others in wanted:
-        parts = {
-            f"{name}_{part}": part for part in _PARTS if any(map(math.isfinite, columns.get(f"{name}_{part}", ())))
-        }
-        if len(parts) > 1:
-            parts.pop(f"{name}_all", None)  # base and novel say more
-        lines = [
-            Line(label, "part-" + key.rpartition("_")[2], _points(x, columns[key]))
-            for key, label in (parts | others).items()
-            if key in columns
-        ]
-        lines = [line for line in lines if line.points]
+    ):
+        of_parts = _lines(columns, {f"{name}_{part}": part for part in _PARTS})  # say more than all together
+        lines = (of_parts or _lines(columns, {f"{name}_all": "all"})) + _lines(columns, others)
         if lines:
             found.append(Plot(title, "score threshold", "%", scale(x), PERCENT, tuple(lines), threshold))
     return found
+
+
+def _lines(columns: Mapping[str, Sequence[float]], names: Mapping[str, str]) -> list[Line]:
+    """Return a line over the threshold for each column that is there and has any points."""
+    x = columns["threshold"]
+    lines = [
+        Line(label, f"part-{key.rpartition('_')[2]}", _points(x, columns[key]))
+        for key, label in names.items()
+        if key in columns
+    ]
+    return [line for line in lines if line.points]
 
 
 def _points(x: Sequence[float], y: Sequence[float]) -> tuple[tuple[float, float], ...]:

@@ -19,9 +19,7 @@ import jinja2
 from PIL import Image
 
 from pipeline.evaluation.bootstrap import draw_pictures
-from pipeline.evaluation.coco import CocoResult
 from pipeline.evaluation.flickr30k import IOU_THRESHOLD
-from pipeline.evaluation.lvis import LvisResult
 from pipeline.report import charts
 from pipeline.report.charts import PERCENT, Line, Plot
 from pipeline.report.confusion import Confusions, confused_categories, confused_phrases
@@ -30,7 +28,7 @@ from pipeline.report.judged import SHOWN_SCORE, Judged, categories_of_part, pair
 from pipeline.report.labels import LabelFigures
 from pipeline.report.provenance import Provenance
 from pipeline.report.settings import ReportConfig
-from pipeline.report.standings import Standing, headline, minus, standings
+from pipeline.report.standings import Standing, headline, minus, signed, standings
 from pipeline.report.tables import CategoryRow, MeasureRow, category_rows, measure_rows, published_columns
 
 SHOWN_CATEGORIES = 20
@@ -150,8 +148,8 @@ def render_page(report: Report) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {
-        "number": _number,
-        "signed": _signed,
+        "number": lambda value: minus(f"{value:.1f}"),
+        "signed": signed,
         "share": lambda value: f"{value:.1f}\N{NO-BREAK SPACE}%",
     }
     script = (_FOLDER / "report.js").read_text(encoding="utf-8")
@@ -184,14 +182,13 @@ def _by_benchmark(rows: Sequence[MeasureRow]) -> list[list[MeasureRow]]:
 
 
 def _curves(judged: Judged, parts: Sequence[str]) -> list[Plot]:
-    """Return a plot of precision over recall at ``IOU_THRESHOLD`` for every part, a line a model."""
-    results = {model: each for model, each in judged.results.items() if isinstance(each, CocoResult | LvisResult)}
+    """Return a plot of precision over recall at IoU 0.5 for every part, a line a model."""
     plots = []
-    for part in parts if results else ():
+    for part in parts if judged.by_category else ():
         lines = []
-        for model, result in results.items():
+        for model, result in judged.by_category.items():
             chosen = categories_of_part(result, None if part == "all" else part)
-            precision = (100 * result.curves.precision_curve(IOU_THRESHOLD, chosen)).round(2).tolist()
+            precision = (100 * result.curves.precision_curve(chosen)).round(2).tolist()
             end = precision.index(0) + 1 if 0 in precision else len(precision)  # beyond, the recall is not reached
             lines.append(Line(model, model, tuple(enumerate(precision[:end]))))
         title = "All categories" if part == "all" else f"{part.capitalize()} concepts"
@@ -212,11 +209,3 @@ def _shot(picture: Image.Image, who: str) -> Shot:
     picture.save(out, "JPEG", quality=80, optimize=True)
     uri = "data:image/jpeg;base64," + base64.b64encode(out.getvalue()).decode()
     return Shot(who, uri, picture.width, picture.height)
-
-
-def _number(value: float) -> str:
-    return minus(f"{value:.1f}")
-
-
-def _signed(value: float) -> str:
-    return minus(f"{value:+.1f}")

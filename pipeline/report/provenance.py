@@ -7,6 +7,7 @@ import os
 import platform
 import subprocess
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,6 +21,8 @@ from pipeline.report.labels import read_json
 PACKAGES = ("torch", "torchvision", "transformers", "timm", "ray", "numpy", "pyarrow", "dvc")
 DATA = ("data/", "models/")
 """Outputs whose hashes are told: what is learned from, and what was learned."""
+STAGES = ("prepare", "train_*", "pseudo_label")
+"""Names of the metrics of stages that measure their speed."""
 _FILES_NAMED = 8
 
 
@@ -47,11 +50,12 @@ def collect(params: Path, lock: Path, metrics: Path) -> Provenance:
         metrics: folder of the stages' JSON files.
     """
     outs = _outs(lock)
+    stages = sorted(path for name in STAGES for path in metrics.glob(f"{name}.json"))
     return Provenance(
         code=_code([*outs, lock.name]),
         params=params.read_text(encoding="utf-8") if params.is_file() else "",
         data=_data(outs),
-        speeds=[(path.stem, found) for path in _stages(metrics) if (found := _scalars(read_json(path)))],
+        speeds=[(path.stem, found) for path in stages if (found := _scalars(read_json(path)))],
         machine=_machine(),
         versions={"python": platform.python_version(), **_versions()},
     )
@@ -95,10 +99,6 @@ def _data(outs: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, str, str, st
     ]
 
 
-def _stages(metrics: Path) -> list[Path]:
-    return sorted([*metrics.glob("prepare.json"), *metrics.glob("train_*.json"), *metrics.glob("pseudo_label.json")])
-
-
 def _scalars(values: dict[str, Any]) -> dict[str, str]:
     """Return speeds, durations and counts that stand at the top of a stage's metrics."""
     names = ("steps", "rows", "skipped_steps", "unreadable_pictures", "data_wait_share")
@@ -139,10 +139,8 @@ def _memory() -> int | None:
 def _versions() -> dict[str, str]:
     found = {}
     for name in PACKAGES:
-        try:
+        with suppress(importlib.metadata.PackageNotFoundError):
             found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     return found
 
 

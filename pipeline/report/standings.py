@@ -15,7 +15,7 @@ import numpy as np
 
 from pipeline.evaluation.bootstrap import Interval, compare, interval, resampled_ap, resampled_share
 from pipeline.evaluation.coco import CocoResult
-from pipeline.evaluation.flickr30k import GroundingResult
+from pipeline.evaluation.flickr30k import GroundingResult, is_of_part
 from pipeline.evaluation.lvis import FREQUENCIES, LvisResult
 from pipeline.evaluation.scoring import ALL, LEADING, Result
 from pipeline.report.judged import Judged, categories_of_part, category_part, pairs
@@ -94,19 +94,15 @@ def _sentence(standing: Standing, with_source: bool, is_first: bool) -> str:
     focus = next(iter(standing.gains), (next(reversed(standing.models)), ""))[0]
     value = standing.models[focus]
     text = f"{_where(standing, with_source)} {_called(focus)} reaches {value.value:.1f} {standing.measure}"
-    intervals = [f"{minus(f'{each.low:+.1f}')} to {minus(f'{each.high:+.1f}')}" for each in standing.gains.values()]
+    name = "95 % interval " if is_first else ""  # of the first number with one
     if not standing.gains:
-        intervals = [f"{value.low:.1f} to {value.high:.1f}"]
-    if is_first:
-        intervals[0] = f"95 % interval {intervals[0]}"
-    notes = [f" ({each})" if standing.is_resampled else "" for each in intervals]
-    if not standing.gains:
-        return f"{text}{notes[0]}."
-    clauses = [
-        f"{minus(f'{gain.value:+.1f}')} {'over' if gain.value >= 0 else 'against'} {_called(other)}"
-        + (note.replace(")", ", may be chance)") if gain.low <= 0 <= gain.high else note)
-        for ((_, other), gain), note in zip(standing.gains.items(), notes, strict=True)
-    ]
+        return text + (f" ({name}{value.low:.1f} to {value.high:.1f})." if standing.is_resampled else ".")
+    clauses = []
+    for (_, other), gain in standing.gains.items():
+        chance = ", may be chance" if gain.low <= 0 <= gain.high else ""
+        note = f" ({name}{signed(gain.low)} to {signed(gain.high)}{chance})" if standing.is_resampled else ""
+        clauses.append(f"{signed(gain.value)} {'over' if gain.value >= 0 else 'against'} {_called(other)}{note}")
+        name = ""
     return f"{text}: {', '.join(clauses[:-1])}{' and ' if clauses[1:] else ''}{clauses[-1]}."
 
 
@@ -119,6 +115,11 @@ def _where(standing: Standing, with_source: bool) -> str:
 
 def _called(model: str) -> str:
     return f"the {model}" if model in ("teacher", "student", "control") else model
+
+
+def signed(value: float) -> str:
+    """Return a number with its sign, one digit."""
+    return minus(f"{value:+.1f}")
 
 
 def minus(text: str) -> str:
@@ -158,7 +159,7 @@ def _samples(judged: Judged, result: Result, part: str | None, draws: np.ndarray
     if isinstance(result, LvisResult):
         return np.array([100 * (result.curves.average_precision(categories=categories_of_part(result, part)) or 0.0)])
     ranks = result.any_box if isinstance(result, GroundingResult) else result.by_iou
-    chosen = np.array([part is None or part in each for each in result.parts], bool)
+    chosen = is_of_part(result.parts, part)
     counts = [sum(bool(phrase.boxes) for phrase in record.phrases) for record in judged.records]
     rows = np.repeat(np.arange(len(judged.records)), counts)
     return resampled_share(ranks[chosen] < 1, rows[chosen], draws)

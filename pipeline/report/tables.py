@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import BenchmarkError
 from pipeline.evaluation.benchmark import TASKS
-from pipeline.evaluation.coco import CocoResult
-from pipeline.evaluation.lvis import LvisResult
 from pipeline.evaluation.odinw import DATA_SETS
 from pipeline.evaluation.published import COLUMNS, PUBLISHED
+from pipeline.evaluation.results import LEVELS, Key, leaves
 from pipeline.evaluation.scoring import ALL, LEADING
 from pipeline.report.judged import Judged, category_part, pairs
 from pipeline.report.labels import read_json
 
-_Key = tuple[str, str, str, str, str]
-"""Split, task, source, part and measure."""
-_LEVELS = ("split", "task", "source", "part", "measure")
 MISSING = "missing"
 """The part of a benchmark that counts its rows without a readable picture."""
 DATA_SETS_COUNT = "data_sets"
@@ -67,9 +63,9 @@ def read_metrics(path: Path) -> dict[str, Any]:
         BenchmarkError: the file holds anything else.
     """
     metrics = read_json(path, _EVALUATE)
-    if not _is_nested(metrics, len(_LEVELS)):
+    if not all(len(key) == len(LEVELS) and isinstance(value, int | float) for key, value in leaves(metrics)):
         raise BenchmarkError(
-            f"{path}: not {' → '.join(_LEVELS)} → number; written by an older version or broken; run: {_EVALUATE}"
+            f"{path}: not {' → '.join(LEVELS)} → number; written by an older version or broken; run: {_EVALUATE}"
         )
     return metrics
 
@@ -111,7 +107,7 @@ def published_columns(rows: Sequence[MeasureRow]) -> list[str]:
 
 def category_rows(judged: Judged) -> list[CategoryRow]:
     """Return AP of every category that is there, largest gain first; of one model alone, best first."""
-    results = {model: each for model, each in judged.results.items() if isinstance(each, CocoResult | LvisResult)}
+    results = judged.by_category
     if not results:
         return []
     ap = {model: 100 * each.curves.by_category() for model, each in results.items()}
@@ -134,33 +130,18 @@ def _extent(row: CategoryRow) -> float:
     return next(iter(row.values.values())) if row.gain is None else row.gain
 
 
-def _is_nested(value: Any, depth: int) -> bool:
-    if not depth:
-        return isinstance(value, int | float)
-    return isinstance(value, dict) and all(_is_nested(each, depth - 1) for each in value.values())
-
-
-def _is_count(key: _Key) -> bool:
+def _is_count(key: Key) -> bool:
     *_, part, measure = key
     return part == MISSING or measure == DATA_SETS_COUNT
 
 
-def _by_key(metrics: Mapping[str, Any]) -> dict[_Key, dict[str, float]]:
+def _by_key(metrics: Mapping[str, Any]) -> dict[Key, dict[str, float]]:
     """Return the values of all models side by side."""
-    values: dict[_Key, dict[str, float]] = {}
+    values: dict[Key, dict[str, float]] = {}
     for model, of_model in metrics.items():
-        for key, value in _leaves(of_model):
+        for key, value in leaves(of_model):
             values.setdefault(key, {})[model] = value
     return values
-
-
-def _leaves(metrics: Mapping[str, Any]) -> Iterator[tuple[_Key, float]]:
-    for split, tasks in metrics.items():
-        for task, sources in tasks.items():
-            for source, parts in sources.items():
-                for part, measures in parts.items():
-                    for name, value in measures.items():
-                        yield (split, task, source, part, name), value
 
 
 def _order(row: MeasureRow) -> tuple[Any, ...]:

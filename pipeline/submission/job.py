@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -28,7 +28,8 @@ DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 STOP_SECONDS = 60.0
 """How long a job may take to end; Ray kills what has not ended after three."""
 RECONNECT_SECONDS = 2.0
-_RUN, _COMMAND, _FOLDER, _SENT = "glip_run", "glip_command", "glip_folder", "glip_sent"
+_PREFIX = "glip_"
+"""Of the names under which a task's fields stand in a job's metadata."""
 
 
 @dataclass(frozen=True)
@@ -94,9 +95,9 @@ class JobServer:
             MissingInputError: there is none of that name.
         """
         jobs = self.jobs()
-        for job in jobs:
-            if job.id == id:
-                return job
+        found = next((job for job in jobs if job.id == id), None)
+        if found is not None:
+            return found
         known = ", ".join(job.id for job in jobs[-10:]) or "none"
         raise MissingInputError(f"{self.address}: no job {id!r}; the last ones: {known}")
 
@@ -162,12 +163,7 @@ class JobServer:
                     entrypoint=entrypoint,
                     submission_id=id,
                     runtime_env={"working_dir": str(package), "env_vars": wanted},
-                    metadata={
-                        _RUN: task.run,
-                        _COMMAND: task.command,
-                        _FOLDER: task.folder,
-                        _SENT: task.sent,
-                    },
+                    metadata={f"{_PREFIX}{name}": value for name, value in vars(task).items()},
                 )
             except RuntimeError as error:
                 if "already exists" in str(error):  # another client was quicker
@@ -207,7 +203,7 @@ def _job(details: JobDetails) -> Job:
     failed = details.status in (JobStatus.FAILED, JobStatus.STOPPED)
     return Job(
         id=details.submission_id or "",
-        task=Task(*(metadata.get(key, "") for key in (_RUN, _COMMAND, _FOLDER, _SENT))),
+        task=Task(**{field.name: metadata.get(f"{_PREFIX}{field.name}", "") for field in fields(Task)}),
         status=str(details.status),
         message=details.message or "",
         exit_code=details.driver_exit_code or 1 if failed else 0,

@@ -26,7 +26,7 @@ _SECRET_OPTIONS = ("secret", "password", "token", "access_key", "account_key", "
 def pack(project: Path, code: Path, with_graph: bool, into: Path) -> str:
     """Copy what travels into an empty folder.
 
-    Hidden files, links and compiled Python stay here.
+    Hidden files, compiled Python and links stay here, but for links to settings.
 
     Args:
         project: folder of settings and graph.
@@ -131,9 +131,11 @@ def _copy(source: Path, target: Path) -> None:
 
 
 def _files(room: Path) -> Iterator[Path]:
+    settings = [(room.parent / name).resolve() for name in SETTINGS]
     for path in sorted(room.rglob("*")):
         hidden = any(part.startswith(".") or part == "__pycache__" for part in path.relative_to(room).parts)
-        if not hidden and path.suffix != ".pyc" and not path.is_symlink():
+        linked = path.is_symlink() and path.resolve() not in settings
+        if not hidden and path.suffix != ".pyc" and not linked:
             yield path
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -17,10 +18,14 @@ from glip_model.checkpoint import CONFIG_FILE, WEIGHTS_FILE
 from glip_model.config import GLIPConfig
 from glip_model.glip import GLIP
 from pipeline.errors import ConfigError, MissingInputError
+from pipeline.settings import extended_files, load, load_all
 from pipeline.training.optim import learning_rate_factor, parameter_groups, weight_decay_factor
 from pipeline.training.plan import count_rows, sample_weights, with_steps
 from pipeline.training.settings import OptimConfig, RunConfig, TrainingSettings
 from pipeline.training.tuning import freeze_for
+
+SHOWN_CHARS = 100
+"""Of the value of a setting."""
 
 
 @dataclass(frozen=True)
@@ -114,6 +119,17 @@ def differences(settings: Any, base: Any) -> dict[str, tuple[Any, Any]]:
     return {name: (value, others[name]) for name, value in values.items() if value != others[name]}
 
 
+def describe_run(
+    name: str, params: Path, human: Path | None, pseudo: Path | None, teacher: Path | None, images_per_s: float | None
+) -> str:
+    """Say what a run of a params file comes to, and what that file changes of the one that all others extend.
+
+    See ``work_out``; the speed of one worker tells the time it takes.
+    """
+    found = work_out(name, load(params, TrainingSettings), human, pseudo, teacher)
+    return "\n".join([*_lines(found, images_per_s), *_changed(params)])
+
+
 def _structure(run: RunConfig, config: TrainingSettings, teacher: Path | None) -> GLIP:
     """Build the model without memory for its weights, frozen as the run asks for."""
     sizes = config.model.glip_config()
@@ -175,3 +191,42 @@ def flat_settings(section: Any, where: str = "") -> Iterator[tuple[str, Any]]:
             yield from flat_settings(value, f"{name}.")
         else:
             yield name, value
+
+
+def _lines(found: Outlook, images_per_s: float | None) -> Iterator[str]:
+    """Say what a training comes to; with the speed of a worker, the time it takes, too."""
+    trained = sum(part.parameters for part in found.trained)
+    yield f"model     {found.parameters:,} parameters, {trained:,} of them trained"
+    yield f"          {'part':16} {'parameters':>13} {'learning rate':>14} {'weight decay':>13}"
+    for part in found.trained:
+        yield f"          {part.name:16} {part.parameters:>13,} {part.learning_rate:>14g} {part.weight_decay:>13g}"
+    for source in found.sources:
+        rows = "rows unknown without --human" if source.rows is None else f"{source.rows:,} rows"
+        share = "" if source.share is None else f", {100 * source.share:.1f} % of the samples"
+        passes = "" if source.passes is None else f", {source.passes:.2f} epochs"
+        yield f"data      {source.name}: {rows}{share}{passes}"
+    length = f"{found.epochs:g} epochs" if found.steps is None else f"{found.steps:,} steps, {found.images:,} pictures"
+    limit = "at most " if found.may_stop else ""
+    yield f"length    {limit}{length}; {found.batch_size} pictures a step on {found.workers} workers"
+    for i, (step, rate, decay) in enumerate(found.schedule):
+        yield f"{'' if i else 'schedule':9} step {step:>9,}: learning rate {rate:g}, weight decay {decay:g}"
+    if found.may_stop:
+        yield f"{'':9} evaluations that bring no gain lower the rate further, and may end training earlier"
+    hours = found.hours(images_per_s) if images_per_s else None
+    if hours is not None:
+        yield f"time      {hours:,.1f} h, {hours / 24:,.1f} days, at {images_per_s:g} images/s a worker"
+
+
+def _changed(params: Path) -> Iterator[str]:
+    """Say which settings differ from the file that all others extend."""
+    base = extended_files(params)[-1]
+    if base != params:
+        yield f"settings  that differ from {os.path.relpath(base)}:"
+        for name, (value, other) in differences(load_all(params), load_all(base)).items():
+            yield f"          {name}: {_short(value)} instead of {_short(other)}"
+
+
+def _short(value: Any) -> str:
+    """Write a setting on one line."""
+    text = json.dumps(value, ensure_ascii=False, default=dataclasses.asdict)
+    return text if len(text) <= SHOWN_CHARS else text[:SHOWN_CHARS] + "…"

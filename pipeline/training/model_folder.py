@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 
-from glip_model.checkpoint import CONFIG_FILE, WEIGHTS_FILE, initialise_pretrained
+from glip_model.checkpoint import CONFIG_FILE, WEIGHTS_FILE
 from glip_model.glip import GLIP
+from glip_model.initialise import initialise_pretrained
 from glip_model.text_encoder import load_tokenizer
 from pipeline.errors import TrainingError
 from pipeline.training.divergence import DIVERGED_FILE

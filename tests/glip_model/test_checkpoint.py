@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,10 +15,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from glip_model import checkpoint
-from glip_model.checkpoint import CONFIG_FILE, WEIGHTS_FILE, initialise_pretrained, load_strictly
+from glip_model import checkpoint, initialise
+from glip_model.checkpoint import CONFIG_FILE, WEIGHTS_FILE, load_strictly
 from glip_model.config import BackboneConfig, FusionConfig, GLIPConfig, SwinConfig, TextConfig
 from glip_model.glip import GLIP
+from glip_model.initialise import initialise_pretrained
 from glip_model.pretrained import resolve_source
 from glip_model.text_encoder import load_tokenizer
 
@@ -42,9 +42,7 @@ TO_MINILM = TextConfig(name=MINILM, hidden_size=384, num_layers=6, intermediate_
 
 def make_model(config: GLIPConfig = TINY, seed: int = 0) -> GLIP:
     torch.manual_seed(seed)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # libraries' own, while they build
-        return GLIP(config)
+    return GLIP(config)
 
 
 def same(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
@@ -288,7 +286,7 @@ def test_without_sources_a_fresh_model_stays_as_it_is() -> None:
 def test_timm_means_the_weights_that_timm_fetches(monkeypatch: pytest.MonkeyPatch) -> None:
     model = make_model()
     weights = body_weights(model)
-    monkeypatch.setattr(checkpoint, "fetch_timm_weights", lambda config: (weights, config.kind))
+    monkeypatch.setattr(initialise, "fetch_timm_weights", lambda config: (weights, config.kind))
     initialise_pretrained(model, "timm", None)
     assert torch.equal(model.backbone.body.state_dict()["patch_embed.proj.bias"], weights["patch_embed.proj.bias"])
 

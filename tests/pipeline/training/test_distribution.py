@@ -48,9 +48,7 @@ def make_batch(step: int) -> GroundingBatch:
 
 def make_model(config: GLIPConfig) -> GLIP:
     torch.manual_seed(7)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # libraries' own, while they build
-        return GLIP(config).train()
+    return GLIP(config).train()
 
 
 def train(updater: Updater, steps: range, rank: int = 0, workers: int = 1) -> list[list[float]]:

@@ -7,7 +7,6 @@ import math
 import multiprocessing
 import socket
 import time
-import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -49,9 +48,7 @@ class Training:
 
     def trainer(self, checkpoints: Path | None = None, rank: int = 0, workers: int = 1) -> Trainer:
         torch.manual_seed(7)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # libraries' own, while they build
-            model = GLIP(self.model)
+        model = GLIP(self.model)
         tokenizer = load_tokenizer(self.model.text.name)
         run = RunConfig(init="pretrained", steps=self.steps, mixture={"detection": 0.5, "grounding": 0.5})
         sources = make_sources(self.human, None, run.mixture, self.config.samples, tokenizer)

@@ -1,0 +1,70 @@
+"""A plan of labelling, as JSON and for a terminal."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pipeline.pseudo_labels.planning import Interruptions, Outcome, Rates, Workload
+
+
+def describe_plan(
+    workload: Workload, rates: Rates, outcomes: Sequence[Outcome], device: str | None, price: float | None
+) -> dict[str, Any]:
+    """Return the plan for JSON; what follows from rates that were not measured is None.
+
+    ``device`` was measured, None where the speed was given; ``price`` is that of one GPU-hour.
+    """
+    boxes, size = rates.boxes_per_pair, rates.bytes_per_pair
+    decoded, captions = rates.decoded_per_core_s, rates.captions_per_core_s
+    return {
+        "input": dataclasses.asdict(workload),
+        "device": device,
+        "rates": dataclasses.asdict(rates),
+        "output": {
+            "bytes": None if size is None else size * workload.pairs,
+            "boxes": None if boxes is None else boxes * workload.pairs,
+            "decoder_cores_per_gpu": decoded and rates.images_per_s / decoded,
+            "phrase_core_hours": captions and workload.pairs / captions / 3600,
+        },
+        "runs": [
+            dataclasses.asdict(outcome) | {"cost": None if price is None else outcome.gpu_hours * price}
+            for outcome in outcomes
+        ],
+    }
+
+
+def format_plan(plan: Mapping[str, Any], sample: int, interruptions: Interruptions | None) -> str:
+    """Lay out for a terminal what ``describe_plan`` returned, measured over ``sample`` pairs."""
+    given, output = plan["input"], plan["output"]
+    known = "as given" if plan["device"] is None else f"measured on {plan['device']} over {sample} pairs"
+    lines = [
+        f"input     {given['pairs']:,} pairs in {given['shards']:,} shards, {given['bytes'] / 1e9:,.2f} GB",
+        f"teacher   {plan['rates']['images_per_s']:,.1f} images/s a GPU, {known}",
+    ]
+    if output["bytes"] is not None and output["boxes"] is not None:
+        lines.append(f"output    about {output['bytes'] / 1e9:,.2f} GB, {output['boxes']:,.0f} boxes")
+    if output["decoder_cores_per_gpu"] is not None and output["phrase_core_hours"] is not None:
+        cores = output["decoder_cores_per_gpu"]
+        lines.append(f"pictures  {cores:.2f} CPU cores a GPU decode as fast as the teacher looks")
+        lines.append(f"phrases   {output['phrase_core_hours']:,.2f} core-hours, before")
+    if interruptions is not None:
+        lasting, pause = interruptions.mean_hours, interruptions.restart_s
+        lines.append(f"machines  last {lasting:g} h and are replaced within {pause:g} s")
+    priced = any(run["cost"] for run in plan["runs"])
+    lines.append(
+        f"\n{'GPUs':>6} {'wall time':>12} {'GPU-hours':>12} {'wasted':>8}" + (f"{'cost':>12}" if priced else "")
+    )
+    lines += [
+        f"{run['gpus']:>6} {_duration(run['wall_hours']):>12} {run['gpu_hours']:>12,.1f} "
+        f"{100 * run['wasted_share']:>6.2f} %" + (f"{run['cost']:>12,.2f}" if priced else "")
+        for run in plan["runs"]
+    ]
+    return "\n".join(lines)
+
+
+def _duration(hours: float) -> str:
+    if hours >= 48:
+        return f"{hours / 24:,.1f} days"
+    return f"{hours:.1f} h" if hours >= 1 else f"{60 * hours:.1f} min"

@@ -1,0 +1,74 @@
+"""Train a model without a dev set: what dvc.yaml runs, so that no training depends on how models are judged.
+
+See ``stages.train``, which is this and ``--dev``.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.cli import add_params, run_if_program, write_json
+from pipeline.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pipeline.training.judge import Validate
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of this stage."""
+    parser.add_argument("name", help="key of train.runs in params.yaml")
+    parser.add_argument("--human", type=Path, help="folder with detection/ and grounding/ records")
+    parser.add_argument("--pseudo-labels", type=Path, help="folder of pseudo-label shards")
+    parser.add_argument("--teacher", type=Path, help="model to start from where train.runs.NAME.init is teacher")
+    parser.add_argument("--out", type=Path, help="folder for the model")
+    parser.add_argument("--checkpoints", help="folder or URL for checkpoints of this training (OUT/checkpoints)")
+    parser.add_argument("--metrics", type=Path, help="JSON file for the last losses and the speed")
+    parser.add_argument("--log", type=Path, help="CSV file for the losses over time")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="check settings, say what the training takes, train nothing"
+    )
+    parser.add_argument("--images-per-s", type=float, help="with --dry-run: speed of one worker, for the time it takes")
+    add_params(parser)
+
+
+def run(args: argparse.Namespace, validate: Validate | None = None) -> str | None:
+    """Train to the end.
+
+    Args:
+        args: of the command line.
+        validate: judges the model now and then.
+    """
+    from pipeline.ray_session import ray_session
+    from pipeline.settings import load
+    from pipeline.store.storage import to_place
+    from pipeline.training.dry_run import describe_run
+    from pipeline.training.job import Paths, train
+    from pipeline.training.settings import TrainingSettings
+
+    config = load(args.params, TrainingSettings)
+    if args.name not in config.train.runs:
+        raise ConfigError(f"{args.params}: train.runs has no {args.name!r}; runs: {', '.join(config.train.runs)}")
+    if args.dry_run:
+        print(describe_run(args.name, args.params, args.human, args.pseudo_labels, args.teacher, args.images_per_s))
+        return None
+    if args.human is None or args.out is None:
+        raise ConfigError("training needs --human and --out; only --dry-run does without")
+    args.out.mkdir(parents=True, exist_ok=True)
+    paths = Paths(
+        human=args.human.resolve(),
+        pseudo_labels=args.pseudo_labels.resolve() if args.pseudo_labels else None,
+        teacher=args.teacher.resolve() if args.teacher else None,
+        out=args.out.resolve(),
+        checkpoints_elsewhere=to_place(args.checkpoints).absolute() if args.checkpoints else None,
+    )
+    with ray_session():
+        metrics = train(args.name, config, paths, args.log, validate)
+    if args.metrics:
+        write_json(args.metrics, metrics)
+    figures = f"{metrics['steps']} steps, loss {metrics['losses']['loss']:.3f}, {metrics['images_per_s']:.0f} images/s"
+    return f"train {args.name}: {figures} → {args.out}"
+
+
+run_if_program(__name__)
