@@ -15,6 +15,7 @@ from pydantic import GetCoreSchemaHandler
 from pydantic_core import CoreSchema, core_schema
 
 from pipeline.prepare.settings import PrepareConfig
+from pipeline.settings import EXPECTED
 from pipeline.store.records import Category, Record
 
 
@@ -29,7 +30,10 @@ class Url(str):
     @classmethod
     def __get_pydantic_core_schema__(cls, kind: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         """Let a string of a params file become one."""
-        return core_schema.no_info_after_validator_function(cls, handler(str))
+        text = core_schema.custom_error_schema(
+            handler(str), EXPECTED, custom_error_message="no text", custom_error_context={EXPECTED: cls.__name__}
+        )
+        return core_schema.no_info_after_validator_function(cls, text)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
