@@ -73,6 +73,8 @@ def test_golden_ratio_is_exact_and_a_share_of_nearly_nothing_has_its_place() -> 
     mixture = Mixture({"a": 1, "b": 1}, {"a": 1.0, "b": 1e-30})
     assert mixture.first(1000).tolist() == [0] * 1000
     assert mixture.at(0, CIRCLE - 1) == (1, 0)
+    plan = plan_samples({"a": 2, "b": 1}, {"a": 1.0, "b": 1e-30}, 2, seed=0)
+    assert sorted(plan) == [("a", 0), ("a", 1)]
 
 
 def test_any_row_of_its_source_stands_in_for_one_without_end() -> None:
