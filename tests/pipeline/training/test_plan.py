@@ -73,6 +73,8 @@ def test_golden_ratio_is_exact_and_a_share_of_nearly_nothing_has_its_place() -> 
     mixture = Mixture({"a": 1, "b": 1}, {"a": 1.0, "b": 1e-30})
     assert mixture.first(1000).tolist() == [0] * 1000
     assert mixture.at(0, CIRCLE - 1) == (1, 0)
+    assert Mixture({"a": 1, "b": 1}, {"a": 1e-30, "b": 1.0}).first(1).tolist() == [1]
+    assert Mixture({"b": 1}, {"a": 0.0, "b": 1.0}).names == ("b",)
     plan = plan_samples({"a": 2, "b": 1}, {"a": 1.0, "b": 1e-30}, 2, seed=0)
     assert sorted(plan) == [("a", 0), ("a", 1)]
 
