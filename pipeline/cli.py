@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import os
 import sys
@@ -76,14 +75,6 @@ def progress(total: int | None, description: str, unit: str) -> tqdm[Any]:
         maxinterval=10.0 if interactive else 60.0,
         leave=interactive,
     )
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON whole or not at all, with sorted keys so that equal results are equal files."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.write_text(json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
-    aside.replace(path)
 
 
 def quiet_libraries() -> None:

@@ -16,13 +16,14 @@ from pathlib import Path
 
 import torch
 
-from pipeline.cli import progress, run_stage, write_json
+from pipeline.cli import progress, run_stage
 from pipeline.config import PseudoLabelConfig, load_config
 from pipeline.errors import MissingInputError
 from pipeline.pseudo_labels.calibration import collect_samples, curves, summarise, write_curves
 from pipeline.pseudo_labels.decoding import PictureDecoder
 from pipeline.pseudo_labels.labeller import PseudoLabeller
 from pipeline.pseudo_labels.teachers import open_teacher
+from pipeline.store.atomic import write_json
 from pipeline.store.records import GroundingRecord
 from pipeline.store.shards import list_shards, read_shard
 from pipeline.store.storage import to_place

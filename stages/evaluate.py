@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.cli import run_stage, write_json
+from pipeline.cli import run_stage
 from pipeline.config import load_config
 from pipeline.evaluation.benchmark import Benchmark, predictions_of
 from pipeline.evaluation.job import predict_benchmarks
@@ -29,6 +29,7 @@ from pipeline.evaluation.predictions import read_missing, read_predictions
 from pipeline.evaluation.published import COLUMNS, PUBLISHED
 from pipeline.evaluation.scoring import ALL, Score, leading, score
 from pipeline.ray_session import ray_session
+from pipeline.store.atomic import write_json
 from pipeline.store.storage import Place, to_place
 
 logger = logging.getLogger(__name__)

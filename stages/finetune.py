@@ -32,7 +32,6 @@ from pathlib import Path
 from glip_model.checkpoint import CONFIG_FILE, WEIGHTS_FILE
 from glip_model.config import GLIPConfig
 from glip_model.pretrained import resolve_folder
-from pipeline.cli import write_json
 from pipeline.config import Config, load_config
 from pipeline.errors import ConfigError, MissingInputError
 from pipeline.evaluation.benchmark import predictions_of
@@ -42,6 +41,7 @@ from pipeline.evaluation.scoring import ALL, score
 from pipeline.prepare.job import prepare
 from pipeline.prepare.layouts import find_layout
 from pipeline.ray_session import ray_session
+from pipeline.store.atomic import write_json
 from pipeline.training.finetune import BATCH_SIZE, RATES, RUN, Choices, finetune_config, with_length
 from pipeline.training.job import Paths, train
 

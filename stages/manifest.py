@@ -11,7 +11,8 @@ import argparse
 import logging
 from pathlib import Path
 
-from pipeline.cli import run_stage, write_json
+from pipeline.cli import run_stage
+from pipeline.store.atomic import write_json
 from pipeline.store.manifest import describe_shards
 from pipeline.store.storage import to_place
 

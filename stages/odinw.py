@@ -16,10 +16,10 @@ import logging
 from collections.abc import Mapping
 from pathlib import Path
 
-from pipeline.cli import write_json
 from pipeline.errors import BenchmarkError, MissingInputError
 from pipeline.evaluation.odinw import DATA_SETS, MODES, PREFIXES, SHOTS, Run, Tuned, incomplete, tuned_averages
 from pipeline.evaluation.published import MODELS, TUNED
+from pipeline.store.atomic import write_json
 
 logger = logging.getLogger(__name__)
 

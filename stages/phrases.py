@@ -13,11 +13,12 @@ import logging
 import time
 from pathlib import Path
 
-from pipeline.cli import run_stage, write_json
+from pipeline.cli import run_stage
 from pipeline.config import load_config
 from pipeline.phrases.job import extract_phrases
 from pipeline.phrases.statistics import count_phrases, write_curve
 from pipeline.ray_session import ray_session
+from pipeline.store.atomic import write_json
 from pipeline.store.storage import to_place
 
 logger = logging.getLogger(__name__)

@@ -10,10 +10,11 @@ import logging
 import time
 from pathlib import Path
 
-from pipeline.cli import run_stage, write_json
+from pipeline.cli import run_stage
 from pipeline.config import load_config
 from pipeline.prepare.job import prepare
 from pipeline.ray_session import ray_session
+from pipeline.store.atomic import write_json
 
 logger = logging.getLogger(__name__)
 

@@ -12,10 +12,11 @@ import argparse
 import logging
 from pathlib import Path
 
-from pipeline.cli import run_stage, write_json
+from pipeline.cli import run_stage
 from pipeline.config import load_config
 from pipeline.pseudo_labels.job import Inputs, pseudo_label
 from pipeline.ray_session import ray_session
+from pipeline.store.atomic import write_json
 from pipeline.store.storage import to_place
 
 logger = logging.getLogger(__name__)

@@ -16,7 +16,7 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline.cli import run_stage, write_json
+from pipeline.cli import run_stage
 from pipeline.config import Config, load_config
 from pipeline.errors import MissingInputError
 from pipeline.evaluation.benchmark import Benchmark, list_benchmarks
@@ -27,7 +27,8 @@ from pipeline.evaluation.report.page import Findings, Report, Shot, examine, mak
 from pipeline.evaluation.report.provenance import collect
 from pipeline.evaluation.report.standings import headline, summarise
 from pipeline.evaluation.report.tables import count_notes, read_metrics
-from pipeline.store.storage import replacing, to_place
+from pipeline.store.atomic import replacing, write_json
+from pipeline.store.storage import to_place
 
 logger = logging.getLogger(__name__)
 

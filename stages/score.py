@@ -14,11 +14,11 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from pipeline.cli import write_json
 from pipeline.errors import ConfigError
 from pipeline.evaluation.coco import LIMITS, evaluate_coco
 from pipeline.evaluation.lvis import FIXED_AP, STANDARD, LvisProtocol, evaluate_federated
 from pipeline.evaluation.results_json import read_annotations, read_results
+from pipeline.store.atomic import write_json
 
 LVIS_PROTOCOLS = {"lvis": STANDARD, "lvis-fixed": FIXED_AP}
 

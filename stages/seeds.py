@@ -18,8 +18,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.cli import run_stage, write_json
+from pipeline.cli import run_stage
 from pipeline.errors import PipelineError
+from pipeline.store.atomic import write_json
 
 logger = logging.getLogger(__name__)
 

@@ -24,10 +24,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pipeline.cli import run_stage, write_json
+from pipeline.cli import run_stage
 from pipeline.config import Config, extended_files, load_config
 from pipeline.errors import ConfigError
 from pipeline.ray_session import ray_session
+from pipeline.store.atomic import write_json
 from pipeline.store.storage import to_place
 from pipeline.training.dry_run import Outlook, differences, work_out
 from pipeline.training.job import Paths, train

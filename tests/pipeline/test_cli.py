@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
-from pathlib import Path
 
 import pytest
 
-from pipeline.cli import progress, run_stage, write_json
+from pipeline.cli import progress, run_stage
 from pipeline.errors import MissingInputError
 
 
@@ -46,14 +44,6 @@ def test_bugs_keep_their_traceback() -> None:
 def test_unknown_argument_exits_2(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(None, ["--nonsense"]) == 2
     assert "--nonsense" in capsys.readouterr().err
-
-
-def test_write_json_is_whole_sorted_and_leaves_nothing_beside(tmp_path: Path) -> None:
-    path = tmp_path / "metrics" / "a.json"
-    write_json(path, {"b": 1, "a": "é"})
-    assert path.read_text(encoding="utf-8") == '{\n  "a": "é",\n  "b": 1\n}\n'
-    assert json.loads(path.read_text(encoding="utf-8")) == {"a": "é", "b": 1}
-    assert list(path.parent.iterdir()) == [path]
 
 
 def test_progress_counts(capsys: pytest.CaptureFixture[str]) -> None:
