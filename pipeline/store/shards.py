@@ -12,8 +12,9 @@ from typing import Any, TypeVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.errors import MissingInputError, ShardError, StorageError
-from pipeline.store.filesystem import READ_ERRORS, STORE_ERRORS, describe
+from pipeline.errors import MissingInputError, ShardError
+from pipeline.store.atomic import replacing, storage_errors
+from pipeline.store.filesystem import READ_ERRORS, describe
 from pipeline.store.provenance import FINGERPRINT, file_sha256
 from pipeline.store.records import (
     ADDED_COLUMNS,
@@ -31,7 +32,7 @@ from pipeline.store.records import (
     Record,
     ScoredBox,
 )
-from pipeline.store.storage import Place, list_files, patiently, read_source, replacing
+from pipeline.store.storage import Place, list_files, patiently, read_source
 
 P = TypeVar("P", bound=Place)
 R = TypeVar("R", CaptionRecord, PhrasesRecord, GroundingRecord, DetectionRecord)
@@ -41,7 +42,6 @@ VERSION_KEY, KIND_KEY = "glip.schema_version", "glip.kind"
 CATEGORIES_KEY, PROVENANCE_KEY, REPEAT_KEY = "glip.categories", "glip.provenance", "glip.repeat"
 ROWS_SHA256_KEY = "glip.rows_sha256"
 """A hash over all rows, in every file's metadata: whether two shards hold the same is seen from their ends alone."""
-_WRITE_ERRORS: tuple[type[Exception], ...] = (OSError, *STORE_ERRORS)
 ROW_GROUP_ROWS = 256
 ROW_GROUP_BYTES = 32 << 20
 """Rows, and bytes of pictures, that a reader unpacks at once: a row group ends with whichever comes first."""
@@ -294,18 +294,6 @@ def shard_errors(path: Place) -> Iterator[None]:
     except (pa.ArrowException, *READ_ERRORS) as error:
         raise ShardError(
             f"{path}: not a readable Parquet file ({describe(error, str(path))}); delete it and run: dvc repro"
-        ) from error
-
-
-@contextmanager
-def storage_errors(path: Place) -> Iterator[None]:
-    """Turn what is raised while a file is written into StorageErrors."""
-    try:
-        yield
-    except _WRITE_ERRORS as error:
-        raise StorageError(
-            f"{path}: cannot be written ({describe(error, str(path))}); make room or mend the access, then run the "
-            "same command again: what is finished is kept"
         ) from error
 
 

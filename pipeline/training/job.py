@@ -28,7 +28,8 @@ from pipeline.cli import progress, quiet_libraries
 from pipeline.errors import MissingInputError, PipelineError, TrainingError
 from pipeline.ray_session import cores_per_worker
 from pipeline.settings import to_yaml
-from pipeline.store.storage import Place, replacing
+from pipeline.store.atomic import replacing
+from pipeline.store.storage import Place
 from pipeline.training.batches import Worker
 from pipeline.training.checkpoints import Checkpoints, discard_checkpoints, has_checkpoints
 from pipeline.training.counting import count_rows, with_steps
