@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torchvision.ops import clip_boxes_to_image
 
 DELTA_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
 MAX_LOG_SIZE = math.log(1000.0 / 16)
@@ -62,10 +63,8 @@ def generalised_iou(left: Tensor, right: Tensor) -> Tensor:
 
 def clip_boxes(boxes_xyxy: Tensor, image_size: tuple[int, int]) -> Tensor:
     """Clip (…, 4) boxes to [0, W - 1] × [0, H - 1] of a picture given as (height, width)."""
-    height, width = image_size
-    x = boxes_xyxy[..., 0::2].clamp(0, width - 1)
-    y = boxes_xyxy[..., 1::2].clamp(0, height - 1)
-    return torch.stack((x[..., 0], y[..., 0], x[..., 1], y[..., 1]), -1)
+    clipped: Tensor = clip_boxes_to_image(boxes_xyxy, (image_size[0] - 1, image_size[1] - 1))
+    return clipped
 
 
 def encode_boxes(boxes_xyxy: Tensor, anchors: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ pre-training configs, restated in the project's specification.
 from __future__ import annotations
 
 import dataclasses
+import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -174,25 +175,17 @@ class GLIPConfig:
         return config
 
 
-_SECTIONS: dict[str, type] = {
-    "backbone": BackboneConfig,
-    "text": TextConfig,
-    "fusion": FusionConfig,
-    "swin": SwinConfig,
-}
-
-
 def _build(cls: Any, values: Mapping[str, Any], path: str) -> Any:
-    names = {f.name for f in dataclasses.fields(cls)}
-    unknown = sorted(set(values) - names)
+    kinds = typing.get_type_hints(cls)
+    unknown = sorted(set(values) - set(kinds))
     if unknown:
-        raise ValueError(f"{path}{unknown[0]} is not a model setting; settings here: {', '.join(sorted(names))}")
-    built = {
-        name: _build(_SECTIONS[name], value, f"{path}{name}.")
-        if name in _SECTIONS and isinstance(value, Mapping)
-        else (tuple(value) if isinstance(value, list) else value)
-        for name, value in values.items()
-    }
+        raise ValueError(f"{path}{unknown[0]} is not a model setting; settings here: {', '.join(sorted(kinds))}")
+    built: dict[str, Any] = {}
+    for name, value in values.items():
+        if dataclasses.is_dataclass(kinds[name]) and isinstance(value, Mapping):
+            built[name] = _build(kinds[name], value, f"{path}{name}.")
+        else:
+            built[name] = tuple(value) if isinstance(value, list) else value
     return cls(**built)
 
 

@@ -33,9 +33,8 @@ class DeformableConv(nn.Module):
         """Convolve (B, C, h, w); offsets (B, 18, h', w') and modulation (B, 9, h', w') fit the output's size."""
         if offset is None or modulation is None:
             y = F.conv2d(x, self.weight, self.bias, stride=self.stride, padding=1)
-            plain: Tensor = self.norm(y)
-            return plain
-        y = deformable_conv2d(x, offset, modulation, self.weight, self.bias, self.stride)
+        else:
+            y = deformable_conv2d(x, offset, modulation, self.weight, self.bias, self.stride)
         normed: Tensor = self.norm(y)
         return normed
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -75,11 +76,6 @@ class PredictionHead(nn.Module):
         return logits, torch.cat(boxes, 2).transpose(1, 2), torch.cat(centerness, 2).flatten(1)
 
 
-def new_text_offset(config: GLIPConfig) -> nn.Parameter:
-    """Return the offset that prompt tuning starts with: zeros, (T, D)."""
-    return nn.Parameter(torch.zeros(config.text.max_tokens, config.text_size))
-
-
 class GLIP(nn.Module):
     """A grounding detector: pictures and captions in, region-token alignment and boxes out."""
 
@@ -91,7 +87,7 @@ class GLIP(nn.Module):
         self.text_encoder = TextEncoder(config.text)
         projected = config.text.projected_size
         self.text_projection = nn.Linear(config.text.hidden_size, projected) if projected else None
-        self.text_offset = new_text_offset(config) if config.text.has_offset else None
+        self.text_offset = self._new_offset() if config.text.has_offset else None
         self.tower = nn.ModuleList(TowerLayer(config) for _ in range(config.fusion.num_layers))
         self.head = PredictionHead(config)
 
@@ -121,6 +117,16 @@ class GLIP(nn.Module):
         logits, deltas, centerness = self.head(levels, text)
         sizes = tuple((level.shape[-2], level.shape[-1]) for level in levels)
         return GLIPOutput(token_logits=logits, box_deltas=deltas, centerness=centerness, level_sizes=sizes)
+
+    def add_text_offset(self) -> nn.Parameter:
+        """Return the offset that prompt tuning trains, (T, D); where there is none yet, add one of zeros."""
+        if self.text_offset is None:
+            self.config = replace(self.config, text=replace(self.config.text, has_offset=True))
+            self.text_offset = self._new_offset()
+        return self.text_offset
+
+    def _new_offset(self) -> nn.Parameter:
+        return nn.Parameter(torch.zeros(self.config.text.max_tokens, self.config.text_size))
 
     def _encode(self, batch: GroundingBatch) -> Tensor:
         text = batch.text_states

@@ -39,10 +39,9 @@ def match_anchors(anchors: Tensor, anchors_per_level: tuple[int, ...], boxes_xyx
     box_centers = (boxes_xyxy[:, :2] + boxes_xyxy[:, 2:]) / 2
     distance = torch.cdist(centers, box_centers, compute_mode="donot_use_mm_for_euclid_dist")  # (A, N)
     candidates, start = [], 0
-    for count in anchors_per_level:
-        nearest = distance[start : start + count].topk(min(topk, count), dim=0, largest=False).indices
-        candidates.append(nearest + start)
-        start += count
+    for level in torch.split(distance, list(anchors_per_level)):
+        candidates.append(level.topk(min(topk, len(level)), dim=0, largest=False).indices + start)
+        start += len(level)
     chosen = torch.cat(candidates)  # (K, N)
     candidate_iou = iou.gather(0, chosen)
     threshold = candidate_iou.mean(0) + (candidate_iou.std(0) if chosen.shape[0] > 1 else 0.0)  # (N,)

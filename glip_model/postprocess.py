@@ -63,14 +63,13 @@ def _candidates(
     """Pick each level's best (anchor, phrase) pairs; return boxes (M, 4), scores (M,) and phrases (M,)."""
     passing = scores > config.score_threshold  # before centerness, as published
     ranked = torch.where(passing, scores * centerness.sigmoid()[:, None], -1.0)
-    picked, start, num_phrases = [], 0, scores.shape[1]
-    for height, width in level_sizes:
-        level = ranked[start : start + height * width].flatten()
+    picked, start = [], 0
+    for level in torch.split(ranked, [height * width for height, width in level_sizes]):
         count = min(int((level >= 0).sum()), config.pre_nms_topk)
-        picked.append(level.topk(count).indices + start * num_phrases)
-        start += height * width
-    index = torch.cat(picked)
-    anchor, phrase = index // max(num_phrases, 1), index % max(num_phrases, 1)
+        picked.append(level.flatten().topk(count).indices + start)
+        start += level.numel()
+    index, num_phrases = torch.cat(picked), max(scores.shape[1], 1)
+    anchor, phrase = index // num_phrases, index % num_phrases
     return decode_boxes(deltas[anchor], anchors[anchor]), ranked[anchor, phrase].sqrt(), phrase
 
 

@@ -152,8 +152,6 @@ class GLIPPredictor:
         """
         if len(images) != len(prompts):
             raise ValueError(f"{len(images)} pictures need as many prompts, got {len(prompts)}")
-        if not images:
-            return []
         found = self._run(images, [self.tokenize(prompt) for prompt in prompts], self._config(max_detections))
         return [
             replace(detections, phrases=prompt.phrases, char_spans=prompt.char_spans)
@@ -185,8 +183,6 @@ class GLIPPredictor:
         """
         if not names:
             raise ValueError("detect needs at least one category name, got none")
-        if not images:
-            return []
         config = self._config(max_detections)
         chunks = chunk_categories(names, self.tokenizer, config.text.max_tokens, max_prompt_categories)
         parts: list[list[Detections]] = [[] for _ in images]

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from glip_model.alignment import TokenizedPrompt
 from glip_model.config import BackboneConfig
@@ -81,25 +82,17 @@ def collate(
     sizes = tuple((int(image.shape[1]), int(image.shape[2])) for image in images)
     height, width = padded_size((max(h for h, _ in sizes), max(w for _, w in sizes)), size_divisor)
     pixel_values = torch.zeros(len(images), 3, height, width)
-    tokens = max(len(prompt.input_ids) for prompt in prompts)
-    input_ids = torch.zeros(len(prompts), tokens, dtype=torch.int64)
-    mask = torch.zeros(len(prompts), tokens, dtype=torch.bool)
-    for i, (image, prompt) in enumerate(zip(images, prompts, strict=True)):
+    for i, image in enumerate(images):
         pixel_values[i, :, : image.shape[1], : image.shape[2]] = image
-        input_ids[i, : len(prompt.input_ids)] = prompt.input_ids
-        mask[i, : len(prompt.input_ids)] = True
-    states = None
-    if text_states is not None:
-        states = text_states[0].new_zeros(len(prompts), tokens, text_states[0].shape[-1])
-        for i, state in enumerate(text_states):
-            states[i, : len(state)] = state
+    input_ids = pad_sequence([prompt.input_ids for prompt in prompts], batch_first=True)
+    mask = pad_sequence([torch.ones(len(prompt.input_ids), dtype=torch.bool) for prompt in prompts], batch_first=True)
     return GroundingBatch(
         pixel_values=pixel_values,
         image_sizes=sizes,
         input_ids=input_ids,
         attention_mask=mask,
-        text_states=states,
-        targets=None if targets is None else tuple(_pad_target(target, tokens) for target in targets),
+        text_states=None if text_states is None else pad_sequence(list(text_states), batch_first=True),
+        targets=None if targets is None else tuple(_pad_target(target, input_ids.shape[1]) for target in targets),
     )
 
 

@@ -29,23 +29,20 @@ _RULES: _Rules = [
     (r"head\.text_projection\.", r"rpn.head.dot_product_projection_text."),
     (r"head\.", r"rpn.head."),
 ]
-_TEXT_LAYER_NAMES = {
-    "query": "attention.self.query",
-    "key": "attention.self.key",
-    "value": "attention.self.value",
-    "attention_output": "attention.output.dense",
-    "attention_norm": "attention.output.LayerNorm",
-    "intermediate": "intermediate.dense",
-    "output": "output.dense",
-    "output_norm": "output.LayerNorm",
-}
 _BRANCHES = {"coarser": 0, "same": 1, "finer": 2}
-_DYCONV_RULES: _Rules = [
-    (r"(coarser|same|finer)\.norm\.", lambda m: f"DyConv.{_BRANCHES[m[1]]}.bn."),
-    (r"(coarser|same|finer)\.", lambda m: f"DyConv.{_BRANCHES[m[1]]}.conv."),
-    (r"scale_attention\.", "AttnConv.1."),
-    (r"activation\.squeeze\.", "relu.fc.0."),
-    (r"activation\.expand\.", "relu.fc.2."),
+_TOWER_RULES: _Rules = [
+    (r"fuse\.", "b_attn."),
+    (r"text\.(query|key|value)\.", r"attention.self.\1."),
+    (r"text\.attention_output\.", "attention.output.dense."),
+    (r"text\.attention_norm\.", "attention.output.LayerNorm."),
+    (r"text\.(intermediate|output)\.", r"\1.dense."),
+    (r"text\.output_norm\.", "output.LayerNorm."),
+    (r"dyconv\.(coarser|same|finer)\.norm\.", lambda m: f"DyConv.{_BRANCHES[m[1]]}.bn."),
+    (r"dyconv\.(coarser|same|finer)\.", lambda m: f"DyConv.{_BRANCHES[m[1]]}.conv."),
+    (r"dyconv\.scale_attention\.", "AttnConv.1."),
+    (r"dyconv\.activation\.squeeze\.", "relu.fc.0."),
+    (r"dyconv\.activation\.expand\.", "relu.fc.2."),
+    (r"dyconv\.", ""),
 ]
 _IGNORED = re.compile(
     r"\.relative_position_index$|^rpn\.anchor_generator\.|\.position_ids$|^rpn\.head\.cls_logits\."
@@ -72,7 +69,6 @@ def load_published(path: str | Path, config: GLIPConfig | None = None) -> GLIP:
     if not isinstance(weights, Mapping):
         raise ValueError(f"{path}: expected a dict with the weights under 'model', got {type(content).__name__}")
     try:
-        weights = _without_prefix(weights)
         config = config or PRESETS[guess_preset(weights)]()
         renamed = from_published(weights, config)
     except ValueError as error:
@@ -158,22 +154,13 @@ def published_names(name: str, config: GLIPConfig) -> list[str]:
     """Translate one of our parameter names to the published one, or to one per level for ``head.scales``."""
     if name == SCALES:
         return [f"rpn.head.scales.{level}.scale" for level in range(config.num_levels)]
-    tower = re.fullmatch(r"tower\.(\d+)\.(fuse|text|dyconv)\.(.+)", name)
+    tower = re.fullmatch(r"tower\.(\d+)\.((fuse|text|dyconv)\..+)", name)
     if tower is None:
         return [_translate(name, _RULES)]
-    layer, part, rest = int(tower[1]), tower[2], tower[3]
     # Fused layers are three modules in a row in the published tower: fusion, BERT layer, DyConv.
-    index = 3 * layer + ("fuse", "text", "dyconv").index(part) if config.fusion.enabled else layer
-    return [f"rpn.head.dyhead_tower.{index}.{_published_tower_rest(part, rest)}"]
-
-
-def _published_tower_rest(part: str, rest: str) -> str:
-    if part == "fuse":
-        return "b_attn." + rest
-    if part == "text":
-        module, _, leaf = rest.rpartition(".")
-        return f"{_TEXT_LAYER_NAMES[module]}.{leaf}"
-    return _translate(rest, _DYCONV_RULES)
+    layer, part = int(tower[1]), ("fuse", "text", "dyconv").index(tower[3])
+    index = 3 * layer + part if config.fusion.enabled else layer
+    return [f"rpn.head.dyhead_tower.{index}.{_translate(tower[2], _TOWER_RULES)}"]
 
 
 def _translate(name: str, rules: _Rules) -> str:

@@ -33,10 +33,6 @@ class GroundingTarget:
     """(T,) bool, tokens that take part in the token loss; None means every real token. Off for phrases of which it
     is unknown where they are, such as pseudo-labels below the threshold."""
 
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> GroundingTarget:
-        """Copy to a device."""
-        return self.map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
-
     def map(self, change: Callable[[Tensor], Tensor]) -> GroundingTarget:
         """Change every tensor."""
         mask = None if self.token_mask is None else change(self.token_mask)

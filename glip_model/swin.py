@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+from torchvision.ops import stochastic_depth
 
 from glip_model.cached import cached_by_size
 from glip_model.config import SwinConfig
@@ -77,8 +78,9 @@ class SwinBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, H, W, C) to (B, H, W, C)."""
-        x = x + self._drop(self._attend(self.norm1(x)))
-        return x + self._drop(self.mlp(self.norm2(x)))
+        x = x + stochastic_depth(self._attend(self.norm1(x)), self.drop_path, "row", self.training)
+        updated: Tensor = x + stochastic_depth(self.mlp(self.norm2(x)), self.drop_path, "row", self.training)
+        return updated
 
     def _attend(self, x: Tensor) -> Tensor:
         batch, height, width, dim = x.shape
@@ -98,13 +100,6 @@ class SwinBlock(nn.Module):
         if self.shift:
             x = torch.roll(x, (self.shift, self.shift), (1, 2))
         return x[:, :height, :width]
-
-    def _drop(self, branch: Tensor) -> Tensor:
-        """Stochastic depth: drop the whole branch of a picture in training."""
-        if not self.training or self.drop_path == 0.0:
-            return branch
-        keep = 1.0 - self.drop_path
-        return branch * branch.new_empty(branch.shape[0], 1, 1, 1).bernoulli_(keep).div_(keep)
 
 
 class PatchMerging(nn.Module):

@@ -5,9 +5,7 @@ Source: GLIP (Li et al., CVPR 2022), section 5.2 and its published configs (``li
 
 from __future__ import annotations
 
-from dataclasses import replace
-
-from glip_model.glip import GLIP, new_text_offset
+from glip_model.glip import GLIP
 from pipeline.errors import TrainingError
 from pipeline.training.settings import RunConfig
 
@@ -36,7 +34,4 @@ def freeze_for(run: RunConfig, model: GLIP) -> None:
             parameter.requires_grad_(name.startswith(LINEAR_LAYERS))
     elif run.tuning == "prompt":
         model.requires_grad_(False)
-        if model.text_offset is None:
-            model.config = replace(model.config, text=replace(model.config.text, has_offset=True))
-            model.text_offset = new_text_offset(model.config)
-        model.text_offset.requires_grad_(True)
+        model.add_text_offset().requires_grad_(True)
