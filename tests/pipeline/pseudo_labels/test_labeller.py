@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -83,13 +84,23 @@ def test_the_teacher_is_asked_in_batches_of_the_configured_size(
 ) -> None:
     rows = [pair(str(i), picture(red=RED) if i != 2 else b"broken", "red hat") for i in range(5)]
     done: list[Figures] = []
+    start = time.monotonic()
     labeller.label(rows, [parsed(row, "red hat") for row in rows], done.append)
+    assert 0 < sum(figures.busy_s for figures in done) <= time.monotonic() - start
     assert fake_teacher.batches == [2, 1, 1]  # of two, two less the broken one, and the last
     assert [(figures.rows, figures.boxes, figures.rejects) for figures in done] == [
         (2, 2, {}),
         (2, 1, {"image_unreadable": 1}),
         (1, 1, {}),
     ]
+
+
+def test_the_share_of_a_box_is_that_of_the_whole_picture(
+    labeller: PseudoLabeller, pair: Pair, parsed: Parsed, picture: Picture
+) -> None:
+    row = pair("a", picture((32, 24), red=(0, 0, 32, 24)), "red hat")  # of a square picture it would be three quarters
+    (record,) = labeller.label([row], [parsed(row, "red hat")])
+    assert record.phrases[0].reject_reason == "box_too_large"
 
 
 def test_a_batch_without_a_usable_row_does_not_ask_the_teacher(
