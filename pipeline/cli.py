@@ -6,14 +6,12 @@ Commands import what they work with when they run, so that ``--help`` answers at
 from __future__ import annotations
 
 import argparse
-import csv
-import json
 import logging
 import os
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -138,21 +136,6 @@ def progress(total: int | None, description: str, unit: str) -> tqdm[Any]:
         maxinterval=10.0 if interactive else 60.0,
         leave=interactive,
     )
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON whole or not at all, with sorted keys so that equal results are equal files."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.write_text(json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
-    aside.replace(path)
-
-
-def write_csv(path: Path, rows: Iterable[Sequence[Any]]) -> None:
-    """Write a table, the names of its columns being the first row."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows(rows)
 
 
 def quiet_libraries() -> None:

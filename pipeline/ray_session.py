@@ -9,18 +9,22 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # keeps a warning about future defaults away
 
 import ray
 from ray.autoscaler.sdk import request_resources
 
-from pipeline.errors import ConfigError, MissingInputError
+from pipeline.errors import ConfigError, MissingInputError, PipelineError, ShardError
+
+T = TypeVar("T")
+W = TypeVar("W")
 
 logger = logging.getLogger(__name__)
 
@@ -32,9 +36,6 @@ CONNECT_SECONDS = 10.0
 
 RESTARTS = 4
 """How often what a worker was at when it died is begun anew."""
-
-WorkerDeath = ray.exceptions.RayError
-"""A worker died once too often, or its node is gone."""
 
 WANTED_VARIABLE = "GLIP_RESOURCES"
 """Environment variable: what a joined cluster shall grow to before the work is divided, as ``{"GPU": 8}``."""
@@ -121,20 +122,58 @@ def cores_per_worker(workers: int) -> int:
     return next((n for n in range(max(cores, default=0), 0, -1) if sum(c // n for c in cores) >= workers), 0)
 
 
-def results(pool: ray.util.ActorPool) -> Iterator[Any]:
-    """Yield what a pool's workers return, as it comes; for a task whose worker died too often, its death.
+def run_pool(workers: Sequence[W], call: Callable[[W, T], Any], work: Iterable[T]) -> Iterator[tuple[T, Any]]:
+    """Give each piece of work to a worker that is free; yield the pieces with what came of them, as it comes.
+
+    Args:
+        workers: actors, which are ended in the end, or remote functions, as often as they may run at once.
+        call: begins a piece of work.
+        work: is asked for the next piece when a worker is free.
 
     Raises:
-        RayTaskError: a worker raised, which is a bug; with its traceback.
+        PipelineError: as a worker raised it, at once; one that a worker returned is raised when the other pieces are
+            done, of several the first in the order of their texts, whichever came first.
+        ShardError: a worker died over a piece as often as it may; when the others are done.
+        RayTaskError: a worker raised something else, which is a bug; with its traceback.
     """
-    while pool.has_next():
-        try:
-            result = pool.get_next_unordered()
-        except ray.exceptions.RayTaskError:
-            raise
-        except WorkerDeath as death:
-            result = death
-        yield result
+    pieces, free = iter(work), list(workers)
+    under_way: dict[Any, tuple[W, T]] = {}
+    errors: list[PipelineError] = []
+    try:
+        while True:
+            for piece in islice(pieces, len(free)):
+                worker = free.pop()
+                under_way[call(worker, piece)] = worker, piece
+            if not under_way:
+                break
+            (done, *_), _ = ray.wait(list(under_way))
+            worker, piece = under_way.pop(done)
+            free.append(worker)
+            try:
+                result = ray.get(done)
+            except ray.exceptions.RayTaskError as error:
+                if isinstance(error.cause, PipelineError):
+                    raise error.cause from None
+                raise
+            except ray.exceptions.RayError as death:
+                result = ShardError(f"{piece}: its worker died {RESTARTS + 1} times ({death})")
+            if isinstance(result, PipelineError):
+                errors.append(result)
+            else:
+                yield piece, result
+    finally:
+        for worker in workers:
+            if isinstance(worker, ray.actor.ActorHandle):
+                ray.kill(worker)  # now, rather than when the last reference goes: whoever comes next needs the cores
+    if errors:
+        raise min(errors, key=str)
+
+
+def on_all_machines(function: Callable[..., T], *arguments: Sequence[Any]) -> list[T]:
+    """Call a function that takes a core as ``map`` does, in tasks of Ray; return what it returned, in order."""
+    task = ray.remote(num_cpus=1)(function)
+    found: list[T] = ray.get([task.remote(*each) for each in zip(*arguments, strict=True)])
+    return found
 
 
 def _node_resources() -> list[dict[str, float]]:

@@ -13,14 +13,14 @@ import functools
 import importlib
 import json
 import typing
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import pydantic.dataclasses
 import yaml
-from pydantic import ConfigDict, Field, GetCoreSchemaHandler, TypeAdapter, ValidationError
-from pydantic_core import CoreSchema, PydanticCustomError, core_schema, to_json
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic_core import to_json
 
 from pipeline.errors import ConfigError, MissingInputError
 
@@ -37,36 +37,15 @@ SECTIONS = {
 _EXTENDS = "extends"
 """Key of a params file: the path, from its own folder, of the file that it says the differences to."""
 _RULES = ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True)
+EXPECTED = "expected"
+"""Type of pydantic's errors that say in their context, under this name, what was expected."""
 T = TypeVar("T")
 
 
-@dataclasses.dataclass(frozen=True)
-class Range:
-    """Annotation of a number: its least value and, where there is one, its greatest."""
-
-    low: float
-    high: float | None = None
-
-    def __get_pydantic_core_schema__(self, kind: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        """Check the range after the type."""
-        return core_schema.no_info_after_validator_function(self._check, handler(kind))
-
-    def __get_pydantic_json_schema__(self, schema: Any, handler: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
-        """Tell editors of the range."""
-        limits = {"minimum": self.low, "maximum": self.high}
-        return handler(schema) | {name: value for name, value in limits.items() if value is not None}
-
-    def _check(self, value: float) -> float:
-        if value < self.low or (self.high is not None and value > self.high):
-            expected = f"at least {self.low}" if self.high is None else f"{self.low} to {self.high}"
-            raise PydanticCustomError("out_of_range", "expected {expected}", {"expected": expected})
-        return value
-
-
-Count = Annotated[int, Range(1)]
-Natural = Annotated[int, Range(0)]
-Amount = Annotated[float, Range(0)]
-Share = Annotated[float, Range(0, 1)]
+Count = Annotated[int, Field(ge=1)]
+Natural = Annotated[int, Field(ge=0)]
+Amount = Annotated[float, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
 @typing.dataclass_transform(kw_only_default=True, frozen_default=True)
@@ -169,31 +148,17 @@ def parse_options(hints: Mapping[str, Any], defaults: Mapping[str, Any], values:
 
 def json_schema() -> dict[str, Any]:
     """Return the JSON schema of params files, for editors: one that extends none must have every setting."""
-    kind = _file_class()
-    schema = TypeAdapter(kind).json_schema()
-    for inner in _sections(kind):
-        del schema["$defs"][inner.__name__]["required"]
-    required = _required(kind)
-    del schema["required"]
-    schema["properties"][_EXTENDS] = {
-        "description": "The params file, from this one's folder, that this one says the differences to.",
-        "type": "string",
-    }
-    return schema | {"if": {"not": {"required": [_EXTENDS]}}, "then": required}
+    schema = TypeAdapter(_file_class()).json_schema()
+    demanded = _demanded(_file_class(), schema["$defs"] | {_file_class().__name__: schema})
+    schema["properties"][_EXTENDS] = {"type": "string", "description": "The file that this one differs from."}
+    return schema | {"if": {"not": {"required": [_EXTENDS]}}, "then": demanded}
 
 
-def _required(kind: Any) -> dict[str, Any]:
-    """Return the part of a schema that demands every setting of a section and of those inside."""
-    inner = {name: _required(hint) for name, hint in typing.get_type_hints(kind).items() if _is_section(hint)}
-    return {"required": [each.name for each in dataclasses.fields(kind)], "properties": inner}
-
-
-def _sections(kind: Any) -> Iterator[Any]:
-    """Yield the classes of the sections inside a section."""
-    for hint in typing.get_type_hints(kind).values():
-        if _is_section(hint):
-            yield hint
-            yield from _sections(hint)
+def _demanded(kind: Any, schemas: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+    """Take what a section and those inside must have out of their schemas, and return it as one."""
+    hints = typing.get_type_hints(kind).items()
+    inside = {name: _demanded(hint, schemas) for name, hint in hints if _is_section(hint)}
+    return {"required": schemas[kind.__name__].pop("required"), "properties": inside}
 
 
 @functools.cache
@@ -257,7 +222,7 @@ def _unknown(name: Any, known: Iterable[str], where: str) -> str:
     return f"{_dotted(where, (name,))} is not a setting; {hint}"
 
 
-_EXPECTED = {
+_KINDS = {
     "bool_type": "bool",
     "dataclass_type": "a mapping of settings",
     "dict_type": "a mapping",
@@ -266,7 +231,7 @@ _EXPECTED = {
     "string_type": "str",
     "tuple_type": "a list",
 }
-"""What each kind of mistake should have been."""
+"""What pydantic's types of errors expected, in the words of params files."""
 
 
 def _explain(error: ValidationError, kind: Any, where: str) -> str:
@@ -284,10 +249,10 @@ def _explain(error: ValidationError, kind: Any, where: str) -> str:
             return f"{name}{'.' if name else ''}{mistake['ctx']['error']}"
         case "literal_error":
             expected = f"one of {mistake['ctx']['expected'].replace(' or ', ', ')}".replace("'", "")
-        case "out_of_range":
-            expected = mistake["ctx"]["expected"]
+        case "greater_than_equal" | "less_than_equal":
+            expected = _limits(_kind_at(kind, mistake["loc"]))
         case other:
-            expected = _EXPECTED.get(other, mistake["msg"])
+            expected = mistake.get("ctx", {}).get(EXPECTED) or _KINDS.get(other, mistake["msg"])
     # YAML 1.1 reads 1e-4 as a string; say so instead of leaving the reader puzzled.
     hint = " (write 1.0e-4 rather than 1e-4)" if expected == "float" and isinstance(found, str) else ""
     return f"{name} is {found!r}; expected {expected}{hint}"
@@ -302,5 +267,13 @@ def _dotted(where: str, steps: Iterable[Any]) -> str:
 def _kind_at(kind: Any, steps: Iterable[Any]) -> Any:
     """Return the type of a setting below a section."""
     for step in steps:
-        kind = typing.get_type_hints(kind)[step] if _is_section(kind) else typing.get_args(kind)[-1]
+        hints = typing.get_type_hints(kind, include_extras=True) if _is_section(kind) else {}
+        kind = hints.get(step) or typing.get_args(kind)[-1]
     return kind
+
+
+def _limits(kind: Any) -> str:
+    """Return the limits of a number, or of one that may be left open, in words."""
+    [field] = next(each.__metadata__ for each in (kind, *typing.get_args(kind)) if hasattr(each, "__metadata__"))
+    limits = {name: limit for each in field.metadata for name, limit in dataclasses.asdict(each).items()}
+    return f"{limits['ge']} to {limits['le']}" if "le" in limits else f"at least {limits['ge']}"

@@ -14,7 +14,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.cli import add_params, progress, run_if_program, write_json
+from pipeline.cli import add_params, progress, run_if_program
 from pipeline.errors import MissingInputError
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ def run(args: argparse.Namespace) -> str:
     from pipeline.pseudo_labels.labeller import PseudoLabeller
     from pipeline.pseudo_labels.teachers import open_teacher
     from pipeline.settings import load_all
+    from pipeline.store.atomic import write_json
     from pipeline.store.records import GroundingRecord
     from pipeline.store.shards import list_shards, read_shard
     from pipeline.store.storage import to_place

@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from pipeline.cli import add_params, run_if_program, write_csv, write_json
+from pipeline.cli import add_params, run_if_program
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,6 +33,7 @@ def run(args: argparse.Namespace) -> str:
     from pipeline.evaluation.settings import EvaluateConfig
     from pipeline.ray_session import ray_session
     from pipeline.settings import load
+    from pipeline.store.atomic import write_csv, write_json
     from pipeline.store.storage import to_place
 
     config = load(args.params, EvaluateConfig)

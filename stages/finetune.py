@@ -30,7 +30,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.cli import add_params, run_if_program, write_json
+from pipeline.cli import add_params, run_if_program
 from pipeline.errors import ConfigError, MissingInputError
 
 if TYPE_CHECKING:
@@ -69,6 +69,7 @@ def run(args: argparse.Namespace) -> str:
     from pipeline.prepare.layouts import find_layout
     from pipeline.ray_session import ray_session
     from pipeline.settings import load, load_all
+    from pipeline.store.atomic import write_json
     from pipeline.training.finetune import RUN, Choices, finetune_config, with_length
     from pipeline.training.job import Paths, train
     from pipeline.training.settings import TrainingSettings

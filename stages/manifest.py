@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from pipeline.cli import run_if_program, write_json
+from pipeline.cli import run_if_program
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,6 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> str:
     """Write the manifest."""
+    from pipeline.store.atomic import write_json
     from pipeline.store.manifest import describe_shards
     from pipeline.store.storage import to_place
 

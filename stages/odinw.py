@@ -14,7 +14,7 @@ import dataclasses
 import logging
 from pathlib import Path
 
-from pipeline.cli import run_if_program, write_json
+from pipeline.cli import run_if_program
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Read, average, print."""
     from pipeline.evaluation.odinw_tuned import format_averages, incomplete, read_runs, tuned_averages
+    from pipeline.store.atomic import write_json
 
     runs = read_runs(args.runs, args.split)
     found = tuned_averages(runs)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from pipeline.cli import add_params, run_if_program, write_json
+from pipeline.cli import add_params, run_if_program
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,6 +31,7 @@ def run(args: argparse.Namespace) -> str:
     from pipeline.phrases.statistics import count_phrases, write_curve
     from pipeline.ray_session import ray_session
     from pipeline.settings import load
+    from pipeline.store.atomic import write_json
     from pipeline.store.storage import to_place
 
     config = load(args.params, PhrasesConfig)

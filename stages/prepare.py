@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from pipeline.cli import add_params, run_if_program, write_json
+from pipeline.cli import add_params, run_if_program
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,6 +23,7 @@ def run(args: argparse.Namespace) -> str:
     from pipeline.prepare.job import prepare
     from pipeline.ray_session import ray_session
     from pipeline.settings import load_all
+    from pipeline.store.atomic import write_json
 
     settings = load_all(args.params)
     with ray_session():

@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from pipeline.cli import add_params, run_if_program, write_json
+from pipeline.cli import add_params, run_if_program
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,6 +29,7 @@ def run(args: argparse.Namespace) -> str:
     from pipeline.pseudo_labels.job import Inputs, pseudo_label
     from pipeline.ray_session import ray_session
     from pipeline.settings import load_all
+    from pipeline.store.atomic import write_json
     from pipeline.store.storage import to_place
 
     settings = load_all(args.params)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from pipeline.cli import add_params, run_if_program, write_csv, write_json
+from pipeline.cli import add_params, run_if_program
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,7 +40,8 @@ def run(args: argparse.Namespace) -> str:
     from pipeline.report.provenance import collect
     from pipeline.report.standings import headline, summarise
     from pipeline.settings import load_all
-    from pipeline.store.storage import replacing, to_place
+    from pipeline.store.atomic import replacing, write_csv, write_json
+    from pipeline.store.storage import to_place
 
     predictions = to_place(args.predictions)
     settings = load_all(args.params)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from pipeline.cli import run_if_program, write_json
+from pipeline.cli import run_if_program
 from pipeline.errors import ConfigError
 
 
@@ -41,6 +41,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Read, score, print."""
+    from pipeline.store.atomic import write_json
+
     metrics = _score(args)
     width = max(map(len, metrics))
     for name, value in metrics.items():

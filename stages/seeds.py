@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.cli import run_if_program, write_json
+from pipeline.cli import run_if_program
 from pipeline.errors import PipelineError
 
 logger = logging.getLogger(__name__)
@@ -43,6 +43,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Run what is missing, then summarise."""
+    from pipeline.store.atomic import write_json
+
     results = []
     for seed in args.seeds:
         revision = _run_experiment(seed)

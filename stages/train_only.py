@@ -9,7 +9,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.cli import add_params, run_if_program, write_json
+from pipeline.cli import add_params, run_if_program
 from pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ def run(args: argparse.Namespace, validate: Validate | None = None) -> str | Non
     """
     from pipeline.ray_session import ray_session
     from pipeline.settings import load
+    from pipeline.store.atomic import write_json
     from pipeline.store.storage import to_place
     from pipeline.training.dry_run import describe_run
     from pipeline.training.job import Paths, train

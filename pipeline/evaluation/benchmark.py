@@ -53,8 +53,8 @@ class Benchmark:
         return [record for path in self.shards for record in read_annotations(path, TASKS[self.task])]
 
     def categories(self) -> list[Category]:
-        """Return the vocabulary of a detection benchmark."""
-        return read_categories(self.shards[0])
+        """Return the vocabulary of detection; of other tasks there is none."""
+        return read_categories(self.shards[0]) if self.task == "detection" else []
 
     def pictures(self, numbers: Sequence[int]) -> Iterator[Image.Image | ImageError]:
         """Yield the pictures of some rows, counted over all shards, or why one cannot be; a shard is read once."""

@@ -40,12 +40,33 @@ def truth_and_found(
         BenchmarkError: predictions belong to other rows.
     """
     check_rows(predictions, [record.key for record in records], "detection")
-    truth = set_of_records(records, categories)
-    return truth, found_of_predictions(predictions, truth.categories)
+    truth = _truth(records, categories)
+    return truth, _found(predictions, truth.categories)
 
 
-def set_of_records(records: Sequence[DetectionRecord], categories: Sequence[Category]) -> DetectionSet:
-    """Return the ground truth that records hold, their pictures in the same order."""
+def in_order(categories: Iterable[Category]) -> tuple[Category, ...]:
+    """Return categories in order of their ids, of equal ids the last."""
+    by_id = {category.id: category for category in categories}
+    return tuple(by_id[category_id] for category_id in sorted(by_id))
+
+
+def numbers_of(categories: Sequence[Category]) -> dict[int, int]:
+    """Return category id to number."""
+    return {category.id: number for number, category in enumerate(categories)}
+
+
+def pairs(per_picture: Iterable[Iterable[int]], numbers: dict[int, int]) -> np.ndarray:
+    """Return (N, 2) int64 picture and category number of each picture's category ids; unknown ids are left out."""
+    found = [(i, numbers[label]) for i, labels in enumerate(per_picture) for label in labels if label in numbers]
+    return np.array(found, np.int64).reshape(-1, 2)
+
+
+def to_xywh(boxes_xyxy: np.ndarray) -> np.ndarray:
+    """Return (N, 4) left, top, width and height of corners."""
+    return np.concatenate((boxes_xyxy[:, :2], boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]), axis=1)
+
+
+def _truth(records: Sequence[DetectionRecord], categories: Sequence[Category]) -> DetectionSet:
     vocabulary = in_order(categories)
     numbers = numbers_of(vocabulary)
     rows = [(number, item) for number, record in enumerate(records) for item in record.objects]
@@ -71,13 +92,7 @@ def set_of_records(records: Sequence[DetectionRecord], categories: Sequence[Cate
     )
 
 
-def found_of_predictions(predictions: Predictions, categories: Sequence[Category]) -> Found:
-    """Return predictions of the records of a set as arrays.
-
-    Args:
-        predictions: labels are category ids.
-        categories: of the set.
-    """
+def _found(predictions: Predictions, categories: Sequence[Category]) -> Found:
     ids = np.array([category.id for category in categories], np.int64)
     places = np.minimum(np.searchsorted(ids, predictions.labels), max(len(ids) - 1, 0))
     known = ids[places] == predictions.labels if len(ids) else np.zeros(len(predictions), bool)
@@ -87,25 +102,3 @@ def found_of_predictions(predictions: Predictions, categories: Sequence[Category
         boxes_xywh=to_xywh(predictions.boxes_xyxy.astype(np.float64)),  # before subtracting, as for the truth
         scores=predictions.scores.astype(np.float64),
     )
-
-
-def in_order(categories: Iterable[Category]) -> tuple[Category, ...]:
-    """Return categories in order of their ids, of equal ids the last."""
-    by_id = {category.id: category for category in categories}
-    return tuple(by_id[category_id] for category_id in sorted(by_id))
-
-
-def numbers_of(categories: Sequence[Category]) -> dict[int, int]:
-    """Return category id to number."""
-    return {category.id: number for number, category in enumerate(categories)}
-
-
-def pairs(per_picture: Iterable[Iterable[int]], numbers: dict[int, int]) -> np.ndarray:
-    """Return (N, 2) int64 picture and category number of each picture's category ids; unknown ids are left out."""
-    found = [(i, numbers[label]) for i, labels in enumerate(per_picture) for label in labels if label in numbers]
-    return np.array(found, np.int64).reshape(-1, 2)
-
-
-def to_xywh(boxes_xyxy: np.ndarray) -> np.ndarray:
-    """Return (N, 4) left, top, width and height of corners."""
-    return np.concatenate((boxes_xyxy[:, :2], boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]), axis=1)

@@ -15,7 +15,7 @@ from glip_model.glip import GLIP
 from glip_model.predictor import GLIPPredictor
 from pipeline.errors import MissingInputError
 from pipeline.evaluation.benchmark import TASKS, Benchmark, list_benchmarks, predict_shard, predictions_of
-from pipeline.evaluation.labelled import label_names, true_boxes
+from pipeline.evaluation.labelled import found_boxes, label_names, true_boxes
 from pipeline.evaluation.predictions import NO_BOXES, Predictions, read_predictions, write_predictions
 from pipeline.evaluation.scoring import ALL, LEADING, leading, score
 from pipeline.evaluation.settings import EvaluateConfig
@@ -89,7 +89,7 @@ def _first_rows(benchmark: Benchmark, rows: int, folder: Path) -> Benchmark:
 
 def _drawn(benchmark: Benchmark, predictions: Predictions, count: int) -> Iterator[tuple[int, Image.Image]]:
     """Yield row and picture of the first rows: labelled boxes on the left, as many of those found on the right."""
-    categories = benchmark.categories() if benchmark.task == "detection" else []
+    categories = benchmark.categories()
     rows = list(range(min(count, sum(benchmark.rows))))
     found, records = predictions.by_number(), benchmark.read()
     for row, image in zip(rows, benchmark.pictures(rows), strict=True):
@@ -99,10 +99,9 @@ def _drawn(benchmark: Benchmark, predictions: Predictions, count: int) -> Iterat
         texts, truth = label_names(record, categories), true_boxes(record)
         groups = {label: i for i, label in enumerate(sorted(texts))}
         labelled = [LabelledBox(box, texts[label], group=groups[label]) for label, box in truth if label in texts]
-        guessed = []
-        for i in found.get(row, NO_BOXES)[: max(1, len(labelled))]:
-            x1, y1, x2, y2 = predictions.boxes_xyxy[i].tolist()
-            label = int(predictions.labels[i])
-            text = texts.get(label, getattr(record, "caption", ""))
-            guessed.append(LabelledBox((x1, y1, x2, y2), text, float(predictions.scores[i]), groups.get(label, 0)))
+        best = found.get(row, NO_BOXES)[: max(1, len(labelled))]
+        guessed = [
+            LabelledBox(box, texts.get(label, getattr(record, "caption", "")), score, groups.get(label, 0))
+            for label, box, score in found_boxes(predictions, best)
+        ]
         yield row, join_pictures([[draw_boxes(image, labelled, "labelled"), draw_boxes(image, guessed, "found")]])

@@ -13,8 +13,9 @@ import pyarrow.parquet as pq
 
 from glip_model.structures import Detections
 from pipeline.errors import BenchmarkError
-from pipeline.store.shards import PROVENANCE_KEY, read_metadata, read_table, storage_errors
-from pipeline.store.storage import Place, replacing
+from pipeline.store.atomic import replacing, storage_errors
+from pipeline.store.shards import PROVENANCE_KEY, read_metadata, read_table
+from pipeline.store.storage import Place
 
 PREDICTION_SCHEMA = pa.schema(
     [

@@ -44,7 +44,7 @@ def score(benchmark: Benchmark, predictions: Predictions) -> Score:
         BenchmarkError: predictions belong to other rows.
     """
     records: list[Any] = benchmark.read()
-    categories = benchmark.categories() if benchmark.task == "detection" else []
+    categories = benchmark.categories()
     result = evaluate(benchmark.task, records, categories, predictions)
     if isinstance(result, LvisResult):
         standard = evaluate_federated(*truth_and_found(records, categories, predictions), STANDARD)

@@ -14,9 +14,9 @@ from glip_model.images import ImageError
 from pipeline.errors import ConfigError, MissingInputError, ShardError, StorageError
 from pipeline.inspection.reading import read_records
 from pipeline.inspection.search import Found
+from pipeline.store.atomic import replacing
 from pipeline.store.images import read_encoded
 from pipeline.store.records import Box, GroundingRecord
-from pipeline.store.storage import replacing
 
 PICTURES = "images"
 _SUFFIXES = {b"\xff\xd8": "jpg", b"\x89P": "png", b"RI": "webp", b"GI": "gif", b"BM": "bmp"}

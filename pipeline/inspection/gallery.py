@@ -20,9 +20,9 @@ from PIL import Image
 from glip_model.images import ImageError
 from pipeline.inspection.reading import read_records
 from pipeline.inspection.search import Found
+from pipeline.store.atomic import replacing
 from pipeline.store.images import load_image
 from pipeline.store.records import GroundingRecord
-from pipeline.store.storage import replacing
 
 THUMBNAIL_SIDE = 320
 """Pixels; longer sides are shrunk."""

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from pipeline.phrases.settings import PhrasesConfig
@@ -40,14 +40,6 @@ _SLASHES = frozenset({"/", "|", "\\"})
 _PLURAL_ENDING = re.compile(r"(?<=\w\w[^s])s$")
 
 
-@dataclass(frozen=True)
-class Mention:
-    """A phrase, and whether the words around it introduce another thing than was named before."""
-
-    phrase: Phrase
-    introduces: bool
-
-
 class Cleaner:
     """Applies the rules above with the lists and limits of the settings."""
 
@@ -63,9 +55,10 @@ class Cleaner:
             stretches: runs of spaCy tokens that may name something, in order, without overlap.
         """
         mentions = [mention for stretch in stretches for mention in self._mentions(text, stretch)]
-        return _merge_repeats(mentions) if self._config.merge_repeats else tuple(each.phrase for each in mentions)
+        return _merge_repeats(mentions) if self._config.merge_repeats else tuple(phrase for phrase, _ in mentions)
 
-    def _mentions(self, text: str, stretch: Iterable[Any]) -> Iterator[Mention]:
+    def _mentions(self, text: str, stretch: Iterable[Any]) -> Iterator[tuple[Phrase, bool]]:
+        """Yield phrases, and whether the words around each introduce another thing than was named before."""
         for piece in _divide(stretch):
             cut, tokens = self._trim(piece)
             if not tokens or not _is_noun(tokens[-1]) or _is_head_in(self._abstract_heads, tokens[-1]):
@@ -73,7 +66,7 @@ class Cleaner:
             start, end = tokens[0].idx, tokens[-1].idx + len(tokens[-1])
             if len(text[start:end].split()) <= self._config.max_words:
                 phrase = Phrase(text=text[start:end], char_spans=((start, end),), is_plural=_is_plural(cut, tokens))
-                yield Mention(phrase, any(token.lower_ in _INTRODUCING for token in cut))
+                yield phrase, any(token.lower_ in _INTRODUCING for token in cut)
 
     def _trim(self, tokens: list[Any]) -> tuple[list[Any], list[Any]]:
         """Cut what does not describe the thing off both ends; return what was cut in front, and the rest."""
@@ -90,12 +83,12 @@ class Cleaner:
         return tokens[:start], tokens[start:end]
 
 
-def _merge_repeats(mentions: Sequence[Mention]) -> tuple[Phrase, ...]:
+def _merge_repeats(mentions: Iterable[tuple[Phrase, bool]]) -> tuple[Phrase, ...]:
     merged: list[Phrase] = []
     place: dict[str, int] = {}
-    for mention in mentions:
-        phrase, name = mention.phrase, _without_variation(mention.phrase.text)
-        if mention.introduces or name not in place:
+    for phrase, introduces in mentions:
+        name = _without_variation(phrase.text)
+        if introduces or name not in place:
             place[name] = len(merged)
             merged.append(phrase)
         else:

@@ -59,20 +59,15 @@ class HeldOut:
     """
 
     def __init__(self, sightings: Iterable[Sighting]) -> None:
-        ids, looks = set(), set()
-        for seen in sightings:
-            if seen.picture_id is not None:
-                ids.add(seen.picture_id)
-            if seen.looks is not None:
-                looks.add(seen.looks)
-        self.ids = frozenset(ids)
-        self._namespaces = frozenset(map(_namespace, ids))
-        self._looks = frozenset(looks)
+        seen = list(sightings)
+        self.ids = frozenset(each.picture_id for each in seen if each.picture_id is not None)
+        self._namespaces = frozenset(map(_namespace, self.ids))
+        self._looks = frozenset(each.looks for each in seen if each.looks is not None)
         # Per band the hashes by their bits there: only the few under the same bits are compared.
         self._near: list[dict[int, list[int]]] = []
         for first, mask in _BANDS:
             by_bits: dict[int, list[int]] = {}
-            for value in sorted(looks):
+            for value in sorted(self._looks):
                 by_bits.setdefault(value >> first & mask, []).append(value)
             self._near.append(by_bits)
 
@@ -93,11 +88,11 @@ class HeldOut:
             return seen.picture_id in self.ids
         if seen.looks is None:
             return False
-        for (first, mask), by_bits in zip(_BANDS, self._near, strict=True):
-            for value in by_bits.get(seen.looks >> first & mask, ()):
-                if (value ^ seen.looks).bit_count() <= MAX_DISTANCE:
-                    return True
-        return False
+        return any(
+            (value ^ seen.looks).bit_count() <= MAX_DISTANCE
+            for (first, mask), by_bits in zip(_BANDS, self._near, strict=True)
+            for value in by_bits.get(seen.looks >> first & mask, ())
+        )
 
 
 def _namespace(picture_id: str) -> str:

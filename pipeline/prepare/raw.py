@@ -15,6 +15,7 @@ from pydantic import GetCoreSchemaHandler
 from pydantic_core import CoreSchema, core_schema
 
 from pipeline.prepare.settings import PrepareConfig
+from pipeline.settings import EXPECTED
 from pipeline.store.records import Category, Record
 
 
@@ -29,7 +30,10 @@ class Url(str):
     @classmethod
     def __get_pydantic_core_schema__(cls, kind: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         """Let a string of a params file become one."""
-        return core_schema.no_info_after_validator_function(cls, handler(str))
+        text = core_schema.custom_error_schema(
+            handler(str), EXPECTED, custom_error_message="no text", custom_error_context={EXPECTED: cls.__name__}
+        )
+        return core_schema.no_info_after_validator_function(cls, text)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,21 +81,23 @@ class RawPhrase:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class RawPair:
-    """A picture with a caption."""
-
+class _RawPicture:
     name: str
     """What the raw data calls the row, for messages."""
     image: RawImage
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RawPair(_RawPicture):
+    """A picture with a caption."""
+
     caption: Any
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class RawDetection:
+class RawDetection(_RawPicture):
     """A picture with category boxes."""
 
-    name: str
-    image: RawImage
     objects: Sequence[RawObject]
     negative_category_ids: Any = ()
     """A list of what somebody looked for in vain, where not all categories are looked for."""
@@ -100,11 +106,9 @@ class RawDetection:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class RawGrounding:
+class RawGrounding(_RawPicture):
     """A picture with a caption and boxes for its phrases."""
 
-    name: str
-    image: RawImage
     caption: Any
     phrases: Sequence[RawPhrase]
     occurrence: int = 0
@@ -130,7 +134,8 @@ class DroppedBox:
     """One of ``records.BOX_DROP_REASONS``."""
 
 
-RawRow = RawPair | RawDetection | RawGrounding | Reject | DroppedBox | Record
+PictureRow = RawPair | RawDetection | RawGrounding
+RawRow = PictureRow | Reject | DroppedBox | Record
 """What a part yields. A reader may reject a row for itself, and one that makes its pictures yields finished records."""
 
 

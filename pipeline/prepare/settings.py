@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
+from pydantic import Field
+
 from pipeline.errors import ConfigError
-from pipeline.settings import Count, Natural, Range, Share, parse_options, section
+from pipeline.settings import Count, Natural, Share, parse_options, section
 
 
 @section
@@ -17,7 +19,7 @@ class EmbeddedConfig:
     """Concepts that human data shows and names."""
     novel_concepts: Count
     """Concepts that only web pairs show."""
-    image_size: Annotated[int, Range(32, 2048)]
+    image_size: Annotated[int, Field(ge=32, le=2048)]
     """Side of the square pictures in pixels."""
     min_objects: Count
     max_objects: int

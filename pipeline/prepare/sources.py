@@ -82,6 +82,7 @@ class Source:
     repeat: int
     description: str
     """Reader and options, for the metadata of shards."""
+    reader: Reader
     tables: tuple[RawTable, ...]
 
 
@@ -131,7 +132,7 @@ def _open(entry: SourceEntry, repeat: int, role: Role, where: str, config: Prepa
                 f"{wanted} records"
             )
     described = ", ".join(f"{key}: {_public(value)}" for key, value in entry.items() if key != "repeat")
-    return Source(name, repeat, described, tables)
+    return Source(name, repeat, described, reader, tables)
 
 
 def find_reader(name: str, where: str) -> Reader:

@@ -16,7 +16,7 @@ from typing import Any, Literal, TypeGuard
 
 from glip_model.images import ImageError, check_image
 from pipeline.prepare.held_out import HeldOut, Sighting, perceptual_hash
-from pipeline.prepare.raw import DroppedBox, RawDetection, RawGrounding, RawImage, RawPair, RawRow, Reject
+from pipeline.prepare.raw import DroppedBox, PictureRow, RawDetection, RawGrounding, RawImage, RawPair, RawRow, Reject
 from pipeline.store.filesystem import join_inside, read_many
 from pipeline.store.records import (
     Box,
@@ -86,7 +86,7 @@ def to_records(
     while batch := list(islice(iterator, READ_AHEAD)):
         fetched = _fetch(batch) if rules.pictures != "unread" else {}
         for i, row in enumerate(batch):
-            if isinstance(row, RawPair | RawDetection | RawGrounding):
+            if isinstance(row, PictureRow):
                 yield from _convert(row, fetched.get(i), rules, sightings)
             else:
                 yield row
@@ -94,7 +94,7 @@ def to_records(
 
 def _fetch(batch: Sequence[RawRow]) -> dict[int, RawImage | ImageError]:
     """Read the pictures of rows that do not carry them, each from the first of its places that has it."""
-    rows = {i: row for i, row in enumerate(batch) if isinstance(row, RawPair | RawDetection | RawGrounding)}
+    rows = {i: row for i, row in enumerate(batch) if isinstance(row, PictureRow)}
     found: dict[int, RawImage | ImageError] = {}
     waiting: dict[int, list[str]] = {}
     for i, row in rows.items():
@@ -117,10 +117,7 @@ def _places(image: RawImage) -> list[str]:
 
 
 def _convert(
-    row: RawPair | RawDetection | RawGrounding,
-    fetched: RawImage | ImageError | None,
-    rules: Rules,
-    sightings: list[Sighting] | None,
+    row: PictureRow, fetched: RawImage | ImageError | None, rules: Rules, sightings: list[Sighting] | None
 ) -> Iterator[Record | Reject | DroppedBox]:
     caption = "" if isinstance(row, RawDetection) else clean_caption(row.caption)
     if isinstance(row, RawPair):
@@ -170,14 +167,8 @@ def _detection(row: RawDetection, picture: _Picture, rules: Rules) -> Iterator[D
         elif not isinstance(item.category_id, int) or item.category_id not in rules.categories:
             yield DroppedBox(row.name, "category_unknown")
         else:
-            objects.append(
-                DetectedObject(
-                    category_id=item.category_id,
-                    xyxy=box,
-                    is_crowd=bool(item.is_crowd),
-                    area=read_area(item.area),
-                )
-            )
+            is_crowd, area = bool(item.is_crowd), read_area(item.area)
+            objects.append(DetectedObject(category_id=item.category_id, xyxy=box, is_crowd=is_crowd, area=area))
     key = content_key(rules.source, picture.content)
     yield DetectionRecord(
         objects=tuple(objects),

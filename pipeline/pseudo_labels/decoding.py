@@ -14,6 +14,7 @@ import select
 import struct
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -31,7 +32,7 @@ _READY, _PICTURE, _REFUSAL = b"r", b"p", b"e"
 _SIZE = struct.Struct("<II")
 
 
-class PictureDecoder:
+class PictureDecoder(AbstractContextManager["PictureDecoder"]):
     """Decodes batches of pictures; a context manager that ends its processes.
 
     Args:
@@ -46,10 +47,6 @@ class PictureDecoder:
         self._idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
         for worker in self._workers:
             self._idle.put(worker)
-
-    def __enter__(self) -> PictureDecoder:
-        """Return itself."""
-        return self
 
     def __exit__(self, *_: object) -> None:
         """End the processes."""

@@ -11,13 +11,10 @@ import logging
 import os
 import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -35,18 +32,19 @@ from pipeline.pseudo_labels.manifest import (
     finished_summary,
     plan_shard,
     read_manifest,
-    remove_manifest,
     summarise,
+    to_metrics,
     write_manifest,
 )
 from pipeline.pseudo_labels.progress import Figures, Meter, describe
 from pipeline.pseudo_labels.settings import PseudoLabelConfig
 from pipeline.pseudo_labels.teachers import open_teacher
-from pipeline.ray_session import share_cluster
+from pipeline.ray_session import on_all_machines, share_cluster
 from pipeline.store.provenance import FINGERPRINT
 from pipeline.store.records import CaptionRecord, GroundingRecord, PhrasesRecord
-from pipeline.store.shards import PROVENANCE_KEY, ShardWriter, list_shards, read_fingerprint, read_shard
-from pipeline.store.storage import Place, exists, list_files, remove, size
+from pipeline.store.resume import keep_finished, side_by_side
+from pipeline.store.shards import PROVENANCE_KEY, ShardWriter, list_shards, read_shard
+from pipeline.store.storage import Place, exists, size
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +54,6 @@ SHARDS_AT_ONCE = 2
 """Of one actor: while the teacher works on one, the other is read, decoded or written."""
 CRASHES = 4
 """A shard that was begun as often and never ended, because its actor died, is given up; the others go on."""
-FOOTERS_AT_ONCE = 32
 POLL_S = 2.0
 
 
@@ -170,15 +167,13 @@ def pseudo_label(inputs: Inputs, config: PseudoLabelConfig, max_image_pixels: in
     """
     sources = list_shards(inputs.records)
     wanted = _plan(inputs, config, max_image_pixels, sources)
-    kept = _keep_finished(inputs.out, wanted)
-    todo = {name: entry for name, entry in wanted.items() if name not in kept}
-    if kept:
-        logger.info("pseudo_label: %d of %d shards are finished already", len(kept), len(sources))
+    kept = keep_finished("pseudo_label", [inputs.out], wanted, partial(_look, inputs.out, wanted))
+    todo = {place.name: entry for place, entry in wanted.items() if place not in kept}
     start = time.monotonic()
     made = _run(inputs, config, max_image_pixels, todo) if todo else {}
     seconds = time.monotonic() - start
-    summaries = [(kept | made)[path.name] for path in sources]
-    metrics = _metrics(summaries)
+    summaries = [kept[place] if place in kept else made[place.name] for place in wanted]
+    metrics = to_metrics(summaries)
     metrics["images_per_s"] = round(sum(summary.rows for summary in made.values()) / seconds, 1) if made else None
     write_manifest(inputs.out, next(iter(wanted.values())), summaries)
     broken = sum(metrics["row_rejects"].get(reason, 0) for reason in BROKEN_INPUT_REASONS)
@@ -192,56 +187,26 @@ def pseudo_label(inputs: Inputs, config: PseudoLabelConfig, max_image_pixels: in
 
 def _plan(
     inputs: Inputs, config: PseudoLabelConfig, max_image_pixels: int, sources: list[Place]
-) -> dict[str, dict[str, Any]]:
-    """Return per shard everything that its content depends on."""
+) -> dict[Place, dict[str, Any]]:
+    """Return per shard to make everything that its content depends on."""
     labelling = describe_labelling(inputs.teacher, config, max_image_pixels)
-
-    def plan(source: Place) -> dict[str, Any]:
-        return plan_shard(labelling, source, inputs.phrases / source.name)
-
-    with ThreadPoolExecutor(FOOTERS_AT_ONCE) as pool:
-        return {source.name: entry for source, entry in zip(sources, pool.map(plan, sources), strict=True)}
+    entries = side_by_side(lambda source: plan_shard(labelling, source, inputs.phrases / source.name), sources)
+    return {inputs.out / source.name: entry for source, entry in zip(sources, entries, strict=True)}
 
 
-def _keep_finished(out: Place, wanted: Mapping[str, Mapping[str, Any]]) -> dict[str, ShardSummary]:
-    """Remove what does not belong into the output; return the summaries of the shards that stay."""
-    if isinstance(out, Path):
-        out.mkdir(parents=True, exist_ok=True)
-        for leftover in [*out.glob(".part-*"), *out.glob(".manifest*")]:
-            leftover.unlink()
-    found = list_files(out, "part-*.parquet")
-    with ThreadPoolExecutor(FOOTERS_AT_ONCE) as pool:
-        matches = dict(zip(found, pool.map(partial(_matches, wanted), found), strict=True))
+def _look(out: Place, wanted: Mapping[Place, Mapping[str, Any]], shards: Sequence[Place]) -> list[ShardSummary | None]:
+    """Return what the manifest says of shards; those that it does not list are read whole, on all machines."""
     listed = read_manifest(out)
-    kept, unlisted = {}, []
-    for path in (path for path, is_match in matches.items() if is_match):
-        summary = listed.get(path.name)
-        if summary and summary.fingerprint == wanted[path.name][FINGERPRINT] and summary.bytes == size(path):
-            kept[path.name] = summary
-        else:
-            unlisted.append(path)
-    # Without a manifest every shard is read whole, on all machines.
-    check = ray.remote(num_cpus=1)(finished_summary)
-    checked = ray.get([check.remote(path, wanted[path.name][FINGERPRINT]) for path in unlisted])
-    kept |= {path.name: summary for path, summary in zip(unlisted, checked, strict=True) if summary is not None}
-    if len(kept) < len(wanted):
-        remove_manifest(out)
-    stale = [path for path in found if path.name not in kept]
-    for path in stale:
-        remove(path)
-    if stale:
-        logger.info(
-            "pseudo_label: removed %d shards: broken, or of another teacher, other inputs, settings or code", len(stale)
-        )
-    return kept
 
+    def look_up(shard: Place) -> ShardSummary | None:
+        summary = listed.get(shard.name)
+        is_same = summary and summary.fingerprint == wanted[shard][FINGERPRINT] and summary.bytes == size(shard)
+        return summary if is_same else None
 
-def _matches(wanted: Mapping[str, Mapping[str, Any]], path: Place) -> bool:
-    """Tell whether a shard's end says that it is what is wanted."""
-    try:
-        return path.name in wanted and read_fingerprint(path) == wanted[path.name][FINGERPRINT]
-    except ShardError:
-        return False
+    found = dict(zip(shards, side_by_side(look_up, shards), strict=True))
+    unlisted = [shard for shard, summary in found.items() if summary is None]
+    read = on_all_machines(finished_summary, unlisted, [wanted[shard][FINGERPRINT] for shard in unlisted])
+    return list((found | dict(zip(unlisted, read, strict=True))).values())
 
 
 def _run(
@@ -311,23 +276,3 @@ def _polling(meter: Any, show: Callable[[str], Any]) -> Iterator[None]:
     finally:
         is_over.set()
         thread.join()
-
-
-def _metrics(summaries: list[ShardSummary]) -> dict[str, Any]:
-    row_rejects: Counter[str] = Counter()
-    phrase_rejects: Counter[str] = Counter()
-    for summary in summaries:
-        row_rejects.update(summary.row_rejects)
-        phrase_rejects.update(summary.phrase_rejects)
-    rows = sum(summary.rows for summary in summaries)
-    boxes = sum(summary.boxes for summary in summaries)
-    return {
-        "shards": len(summaries),
-        "rows": rows,
-        "rows_labelled": rows - row_rejects.total(),
-        "row_rejects": dict(sorted(row_rejects.items())),
-        "phrases": sum(summary.phrases for summary in summaries),
-        "phrase_rejects": dict(sorted(phrase_rejects.items())),
-        "boxes": boxes,
-        "boxes_per_row": round(boxes / max(rows, 1), 3),
-    }

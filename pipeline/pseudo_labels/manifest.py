@@ -1,9 +1,7 @@
-"""Which shards are finished, and with what.
+"""What labels depend on, and what a finished shard of them holds.
 
-A shard's fingerprint covers all that its content depends on: input rows, teacher, parser, settings and the code that
-labels. It rests in the shard's own metadata, so a shard and the claim that it is finished appear at once and cannot
-contradict each other, however the stage was killed. manifest.json is a summary written at the end, for people and for
-checking copies; while it is missing, the folder is not complete.
+manifest.json is a summary written at the end, for people and for checking copies; while it is missing, the folder is
+not complete.
 """
 
 from __future__ import annotations
@@ -13,22 +11,20 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import glip_model
-from pipeline.cli import write_json
 from pipeline.errors import MissingInputError, ShardError
-from pipeline.pseudo_labels import decoding, labeller, selection, teachers
+from pipeline.pseudo_labels.decoding import PictureDecoder
+from pipeline.pseudo_labels.labeller import PseudoLabeller
 from pipeline.pseudo_labels.settings import PseudoLabelConfig
-from pipeline.pseudo_labels.teachers import describe_teacher
-from pipeline.store import images
-from pipeline.store.provenance import FINGERPRINT, code_sha256, file_sha256, fingerprint
+from pipeline.pseudo_labels.teachers import describe_teacher, open_teacher
+from pipeline.store.atomic import write_json
+from pipeline.store.provenance import FINGERPRINT, code_sha256, file_sha256, with_fingerprint
 from pipeline.store.records import SCHEMA_VERSION, GroundingRecord
-from pipeline.store.shards import PROVENANCE_KEY, read_fingerprint, read_metadata, read_shard, rows_sha256
-from pipeline.store.storage import Place, exists, patiently, remove, replacing, size
+from pipeline.store.resume import MANIFEST_FILE, fingerprint_of, input_identity
+from pipeline.store.shards import PROVENANCE_KEY, read_metadata, read_shard
+from pipeline.store.storage import Place, exists, patiently, size
 
-MANIFEST_FILE = "manifest.json"
 FREE_SETTINGS = ("num_actors", "max_reject_share")
 """They do not change any row."""
 
@@ -58,7 +54,7 @@ def describe_labelling(teacher: str, config: PseudoLabelConfig, max_image_pixels
     return {
         "teacher": describe_teacher(teacher),
         "settings": {name: value for name, value in settings.items() if name not in FREE_SETTINGS},
-        "code": code_sha256(labelling_code()),
+        "code": code_sha256([PictureDecoder, PseudoLabeller, open_teacher]),
         "schema_version": SCHEMA_VERSION,
     }
 
@@ -79,24 +75,17 @@ def plan_shard(labelling: Mapping[str, Any], pairs: Place, phrases: Place) -> di
     entry = {
         **labelling,
         "parser": _parser_name(phrases),
-        "input": {"pairs": _identity(pairs), "phrases": _identity(phrases)},
+        "input": {"pairs": input_identity(pairs), "phrases": input_identity(phrases)},
     }
-    return {**entry, FINGERPRINT: fingerprint(entry)}
-
-
-def labelling_code() -> list[Path]:
-    """Return the files that decide what a row becomes; labels of an older version must not stay unnoticed."""
-    modules = [Path(str(module.__file__)) for module in (decoding, images, labeller, selection, teachers)]
-    modules.append(Path(str(teachers.__file__)).with_name("open_set_teachers.py"))  # not imported: it takes seconds
-    return [*modules, *Path(str(glip_model.__file__)).parent.glob("*.py")]
+    return with_fingerprint(entry)
 
 
 def finished_summary(path: Place, expected_fingerprint: str) -> ShardSummary | None:
     """Return the figures of a shard if it is there, whole, and has this fingerprint; else None."""
+    # The fingerprint first, from the end of the file: a shard of another teacher need not be read.
+    if fingerprint_of(path) != expected_fingerprint:
+        return None
     try:
-        # The fingerprint first, from the end of the file: a shard of another teacher need not be read.
-        if read_fingerprint(path) != expected_fingerprint:
-            return None
         # Every page against its checksum, the pictures' as well.
         records = read_shard(path, GroundingRecord)
     except ShardError:
@@ -125,6 +114,24 @@ def summarise(
     )
 
 
+def to_metrics(summaries: Sequence[ShardSummary]) -> dict[str, Any]:
+    """Sum what the shards hold."""
+    row_rejects: Counter[str] = sum((Counter(summary.row_rejects) for summary in summaries), Counter())
+    phrase_rejects: Counter[str] = sum((Counter(summary.phrase_rejects) for summary in summaries), Counter())
+    rows = sum(summary.rows for summary in summaries)
+    boxes = sum(summary.boxes for summary in summaries)
+    return {
+        "shards": len(summaries),
+        "rows": rows,
+        "rows_labelled": rows - row_rejects.total(),
+        "row_rejects": dict(sorted(row_rejects.items())),
+        "phrases": sum(summary.phrases for summary in summaries),
+        "phrase_rejects": dict(sorted(phrase_rejects.items())),
+        "boxes": boxes,
+        "boxes_per_row": round(boxes / max(rows, 1), 3),
+    }
+
+
 def read_manifest(folder: Place) -> dict[str, ShardSummary]:
     """Return the summaries of a complete folder by shard; none where it is not complete."""
     place = folder / MANIFEST_FILE
@@ -145,20 +152,7 @@ def write_manifest(folder: Place, provenance: Mapping[str, Any], summaries: Sequ
     """
     common = {name: value for name, value in provenance.items() if name not in ("input", FINGERPRINT)}
     shards = [summary.to_dict() for summary in summaries]
-    with replacing(folder / MANIFEST_FILE) as aside:
-        write_json(aside, {"schema_version": SCHEMA_VERSION, "provenance": common, "shards": shards})
-
-
-def remove_manifest(folder: Place) -> None:
-    """Say that a folder is not complete."""
-    remove(folder / MANIFEST_FILE)
-
-
-def _identity(shard: Place) -> str | None:
-    try:
-        return rows_sha256(shard)
-    except ShardError:
-        return None  # a broken shard is reported by the worker that reads it, after the others are done
+    write_json(folder / MANIFEST_FILE, {"schema_version": SCHEMA_VERSION, "provenance": common, "shards": shards})
 
 
 def _parser_name(phrases: Place) -> str | None:

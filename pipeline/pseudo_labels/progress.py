@@ -22,6 +22,11 @@ class Figures:
     rejects: Mapping[str, int] = field(default_factory=dict)
     """Rows by reason."""
 
+    def __add__(self, other: Figures) -> Figures:
+        """Return the sums."""
+        rejects = Counter(self.rejects) + Counter(other.rejects)
+        return Figures(self.rows + other.rows, self.boxes + other.boxes, self.busy_s + other.busy_s, rejects)
+
 
 @dataclass(frozen=True)
 class Reading:
@@ -37,11 +42,9 @@ class Meter:
     """Sums figures of many workers, and counts how often each shard was begun."""
 
     def __init__(self) -> None:
-        self._rows = self._boxes = 0
-        self._rejects: Counter[str] = Counter()
+        self._total = Figures()
         self._begun: Counter[str] = Counter()
-        self._busy_s = 0.0
-        self._recent: deque[tuple[float, int, float]] = deque([(time.monotonic(), 0, 0.0)])
+        self._recent = deque([(time.monotonic(), self._total)])
 
     def begin(self, shard: str) -> int:
         """Return how often a shard was begun, this time included."""
@@ -50,23 +53,17 @@ class Meter:
 
     def add(self, figures: Figures) -> None:
         """Count a batch."""
-        self._rows, self._boxes = self._rows + figures.rows, self._boxes + figures.boxes
-        self._busy_s += figures.busy_s
-        self._rejects.update(figures.rejects)
+        self._total += figures
         now = time.monotonic()
-        self._recent.append((now, self._rows, self._busy_s))
+        self._recent.append((now, self._total))
         while len(self._recent) > 2 and self._recent[0][0] < now - WINDOW_S:
             self._recent.popleft()
 
     def read(self) -> Reading:
         """Return the sums and the speeds."""
-        start, rows, busy_s = self._recent[0]
+        total, (start, first) = self._total, self._recent[0]
         seconds = max(time.monotonic() - start, 1e-9)
-        return Reading(
-            total=Figures(self._rows, self._boxes, self._busy_s, dict(self._rejects)),
-            rows_per_s=(self._rows - rows) / seconds,
-            teachers_busy=(self._busy_s - busy_s) / seconds,
-        )
+        return Reading(total, (total.rows - first.rows) / seconds, (total.busy_s - first.busy_s) / seconds)
 
 
 def describe(reading: Reading) -> str:

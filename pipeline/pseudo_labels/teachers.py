@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import inspect
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -69,7 +68,7 @@ def describe_teacher(name: str) -> dict[str, Any]:
     """
     own = _own_function(name)
     if own is not None:
-        return {"name": name, "sha256": code_sha256([Path(inspect.getfile(own))]), "files": {}}
+        return {"name": name, "sha256": code_sha256([own]), "files": {}}
     return describe_model(_folder(name)) | {"name": Path(name).name}
 
 

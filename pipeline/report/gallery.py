@@ -10,13 +10,14 @@ from PIL import Image
 from torchvision.ops import nms
 
 from glip_model.boxes import pairwise_iou
+from glip_model.drawing import LabelledBox, draw_boxes
 from glip_model.images import ImageError
 from pipeline.evaluation.flickr30k import IOU_THRESHOLD
-from pipeline.evaluation.labelled import label_names, true_boxes
+from pipeline.evaluation.labelled import found_boxes, label_names, true_boxes
 from pipeline.evaluation.predictions import NO_BOXES
 from pipeline.report.judged import SHOWN_SCORE, Judged
-from pipeline.store.drawing import draw_phrases, join_pictures
-from pipeline.store.records import GroundingRecord, Phrase, ScoredBox
+from pipeline.store.drawing import join_pictures
+from pipeline.store.records import GroundingRecord
 
 GAP = 12
 """Pixels between pictures that stand side by side."""
@@ -82,24 +83,12 @@ def side_by_side(judged: Judged, numbers: Sequence[int], models: Sequence[str]) 
 
 def _draw(judged: Judged, number: int, model: str | None, picture: Image.Image) -> Image.Image:
     record = judged.records[number]
-    names, truth = label_names(record, judged.categories), true_boxes(record)
-    if model is None:
-        boxes = [(label, ScoredBox(xyxy=xyxy)) for label, xyxy in truth]
-    else:
-        found = judged.predictions[model]
-        boxes = [
-            (int(found.labels[i]), ScoredBox(xyxy=tuple(found.boxes_xyxy[i].tolist()), score=float(found.scores[i])))
-            for i in _shown(judged, model, number)
-        ]
+    names, truth = label_names(record, judged.categories), [(*each, None) for each in true_boxes(record)]
+    boxes = truth if model is None else found_boxes(judged.predictions[model], _shown(judged, model, number))
     # A thing has the same colour in all pictures of a row: the truth's order first.
-    order = dict.fromkeys(label for label, _ in (*truth, *boxes))
-    phrases = [
-        Phrase(
-            text=names.get(label, str(label)), char_spans=(), boxes=tuple(box for each, box in boxes if each == label)
-        )
-        for label in order
-    ]
-    return draw_phrases(picture, phrases)
+    groups = {label: group for group, label in enumerate(dict.fromkeys(label for label, *_ in (*truth, *boxes)))}
+    labelled = [LabelledBox(box, names.get(label, str(label)), score, groups[label]) for label, box, score in boxes]
+    return draw_boxes(picture, sorted(labelled, key=lambda box: box.group))
 
 
 def _shown(judged: Judged, model: str, number: int) -> np.ndarray:

@@ -73,7 +73,7 @@ def judge(benchmark: Benchmark, predictions: Place, models: Sequence[str]) -> Ju
         BenchmarkError: predictions belong to other rows.
     """
     records: list[Any] = benchmark.read()
-    categories = benchmark.categories() if benchmark.task == "detection" else []
+    categories = benchmark.categories()
     found: dict[str, Predictions] = {}
     for model in models:
         places = predictions_of(benchmark, predictions / model)

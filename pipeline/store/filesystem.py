@@ -219,20 +219,28 @@ def open_file(url: str, mode: str = "rb", compression: str | None = None) -> Ite
     Raises:
         MissingInputError: it is not there, or a read fails and nobody catches that.
     """
-    try:
+    with _missing_input(url):
         filesystem, path = _locate(url)
         if isinstance(filesystem, LocalFileSystem):
             _refuse_odd(Path(path))
         encoding = None if "b" in mode else "utf-8"
         opened = OpenFile(filesystem, path, mode, compression, encoding)
         file = opened.open()
-    except Exception as error:
-        raise MissingInputError(f"{redact(url)}: {describe(error, url)}; mend the path in params.yaml") from error
-    with closing(opened):
-        try:
-            yield file
-        except _BROKEN_OFF as error:
-            raise MissingInputError(f"{redact(url)}: {describe(error, url)}; fetch the file again") from error
+    with closing(opened), _missing_input(url, _BROKEN_OFF, "fetch the file again"):
+        yield file
+
+
+@contextmanager
+def _missing_input(
+    url: str,
+    errors: type[Exception] | tuple[type[Exception], ...] = Exception,
+    advice: str = "mend the path in params.yaml",
+) -> Iterator[None]:
+    """Turn what is raised over a file into a MissingInputError."""
+    try:
+        yield
+    except errors as error:
+        raise MissingInputError(f"{redact(url)}: {describe(error, url)}; {advice}") from error
 
 
 def list_files(pattern: str) -> list[str]:
@@ -243,12 +251,8 @@ def list_files(pattern: str) -> list[str]:
     """
     found: list[str] = []
     for plain in expand_braces(pattern):
-        try:
+        with _missing_input(plain):
             found += _glob(plain) if _is_glob(plain) else [_existing(plain)]
-        except Exception as error:
-            raise MissingInputError(
-                f"{redact(plain)}: {describe(error, plain)}; mend the path in params.yaml"
-            ) from error
     if not found:
         raise MissingInputError(f"{redact(pattern)}: no file matches; mend the pattern in params.yaml")
     return list(dict.fromkeys(found))
@@ -327,11 +331,9 @@ def file_identity(url: str) -> str:
     Raises:
         MissingInputError: it is not there.
     """
-    try:
+    with _missing_input(url):
         filesystem, path = _locate(url)
         info = filesystem.info(path)
-    except Exception as error:
-        raise MissingInputError(f"{redact(url)}: {describe(error, url)}; mend the path in params.yaml") from error
     version = next((str(info[name]) for name in _VERSIONS if info.get(name)), None)
     if version is None:  # then a query may tell files apart that are called alike
         version = hashlib.sha256(url.encode("utf-8", "surrogatepass")).hexdigest()[:16]

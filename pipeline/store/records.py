@@ -54,15 +54,21 @@ class ImageRef:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CaptionRecord:
-    """A web image-text pair."""
+class _PictureRecord:
+    """The head that rows with a picture share."""
 
     key: str
     image: ImageRef
     height: int
     width: int
-    caption: str
     source: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptionRecord(_PictureRecord):
+    """A web image-text pair."""
+
+    caption: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,15 +108,10 @@ class PhrasesRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
-class GroundingRecord:
+class GroundingRecord(_PictureRecord):
     """A picture with a caption and boxes for its phrases; a rejected row keeps its key and its reason."""
 
-    key: str
-    image: ImageRef
-    height: int
-    width: int
     caption: str
-    source: str
     phrases: tuple[Phrase, ...]
     reject_reason: str | None = None
 
@@ -127,14 +128,9 @@ class DetectedObject:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DetectionRecord:
+class DetectionRecord(_PictureRecord):
     """A picture with category boxes; the ids are those of its data set's vocabulary."""
 
-    key: str
-    image: ImageRef
-    height: int
-    width: int
-    source: str
     objects: tuple[DetectedObject, ...]
     negative_category_ids: tuple[int, ...] = ()
     """Categories that somebody looked for and that are not there, where not all are looked for, as in LVIS."""

@@ -58,14 +58,15 @@ class RowGroups:
         rows: per group, its number of rows.
         shard_of: per group, the number of its shard; a repeat counts as a shard of its own.
         first_rows: per group, the number of its first row.
+        first_alike: per group, the first one with the same rows: another one for a repeat.
     """
 
     def __init__(self, shards: Sequence[Place], columns: Sequence[str]) -> None:
-        self._shards, self._columns = list(shards), tuple(columns)
-        self._filesystem, self._paths = arrow_filesystem(self._shards)
+        self.shards, self._columns = list(shards), tuple(columns)
+        self._filesystem, self._paths = arrow_filesystem(self.shards)
         self._open: OrderedDict[int, pq.ParquetFile] = OrderedDict()
         with ThreadPoolExecutor(_FOOTERS_AT_ONCE) as pool:
-            ends = list(pool.map(self._read_end, self._shards))
+            ends = list(pool.map(self._read_end, self.shards))
         repeated = [(i, end) for i, end in enumerate(ends) for _ in range(end.repeat)]
         self.rows: NDArray[np.int64] = np.array([n for _, end in repeated for n in end.group_rows], dtype=np.int64)
         self.shard_of = np.repeat(np.arange(len(repeated)), [len(end.group_rows) for _, end in repeated])
@@ -74,6 +75,9 @@ class RowGroups:
         self._group_in_file: NDArray[np.int64] = np.array(
             [group for _, end in repeated for group in range(len(end.group_rows))], dtype=np.int64
         )
+        seen: dict[tuple[int, int], int] = {}
+        places = zip(self._file_of.tolist(), self._group_in_file.tolist(), strict=True)
+        self.first_alike = [seen.setdefault(place, group) for group, place in enumerate(places)]
         self.digest = hashlib.sha256("\n".join(f"{end.digest} {end.repeat}" for end in ends).encode()).hexdigest()
         """Of all rows."""
 
@@ -92,7 +96,7 @@ class RowGroups:
 
     def shard(self, group: int) -> Place:
         """Return the shard of a group."""
-        return self._shards[int(self._file_of[group])]
+        return self.shards[int(self._file_of[group])]
 
     def read(self, group: int) -> pa.Table:
         """Read a group; ShardError where it is broken."""

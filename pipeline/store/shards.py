@@ -12,8 +12,9 @@ from typing import Any, TypeVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.errors import MissingInputError, ShardError, StorageError
-from pipeline.store.filesystem import READ_ERRORS, STORE_ERRORS, describe
+from pipeline.errors import MissingInputError, ShardError
+from pipeline.store.atomic import replacing, storage_errors
+from pipeline.store.filesystem import READ_ERRORS, describe
 from pipeline.store.provenance import FINGERPRINT, file_sha256
 from pipeline.store.records import (
     ADDED_COLUMNS,
@@ -31,7 +32,7 @@ from pipeline.store.records import (
     Record,
     ScoredBox,
 )
-from pipeline.store.storage import Place, list_files, patiently, read_source, replacing
+from pipeline.store.storage import Place, list_files, patiently, read_source
 
 P = TypeVar("P", bound=Place)
 R = TypeVar("R", CaptionRecord, PhrasesRecord, GroundingRecord, DetectionRecord)
@@ -41,7 +42,6 @@ VERSION_KEY, KIND_KEY = "glip.schema_version", "glip.kind"
 CATEGORIES_KEY, PROVENANCE_KEY, REPEAT_KEY = "glip.categories", "glip.provenance", "glip.repeat"
 ROWS_SHA256_KEY = "glip.rows_sha256"
 """A hash over all rows, in every file's metadata: whether two shards hold the same is seen from their ends alone."""
-_WRITE_ERRORS: tuple[type[Exception], ...] = (OSError, *STORE_ERRORS)
 ROW_GROUP_ROWS = 256
 ROW_GROUP_BYTES = 32 << 20
 """Rows, and bytes of pictures, that a reader unpacks at once: a row group ends with whichever comes first."""
@@ -267,7 +267,7 @@ def from_row(record_type: type[R], row: Mapping[str, Any]) -> R:
     if "image" in values:
         values["image"] = ImageRef(**values["image"])
     if "phrases" in values:
-        values["phrases"] = tuple(_phrase_from_row(phrase) for phrase in values["phrases"] or ())
+        values["phrases"] = tuple(map(_phrase_from_row, values["phrases"] or ()))
     if "objects" in values:
         values["objects"] = tuple(
             DetectedObject(
@@ -297,18 +297,6 @@ def shard_errors(path: Place) -> Iterator[None]:
         ) from error
 
 
-@contextmanager
-def storage_errors(path: Place) -> Iterator[None]:
-    """Turn what is raised while a file is written into StorageErrors."""
-    try:
-        yield
-    except _WRITE_ERRORS as error:
-        raise StorageError(
-            f"{path}: cannot be written ({describe(error, str(path))}); make room or mend the access, then run the "
-            "same command again: what is finished is kept"
-        ) from error
-
-
 def check_columns(path: Place, kind: str | None, found: pa.Schema, columns: Sequence[str] | None) -> None:
     """See that a shard has the columns, each of the type that its kind of records has; ShardError otherwise."""
     promised = next((SCHEMAS[record_type] for record_type, name in KIND.items() if name == kind), pa.schema([]))
@@ -330,14 +318,9 @@ def _decode_metadata(metadata: Mapping[bytes, bytes] | None) -> dict[str, str]:
 
 
 def _phrase_from_row(row: Mapping[str, Any]) -> Phrase:
-    return Phrase(
-        text=row["text"],
-        char_spans=tuple((span["start"], span["end"]) for span in row["char_spans"] or ()),
-        boxes=tuple(ScoredBox(xyxy=_xyxy(box), score=box["score"]) for box in row["boxes"] or ()),
-        reject_reason=row["reject_reason"],
-        is_plural=row["is_plural"],
-        split=row["split"],
-    )
+    spans = tuple((span["start"], span["end"]) for span in row["char_spans"] or ())
+    boxes = tuple(ScoredBox(xyxy=_xyxy(box), score=box["score"]) for box in row["boxes"] or ())
+    return Phrase(**{**row, "char_spans": spans, "boxes": boxes})
 
 
 def _xyxy(row: Mapping[str, Any]) -> tuple[float, float, float, float]:
@@ -345,34 +328,21 @@ def _xyxy(row: Mapping[str, Any]) -> tuple[float, float, float, float]:
 
 
 def _to_row(record: Record) -> dict[str, Any]:
-    row = {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}
+    row = dict(vars(record))
     if "image" in row:
-        row["image"] = {"bytes": row["image"].bytes, "path": row["image"].path}
+        row["image"] = vars(row["image"])
     if "phrases" in row:
         row["phrases"] = [_phrase_to_row(phrase) for phrase in row["phrases"]]
     if "objects" in row:
-        row["objects"] = [
-            {
-                "category_id": item.category_id,
-                **_sides(item.xyxy),
-                "is_crowd": item.is_crowd,
-                "area": item.area,
-            }
-            for item in row["objects"]
-        ]
+        row["objects"] = [_box_to_row(item) for item in row["objects"]]
     return row
 
 
 def _phrase_to_row(phrase: Phrase) -> dict[str, Any]:
-    return {
-        "text": phrase.text,
-        "char_spans": [{"start": start, "end": end} for start, end in phrase.char_spans],
-        "boxes": [{**_sides(box.xyxy), "score": box.score} for box in phrase.boxes],
-        "reject_reason": phrase.reject_reason,
-        "is_plural": phrase.is_plural,
-        "split": phrase.split,
-    }
+    spans = [{"start": start, "end": end} for start, end in phrase.char_spans]
+    return {**vars(phrase), "char_spans": spans, "boxes": [_box_to_row(box) for box in phrase.boxes]}
 
 
-def _sides(xyxy: tuple[float, float, float, float]) -> dict[str, float]:
-    return dict(zip(("x1", "y1", "x2", "y2"), xyxy, strict=True))
+def _box_to_row(box: ScoredBox | DetectedObject) -> dict[str, Any]:
+    """Return the fields of a box; Arrow leaves ``xyxy``, which its schema does not have."""
+    return vars(box) | dict(zip(("x1", "y1", "x2", "y2"), box.xyxy, strict=True))

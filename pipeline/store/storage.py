@@ -1,14 +1,11 @@
-"""Where shards rest: a folder on disk or a place in an object store, written whole or not at all.
+"""Where shards rest: a folder on disk or a place in an object store.
 
-A file on disk is written beside its place and renamed. A file for a store is written on local disk and sent by one put
-or one multipart upload, which the store shows to readers when it is complete. What a store refuses for the moment is
-asked again, with growing pauses.
+What a store refuses for the moment is asked again, with growing pauses.
 """
 
 from __future__ import annotations
 
 import logging
-import os
 import posixpath
 import random
 import tempfile
@@ -154,60 +151,6 @@ def fetched(place: Place) -> Iterator[Path]:
         if _or_missing(lambda: place.fs.get_file(place.path, str(copy)) or copy, place) is None:
             raise FileNotFoundError(place)
         yield copy
-
-
-@contextmanager
-def replacing(place: Place) -> Iterator[Path]:
-    """Give a path to write to; the file takes its place when the block ends without an exception, or is no more."""
-    if isinstance(place, Path):
-        place.parent.mkdir(parents=True, exist_ok=True)
-        aside = place.with_name(f".{place.name}.{os.getpid()}")
-        try:
-            yield aside
-            aside.replace(place)
-        finally:
-            aside.unlink(missing_ok=True)
-        return
-    with tempfile.TemporaryDirectory(prefix="glip-upload-") as folder:
-        aside = Path(folder) / place.name
-        yield aside
-        patiently(lambda: _upload(aside, place), place)
-
-
-def create(place: Place, content: bytes) -> bool:
-    """Write a small file unless there is one; of several that try at once, exactly one gets True.
-
-    In a store it takes one conditional put, which S3 and Google's store know.
-
-    Raises:
-        StorageError: the place cannot be written.
-    """
-    try:
-        if isinstance(place, Path):
-            return _create_on_disk(place, content)
-        patiently(lambda: place.fs.pipe_file(place.path, content, mode="create"), place)
-    except FileExistsError:
-        return False
-    except READ_ERRORS as error:
-        raise StorageError(f"{place}: cannot be written ({describe(error, str(place))})") from error
-    return True
-
-
-def _create_on_disk(path: Path, content: bytes) -> bool:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.") as aside:
-        aside.write(content)
-        aside.flush()
-        os.link(aside.name, path)  # unlike a rename, it replaces nothing
-    return True
-
-
-def _upload(source: Path, place: UPath) -> None:
-    place.fs.put_file(str(source), place.path)
-    place.fs.invalidate_cache(place.path)
-    sent = place.fs.info(place.path)["size"]
-    if sent != source.stat().st_size:
-        raise OSError(f"the store holds {sent} bytes of {source.stat().st_size}")
 
 
 def _is_final(error: Exception) -> bool:

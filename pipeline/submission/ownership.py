@@ -10,8 +10,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from pipeline.errors import OwnershipError, StorageError
+from pipeline.store.atomic import create, replacing
 from pipeline.store.filesystem import READ_ERRORS, describe
-from pipeline.store.storage import Place, create, exists, patiently, replacing
+from pipeline.store.storage import Place, exists, patiently
 
 OWNER_FILE = "glip-run.json"
 

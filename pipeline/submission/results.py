@@ -11,7 +11,7 @@ from dvc.config import NoRemoteError
 from dvc.repo import Repo
 
 from pipeline.errors import MissingInputError, StorageError
-from pipeline.store.storage import replacing
+from pipeline.store.atomic import replacing
 from pipeline.submission.package import LOCK
 
 

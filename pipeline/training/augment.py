@@ -13,7 +13,7 @@ from glip_model.config import GLIPConfig
 from glip_model.preprocess import image_to_tensor, resize_size
 from glip_model.structures import GroundingTarget
 from pipeline.store.images import load_image
-from pipeline.training.samples import Sample
+from pipeline.training.prompts import Sample
 from pipeline.training.settings import SamplesConfig
 
 MAX_TRAINING_PIXELS = 100_000_000

@@ -22,9 +22,10 @@ from glip_model.preprocess import collate
 from glip_model.structures import GroundingBatch, GroundingTarget
 from pipeline.errors import TrainingError
 from pipeline.training.augment import prepare_sample
+from pipeline.training.counting import sample_weights
 from pipeline.training.loading import load_ahead
-from pipeline.training.plan import SamplePlan, group_by_orientation, plan_samples, sample_weights
-from pipeline.training.samples import SampleSource, StreamedSource
+from pipeline.training.plan import SamplePlan, group_by_orientation, plan_samples
+from pipeline.training.rows import Rows
 from pipeline.training.settings import RunConfig, SamplesConfig, TrainConfig
 from pipeline.training.streaming import StreamPlan
 
@@ -75,7 +76,7 @@ class BatchMaker:
 
     def __init__(
         self,
-        sources: Mapping[str, SampleSource],
+        sources: Mapping[str, Rows],
         config: TrainConfig,
         run: RunConfig,
         model_config: GLIPConfig,
@@ -136,14 +137,13 @@ class BatchMaker:
         """Settle the order of rows: all of it, or how to find any place in it where the data streams."""
         sizes = {name: len(source) for name, source in self._sources.items()}
         weights = sample_weights(run, sizes)
-        streamed = {name: source for name, source in self._sources.items() if isinstance(source, StreamedSource)}
-        if not streamed:
+        if not samples.shuffle_window:
             plan = plan_samples(sizes, weights, run.steps * self._batch_size, self._seed)
             return group_by_orientation(plan, self._sources, self._batch_size) if samples.group_by_orientation else plan
-        groups = {name: source.groups for name, source in streamed.items()}
+        groups = {name: source.groups for name, source in self._sources.items()}
         streams = StreamPlan(groups, weights, self._batch_size, samples, self._seed)
         lanes = streams.lanes_of(self._offset, self._share)
-        for source in streamed.values():
+        for source in self._sources.values():
             source.hold(math.ceil(samples.shuffle_window * lanes / samples.shuffle_lanes), lanes)
         return streams
 

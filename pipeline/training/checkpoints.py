@@ -26,9 +26,10 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 from pipeline.errors import StorageError
+from pipeline.store.atomic import replacing, sweep
 from pipeline.store.filesystem import READ_ERRORS, describe
 from pipeline.store.provenance import file_sha256
-from pipeline.store.storage import Place, fetched, list_files, remove, replacing
+from pipeline.store.storage import Place, fetched, list_files, remove
 
 logger = logging.getLogger(__name__)
 
@@ -137,12 +138,13 @@ class Checkpoints:
                 path.write_text(json.dumps(asdict(manifest)), encoding="utf-8")
             _keep(self.folder, self._kept(step, fingerprint))
         except _FAILURES as error:
+            cause = error.__cause__ if isinstance(error.__cause__, OSError) else error
             logger.warning(
                 "%s: the checkpoint of step %d could not be written (%s); training goes on, and would resume from the "
                 "one before; make room or mend the access to it",
                 self.folder,
                 step,
-                describe(error, str(self.folder)),
+                describe(cause, str(self.folder)),
             )
             with suppress(*_FAILURES):
                 _keep(self.folder, set(_checkpoints(self.folder)))
@@ -195,8 +197,9 @@ def _checkpoints(folder: Place) -> list[str]:
 def _keep(folder: Place, names: set[str]) -> None:
     """Remove all other checkpoints, and what killed writers left."""
     files = [path for path, name in _files(folder) if name not in names]
-    for path in [*sorted(files, key=lambda path: path.suffix != ".json"), *list_files(folder, ".step-*")]:
+    for path in sorted(files, key=lambda path: path.suffix != ".json"):
         remove(path)
+    sweep(folder, "step-*")
 
 
 def _manifest(folder: Place, name: str) -> Manifest | None:

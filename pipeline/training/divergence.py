@@ -11,7 +11,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from pipeline.store.storage import replacing
+from pipeline.store.atomic import replacing
 
 DIVERGED_FILE = "diverged.json"
 """In the model's folder: the steps that were skipped last."""

@@ -19,8 +19,8 @@ from glip_model.config import GLIPConfig
 from glip_model.glip import GLIP
 from pipeline.errors import ConfigError, MissingInputError
 from pipeline.settings import extended_files, load, load_all
+from pipeline.training.counting import count_rows, sample_weights, with_steps
 from pipeline.training.optim import learning_rate_factor, parameter_groups, weight_decay_factor
-from pipeline.training.plan import count_rows, sample_weights, with_steps
 from pipeline.training.settings import OptimConfig, RunConfig, TrainingSettings
 from pipeline.training.tuning import freeze_for
 

@@ -28,9 +28,11 @@ from pipeline.cli import progress, quiet_libraries
 from pipeline.errors import MissingInputError, PipelineError, TrainingError
 from pipeline.ray_session import cores_per_worker
 from pipeline.settings import to_yaml
-from pipeline.store.storage import Place, replacing
+from pipeline.store.atomic import replacing
+from pipeline.store.storage import Place
 from pipeline.training.batches import Worker
 from pipeline.training.checkpoints import Checkpoints, discard_checkpoints, has_checkpoints
+from pipeline.training.counting import count_rows, with_steps
 from pipeline.training.divergence import DIVERGED_FILE
 from pipeline.training.dry_run import flat_settings
 from pipeline.training.judge import Judge, Validate
@@ -42,9 +44,8 @@ from pipeline.training.model_folder import (
     save_whole,
     starting_model,
 )
-from pipeline.training.plan import count_rows, with_steps
 from pipeline.training.progress import Progress
-from pipeline.training.samples import make_sources
+from pipeline.training.rows import make_sources
 from pipeline.training.settings import RunConfig, TrainingSettings
 from pipeline.training.trackers import Trackers
 from pipeline.training.tuning import freeze_for

@@ -26,7 +26,7 @@ from pipeline.training.batches import MODEL_STREAM, BatchMaker, TrainingBatch, W
 from pipeline.training.checkpoints import Checkpoints
 from pipeline.training.judge import Judge
 from pipeline.training.progress import Progress, Window, peak_memory_gb
-from pipeline.training.samples import SampleSource
+from pipeline.training.rows import Rows
 from pipeline.training.settings import RunConfig, TrainConfig
 from pipeline.training.update import Updater, trained_state
 
@@ -53,7 +53,7 @@ class Trainer:
         self,
         model: GLIP,
         tokenizer: Any,
-        sources: Mapping[str, SampleSource],
+        sources: Mapping[str, Rows],
         config: TrainConfig,
         run: RunConfig,
         seed: int,
@@ -217,9 +217,7 @@ class Trainer:
         return int(state["step"])
 
 
-def _fingerprint(
-    config: TrainConfig, run: RunConfig, seed: int, sources: Mapping[str, SampleSource], model: GLIP
-) -> str:
+def _fingerprint(config: TrainConfig, run: RunConfig, seed: int, sources: Mapping[str, Rows], model: GLIP) -> str:
     """Hash what a checkpoint depends on: settings, data, model shape and starting weights."""
     settings = {"optim": asdict(config.optim), "samples": asdict(config.samples), "run": asdict(run)}
     digests = {name: source.digest() for name, source in sources.items()}

@@ -1,4 +1,4 @@
-"""The plan of a training: how many steps, and which row of which source every sample shows.
+"""The plan of a training: which row of which source every sample shows.
 
 Every choice is a function of the seed and the sample's number, so that a run can resume at any step and does not depend
 on who loads the data.
@@ -6,20 +6,74 @@ on who loads the data.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import TrainingError
-from pipeline.store.shards import list_shards, read_repeat, read_table
-from pipeline.store.storage import Place
-from pipeline.training.samples import SampleSource, has_boxes
-from pipeline.training.settings import RunConfig
+from pipeline.training.rows import Rows
 
-_ONE_COLUMN = ("key",)
-_GROUNDING_COLUMNS = ("phrases", "reject_reason")
+CIRCLE = 1 << 64
+GOLDEN = 0x9E3779B97F4A7C15
+"""The golden ratio's share of the circle: steps of it visit the circle evenly, in every stretch of steps."""
+
+
+class Mixture:
+    """Which source every sample comes from: sources alternate evenly, in proportion to their weights.
+
+    Each has a sector of a circle, and comes when a step of the golden ratio ends there.
+
+    Args:
+        sizes: rows of every source.
+        weights: how often samples come from each source, in proportion to one another.
+
+    Raises:
+        TrainingError: a source with weight has no rows.
+
+    Attributes:
+        names: of the sources with weight, in order.
+    """
+
+    def __init__(self, sizes: Mapping[str, int], weights: Mapping[str, float]) -> None:
+        self.names = tuple(sorted(name for name, weight in weights.items() if weight > 0))
+        for name in self.names:
+            if not sizes.get(name):
+                raise TrainingError(f"mixture gives {name!r} weight {weights[name]}, but it has no usable rows")
+        shares = np.array([weights[name] for name in self.names], dtype=np.float64)
+        inner = np.cumsum(shares / shares.sum())[:-1].tolist()
+        self._edges = [0, *(min(int(edge * CIRCLE), CIRCLE - 1) for edge in inner), CIRCLE]
+
+    def first(self, steps: int) -> NDArray[np.uint8]:
+        """Return the sources of the first steps, as indices into ``names``."""
+        positions = np.arange(steps, dtype=np.uint64) * np.uint64(GOLDEN)  # beyond the circle they begin anew
+        inner = np.array(self._edges[1:-1], dtype=np.uint64)
+        return np.searchsorted(inner, positions, side="right").astype(np.uint8)
+
+    def at(self, step: int, begin: int = 0) -> tuple[int, int]:
+        """Return the source of a step, and how many steps before it were of that source, from ``begin`` on."""
+        source = bisect_right(self._edges, (step * GOLDEN + begin) % CIRCLE) - 1
+        first, end = self._edges[source : source + 2]
+        return source, count_below(step, begin, end) - count_below(step, begin, first)
+
+
+def count_below(steps: int, begin: int, edge: int) -> int:
+    """Count the first steps of the golden ratio, from ``begin`` on, that lie below an edge of the circle."""
+    # A step lies below the edge where going on by the rest of the circle does not complete one more turn.
+    return steps - _turns(steps, begin + CIRCLE - edge) + _turns(steps, begin)
+
+
+def _turns(steps: int, begin: int) -> int:
+    """Sum the full circles, of ``begin + i * GOLDEN``, over i below ``steps``, as Euclid finds a common divisor."""
+    total, n, circle, step = 0, steps, CIRCLE, GOLDEN
+    while n > 0:
+        total += (n - 1) * n // 2 * (step // circle) + n * (begin // circle)
+        step, begin = step % circle, begin % circle
+        n, begin = divmod(step * n + begin, circle)
+        circle, step = step, circle
+    return total
 
 
 @dataclass(frozen=True)
@@ -47,72 +101,27 @@ class SamplePlan:
             yield int(rng.integers(size))
 
 
-def count_rows(human: Place, pseudo: Place | None, mixture: Mapping[str, float]) -> dict[str, int]:
-    """Count the usable rows, repeats included, of the sources that have weight; the pictures are not read.
-
-    Raises:
-        MissingInputError: a folder of shards is not there.
-    """
-    folders = {"detection": human / "detection", "grounding": human / "grounding", "pseudo": pseudo}
-    sizes = {}
-    for name, folder in folders.items():
-        if mixture.get(name, 0) > 0 and folder is not None:
-            columns = _ONE_COLUMN if name == "detection" else _GROUNDING_COLUMNS
-            tables = ((read_table(path, columns), read_repeat(path)) for path in list_shards(folder))
-            sizes[name] = sum(
-                repeat * (len(table) if name == "detection" else sum(has_boxes(table))) for table, repeat in tables
-            )
-    return sizes
-
-
-def sample_weights(run: RunConfig, sizes: Mapping[str, int]) -> dict[str, float]:
-    """Return how often samples come from each source, in proportion to one another."""
-    by_rows = run.mixture_by == "rows"
-    return {name: weight * sizes.get(name, 0) if by_rows else weight for name, weight in run.mixture.items()}
-
-
-def with_steps(run: RunConfig, sizes: Mapping[str, int], batch_size: int) -> RunConfig:
-    """Return the run with its length in steps; an epoch shows as many samples as the weighted sources have rows."""
-    if run.steps:
-        return run
-    rows = sum(sizes.get(name, 0) for name, weight in run.mixture.items() if weight > 0)
-    return replace(run, steps=max(1, round(run.epochs * rows / batch_size)), epochs=0.0)
-
-
-def weighted_names(sizes: Mapping[str, int], weights: Mapping[str, float]) -> list[str]:
-    """Return the sources with weight, sorted; raise TrainingError where one of them has no rows."""
-    chosen = sorted(name for name, weight in weights.items() if weight > 0)
-    for name in chosen:
-        if not sizes.get(name):
-            raise TrainingError(f"mixture gives {name!r} weight {weights[name]}, but it has no usable rows")
-    return chosen
-
-
 def plan_samples(sizes: Mapping[str, int], weights: Mapping[str, float], total: int, seed: int) -> SamplePlan:
     """Decide which row of which source every sample shows.
 
-    Sources alternate evenly in proportion to their weights; each source runs through random permutations of its rows,
-    so that no row comes twice before all came once.
+    Each source runs through random permutations of its rows, so that no row comes twice before all came once.
 
     Raises:
         TrainingError: a source with weight has no rows.
     """
-    chosen = weighted_names(sizes, weights)
-    shares = np.array([weights[name] for name in chosen], dtype=np.float64)
-    # Golden-ratio steps visit the unit interval evenly: every stretch of samples has the mixture's proportions.
-    positions = (np.arange(total) * 0.6180339887498949) % 1.0
-    source_of = np.searchsorted(np.cumsum(shares / shares.sum()), positions, side="right").clip(max=len(chosen) - 1)
+    mixture = Mixture(sizes, weights)
+    sources = mixture.first(total)
     rows = np.zeros(total, dtype=np.int32)
-    for i, name in enumerate(chosen):
-        mine = np.flatnonzero(source_of == i)
+    for i, name in enumerate(mixture.names):
+        mine = np.flatnonzero(sources == i)
         rng = np.random.default_rng([seed, i])
         rounds = -(-len(mine) // sizes[name])
         order = [rng.permutation(sizes[name]).astype(np.int32) for _ in range(rounds)]
         rows[mine] = np.concatenate(order)[: len(mine)] if order else mine
-    return SamplePlan(tuple(chosen), source_of.astype(np.uint8), rows)
+    return SamplePlan(mixture.names, sources, rows)
 
 
-def group_by_orientation(plan: SamplePlan, sources: Mapping[str, SampleSource], batch_size: int) -> SamplePlan:
+def group_by_orientation(plan: SamplePlan, sources: Mapping[str, Rows], batch_size: int) -> SamplePlan:
     """Move samples so that every batch has wide pictures alone or tall ones alone, but for the last ones.
 
     Both kinds keep their order, and a batch comes when its last sample would have: a row moves by a few batches.

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
+from pydantic import Field
+
 from glip_model.config import PRESETS, GLIPConfig
 from pipeline.errors import ConfigError
-from pipeline.settings import Amount, Count, Natural, Range, Share, section
+from pipeline.settings import Amount, Count, Natural, Share, section
 
 
 @section
@@ -97,7 +99,7 @@ class SamplesConfig:
     long_side: int
     flip: Share
     """Probability of a horizontal flip."""
-    max_prompt_tokens: Annotated[int, Range(8, 512)]
+    max_prompt_tokens: Annotated[int, Field(ge=8, le=512)]
     """Token budget of a training prompt, at most ``model`` text.max_tokens."""
     detection_prompts: Literal["sampled", "all", "all_shuffled"]
     """What pictures with category boxes are asked for. ``sampled``: what they show and sampled negatives, as published

@@ -17,12 +17,9 @@ from numpy.typing import NDArray
 
 from pipeline.errors import TrainingError
 from pipeline.store.row_groups import Recent, RowGroups
-from pipeline.training.plan import weighted_names
+from pipeline.training.plan import CIRCLE, Mixture
 from pipeline.training.settings import SamplesConfig
 
-_CIRCLE = 1 << 64
-_GOLDEN = 0x9E3779B97F4A7C15
-"""The golden ratio's share of the circle: steps of it visit the circle evenly, in every stretch of steps."""
 _KEPT_ORDERS = 8
 _KEPT_WINDOWS = 1024
 
@@ -53,23 +50,20 @@ class StreamPlan:
         self._lanes = config.shuffle_lanes
         self._window = max(1, config.shuffle_window // self._lanes)
         self._sizes = {name: int(found.rows.sum()) for name, found in groups.items()}
-        self._names = weighted_names(self._sizes, weights)
-        for name in self._names:
+        self._mixture = Mixture(self._sizes, weights)
+        for name in self._mixture.names:
             if self._sizes[name] < self._lanes:
                 raise TrainingError(
                     f"the {name} data has {self._sizes[name]} rows, fewer than train.samples.shuffle_lanes "
                     f"(={self._lanes}); lower it"
                 )
-        shares = np.array([weights[name] for name in self._names], dtype=np.float64)
-        edges = np.cumsum(shares / shares.sum())[:-1]
-        self._edges = [0, *(int(edge * _CIRCLE) for edge in edges), _CIRCLE]
         self._orders = Recent(self._shuffle_shards, _KEPT_ORDERS)
         self._permutations = Recent(self._shuffle_window, _KEPT_WINDOWS)
 
     def __getitem__(self, number: int) -> tuple[str, int]:
         """Return source and row of a sample."""
         source, lane, turn = self._turn(number)
-        return self._names[source], self._row(source, lane, turn, 0)
+        return self._mixture.names[source], self._row(source, lane, turn, 0)
 
     def stand_ins(self, number: int, size: int, rng: np.random.Generator) -> Iterator[int]:
         """Yield rows in place of a sample's: the others of its window, once each."""
@@ -87,12 +81,9 @@ class StreamPlan:
         step, place = divmod(number, self._batch_size)
         width = self._batch_size // self._lanes
         lane, within = divmod(place, width)
-        turn = step * width + within
-        begin = lane * _CIRCLE // self._lanes  # spread, so that the lanes together keep to the mixture in every batch
-        position = (turn * _GOLDEN + begin) % _CIRCLE
-        source = next(i for i, edge in enumerate(self._edges[1:]) if position < edge)
-        before = [count_below(turn, begin, edge) for edge in self._edges[source : source + 2]]
-        return source, lane, before[1] - before[0]
+        begin = lane * CIRCLE // self._lanes  # spread, so that the lanes together keep to the mixture in every batch
+        source, before = self._mixture.at(step * width + within, begin)
+        return source, lane, before
 
     def _window_of(self, source: int, lane: int, turn: int) -> tuple[int, int, int, int]:
         """Return a turn's pass, window, place in the window and the window's number of rows."""
@@ -102,7 +93,7 @@ class StreamPlan:
         return epoch, window, place, min(self._window, end - first - window * self._window)
 
     def _stretch(self, source: int, lane: int) -> tuple[int, int]:
-        size = self._sizes[self._names[source]]
+        size = self._sizes[self._mixture.names[source]]
         return lane * size // self._lanes, (lane + 1) * size // self._lanes
 
     def _row(self, source: int, lane: int, turn: int, ahead: int) -> int:
@@ -112,14 +103,14 @@ class StreamPlan:
         position = self._stretch(source, lane)[0] + window * self._window + int(shuffled)
         order, ends = self._orders[source, epoch]
         at = int(np.searchsorted(ends, position, side="right"))
-        groups = self._groups[self._names[source]]
+        groups = self._groups[self._mixture.names[source]]
         group = order[at]
         return int(groups.first_rows[group] + groups.rows[group] - ends[at]) + position
 
     def _shuffle_shards(self, key: tuple[int, int]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return the groups in the order of a pass, those of a shard together, and the rows up to each one's end."""
         source, epoch = key
-        groups = self._groups[self._names[source]]
+        groups = self._groups[self._mixture.names[source]]
         shards = int(groups.shard_of[-1]) + 1
         rank = np.random.default_rng([self._seed, source, epoch]).permutation(shards)
         order = np.argsort(rank[groups.shard_of], kind="stable")
@@ -128,20 +119,3 @@ class StreamPlan:
     def _shuffle_window(self, key: tuple[int, int, int, int, int]) -> NDArray[np.int32]:
         *place, length = key
         return np.random.default_rng([self._seed, *place]).permutation(length).astype(np.int32)
-
-
-def count_below(steps: int, begin: int, edge: int) -> int:
-    """Count the first steps of the golden ratio, from ``begin`` on, that lie below an edge of the circle."""
-    # A step lies below the edge where going on by the rest of the circle does not complete one more turn.
-    return steps - _turns(steps, begin + _CIRCLE - edge) + _turns(steps, begin)
-
-
-def _turns(steps: int, begin: int) -> int:
-    """Sum the full circles, of ``begin + i * _GOLDEN``, over i below ``steps``, as Euclid finds a common divisor."""
-    total, n, circle, step = 0, steps, _CIRCLE, _GOLDEN
-    while n > 0:
-        total += (n - 1) * n // 2 * (step // circle) + n * (begin // circle)
-        step, begin = step % circle, begin % circle
-        n, begin = divmod(step * n + begin, circle)
-        circle, step = step, circle
-    return total

@@ -21,8 +21,8 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
-from pipeline.cli import write_json
 from pipeline.errors import ConfigError
+from pipeline.store.atomic import write_json
 from pipeline.training.progress import Progress
 
 logger = logging.getLogger(__name__)

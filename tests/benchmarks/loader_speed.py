@@ -38,7 +38,7 @@ from pipeline.settings import load_all
 from pipeline.store.records import GroundingRecord, ImageRef, Phrase, ScoredBox
 from pipeline.store.shards import shard_name, write_shard
 from pipeline.training.batches import BatchMaker, Worker
-from pipeline.training.samples import make_sources
+from pipeline.training.rows import make_sources
 from pipeline.training.settings import RunConfig
 
 ROOT = Path(__file__).resolve().parents[2]

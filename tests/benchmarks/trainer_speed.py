@@ -36,7 +36,7 @@ from pipeline.training.job import Paths, train
 from pipeline.training.loop import Trainer
 from pipeline.training.model_folder import starting_model
 from pipeline.training.progress import Progress
-from pipeline.training.samples import make_sources
+from pipeline.training.rows import make_sources
 from pipeline.training.settings import RunConfig, TrainingSettings
 from pipeline.training.tuning import freeze_for
 

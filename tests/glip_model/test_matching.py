@@ -95,6 +95,19 @@ def test_a_box_may_end_without_an_anchor() -> None:
     assert (match_anchors(grid(), COUNTS, between_centres, 9) == UNMATCHED).all()
 
 
+def test_two_candidates_spread_as_more_do() -> None:
+    anchors, box = torch.tensor([[0.0, 0.0, 9.0, 9.0], [4.0, 0.0, 13.0, 9.0]]), torch.tensor([[0.0, 0.0, 11.0, 9.0]])
+    # IoUs of 0.83 and 0.57: neither reaches their mean and their deviation, 0.70 + 0.19.
+    assert match_anchors(anchors, (2,), box, 9).tolist() == slow_match(anchors, (2,), box, 9) == [UNMATCHED] * 2
+
+
+@pytest.mark.parametrize(("inside", "expected"), [(0.02, 0), (0.007, UNMATCHED)])
+def test_a_centre_must_be_a_hundredth_of_a_pixel_inside(inside: float, expected: int) -> None:
+    left = 5 - inside  # of the anchor's centre
+    anchors, box = torch.tensor([[0.0, 0.0, 10.0, 10.0]]), torch.tensor([[left, 0.0, left + 10, 10.0]])
+    assert match_anchors(anchors, (1,), box, 9).tolist() == [expected]
+
+
 def test_the_order_of_boxes_does_not_matter() -> None:
     boxes = random_boxes(3, 5)
     order = torch.tensor([4, 2, 0, 1, 3])

@@ -153,17 +153,17 @@ def web(tmp_path: Path) -> Iterator[Web]:
 
 
 @pytest.fixture(scope="session")
-def png() -> Callable[[int, int], ImageRef]:
-    def make(width: int = 40, height: int = 30) -> ImageRef:
+def png() -> Callable[..., ImageRef]:
+    def make(width: int = 40, height: int = 30, colour: tuple[int, int, int] = (90, 140, 90)) -> ImageRef:
         out = io.BytesIO()
-        Image.new("RGB", (width, height), (90, 140, 90)).save(out, "PNG")
+        Image.new("RGB", (width, height), colour).save(out, "PNG")
         return ImageRef(bytes=out.getvalue())
 
     return make
 
 
 @pytest.fixture(scope="session")
-def make_detection(png: Callable[[int, int], ImageRef]) -> Callable[..., DetectionRecord]:
+def make_detection(png: Callable[..., ImageRef]) -> Callable[..., DetectionRecord]:
     def make(
         number: int, *objects: DetectedObject, width: int = 100, height: int = 100, **checked: tuple[int, ...]
     ) -> DetectionRecord:
@@ -181,7 +181,7 @@ def make_detection(png: Callable[[int, int], ImageRef]) -> Callable[..., Detecti
 
 
 @pytest.fixture(scope="session")
-def make_grounding(png: Callable[[int, int], ImageRef]) -> Callable[..., GroundingRecord]:
+def make_grounding(png: Callable[..., ImageRef]) -> Callable[..., GroundingRecord]:
     def make(number: int, caption: str, *phrases: Phrase, width: int = 100, height: int = 100) -> GroundingRecord:
         return GroundingRecord(
             key=f"key-{number}",

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import warnings
-from pathlib import Path
 
 import pytest
 
-from pipeline.cli import EXTRA_OF, named_extras, progress, quiet_libraries, run_stage, write_csv, write_json
+from pipeline.cli import EXTRA_OF, named_extras, progress, quiet_libraries, run_stage
 from pipeline.errors import MissingInputError
 
 
@@ -50,14 +48,6 @@ def test_unknown_argument_exits_2(capsys: pytest.CaptureFixture[str]) -> None:
     assert "--nonsense" in capsys.readouterr().err
 
 
-def test_write_json_is_whole_sorted_and_leaves_nothing_beside(tmp_path: Path) -> None:
-    path = tmp_path / "metrics" / "a.json"
-    write_json(path, {"b": 1, "a": "é"})
-    assert path.read_text(encoding="utf-8") == '{\n  "a": "é",\n  "b": 1\n}\n'
-    assert json.loads(path.read_text(encoding="utf-8")) == {"a": "é", "b": 1}
-    assert list(path.parent.iterdir()) == [path]
-
-
 def test_progress_counts(capsys: pytest.CaptureFixture[str]) -> None:
     with progress(3, "labelling", "rows") as bar:
         bar.update(3)
@@ -69,11 +59,6 @@ def test_a_closing_line_is_logged_with_its_time(caplog: pytest.LogCaptureFixture
     with caplog.at_level(logging.INFO), pytest.raises(SystemExit):
         run_stage("A stage.", lambda parser: None, lambda args: "toys: 3 rows → out", [])
     assert "toys: 3 rows → out; 0 s" in caplog.messages
-
-
-def test_write_csv_makes_its_folder(tmp_path: Path) -> None:
-    write_csv(tmp_path / "plots/a.csv", iter([("a", "b"), (1, None)]))
-    assert (tmp_path / "plots/a.csv").read_bytes() == b"a,b\r\n1,\r\n"
 
 
 def test_known_chatter_is_silent_and_all_else_comes_through() -> None:

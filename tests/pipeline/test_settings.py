@@ -201,7 +201,7 @@ def test_runs_and_options_of_readers_are_told_by_their_names(tmp_path: Path) -> 
     assert parse_options(hints, defaults, {"folder": "x", "parts": {"a": [1]}}, "")["parts"] == {"a": (1,)}
     with pytest.raises(ConfigError, match=r"here\[0\]\.parts\.a\[1\] is 'b'; expected int"):
         parse_options(hints, defaults, {"folder": "x", "parts": {"a": [1, "b"]}}, "here[0]")
-    with pytest.raises(ConfigError, match=r"here\[0\]\.folder is 3; expected str"):
+    with pytest.raises(ConfigError, match=r"here\[0\]\.folder is 3; expected Url"):
         parse_options(hints, defaults, {"folder": 3}, "here[0]")
 
 

@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from typing import Any
 
 import numpy as np
 
@@ -109,7 +110,7 @@ def web_truth(config: EmbeddedConfig, seed: int, number: int) -> GroundingRecord
     pool = _pool(config, with_novel=True)
     scene = _scene(rng, pool, config)
     writer = _web_caption(rng, pool, scene, config)
-    return _grounding_record(scene, writer.text, writer.phrases(pool.base))
+    return GroundingRecord(phrases=writer.phrases(pool.base), caption=writer.text, **_head(scene, writer.text))
 
 
 def _rows(make: _Make, stream: str, config: EmbeddedConfig, seed: int, start: int, stop: int) -> Iterator[Record]:
@@ -142,19 +143,16 @@ def _scene(rng: np.random.Generator, pool: _Pool, config: EmbeddedConfig) -> Sce
 
 def _detection(rng: np.random.Generator, pool: _Pool, config: EmbeddedConfig) -> DetectionRecord:
     scene = _scene(rng, pool, config)
-    data = scene.encode()
     objects = tuple(
         DetectedObject(category_id=pool.ids[placed.concept.name], xyxy=placed.box) for placed in scene.objects
     )
-    size = config.image_size
-    image = ImageRef(bytes=data)
-    return DetectionRecord(key=_key(data), image=image, height=size, width=size, source=SOURCE, objects=objects)
+    return DetectionRecord(objects=objects, **_head(scene))
 
 
 def _grounding(rng: np.random.Generator, pool: _Pool, config: EmbeddedConfig) -> GroundingRecord:
     scene = _scene(rng, pool, config)
     writer = write_caption(rng, group_mentions(scene.objects), config.image_size)
-    return _grounding_record(scene, writer.text, writer.phrases(pool.base))
+    return GroundingRecord(phrases=writer.phrases(pool.base), caption=writer.text, **_head(scene, writer.text))
 
 
 def _referring(rng: np.random.Generator, pool: _Pool, config: EmbeddedConfig) -> GroundingRecord | None:
@@ -166,21 +164,13 @@ def _referring(rng: np.random.Generator, pool: _Pool, config: EmbeddedConfig) ->
     split = "base" if target.concept.name in pool.base else "novel"
     boxes = (ScoredBox(xyxy=target.box),)
     phrase = Phrase(text=text, char_spans=((0, len(text)),), boxes=boxes, split=split, is_plural=False)
-    return _grounding_record(scene, text, (phrase,))
+    return GroundingRecord(phrases=(phrase,), caption=text, **_head(scene, text))
 
 
 def _web(rng: np.random.Generator, pool: _Pool, config: EmbeddedConfig) -> CaptionRecord:
     scene = _scene(rng, pool, config)
     writer = _web_caption(rng, pool, scene, config)
-    truth = _grounding_record(scene, writer.text, ())
-    return CaptionRecord(
-        key=truth.key,
-        image=truth.image,
-        height=truth.height,
-        width=truth.width,
-        caption=truth.caption,
-        source=truth.source,
-    )
+    return CaptionRecord(caption=writer.text, **_head(scene, writer.text))
 
 
 def _web_caption(rng: np.random.Generator, pool: _Pool, scene: Scene, config: EmbeddedConfig) -> CaptionWriter:
@@ -197,18 +187,9 @@ def _web_caption(rng: np.random.Generator, pool: _Pool, scene: Scene, config: Em
     return writer
 
 
-def _grounding_record(scene: Scene, caption: str, phrases: tuple[Phrase, ...]) -> GroundingRecord:
+def _head(scene: Scene, caption: str = "") -> dict[str, Any]:
+    """Return the fields that all records of a scene have; the key is that of the picture with its caption."""
     data = scene.encode()
-    return GroundingRecord(
-        key=_key(data, caption),
-        image=ImageRef(bytes=data),
-        height=scene.image.height,
-        width=scene.image.width,
-        caption=caption,
-        source=SOURCE,
-        phrases=phrases,
-    )
-
-
-def _key(data: bytes, caption: str = "") -> str:
-    return hashlib.sha256(data + b"\0" + caption.encode()).hexdigest()[:20]
+    key = hashlib.sha256(data + b"\0" + caption.encode()).hexdigest()[:20]
+    size = {"height": scene.image.height, "width": scene.image.width}
+    return {"key": key, "image": ImageRef(bytes=data), "source": SOURCE, **size}

@@ -11,16 +11,7 @@ from functools import partial
 from typing import Any
 
 from pipeline.errors import MissingInputError
-from pipeline.prepare.raw import (
-    RawDetection,
-    RawImage,
-    RawObject,
-    RawPair,
-    RawTable,
-    Reject,
-    SourceContext,
-    Url,
-)
+from pipeline.prepare.raw import RawDetection, RawImage, RawObject, RawPair, RawTable, Reject, SourceContext, Url
 from pipeline.prepare.readers.json_stream import JsonStream
 from pipeline.prepare.readers.spool import Spool, text_id
 from pipeline.store.filesystem import file_identity, redact
@@ -28,6 +19,7 @@ from pipeline.store.records import CaptionRecord, Category, DetectionRecord
 
 Values = Mapping[str, Any]
 _COCO_NAME = re.compile(r"COCO_[a-z]+20\d\d_(\d{12})\.jpg")
+_NAME_OF_2014 = re.compile(r"COCO_(?:train|val|test)2014_(\d{12}\.jpg)")
 _COCO_URL = re.compile(r"https?://(?:\w+\.)*cocodataset\.org/(\w+/0*(\d+)\.jpg)")
 _CROWD = (1, "1")
 _FREQUENCIES = ("r", "c", "f")
@@ -208,6 +200,12 @@ def picture_places(values: Values) -> list[str]:
     return places
 
 
+def places_of_2017(name: str) -> list[str]:
+    """Return where COCO 2017 has a picture with a name of 2014, which it dropped; nothing for another name."""
+    matched = _NAME_OF_2014.fullmatch(name)
+    return [f"{folder}{matched[1]}" for folder in ("train2017/", "val2017/", "")] if matched else []
+
+
 def picture_name(values: Values) -> str:
     """Return what messages call a picture."""
     return _encodable(str(values.get("file_name") or values.get("coco_url") or f"picture {values.get('id')}"))
@@ -232,6 +230,11 @@ def corners(bbox: Any) -> tuple[float, ...]:
     except (TypeError, ValueError, OverflowError):
         return ()
     return x, y, x + width, y + height
+
+
+def listed(value: Any) -> list[Any]:
+    """Return a list; an empty one for what is none."""
+    return value if isinstance(value, list) else []
 
 
 def whole_number(value: Any) -> int | None:

@@ -11,7 +11,6 @@ Source: Plummer et al., Flickr30k Entities (IJCV 2017), and the readme of the da
 from __future__ import annotations
 
 import hashlib
-import math
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -19,12 +18,13 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import islice
 from typing import Literal, NamedTuple
-from xml.etree import ElementTree
 
 from glip_model.images import ImageError
 from pipeline.errors import MissingInputError
 from pipeline.prepare.raw import Part, RawGrounding, RawImage, RawPhrase, RawTable, Reject, SourceContext, Url
-from pipeline.store.filesystem import file_identity, join_inside, open_file, read_many, redact
+from pipeline.prepare.readers.lines import open_text
+from pipeline.prepare.readers.voc import parse_voc, read_corners, read_side
+from pipeline.store.filesystem import file_identity, join_inside, read_many, redact
 from pipeline.store.records import GroundingRecord
 
 CAPTIONS_PER_PICTURE = 5
@@ -35,7 +35,6 @@ MAX_FILE_BYTES = 1 << 20
 NUM_PROBES = 10
 NOT_VISUAL = "0"
 _PHRASE = re.compile(r"\[/EN#(\d+)((?:/[^\s/\[\]]+)*) ")
-_BOX_TAGS = ("xmin", "ymin", "xmax", "ymax")
 
 Corners = tuple[float, ...]
 
@@ -96,10 +95,8 @@ def _check_folders(annotations: Url, ids: Url) -> None:
 
 
 def _read_ids(url: Url) -> Iterator[str]:
-    with open_file(url) as stream:
-        for line in stream:
-            if picture := line.decode("utf-8", "replace").strip():
-                yield picture
+    with open_text(url) as lines:
+        yield from filter(None, map(str.strip, lines))
 
 
 def _parts(annotations: Url, images: Url, ids: Url, boxes: str, rows_per_part: int) -> Iterator[Part]:
@@ -228,14 +225,6 @@ def parse_sentence(line: str) -> tuple[str, list[Mention]]:
     return "".join([*pieces, text[at:]]), mentions
 
 
-class _PlainTree(ElementTree.TreeBuilder):
-    """Builds documents that define no entities: those can grow to any size."""
-
-    def doctype(self, name: str, pubid: str | None, system: str | None) -> None:
-        """Refuse a document type."""
-        raise ValueError(f"document type {name!r}")
-
-
 def parse_boxes(data: bytes) -> Boxes:
     """Read the XML of a picture.
 
@@ -247,35 +236,17 @@ def parse_boxes(data: bytes) -> Boxes:
     """
     if len(data) > MAX_FILE_BYTES:
         raise ValueError(f"{len(data)} bytes of boxes")
-    try:
-        root = ElementTree.fromstring(data, ElementTree.XMLParser(target=_PlainTree()))
-    except (ElementTree.ParseError, LookupError) as error:
-        raise ValueError(f"no XML: {error}") from error
+    root = parse_voc(data)
     by_chain: dict[str, list[Corners]] = {}
     for item in root.iterfind("object"):
         box = item.find("bndbox")
         if box is None or not len(box):
             continue
-        corners = _corners(box)
+        corners = read_corners(item, one_based=True)
         for name in item.iterfind("name"):
             by_chain.setdefault((name.text or "").strip(), []).append(corners)
     by_chain.pop(NOT_VISUAL, None)
-    return Boxes(_side(root.findtext("size/height")), _side(root.findtext("size/width")), by_chain)
-
-
-def _corners(box: ElementTree.Element) -> Corners:
-    try:
-        x1, y1, x2, y2 = (float(box.findtext(tag, "")) for tag in _BOX_TAGS)
-    except ValueError:
-        return ()
-    return (x1 - 1, y1 - 1, x2, y2) if math.isfinite(x1 + y1 + x2 + y2) else ()
-
-
-def _side(text: str | None) -> int | None:
-    try:
-        return int(text or "")
-    except ValueError:
-        return None
+    return Boxes(read_side(root, "height"), read_side(root, "width"), by_chain)
 
 
 def merge(boxes: list[Corners]) -> list[Corners]:

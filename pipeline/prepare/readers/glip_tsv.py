@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import json
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -34,10 +33,11 @@ from pipeline.prepare.raw import (
     SourceContext,
     Url,
 )
+from pipeline.prepare.readers.coco import listed
 from pipeline.prepare.readers.json_stream import JsonStream
-from pipeline.prepare.readers.lines import PROBED_LINES
+from pipeline.prepare.readers.lines import PROBED_LINES, open_text, parse_json
 from pipeline.prepare.readers.spool import temporary_database, text_id
-from pipeline.store.filesystem import file_identity, join_inside, open_file, redact
+from pipeline.store.filesystem import describe, file_identity, join_inside, open_file, redact
 from pipeline.store.provenance import fingerprint
 from pipeline.store.records import Category, DetectionRecord, GroundingRecord
 
@@ -72,17 +72,11 @@ def read_glip_tsv(context: SourceContext, *, annotations: Url) -> list[RawTable]
     def parts(rows_per_part: int) -> Iterator[Part]:
         for start in range(0, len(lines), rows_per_part):
             some = lines[start : start + rows_per_part]
-            task = _Task(
-                labels=labels.url,
-                pictures=pictures.url,
-                label_offsets=labels.places(some),
-                picture_offsets=pictures.places(some if index is None else _pictures_of(labels, some, index)),
-                ids=ids,
-                is_caption=is_caption,
-            )
+            shown = pictures.places(some if index is None else _pictures_of(labels, some, index))
+            rows = partial(_rows, labels.url, pictures.url, labels.places(some), shown, ids, is_caption)
             stop = start + len(some)
             name = f"{redact(annotations)}, rows {start} to {stop}"
-            yield Part(name, f"{identity} {start}-{stop}", partial(_rows, task), stop - start)
+            yield Part(name, f"{identity} {start}-{stop}", rows, stop - start)
 
     kind = GroundingRecord if is_caption else DetectionRecord
     # Where several names have one id, GLIP asks for the last.
@@ -145,7 +139,7 @@ class TsvFile:
         """
         with open_file(self.url) as file:
             for offset in islice(self.offsets, PROBED_LINES):
-                is_caption = _is_caption(_parse(_columns(file, offset)[1]))
+                is_caption = _is_caption(_columns(file, offset)[1])
                 if is_caption is not None:
                     return is_caption
         raise MissingInputError(
@@ -175,54 +169,49 @@ def _is_line(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 62
 
 
-@dataclass(frozen=True)
-class _Task:
-    """What one part reads."""
-
-    labels: str
-    pictures: str
-    label_offsets: array[int]
-    picture_offsets: array[int]
-    ids: Mapping[str, int]
-    is_caption: bool
-
-
 def _pictures_of(labels: TsvFile, lines: Sequence[int], index: _PictureIndex) -> list[int]:
     """Return the line of every label row's picture, where it is not the same."""
     found = []
     with open_file(labels.url) as file:
         for offset in labels.places(lines):
-            values = {} if offset == NOWHERE else _parse_object(_columns(file, offset)[1])
-            found.append(index.line(values.get("img_id")))
+            values = None if offset == NOWHERE else _columns(file, offset)[1]
+            found.append(index.line(values.get("img_id") if isinstance(values, dict) else None))
     return found
 
 
-def _rows(task: _Task) -> Iterator[RawRow]:
-    with open_file(task.labels) as labels, open_file(task.pictures) as pictures:
-        for place, picture in zip(task.label_offsets, task.picture_offsets, strict=True):
+def _rows(
+    labels_url: str,
+    pictures_url: str,
+    places: array[int],
+    shown: array[int],
+    ids: Mapping[str, int],
+    is_caption: bool,
+) -> Iterator[RawRow]:
+    """Read the label rows and the picture rows at some offsets."""
+    with open_file(labels_url) as labels, open_file(pictures_url) as pictures:
+        for place, picture in zip(places, shown, strict=True):
             if NOWHERE in (place, picture):
                 of = "its line" if place == NOWHERE else "the picture of its row"
-                yield Reject(f"{redact(task.labels)}, {of} is not there", "row_malformed")
+                yield Reject(f"{redact(labels_url)}, {of} is not there", "row_malformed")
                 continue
-            key, label = _columns(labels, place)
+            key, values = _columns(labels, place)
             image = RawImage(data=_picture(pictures, picture))
-            values = _parse(label)
-            name = key[:_NAME_CHARS] or f"{redact(task.labels)}, byte {place}"
-            if task.is_caption and isinstance(values, dict):
+            name = key[:_NAME_CHARS] or f"{redact(labels_url)}, byte {place}"
+            if is_caption and isinstance(values, dict):
                 yield RawGrounding(name=name, image=image, caption=values.get("caption"), phrases=_phrases(values))
-            elif not task.is_caption and (objects := _objects(values)) is not None:
-                found = [_object(item, task.ids) for item in objects]
+            elif not is_caption and (objects := _objects(values)) is not None:
+                found = [_object(item, ids) for item in objects]
                 yield RawDetection(name=name, image=image, objects=found)
             else:
                 yield Reject(name, "row_malformed")
 
 
-def _columns(file: IO[Any], offset: int) -> tuple[str, str]:
-    """Return the key and the label of the row at an offset, which are its first two columns."""
+def _columns(file: IO[Any], offset: int) -> tuple[str, Any]:
+    """Return the key and the parsed label of the row at an offset, which are its first two columns."""
     file.seek(offset)
     line: bytes = file.readline()
     key, label, *_ = [*line.rstrip(b"\r\n").split(b"\t"), b"", b""]
-    return key.decode("utf-8", "replace"), label.decode("utf-8", "replace")
+    return key.decode("utf-8", "replace"), parse_json(label.decode("utf-8", "replace"))
 
 
 def _picture(file: IO[Any], offset: int) -> bytes:
@@ -254,7 +243,7 @@ def _object(item: Any, ids: Mapping[str, int]) -> RawObject:
         return RawObject(xyxy=(), category_id=None)
     rect, name = item.get("rect"), item.get("class")
     return RawObject(
-        xyxy=rect if isinstance(rect, list) else (),
+        xyxy=listed(rect),
         category_id=ids.get(name) if isinstance(name, str) else None,
         is_crowd=item.get("IsGroupOf") in (1, "1"),  # as the data sets made of OpenImages say it
     )
@@ -266,26 +255,22 @@ def _phrases(values: Mapping[str, Any]) -> list[RawPhrase]:
     Version 1 has a box, a score and spans side by side, version 2 a list of boxes and of scores for each entity, which
     may be empty. A box whose score is missing is dropped, unless the row has no scores at all.
     """
-    boxes, scores, tokens = (_list(values.get(name)) for name in ("bboxes", "scores", "tokens_positive"))
+    boxes, scores, tokens = (listed(values.get(name)) for name in ("bboxes", "scores", "tokens_positive"))
     has_scores = "scores" in values
-    is_by_entity = any(isinstance(entry, list) for box in boxes[:PROBED_LINES] for entry in _list(box)[:1])
+    is_by_entity = any(isinstance(entry, list) for box in boxes[:PROBED_LINES] for entry in listed(box)[:1])
     is_by_entity = is_by_entity or any(isinstance(score, list) for score in scores[:PROBED_LINES])
     by_spans: dict[str, tuple[Any, list[Any], list[Any]]] = {}
     for i, entry in enumerate(boxes):
         spans, score = tokens[i] if i < len(tokens) else (), scores[i] if i < len(scores) else None
-        found, found_scores = (_list(entry), _list(score)) if is_by_entity else ([entry], [score])
+        found, found_scores = (listed(entry), listed(score)) if is_by_entity else ([entry], [score])
         for k, box in enumerate(found):
             _, known, known_scores = by_spans.setdefault(repr(spans), (spans, [], []))
-            known.append(box if isinstance(box, list) else ())
+            known.append(listed(box))
             known_scores.append(found_scores[k] if k < len(found_scores) else None)
     return [
-        RawPhrase(char_spans=_list(spans), boxes=found, scores=found_scores if has_scores else None)
+        RawPhrase(char_spans=listed(spans), boxes=found, scores=found_scores if has_scores else None)
         for spans, found, found_scores in by_spans.values()
     ]
-
-
-def _list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else []
 
 
 def _read_yaml(url: Url) -> dict[str, str]:
@@ -294,8 +279,9 @@ def _read_yaml(url: Url) -> dict[str, str]:
         try:
             content = yaml.safe_load(file)
         except (yaml.YAMLError, ValueError, RecursionError) as error:
-            detail = " ".join(str(error).split())[:200]
-            raise MissingInputError(f"{redact(url)}: not readable as YAML: {detail}; fetch the file again") from error
+            raise MissingInputError(
+                f"{redact(url)}: not readable as YAML: {describe(error, url)}; fetch the file again"
+            ) from error
     if not isinstance(content, dict) or not {"img", "label"} <= set(content):
         raise MissingInputError(f"{redact(url)}: expected a mapping with img and label, the data set's TSV files")
     above, slash, _ = url.rpartition("/")
@@ -334,9 +320,8 @@ def _read_linelist(url: str, num_rows: int) -> array[int]:
 def _read_label_map(url: str) -> dict[str, int]:
     """Return the id of every class: of a TSV, which has a name a line, the number of the line from 1."""
     if url.endswith(".tsv"):
-        with open_file(url) as file:
-            names = [line.decode("utf-8", "replace").strip() for line in file]
-        ids = {name: number for number, name in enumerate(names, start=1) if name}
+        with open_text(url) as lines:
+            ids = {name: number for number, name in enumerate(map(str.strip, lines), start=1) if name}
     else:
         content = dict(JsonStream(url).pairs())
         found = content.get("label_to_idx", content)
@@ -352,18 +337,6 @@ def _names_in(labels: TsvFile) -> dict[str, int]:
     names: set[str] = set()
     with open_file(labels.url) as file:
         for offset in labels.offsets:
-            items = _objects(_parse(_columns(file, offset)[1])) or []
+            items = _objects(_columns(file, offset)[1]) or []
             names |= {item["class"] for item in items if isinstance(item, dict) and isinstance(item.get("class"), str)}
     return {name: number for number, name in enumerate(sorted(names), start=1)}
-
-
-def _parse(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        return None
-
-
-def _parse_object(text: str) -> dict[str, Any]:
-    values = _parse(text)
-    return values if isinstance(values, dict) else {}

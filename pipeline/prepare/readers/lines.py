@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
 
 from fsspec.core import url_to_fs
 
-from pipeline.store.filesystem import open_file
+from pipeline.prepare.raw import Part, RawRow
+from pipeline.store.filesystem import open_file, redact
 
 WHOLE = (0, -1)
 """The range of a file that can only be read from its beginning."""
@@ -46,6 +51,38 @@ def read_lines(url: str, start: int, stop: int) -> Iterator[tuple[int, bytes]]:
                 return
             yield place, line.rstrip(b"\r\n")
             place += len(line)
+
+
+def json_parts(
+    url: str, identity: str, rows: Callable[[str, int, int], Iterator[RawRow]], rows_per_part: int
+) -> Iterator[Part]:
+    """Cut a file of JSON lines into parts of about so many rows, of which ``rows`` reads one by its byte range."""
+    for start, stop in line_ranges(url, bytes_per_part(url, rows_per_part)):
+        name = f"{redact(url)}, bytes {start} to {stop}"
+        yield Part(name, f"{identity} {start}-{stop}", partial(rows, url, start, stop))
+
+
+def json_lines(url: str, start: int, stop: int) -> Iterator[tuple[str, Any]]:
+    """Yield what messages call a line and its value, None where it is no JSON; of those that are not blank."""
+    label = redact(url)
+    for place, line in read_lines(url, start, stop):
+        if line.strip():
+            yield f"{label}, byte {place}", parse_json(line)
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Return a JSON value; None for what is none."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+
+
+@contextmanager
+def open_text(url: str) -> Iterator[Iterator[str]]:
+    """Open a file, plain or compressed, for its lines with their ends; what is no UTF-8 in them is replaced."""
+    with open_file(url, compression="infer") as stream:
+        yield (line.decode("utf-8", "replace") for line in stream)
 
 
 def is_compressed(url: str) -> bool:

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import re
-
 from pipeline.prepare.raw import RawTable, SourceContext, Url
-from pipeline.prepare.readers.coco import CocoFile, Values, detection_table, picture_places
-
-_NAME_2014 = re.compile(r"COCO_(?:train|val|test)2014_(\d{12}\.jpg)")
+from pipeline.prepare.readers.coco import CocoFile, Values, detection_table, picture_places, places_of_2017
 
 
 def read_lvis(context: SourceContext, *, annotations: Url, images: Url) -> list[RawTable]:
@@ -25,10 +21,9 @@ def read_lvis(context: SourceContext, *, annotations: Url, images: Url) -> list[
 
 
 def lvis_places(values: Values) -> list[str]:
-    """Return where a picture may be: as its URL ends, then by name; v0.5 has names of 2014, which COCO 2017 dropped."""
+    """Return where a picture may be: as its URL ends, then by name; v0.5 has names of 2014."""
     by_url = picture_places({"coco_url": values.get("coco_url")})
     by_name = picture_places({"file_name": values.get("file_name")})
-    matched = _NAME_2014.fullmatch(by_name[0].rpartition("/")[2]) if by_name else None
-    if matched and not by_url:
-        by_url = [f"train2017/{matched[1]}", f"val2017/{matched[1]}", matched[1]]
+    if by_name and not by_url:
+        by_url = places_of_2017(by_name[0].rpartition("/")[2])
     return by_url + by_name

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pipeline.errors import ConfigError
 from pipeline.prepare.raw import RawGrounding, RawImage, RawPhrase, RawTable, Reject, SourceContext, Url
-from pipeline.prepare.readers.coco import CocoFile, Values, corners
+from pipeline.prepare.readers.coco import CocoFile, Values, corners, listed, whole_number
 from pipeline.store.filesystem import redact
 from pipeline.store.records import GroundingRecord
 
@@ -90,7 +90,7 @@ def _phrases(boxes: list[Any]) -> list[RawPhrase]:
     """Gather boxes by the spans that they carry, in the order in which spans come first."""
     by_spans: dict[str, tuple[list[Any], list[Any]]] = {}
     for bbox, spans in boxes:
-        pieces = _listed(spans)
+        pieces = listed(spans)
         if len(pieces) > 1:
             pieces = sorted(pieces, key=repr)
         by_spans.setdefault(repr(pieces), (pieces, []))[1].append(corners(bbox))
@@ -102,19 +102,15 @@ def _asked_phrases(boxes: list[Any], asked: list[Any]) -> list[RawPhrase]:
 
     A box of several phrases carries the spans of all of them.
     """
-    phrases: list[tuple[list[Any], list[Any]]] = [(_listed(spans), []) for spans in asked]
+    phrases: list[tuple[list[Any], list[Any]]] = [(listed(spans), []) for spans in asked]
     strays: list[Any] = []
     for bbox, spans in boxes:
-        carried, box = _listed(spans), corners(bbox)
+        carried, box = listed(spans), corners(bbox)
         owners = [found for known, found in phrases if known and all(span in carried for span in known)]
         for found in owners or [strays]:
             found.append(box)
     told = [RawPhrase(char_spans=spans, boxes=found) for spans, found in phrases]
     return [*told, RawPhrase(char_spans=(), boxes=strays)] if strays else told
-
-
-def _listed(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else []
 
 
 def _image(values: Values, images: Mapping[str, str]) -> RawImage | None:
@@ -141,8 +137,8 @@ def _image(values: Values, images: Mapping[str, str]) -> RawImage | None:
         folder=images.get(kind),
         url=places[0] if places else None,
         choices=tuple(dict.fromkeys(places[1:])),
-        height=_size(values.get("height")),
-        width=_size(values.get("width")),
+        height=whole_number(values.get("height")),
+        width=whole_number(values.get("width")),
         picture_id=f"{'flickr30k' if kind == 'flickr' else kind}/{number}",
     )
 
@@ -156,8 +152,3 @@ def _kind(values: Values, name: str, images: Mapping[str, str]) -> str:
     if _COCO_NAME.fullmatch(name.rpartition("/")[2]):
         return "coco"
     return next(iter(images)) if len(images) == 1 else "vg"
-
-
-def _size(value: Any) -> Any:
-    """Return a side as a number: Flickr30k's files have it as text."""
-    return int(value) if isinstance(value, str) and value.isdecimal() and len(value) < 10 else value

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from functools import partial
 from itertools import islice
 from typing import Any, Literal
@@ -22,12 +22,11 @@ from pipeline.prepare.raw import (
     SourceContext,
     Url,
 )
-from pipeline.prepare.readers.coco import coco_picture_id
-from pipeline.prepare.readers.lines import PROBED_LINES, WHOLE, bytes_per_part, line_ranges, read_lines
+from pipeline.prepare.readers.coco import Values, coco_picture_id, listed, whole_number
+from pipeline.prepare.readers.lines import PROBED_LINES, WHOLE, json_lines, json_parts, parse_json, read_lines
 from pipeline.store.filesystem import file_identity, open_file, redact
 from pipeline.store.records import Category, DetectionRecord, GroundingRecord
 
-Values = Mapping[str, Any]
 Kind = Literal["detection", "grounding"]
 KINDS: tuple[Kind, ...] = ("detection", "grounding")
 
@@ -50,9 +49,8 @@ def read_odvg(context: SourceContext, *, annotations: Url, images: Url, labels: 
     identity = f"{file_identity(annotations)} {redact(images)} {file_identity(labels) if categories and labels else ''}"
 
     def parts(kind: Kind, rows_per_part: int) -> Iterator[Part]:
-        for start, stop in line_ranges(annotations, bytes_per_part(annotations, rows_per_part)):
-            rows = partial(_rows, annotations, start, stop, images, kind, len(kinds) == 1)
-            yield Part(f"{redact(annotations)}, bytes {start} to {stop}", f"{identity} {kind} {start}-{stop}", rows)
+        rows = partial(_rows, images, kind, len(kinds) == 1)
+        return json_parts(annotations, f"{identity} {kind}", rows, rows_per_part)
 
     types: dict[Kind, type] = {"detection": DetectionRecord, "grounding": GroundingRecord}
     return [
@@ -65,7 +63,7 @@ def _kinds(annotations: Url) -> list[Kind]:
     """Return which kinds of lines the beginning of a file has; MissingInputError when it has neither."""
     found: set[str] = set()
     for _, line in islice(read_lines(annotations, *WHOLE), PROBED_LINES):
-        values = _parse(line)
+        values = parse_json(line)
         found |= set(values) if isinstance(values, dict) else set()
     kinds: list[Kind] = [kind for kind in KINDS if kind in found]
     if not kinds:
@@ -99,18 +97,15 @@ def _is_word(character: str) -> bool:
 
 
 def _rows(
-    url: str, start: int, stop: int, images: str, kind: Kind, is_only_kind: bool
+    images: str, kind: Kind, is_only_kind: bool, url: str, start: int, stop: int
 ) -> Iterator[RawDetection | RawGrounding | Reject]:
-    for place, line in read_lines(url, start, stop):
-        if not line.strip():
-            continue
-        values = _parse(line)
+    for label, values in json_lines(url, start, stop):
         found = [name for name in KINDS if name in values] if isinstance(values, dict) else []
         if not is_only_kind and kind not in (found or KINDS[:1]):
             continue  # the other table has it; what is of neither kind is told once
         body = values.get(kind) if isinstance(values, dict) else None
         if not isinstance(values, dict) or not isinstance(body, dict) or not isinstance(values.get("filename"), str):
-            yield Reject(f"{redact(url)}, byte {place}", "row_malformed")
+            yield Reject(label, "row_malformed")
             continue
         name = values["filename"]
         image = RawImage(
@@ -128,23 +123,12 @@ def _rows(
             yield RawGrounding(name=name, image=image, caption=caption, phrases=phrases)
 
 
-def _parse(line: bytes) -> Any:
-    try:
-        return json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-
-
 def _list(body: Values, name: str) -> list[Values]:
-    found = body.get(name)
-    return [item if isinstance(item, dict) else {} for item in found] if isinstance(found, list) else []
+    return [item if isinstance(item, dict) else {} for item in listed(body.get(name))]
 
 
 def _object(item: Values) -> RawObject:
-    box, label = item.get("bbox"), item.get("label")
-    if isinstance(label, str) and label.isdecimal() and len(label) < 10:
-        label = int(label)
-    return RawObject(xyxy=box if isinstance(box, list) else (), category_id=label)
+    return RawObject(xyxy=listed(item.get("bbox")), category_id=whole_number(item.get("label")))
 
 
 def _phrases(regions: list[Values], caption: str) -> list[RawPhrase]:

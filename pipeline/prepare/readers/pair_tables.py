@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import PurePosixPath
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 from urllib.parse import unquote, urlsplit
 
 import pyarrow as pa
@@ -17,8 +16,8 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import MissingInputError
 from pipeline.prepare.raw import Part, RawImage, RawPair, RawTable, Reject, SourceContext, Url
-from pipeline.prepare.readers.lines import bytes_per_part, line_ranges, read_lines
-from pipeline.store.filesystem import file_identity, list_files, open_file, redact
+from pipeline.prepare.readers.lines import json_lines, json_parts, open_text
+from pipeline.store.filesystem import describe, file_identity, list_files, open_file, redact
 from pipeline.store.records import CaptionRecord
 
 Values = Mapping[str, Any]
@@ -98,19 +97,19 @@ def read_url_list(
     """
 
     def row(number: int, values: Values, text: str) -> RawPair | Reject:
-        address = next((values[name] for name in ((url,) if url else URL_COLUMNS) if name in values), None)
+        address = _first(values, urls)
         if not isinstance(address, str):
             return Reject(f"row {number}", "row_malformed")
         return RawPair(name=address, image=_downloaded(number, address, images, file_name), caption=values[text])
 
-    files = list_files(tables)
+    files, urls = list_files(tables), (url,) if url else URL_COLUMNS
+    captions = (caption,) if caption else CAPTION_COLUMNS
     if all(file.endswith(".parquet") for file in files):
-        columns = (url,) if url else URL_COLUMNS
-        return [_parquet_table(tables, columns, (caption,) if caption else CAPTION_COLUMNS, row)]
+        return [_parquet_table(tables, urls, captions, row)]
 
     def parts(rows_per_part: int) -> Iterator[Part]:
         for file in files:
-            layout = _Layout.of(file, (url,) if url else URL_COLUMNS, (caption,) if caption else CAPTION_COLUMNS)
+            layout = _Layout.of(file, urls, captions)
             identity = f"{file_identity(file)} {images} {file_name} {caption} {url}"
             # Rows are numbered through, and a quoted field may hold line ends: one task reads one file.
             yield Part(redact(file), identity, partial(_read_list, file, layout, images, file_name))
@@ -135,32 +134,21 @@ def read_captions_jsonl(
     def parts(rows_per_part: int) -> Iterator[Part]:
         for url in files:
             identity = f"{file_identity(url)} {images} {fields}"
-            for start, stop in line_ranges(url, bytes_per_part(url, rows_per_part)):
-                rows = partial(_read_json_lines, url, start, stop, images, *fields)
-                yield Part(f"{redact(url)}, bytes {start} to {stop}", f"{identity} {start}-{stop}", rows)
+            yield from json_parts(url, identity, partial(_read_json_lines, images, *fields), rows_per_part)
 
     return [RawTable(CaptionRecord, parts)]
 
 
 def _read_json_lines(
-    url: str, start: int, stop: int, images: str, image_fields: Sequence[str], caption_fields: Sequence[str]
+    images: str, image_fields: Sequence[str], caption_fields: Sequence[str], url: str, start: int, stop: int
 ) -> Iterator[RawPair | Reject]:
-    for place, line in read_lines(url, start, stop):
-        if not line.strip():
-            continue
-        name = f"{redact(url)}, byte {place}"
-        try:
-            values = json.loads(line)
-        except (ValueError, RecursionError):
-            yield Reject(name, "row_malformed")
-            continue
+    for name, values in json_lines(url, start, stop):
         picture = _first(values, image_fields)
         if not isinstance(picture, str):
             yield Reject(name, "row_malformed")
         else:
-            yield RawPair(
-                name=picture, image=RawImage(folder=images, url=picture), caption=_first(values, caption_fields)
-            )
+            image = RawImage(folder=images, url=picture)
+            yield RawPair(name=picture, image=image, caption=_first(values, caption_fields))
 
 
 def _first(values: Any, names: Sequence[str]) -> Any:
@@ -181,11 +169,13 @@ def _downloaded(number: int, address: str, images: str | None, file_name: str) -
     return RawImage(folder=images, url=name)
 
 
-class _Layout:
+class _Layout(NamedTuple):
     """Where a TSV or CSV has its captions and URLs."""
 
-    def __init__(self, delimiter: str, has_header: bool, url: int, caption: int) -> None:
-        self.delimiter, self.has_header, self.url, self.caption = delimiter, has_header, url, caption
+    delimiter: str
+    has_header: bool
+    url: int
+    caption: int
 
     @classmethod
     def of(cls, file: str, urls: Sequence[str], captions: Sequence[str]) -> _Layout:
@@ -195,8 +185,7 @@ class _Layout:
             first = next(rows, [])
             second = next(rows, first)
         named = {name.strip(): i for i, name in enumerate(first)}
-        url = next((named[name] for name in urls if name in named), None)
-        caption = next((named[name] for name in captions if name in named), None)
+        url, caption = _first(named, urls), _first(named, captions)
         if url is not None and caption is not None:
             return cls(delimiter, True, url, caption)
         addresses = [i for i, cell in enumerate(second) if cell.strip().startswith(("http://", "https://"))]
@@ -211,18 +200,15 @@ class _Layout:
 
 def _read_list(file: str, layout: _Layout, images: str | None, file_name: str) -> Iterator[RawPair | Reject]:
     with _open_rows(file, layout.delimiter) as rows:
-        for number, cells in enumerate(rows, start=-1 if layout.has_header else 0):
-            if number < 0:
-                continue
+        if layout.has_header:
+            next(rows, None)
+        for number, cells in enumerate(rows):
             if len(cells) <= max(layout.url, layout.caption):
                 yield Reject(f"{redact(file)}, row {number}", "row_malformed")
                 continue
             address = cells[layout.url].strip()
-            yield RawPair(
-                name=address,
-                image=_downloaded(number, address, images, file_name),
-                caption=cells[layout.caption],
-            )
+            image = _downloaded(number, address, images, file_name)
+            yield RawPair(name=address, image=image, caption=cells[layout.caption])
 
 
 @contextmanager
@@ -230,9 +216,8 @@ def _open_rows(file: str, delimiter: str) -> Iterator[Iterator[list[str]]]:
     """Open a TSV, where quotes are plain characters, or a CSV, where they are not."""
     csv.field_size_limit(1 << 24)
     quoting: Literal[0, 3] = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
-    with open_file(file, compression="infer") as stream:
-        text = (line.decode("utf-8", "replace").replace("\0", "") for line in stream)
-        yield csv.reader(text, delimiter=delimiter, quoting=quoting)
+    with open_text(file) as lines:
+        yield csv.reader((line.replace("\0", "") for line in lines), delimiter=delimiter, quoting=quoting)
 
 
 def _parquet_table(
@@ -298,7 +283,7 @@ def _read_group(
                     yield row(number, values, text)
                     number += 1
     except (pa.ArrowException, MissingInputError, OSError) as error:
-        yield Reject(f"{redact(url)}, row {number}: {' '.join(str(error).split())[:200]}", "row_malformed")
+        yield Reject(f"{redact(url)}, row {number}: {describe(error, url)}", "row_malformed")
 
 
 @contextmanager
@@ -311,6 +296,7 @@ def open_parquet(url: str) -> Iterator[pq.ParquetFile]:
         try:
             file = pq.ParquetFile(stream, pre_buffer=False)
         except (pa.ArrowException, OSError) as error:
-            detail = " ".join(str(error).split())[:200]
-            raise MissingInputError(f"{redact(url)}: not a readable Parquet file: {detail}; fetch it again") from error
+            raise MissingInputError(
+                f"{redact(url)}: not a readable Parquet file: {describe(error, url)}; fetch it again"
+            ) from error
         yield file

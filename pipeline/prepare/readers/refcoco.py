@@ -6,22 +6,18 @@ it the boxes and pictures, in COCO's format. All pictures come from COCO's train
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import replace
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
 from pipeline.errors import MissingInputError
 from pipeline.prepare.raw import Part, RawGrounding, RawPhrase, RawTable, Reject, SourceContext, Url
-from pipeline.prepare.readers.coco import CocoFile, Values, corners, raw_image
+from pipeline.prepare.readers.coco import CocoFile, Values, corners, places_of_2017, raw_image
 from pipeline.prepare.readers.plain_pickle import load_plain_pickle
 from pipeline.prepare.readers.spool import Spool
 from pipeline.store.filesystem import file_identity, redact
 from pipeline.store.records import GroundingRecord
-
-_NAME_2014 = re.compile(r"COCO_[a-z]+2014_(\d{12}\.jpg)")
 
 
 class _Reference(NamedTuple):
@@ -155,9 +151,7 @@ def _parts(spool: Spool, images: Url, name: str, identity: str, num_rows: int, r
 
 def _rows(images: Url, pictures: list[tuple[Any, list[Any]]]) -> Iterator[RawGrounding | Reject]:
     for values, items in pictures:
-        image = raw_image(values, images, _places)
-        if not isinstance(image, Reject):
-            image = replace(image, picture_id=f"coco/{values['id']}")
+        image = raw_image(values, images, _places, lambda values: f"coco/{values['id']}")
         boxes = {item[0]: corners(item[1]) for item in items if len(item) == 2}
         said: Counter[tuple[int, str]] = Counter()
         for ann_id, name, captions in (item for item in items if len(item) == 3):
@@ -180,8 +174,4 @@ def _places(values: Values) -> list[str]:
     name = values.get("file_name")
     if not isinstance(name, str):
         return []
-    places = [name, f"train2014/{name}"]
-    matched = _NAME_2014.fullmatch(name)
-    if matched:
-        places += [f"{folder}{matched[1]}" for folder in ("train2017/", "val2017/", "")]
-    return places
+    return [name, f"train2014/{name}", *places_of_2017(name)]

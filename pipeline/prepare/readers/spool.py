@@ -9,13 +9,10 @@ import tempfile
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from pipeline.prepare.raw import DroppedBox, Part, RawRow
-
-BATCH_ROWS = 10_000
 
 
 def temporary_database(owner: object) -> sqlite3.Connection:
@@ -40,7 +37,6 @@ class Spool:
         self._base = temporary_database(self)
         self._base.execute("CREATE TABLE pictures (number INTEGER PRIMARY KEY, id TEXT UNIQUE, row TEXT)")
         self._base.execute("CREATE TABLE annotations (picture TEXT, row TEXT)")
-        self._is_indexed = False
 
     def __len__(self) -> int:
         """Count the pictures."""
@@ -51,25 +47,18 @@ class Spool:
 
         One without an id, or whose id came before, is kept, without annotations.
         """
-        # Rows whose id is taken go in without one, by a second statement that the first leaves them to.
-        first = "INSERT OR IGNORE INTO pictures (number, id, row) VALUES (?, ?, ?)"
-        again = "INSERT OR IGNORE INTO pictures (number, id, row) VALUES (?, NULL, ?)"
-        number = len(self)
-        for batch in _batches((text_id(key), json.dumps(row)) for key, row in rows):
-            numbered = [(number + i, key, row) for i, (key, row) in enumerate(batch, start=1)]
-            self._base.execute("BEGIN")
-            self._base.executemany(first, numbered)
-            self._base.executemany(again, [(i, row) for i, _, row in numbered])
-            self._base.execute("COMMIT")
-            number += len(batch)
+        # NULL, which any number of rows may have, in place of an id that is taken
+        free = "NULLIF(?1, (SELECT id FROM pictures WHERE id = ?1))"
+        self._insert(f"INSERT INTO pictures (id, row) VALUES ({free}, ?2)", rows)
 
     def add_annotations(self, rows: Iterable[tuple[Any, Any]]) -> None:
         """Add annotations as pairs of their picture's id and plain values."""
-        for batch in _batches((text_id(key), json.dumps(row)) for key, row in rows):
-            self._base.execute("BEGIN")
-            self._base.executemany("INSERT INTO annotations VALUES (?, ?)", batch)
-            self._base.execute("COMMIT")
-        self._is_indexed = False
+        self._insert("INSERT INTO annotations VALUES (?, ?)", rows)
+
+    def _insert(self, statement: str, rows: Iterable[tuple[Any, Any]]) -> None:
+        self._base.execute("BEGIN")
+        self._base.executemany(statement, ((text_id(key), json.dumps(row)) for key, row in rows))
+        self._base.execute("COMMIT")
 
     def annotated(self) -> Iterator[str]:
         """Yield the ids that annotations speak of, in the order in which they come first."""
@@ -79,9 +68,7 @@ class Spool:
 
     def read(self, start: int, stop: int) -> list[tuple[Any, list[Any]]]:
         """Return pictures ``start`` to ``stop``, each with its annotations in their order."""
-        if not self._is_indexed:
-            self._base.execute("CREATE INDEX IF NOT EXISTS by_picture ON annotations (picture)")
-            self._is_indexed = True
+        self._base.execute("CREATE INDEX IF NOT EXISTS by_picture ON annotations (picture)")
         found: dict[int, tuple[Any, list[Any]]] = {}
         query = """SELECT number, pictures.row, annotations.row FROM pictures
                    LEFT JOIN annotations ON annotations.picture = pictures.id
@@ -115,9 +102,7 @@ class Spool:
             pictures = self.read(start, start + rows_per_part)
             stop = start + len(pictures)
             name = f"{label}, pictures {start} to {stop}"
-            read = partial(rows, pictures)
-            if strays and start == 0:
-                read = partial(_after_strays, label, strays, rows, pictures)
+            read = partial(_after_strays, label, 0 if start else strays, rows, pictures)
             yield Part(name, f"{identity} {start}-{stop}", read, stop - start)
 
     def _count_strays(self) -> int:
@@ -141,9 +126,3 @@ def text_id(key: Any) -> str | None:
         return str(int(key))
     # JSON can hold half a surrogate pair, which the database does not take.
     return key.encode("utf-8", "backslashreplace").decode() if isinstance(key, str) else None
-
-
-def _batches(rows: Iterable[tuple[str | None, str]]) -> Iterator[list[tuple[str | None, str]]]:
-    iterator = iter(rows)
-    while batch := list(islice(iterator, BATCH_ROWS)):
-        yield batch

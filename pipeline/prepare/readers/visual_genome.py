@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -18,13 +18,11 @@ from pipeline.prepare.raw import (
     SourceContext,
     Url,
 )
-from pipeline.prepare.readers.coco import corners
+from pipeline.prepare.readers.coco import Values, corners, listed
 from pipeline.prepare.readers.json_stream import JsonStream
 from pipeline.prepare.readers.spool import Spool
 from pipeline.store.filesystem import file_identity, redact
 from pipeline.store.records import Category, DetectionRecord, GroundingRecord
-
-Values = Mapping[str, Any]
 
 
 def read_visual_genome_objects(
@@ -50,10 +48,7 @@ def read_visual_genome_objects(
         counts.update(name for item in _list(row, "objects") if (name := _name(item)) is not None)
     names = sorted(name for name, count in counts.items() if count >= min_count)
     ids = {name: number for number, name in enumerate(names, start=1)}
-    values: Callable[[Values], list[Any]] = lambda row: [  # noqa: E731
-        (_box(item), ids.get(_name(item) or "")) for item in _list(row, "objects")
-    ]
-    spool = _spool(objects, image_data, values, without_coco)
+    spool = _spool(objects, "objects", lambda item: (_box(item), ids.get(_name(item) or "")), image_data, without_coco)
     identity = f"{file_identity(objects)} {file_identity(image_data)} {images} {without_coco} {min_count}"
     categories = tuple(Category(id=number, name=name) for name, number in ids.items())
     parts = partial(spool.parts, redact(objects), identity, partial(_detection_rows, images), counts_strays=False)
@@ -71,16 +66,14 @@ def read_visual_genome_regions(
         images: folder that holds VG_100K and VG_100K_2, or all pictures.
         without_coco: leave out the pictures that are also in COCO.
     """
-    values: Callable[[Values], list[Any]] = lambda row: [  # noqa: E731
-        (_box(item), item.get("phrase")) for item in _list(row, "regions")
-    ]
-    spool = _spool(regions, image_data, values, without_coco)
+    spool = _spool(regions, "regions", lambda item: (_box(item), item.get("phrase")), image_data, without_coco)
     identity = f"{file_identity(regions)} {file_identity(image_data)} {images} {without_coco}"
     parts = partial(spool.parts, redact(regions), identity, partial(_region_rows, images), counts_strays=False)
     return [RawTable(GroundingRecord, parts)]
 
 
-def _spool(url: Url, image_data: Url, values: Callable[[Values], list[Any]], without_coco: bool) -> Spool:
+def _spool(url: Url, items: str, values: Callable[[Values], Any], image_data: Url, without_coco: bool) -> Spool:
+    """Join the pictures with what ``values`` keeps of the entries in their list ``items``."""
     spool = Spool()
     fields = ("image_id", "url", "height", "width", "coco_id")
     kept = (row for row in JsonStream(image_data).entries() if not (without_coco and row.get("coco_id") is not None))
@@ -89,7 +82,9 @@ def _spool(url: Url, image_data: Url, values: Callable[[Values], list[Any]], wit
         raise MissingInputError(f"{redact(image_data)}: no pictures in it; expected Visual Genome's image_data.json")
     # Older releases call the picture "id".
     spool.add_annotations(
-        (row.get("image_id", row.get("id")), item) for row in JsonStream(url).entries() for item in values(row)
+        (row.get("image_id", row.get("id")), values(item))
+        for row in JsonStream(url).entries()
+        for item in _list(row, items)
     )
     return spool
 
@@ -126,8 +121,7 @@ def _image(values: list[Any], images: str) -> RawImage:
 
 
 def _list(row: Values, name: str) -> list[Values]:
-    found = row.get(name)
-    return [item for item in found if isinstance(item, dict)] if isinstance(found, list) else []
+    return [item for item in listed(row.get(name)) if isinstance(item, dict)]
 
 
 def _name(item: Values) -> str | None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
-from typing import Any
 from xml.etree import ElementTree
-from xml.parsers import expat
 
 from pipeline.errors import MissingInputError
 from pipeline.prepare.raw import Part, RawDetection, RawImage, RawObject, RawTable, Reject, SourceContext, Url
@@ -64,26 +64,22 @@ def read_names(annotations: Url) -> list[str]:
     return _names_in(_files(annotations, None))
 
 
-def parse_voc(data: bytes) -> ElementTree.Element:
-    """Parse an XML file; ValueError when it is broken, too large, or declares entities, which could be endless."""
-    if len(data) > MAX_XML_BYTES:
-        raise ValueError(f"{len(data)} bytes of XML; at most {MAX_XML_BYTES} are read")
-    builder = ElementTree.TreeBuilder()
-    parser = expat.ParserCreate()
+class _PlainTree(ElementTree.TreeBuilder):
+    """Builds documents that define no entities, which could grow to any size."""
 
-    def refuse(*_: Any) -> None:
+    def doctype(self, name: str, pubid: str | None, system: str | None) -> None:
+        """Refuse a document type."""
         raise ValueError("it declares a document type, which annotations have no use for")
 
-    parser.StartDoctypeDeclHandler = refuse
-    parser.StartElementHandler = lambda name, attributes: builder.start(name, attributes)
-    parser.EndElementHandler = lambda name: builder.end(name)
-    parser.CharacterDataHandler = builder.data
+
+def parse_voc(data: bytes) -> ElementTree.Element:
+    """Parse an XML file; ValueError when it is broken, too large, or declares a document type."""
+    if len(data) > MAX_XML_BYTES:
+        raise ValueError(f"{len(data)} bytes of XML; at most {MAX_XML_BYTES} are read")
     try:
-        parser.Parse(data, True)
-        root: ElementTree.Element = builder.close()
-    except (expat.ExpatError, AssertionError, LookupError) as error:
+        return ElementTree.fromstring(data, ElementTree.XMLParser(target=_PlainTree()))
+    except (ElementTree.ParseError, LookupError) as error:
         raise ValueError(f"not readable as XML: {error}") from error
-    return root
 
 
 def _table(
@@ -130,27 +126,30 @@ def _rows(
             folder=images,
             url=places[0],
             choices=tuple(dict.fromkeys(places[1:])),
-            height=_whole(root.findtext("size/height")),
-            width=_whole(root.findtext("size/width")),
+            height=read_side(root, "height"),
+            width=read_side(root, "width"),
         )
         objects = [
-            RawObject(xyxy=_corners(item, one_based), category_id=ids.get((item.findtext("name") or "").strip()))
+            RawObject(xyxy=read_corners(item, one_based), category_id=ids.get((item.findtext("name") or "").strip()))
             for item in root.iter("object")
         ]
         yield RawDetection(name=base, image=image, objects=objects)
 
 
-def _corners(item: ElementTree.Element, one_based: bool) -> tuple[float, ...]:
+def read_corners(item: ElementTree.Element, one_based: bool) -> tuple[float, ...]:
+    """Return the box of an object as edges in pixels, see ``read_pascal_voc``; nothing where it has no numbers."""
     try:
         x1, y1, x2, y2 = (float(item.findtext(f"bndbox/{side}") or "") for side in ("xmin", "ymin", "xmax", "ymax"))
     except ValueError:
         return ()
-    return (x1 - 1, y1 - 1, x2, y2) if one_based else (x1, y1, x2, y2)
+    first = 1 if one_based else 0
+    return (x1 - first, y1 - first, x2, y2) if math.isfinite(x1 + y1 + x2 + y2) else ()
 
 
-def _whole(text: str | None) -> int | None:
+def read_side(root: ElementTree.Element, name: str) -> int | None:
+    """Return ``height`` or ``width`` of the picture; None where the file does not say it."""
     try:
-        return int(float(text or "")) or None
+        return int(float(root.findtext(f"size/{name}") or "")) or None
     except (ValueError, OverflowError):
         return None
 
@@ -179,11 +178,8 @@ def _names_in(files: Sequence[str]) -> list[str]:
     names: set[str] = set()
     for start in range(0, len(files), 256):
         for data in read_many(files[start : start + 256]):
-            try:
-                root = parse_voc(data) if isinstance(data, bytes) else None
-            except ValueError:
-                continue
-            if root is not None:
+            with suppress(ValueError):
+                root = parse_voc(data) if isinstance(data, bytes) else ElementTree.Element("none")
                 names |= {(item.findtext("name") or "").strip() for item in root.iter("object")}
     return sorted(names - {""})
 

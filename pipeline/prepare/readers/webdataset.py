@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import tarfile
 from collections.abc import Iterator
 from functools import partial
 from typing import IO, Any
 
 from pipeline.prepare.raw import Part, RawImage, RawPair, RawTable, Reject, SourceContext, Url
-from pipeline.store.filesystem import byte_range, file_identity, list_files, open_file, redact
+from pipeline.prepare.readers.lines import parse_json
+from pipeline.store.filesystem import byte_range, describe, file_identity, list_files, open_file, redact
 from pipeline.store.records import CaptionRecord
 
 IMAGE_SUFFIXES = frozenset({"jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "avif"})
@@ -53,8 +53,7 @@ def read_tar(url: str, caption: str) -> Iterator[RawPair | Reject]:
             with tarfile.open(fileobj=file, mode="r:") as archive:
                 yield from _pairs(archive, file, url if is_plain else None, caption)
         except (tarfile.TarError, OSError, EOFError, ValueError) as error:
-            detail = " ".join(str(error).split())
-            yield Reject(f"{redact(url)}: {detail}", "row_malformed")
+            yield Reject(f"{redact(url)}: {describe(error, url)}", "row_malformed")
 
 
 def _pairs(archive: tarfile.TarFile, file: IO[bytes], url: str | None, caption: str) -> Iterator[RawPair | Reject]:
@@ -110,8 +109,6 @@ def _caption(members: dict[str, Any], caption: str) -> Any:
         except UnicodeDecodeError:
             return None
     field = caption.partition(":")[2] or "caption"
-    try:
-        values = json.loads(members["json"][0])
-    except (KeyError, TypeError, ValueError, RecursionError):
-        return None
+    # A member that is too large stands without its bytes.
+    values = parse_json(members["json"][0]) if members.get("json") else None
     return values.get(field) if isinstance(values, dict) else None

@@ -147,7 +147,7 @@ def test_finished_shards_are_kept_and_those_of_something_else_made_anew(
     with caplog.at_level(logging.INFO):
         predict_benchmarks(replace(CONFIG, num_actors=1), model, records, out)
     assert written(out) == first
-    assert "3 of 3 shards are finished already" in caplog.text
+    assert "3 of 3 shards were finished already" in caplog.text
 
     (out / "dev/grounding" / shard_name(0)).write_bytes(b"half a file")
     write_shard(

@@ -128,16 +128,6 @@ pictures = st.lists(st.tuples(objects, st.sets(labels), st.sets(labels)), min_si
 scores = st.sampled_from([0.25, 0.5, 0.75])
 
 
-def predicted(rows: Rows) -> Predictions:
-    return Predictions(
-        keys=tuple(f"key-{number}" for number, *_ in rows),
-        numbers=np.array([row[0] for row in rows], np.int32),
-        labels=np.array([row[1] for row in rows], np.int32),
-        boxes_xyxy=np.array([row[2] for row in rows], np.float32).reshape(-1, 4),
-        scores=np.array([row[3] for row in rows], np.float32),
-    )
-
-
 def evaluate_lvis(
     records: list[DetectionRecord], categories: list[Category], found: Predictions, protocol: LvisProtocol = STANDARD
 ) -> LvisResult:
@@ -146,7 +136,9 @@ def evaluate_lvis(
 
 @settings(max_examples=60, deadline=None)
 @given(pictures, st.data())
-def test_random_federated_sets_score_as_by_plain_loops(make_detection: Any, drawn: Any, data: st.DataObject) -> None:
+def test_random_federated_sets_score_as_by_plain_loops(
+    make_detection: Any, make_predictions: Any, drawn: Any, data: st.DataObject
+) -> None:
     records = [
         make_detection(number, *items, negative_category_ids=tuple(absent), not_exhaustive_category_ids=tuple(partial))
         for number, (items, absent, partial) in enumerate(drawn)
@@ -155,7 +147,7 @@ def test_random_federated_sets_score_as_by_plain_loops(make_detection: Any, draw
     rows: Rows = data.draw(st.lists(row, max_size=15))
     protocol = data.draw(st.sampled_from(PROTOCOLS))
     categories = [Category(id=k, name=str(k), frequency="rcf"[k - 1]) for k in range(1, NUM_CATEGORIES + 1)]
-    result = evaluate_lvis(records, categories, predicted(rows), protocol)
+    result = evaluate_lvis(records, categories, make_predictions(rows), protocol)
     counted = best(best(rows, 1, protocol.per_category), 0, protocol.per_picture)
     for k in range(NUM_CATEGORIES):
         for a, area in enumerate(AREA_RANGES.tolist()):
@@ -169,13 +161,13 @@ SQUARE = (10.0, 10.0, 30.0, 30.0)
 RARE, FREQUENT = Category(id=2, name="kiwi", frequency="r"), Category(id=7, name="cup", frequency="f")
 
 
-def test_only_checked_categories_of_a_picture_count(make_detection: Any) -> None:
+def test_only_checked_categories_of_a_picture_count(make_detection: Any, make_predictions: Any) -> None:
     shown = make_detection(0, DetectedObject(category_id=2, xyxy=SQUARE))
     alarm = (1, 2, SQUARE, 0.9)
     hit = (0, 2, SQUARE, 0.5)
     unchecked, checked = make_detection(1), make_detection(1, negative_category_ids=(2,))
     for second, expected in ((unchecked, 1.0), (checked, 0.5)):
-        metrics = evaluate_lvis([shown, second], [RARE, FREQUENT], predicted([alarm, hit])).metrics()
+        metrics = evaluate_lvis([shown, second], [RARE, FREQUENT], make_predictions([alarm, hit])).metrics()
         assert metrics["AP50"] == pytest.approx(expected)
         assert metrics["APr"] == metrics["AP"]
         assert metrics["APf"] is None
@@ -183,37 +175,43 @@ def test_only_checked_categories_of_a_picture_count(make_detection: Any) -> None
         assert "AR@300" in metrics
 
 
-def test_where_not_every_object_has_a_box_an_unmatched_detection_is_no_false_alarm(make_detection: Any) -> None:
+def test_where_not_every_object_has_a_box_an_unmatched_detection_is_no_false_alarm(
+    make_detection: Any, make_predictions: Any
+) -> None:
     thing = DetectedObject(category_id=2, xyxy=SQUARE)
     rows = [(0, 2, (60.0, 60.0, 80.0, 80.0), 0.9), (0, 2, SQUARE, 0.5)]
     for partial, expected in (((), 0.5), ((2,), 1.0)):
         record = make_detection(0, thing, not_exhaustive_category_ids=partial)
-        metrics = evaluate_lvis([record], [RARE], predicted(rows)).metrics()
+        metrics = evaluate_lvis([record], [RARE], make_predictions(rows)).metrics()
         assert metrics["AP50"] == pytest.approx(expected)
 
 
-def test_unchecked_and_unknown_detections_use_up_the_limit_of_a_picture(make_detection: Any) -> None:
+def test_unchecked_and_unknown_detections_use_up_the_limit_of_a_picture(
+    make_detection: Any, make_predictions: Any
+) -> None:
     record = make_detection(0, DetectedObject(category_id=2, xyxy=SQUARE))
     rows = [(0, 7, SQUARE, 0.9), (0, 99, SQUARE, 0.8), (0, 2, SQUARE, 0.5)]
     for limit, expected in ((2, 0.0), (3, 1.0)):
-        metrics = evaluate_lvis([record], [RARE, FREQUENT], predicted(rows), LvisProtocol(limit)).metrics()
+        metrics = evaluate_lvis([record], [RARE, FREQUENT], make_predictions(rows), LvisProtocol(limit)).metrics()
         assert metrics["AP"] == pytest.approx(expected)
         assert f"AR@{limit}" in metrics
 
 
-def test_nothing_found_scores_0_and_nothing_to_find_scores_nothing(make_detection: Any) -> None:
+def test_nothing_found_scores_0_and_nothing_to_find_scores_nothing(make_detection: Any, make_predictions: Any) -> None:
     record = make_detection(0, DetectedObject(category_id=2, xyxy=SQUARE))
     for protocol in (STANDARD, FIXED_AP):
-        assert evaluate_lvis([record], [RARE], predicted([]), protocol).metrics()["AP"] == 0
-        assert set(evaluate_lvis([make_detection(0)], [RARE], predicted([]), protocol).metrics().values()) == {None}
-        assert set(evaluate_lvis([make_detection(0)], [], predicted([]), protocol).metrics().values()) == {None}
+        assert evaluate_lvis([record], [RARE], make_predictions([]), protocol).metrics()["AP"] == 0
+        assert set(evaluate_lvis([make_detection(0)], [RARE], make_predictions([]), protocol).metrics().values()) == {
+            None
+        }
+        assert set(evaluate_lvis([make_detection(0)], [], make_predictions([]), protocol).metrics().values()) == {None}
 
 
-def test_crowds_are_things_like_any_other(make_detection: Any) -> None:
+def test_crowds_are_things_like_any_other(make_detection: Any, make_predictions: Any) -> None:
     record = make_detection(0, DetectedObject(category_id=2, xyxy=SQUARE, is_crowd=True))
-    assert evaluate_lvis([record], [RARE], predicted([(0, 2, SQUARE, 0.5)])).metrics()["AP"] == pytest.approx(1)
+    assert evaluate_lvis([record], [RARE], make_predictions([(0, 2, SQUARE, 0.5)])).metrics()["AP"] == pytest.approx(1)
 
 
-def test_predictions_of_other_rows_are_refused(make_detection: Any) -> None:
+def test_predictions_of_other_rows_are_refused(make_detection: Any, make_predictions: Any) -> None:
     with pytest.raises(BenchmarkError, match="row 3"):
-        evaluate_lvis([make_detection(0)], [RARE], predicted([(3, 2, SQUARE, 0.5)]))
+        evaluate_lvis([make_detection(0)], [RARE], make_predictions([(3, 2, SQUARE, 0.5)]))

@@ -24,12 +24,14 @@ from PIL import Image
 from pipeline.errors import MissingInputError, RejectLimitError
 from pipeline.prepare import job
 from pipeline.prepare.held_out import HeldOut, Sighting
-from pipeline.prepare.job import MANIFEST_FILE, PartTask, drop_rows, find_duplicates, finished, prepare, write_part
+from pipeline.prepare.job import prepare
+from pipeline.prepare.parts import PartTask, drop_rows, find_duplicates, finished, write_part
 from pipeline.prepare.raw import DroppedBox, Part, RawImage, RawPair, Reject
 from pipeline.prepare.settings import PrepareConfig
 from pipeline.prepare.validation import Rules
 from pipeline.settings import load_all
 from pipeline.store.records import CaptionRecord, DetectedObject, DetectionRecord, ImageRef
+from pipeline.store.resume import MANIFEST_FILE
 from pipeline.store.shards import PROVENANCE_KEY, list_shards, read_metadata, read_shard, shard_name
 
 ROOT = Path(__file__).resolve().parents[3]

@@ -13,11 +13,14 @@ import pytest
 
 from pipeline.errors import MissingInputError, RejectLimitError, ShardError
 from pipeline.pseudo_labels import job, manifest
+from pipeline.pseudo_labels.decoding import PictureDecoder
 from pipeline.pseudo_labels.job import Inputs, pseudo_label
-from pipeline.pseudo_labels.manifest import MANIFEST_FILE
+from pipeline.pseudo_labels.labeller import PseudoLabeller
 from pipeline.pseudo_labels.settings import PseudoLabelConfig
-from pipeline.store.provenance import FINGERPRINT, file_sha256
+from pipeline.pseudo_labels.teachers import open_teacher
+from pipeline.store.provenance import FINGERPRINT, file_sha256, modules_behind
 from pipeline.store.records import CaptionRecord, GroundingRecord, PhrasesRecord
+from pipeline.store.resume import MANIFEST_FILE
 from pipeline.store.shards import (
     PROVENANCE_KEY,
     list_shards,
@@ -157,7 +160,7 @@ def test_only_what_is_missing_broken_or_foreign_is_made_anew(
     assert hashes(copy.out) == hashes(inputs.out)
     assert (copy.out / MANIFEST_FILE).read_bytes() == (inputs.out / MANIFEST_FILE).read_bytes()
     assert sorted(path.name for path in copy.out.iterdir()) == [MANIFEST_FILE, *map(shard_name, range(NUM_SHARDS))]
-    assert "1 of 3 shards are finished already" in caplog.text
+    assert "1 of 3 shards were finished already" in caplog.text
     assert "removed 2 shards" in caplog.text
 
 
@@ -219,7 +222,7 @@ def test_missing_teacher_is_named(inputs: Inputs, config: PseudoLabelConfig) -> 
 
 def fingerprints(inputs: Inputs, config: PseudoLabelConfig, max_pixels: int = MAX_PIXELS) -> list[str]:
     entries = job._plan(inputs, config, max_pixels, list_shards(inputs.records))
-    return [entries[shard_name(number)][FINGERPRINT] for number in range(NUM_SHARDS)]
+    return [entries[inputs.out / shard_name(number)][FINGERPRINT] for number in range(NUM_SHARDS)]
 
 
 def test_fingerprint_follows_all_that_decides_a_row(
@@ -244,12 +247,13 @@ def test_fingerprint_follows_all_that_decides_a_row(
     (teacher / "config.json").write_text("{}")
     assert not set(fingerprints(dataclasses.replace(inputs, teacher=str(teacher)), config)) & set(before)
 
-    (tmp_path / "selection.py").write_text("KEEP = None")
-    monkeypatch.setattr(manifest, "labelling_code", lambda: [tmp_path / "selection.py"])
+    monkeypatch.setattr(manifest, "code_sha256", lambda roots: "changed")
     assert not set(fingerprints(inputs, config)) & set(before)
 
 
 def test_labelling_code_names_the_files_that_decide_a_row() -> None:
-    names = {f"{path.parent.name}/{path.name}" for path in manifest.labelling_code()}
-    assert {"pseudo_labels/selection.py", "pseudo_labels/labeller.py", "data/images.py"} <= names
-    assert {"glip_model/postprocess.py", "glip_model/preprocess.py", "glip_model/glip.py"} <= names
+    names = set(modules_behind([PictureDecoder, PseudoLabeller, open_teacher]))
+    assert {"pipeline.pseudo_labels.selection", "pipeline.pseudo_labels.labeller", "pipeline.store.images"} <= names
+    assert {"glip_model.postprocess", "glip_model.preprocess", "glip_model.glip"} <= names
+    assert "pipeline.pseudo_labels.open_set_teachers" in names  # imported inside of a function
+    assert not names & {"pipeline.cli", "pipeline.ray_session", "pipeline.pseudo_labels.job", "glip_model.losses"}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,7 @@ import pytest
 from pipeline.errors import MissingInputError
 from pipeline.pseudo_labels.manifest import ShardSummary, finished_summary
 from pipeline.pseudo_labels.teachers import describe_teacher
-from pipeline.store.provenance import FINGERPRINT, code_sha256, file_sha256, fingerprint
+from pipeline.store.provenance import FINGERPRINT, file_sha256, fingerprint
 from pipeline.store.records import GroundingRecord, ImageRef, Phrase, ScoredBox
 from pipeline.store.shards import PROVENANCE_KEY, write_shard
 
@@ -114,37 +113,3 @@ def test_missing_teacher_is_named(tmp_path: Path, missing: str) -> None:
         (tmp_path / name).write_text("x")
     with pytest.raises(MissingInputError, match=f"{missing}: no such model; run: dvc repro train"):
         describe_teacher(str(tmp_path))
-
-
-CODE = '''
-"""What it is."""
-def double(x):
-    """Twice."""
-    # really
-    return 2 * x
-'''
-
-
-@pytest.fixture
-def digest_of(tmp_path: Path) -> Callable[[str], str]:
-    def digest(code: str) -> str:
-        (tmp_path / "code.py").write_text(code, encoding="utf-8")
-        return code_sha256([tmp_path / "code.py"])
-
-    return digest
-
-
-def test_comments_and_docstrings_leave_the_hash_of_the_code(digest_of: Callable[[str], str]) -> None:
-    same = "def double(x):\n    '''Doubled…'''\n    return (2 *\n        x)\n"
-    assert digest_of(CODE) == digest_of(same)
-
-
-def test_code_that_does_something_else_has_another_hash(digest_of: Callable[[str], str]) -> None:
-    assert digest_of(CODE) != digest_of(CODE.replace("2 * x", "3 * x"))
-
-
-def test_hash_of_code_does_not_depend_on_the_order_of_files(tmp_path: Path) -> None:
-    for name in "ab":
-        (tmp_path / f"{name}.py").write_text(f"{name} = 1")
-    a, b = tmp_path / "a.py", tmp_path / "b.py"
-    assert code_sha256([a, b]) == code_sha256([b, a])

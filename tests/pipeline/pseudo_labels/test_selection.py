@@ -109,6 +109,21 @@ def test_agreement_with_the_mirrored_picture_is_the_mean_of_both_scores() -> Non
     assert third.reject_reason == "below_min_score"
 
 
+def test_boxes_are_given_out_by_agreement_and_not_by_score() -> None:
+    # The wolf's box is surer in the picture alone; only the dog's is seen in the mirrored one as well.
+    found = detections([(0, LEFT, 0.9), (1, LEFT, 0.8)])
+    mirrored = detections([(1, mirror(LEFT), 0.8)])
+    wolf, dog = select_boxes(phrases(False, False), found, SIZE, CONFIG, min_score=0.4, mirrored=mirrored)
+    assert (wolf.boxes, wolf.reject_reason) == ((), "lost_to_other_phrase")
+    assert boxes_of(dog) == [LEFT]
+
+
+@pytest.mark.parametrize(("height", "is_same"), [(20, True), (19, False)])
+def test_half_of_a_box_is_enough_to_be_the_same(height: int, is_same: bool) -> None:
+    found, mirrored = detections([(0, LEFT, 0.8)]), detections([(0, mirror((0, 0, 40, height)), 0.6)])
+    assert agree(found, mirrored, SIZE[1]).tolist() == pytest.approx([0.7 if is_same else 0.4])
+
+
 @given(st.lists(st.tuples(st.just(0), st.sampled_from([LEFT, MIDDLE, RIGHT]), st.floats(0, 1, width=32)), max_size=5))
 def test_what_is_seen_in_both_pictures_keeps_its_score(found: list[Found]) -> None:
     best = {box: max(score for _, other, score in found if other == box) for _, box, _ in found}

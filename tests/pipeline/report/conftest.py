@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from pipeline.evaluation.benchmark import Benchmark
 from pipeline.evaluation.predictions import Predictions
@@ -41,48 +38,41 @@ Rows = Sequence[tuple[int, int, Box, float]]
 """Number of the row, label, box, score."""
 
 
-def predicted(rows: Rows) -> Predictions:
-    return Predictions(
-        keys=tuple(f"key-{number}" for number, *_ in rows),
-        numbers=np.array([row[0] for row in rows], np.int32),
-        labels=np.array([row[1] for row in rows], np.int32),
-        boxes_xyxy=np.array([row[2] for row in rows], np.float32).reshape(-1, 4),
-        scores=np.array([row[3] for row in rows], np.float32),
-    )
+@pytest.fixture(scope="session")
+def judged_of(make_predictions: Callable[[Rows], Predictions]) -> Callable[..., Judged]:
+    """Writes records as a shard of one benchmark and judges predictions of them."""
 
+    def make(
+        folder: Path, task: str, records: list[Any], found: dict[str, Rows], categories: Sequence[Category] = ()
+    ) -> Judged:
+        path = folder / task / shard_name(0)
+        kind = DetectionRecord if task == "detection" else GroundingRecord
+        write_shard(path, records, kind, categories_to_metadata(categories))
+        predictions = {model: make_predictions(rows) for model, rows in found.items()}
+        return Judged(
+            Benchmark("test", task, records[0].source, (path,), (len(records),)),
+            records,
+            list(categories),
+            predictions,
+            {model: evaluate(task, records, categories, each) for model, each in predictions.items()},
+        )
 
-def judged_of(
-    folder: Path, task: str, records: list[Any], found: dict[str, Rows], categories: Sequence[Category] = ()
-) -> Judged:
-    """Write records as a shard of one benchmark and judge predictions of them."""
-    path = folder / task / shard_name(0)
-    kind = DetectionRecord if task == "detection" else GroundingRecord
-    write_shard(path, records, kind, categories_to_metadata(categories))
-    predictions = {model: predicted(rows) for model, rows in found.items()}
-    return Judged(
-        Benchmark("test", task, records[0].source, (path,), (len(records),)),
-        records,
-        list(categories),
-        predictions,
-        {model: evaluate(task, records, categories, each) for model, each in predictions.items()},
-    )
+    return make
 
 
 @pytest.fixture(scope="session")
-def head() -> Callable[..., dict[str, Any]]:
+def head(png: Callable[..., ImageRef]) -> Callable[..., dict[str, Any]]:
     """Return what all records share: a plain picture of 100 pixels' width, in a colour of its own."""
 
     def make(number: int, height: int = 100) -> dict[str, Any]:
-        out = io.BytesIO()
-        Image.new("RGB", (100, height), (90, 140, 90 + number)).save(out, "PNG")
-        image = ImageRef(bytes=out.getvalue())
+        image = png(100, height, (90, 140, 90 + number))
         return {"key": f"key-{number}", "image": image, "height": height, "width": 100, "source": "toys"}
 
     return make
 
 
 @pytest.fixture
-def detection(tmp_path: Path, head: Any) -> Judged:
+def detection(tmp_path: Path, head: Any, judged_of: Callable[..., Judged]) -> Judged:
     """Four pictures: the student finds yaks in all but the last, where only the teacher does."""
     dog, yak = DetectedObject(category_id=5, xyxy=LEFT), DetectedObject(category_id=9, xyxy=RIGHT)
     records = [DetectionRecord(objects=(dog, yak), **head(i, height=100 if i else 60)) for i in range(4)]
@@ -106,7 +96,7 @@ def pair(number: int, head: Any, *names: str, boxes: Sequence[Sequence[Box]], sp
 
 
 @pytest.fixture
-def grounding(tmp_path: Path, head: Any) -> Judged:
+def grounding(tmp_path: Path, head: Any, judged_of: Callable[..., Judged]) -> Judged:
     """Three captions "a dog and a yak"; the teacher gives the dog's box to the yak of the first two."""
     records = [
         pair(i, head, "a dog", f"the {HOSTILE}", boxes=[[LEFT], [RIGHT]], splits=["base", "novel"]) for i in range(3)
@@ -117,7 +107,7 @@ def grounding(tmp_path: Path, head: Any) -> Judged:
 
 
 @pytest.fixture(scope="session")
-def toys(head: Any) -> SimpleNamespace:
+def toys(head: Any, judged_of: Any, make_predictions: Any) -> SimpleNamespace:
     """Return what tests build benchmarks of, which they cannot import from here."""
     return SimpleNamespace(
         CATEGORIES=CATEGORIES,
@@ -126,7 +116,7 @@ def toys(head: Any) -> SimpleNamespace:
         RIGHT=RIGHT,
         AWAY=AWAY,
         CONFIG=CONFIG,
-        predicted=predicted,
+        predicted=make_predictions,
         judged_of=judged_of,
         head=head,
         pair=lambda number, *names, **values: pair(number, head, *names, **values),

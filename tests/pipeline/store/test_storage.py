@@ -14,9 +14,10 @@ from upath import UPath
 
 from pipeline.errors import ConfigError, ShardError, StorageError
 from pipeline.store import storage
+from pipeline.store.atomic import replacing
 from pipeline.store.records import CaptionRecord, ImageRef
 from pipeline.store.shards import list_shards, read_metadata, read_shard, rows_sha256, write_shard
-from pipeline.store.storage import Place, exists, list_files, patiently, remove, replacing, size, to_place
+from pipeline.store.storage import Place, exists, list_files, patiently, remove, size, to_place
 
 ROWS = [
     CaptionRecord(key=str(i), image=ImageRef(bytes=b"x"), height=1, width=1, caption="a dog", source="s")

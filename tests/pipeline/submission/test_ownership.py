@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from pipeline.errors import OwnershipError
-from pipeline.store.storage import Place, create
+from pipeline.store.atomic import create
+from pipeline.store.storage import Place
 from pipeline.submission.ownership import OWNER_FILE, Owner, claim
 
 

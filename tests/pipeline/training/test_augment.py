@@ -17,7 +17,7 @@ from glip_model.images import ImageError
 from glip_model.prompts import caption_prompt, category_prompt
 from pipeline.store.records import ImageRef
 from pipeline.training.augment import build_target, flip_boxes, prepare_sample
-from pipeline.training.samples import Sample
+from pipeline.training.prompts import Sample
 from pipeline.training.settings import SamplesConfig
 
 # Pixel values stay 0 to 255 in RGB order.

@@ -18,7 +18,7 @@ from upath import UPath
 from pipeline.errors import TrainingError
 from pipeline.store.records import ImageRef
 from pipeline.training.batches import BatchMaker, TrainingBatch, Worker
-from pipeline.training.samples import make_sources
+from pipeline.training.rows import make_sources
 from pipeline.training.settings import RunConfig, TrainConfig
 
 Make = Callable[..., BatchMaker]

@@ -7,7 +7,6 @@ import logging
 import os
 import sys
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -113,17 +112,25 @@ def test_two_workers_that_share_weights_accumulate_as_one(run: Run, train_config
 def test_killed_worker_is_replaced_and_the_log_has_no_gap(run: Run, tmp_path: Path, caplog: Any) -> None:
     _, expected = run("whole", steps=40)
 
-    def kill_when_checkpoints_are_there() -> None:
-        while len(list((tmp_path / "killed" / "checkpoints").glob("step-*.json"))) != 2:
-            time.sleep(0.02)
-        # Only a process that this test started through its own Ray.
-        children = psutil.Process().children(recursive=True)
-        next(child for child in children if "RayTrainWorker" in " ".join(child.cmdline())).kill()
+    has_ended, killed = threading.Event(), []
 
-    killer = threading.Thread(target=kill_when_checkpoints_are_there)
+    def kill_when_checkpoints_are_there() -> None:
+        while not has_ended.wait(0.02):
+            if len(list((tmp_path / "killed" / "checkpoints").glob("step-*.json"))) == 2:
+                # Only a process that this test started through its own Ray.
+                children = psutil.Process().children(recursive=True)
+                killed.append(next(child for child in children if "RayTrainWorker" in " ".join(child.cmdline())))
+                killed[0].kill()
+                return
+
+    killer = threading.Thread(target=kill_when_checkpoints_are_there, daemon=True)
     killer.start()
-    metrics, found = run("killed", steps=40)
-    killer.join()
+    try:
+        metrics, found = run("killed", steps=40)
+    finally:
+        has_ended.set()
+        killer.join(10)
+    assert len(killed) == 1
     assert metrics["steps"] == 40
     assert "resuming after step" in caplog.text
     assert [row["loss"] for row in found] == [row["loss"] for row in expected]

@@ -20,7 +20,7 @@ from pipeline.training.checkpoints import Checkpoints
 from pipeline.training.judge import Judge
 from pipeline.training.loop import Trainer
 from pipeline.training.progress import Progress
-from pipeline.training.samples import make_sources
+from pipeline.training.rows import make_sources
 from pipeline.training.settings import RunConfig, TrainConfig
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -18,7 +18,7 @@ from pipeline.training import update
 from pipeline.training.checkpoints import Checkpoints
 from pipeline.training.loop import Trainer
 from pipeline.training.progress import Progress
-from pipeline.training.samples import make_sources
+from pipeline.training.rows import make_sources
 from pipeline.training.settings import RunConfig, TrainConfig
 
 pytestmark = pytest.mark.usefixtures("one_thread")

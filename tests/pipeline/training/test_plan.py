@@ -16,15 +16,9 @@ from hypothesis import strategies as st
 from pipeline.errors import TrainingError
 from pipeline.store.records import DetectionRecord
 from pipeline.store.shards import REPEAT_KEY, categories_to_metadata, shard_name, write_shard
-from pipeline.training.plan import (
-    SamplePlan,
-    count_rows,
-    group_by_orientation,
-    plan_samples,
-    sample_weights,
-    with_steps,
-)
-from pipeline.training.samples import make_sources
+from pipeline.training.counting import count_rows, sample_weights, with_steps
+from pipeline.training.plan import SamplePlan, group_by_orientation, plan_samples
+from pipeline.training.rows import make_sources
 from pipeline.training.settings import RunConfig, SamplesConfig
 
 

@@ -26,7 +26,7 @@ from pipeline.training.batches import Worker
 from pipeline.training.checkpoints import Checkpoints
 from pipeline.training.loop import Trainer
 from pipeline.training.progress import Progress
-from pipeline.training.samples import make_sources
+from pipeline.training.rows import make_sources
 from pipeline.training.settings import OptimConfig, RunConfig, TrainConfig
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -117,11 +117,13 @@ def test_killed_at_any_moment_it_repeats_an_uninterrupted_one_bit_by_bit(
         target=train_and_wait_for_the_end, args=(loading, checkpoints)
     )
     process.start()
+    end = time.monotonic() + 120
     while len(list(checkpoints.glob("step-*.json"))) != 2:
         assert process.is_alive()
+        assert time.monotonic() < end
         time.sleep(0.01)
     process.kill()
-    process.join()
+    process.join(10)
     assert process.exitcode == -9
     assert not (checkpoints.parent / "finished").exists()
     shown, losses, weights = loading.run(checkpoints)

@@ -16,15 +16,11 @@ from glip_model.alignment import tokenize_prompt
 from pipeline.errors import MissingInputError, TrainingError
 from pipeline.store.records import Category, DetectedObject, GroundingRecord
 from pipeline.store.shards import REPEAT_KEY, shard_name, write_shard
-from pipeline.training.samples import (
-    DetectionSource,
-    GroundingSource,
-    Sample,
-    make_sources,
-)
+from pipeline.training.prompts import DetectionPrompter, GroundingPrompter, Sample
+from pipeline.training.rows import Rows, make_sources
 from pipeline.training.settings import SamplesConfig
 
-Ground = Callable[..., GroundingSource]
+Ground = Callable[..., Rows]
 
 
 def rng(seed: int = 0) -> np.random.Generator:
@@ -45,12 +41,12 @@ def named(sample: Sample) -> list[tuple[tuple[float, ...], set[str]]]:
 
 
 @pytest.fixture
-def detection(tmp_path: Path, tiny: SimpleNamespace, samples_config: SamplesConfig) -> DetectionSource:
+def detection(tmp_path: Path, tiny: SimpleNamespace, samples_config: SamplesConfig) -> Rows:
     rows = [tiny.detection_record("a", ["apple", "sea", "apple"]), tiny.detection_record("b", [])]
-    return DetectionSource(tiny.write_detection(tmp_path, rows), samples_config, count_words)
+    return Rows(tiny.write_detection(tmp_path, rows), DetectionPrompter(samples_config, count_words))
 
 
-def test_boxes_are_named_by_their_category(detection: DetectionSource, tiny: SimpleNamespace) -> None:
+def test_boxes_are_named_by_their_category(detection: Rows, tiny: SimpleNamespace) -> None:
     record = tiny.detection_record("a", ["apple", "sea", "apple"])
     for seed in range(10):
         sample = detection.sample(0, rng(seed))
@@ -61,7 +57,7 @@ def test_boxes_are_named_by_their_category(detection: DetectionSource, tiny: Sim
         assert len(set(sample.prompt.phrases)) == len(sample.prompt.phrases)
 
 
-def test_picture_without_objects_has_a_prompt_of_negatives(detection: DetectionSource) -> None:
+def test_picture_without_objects_has_a_prompt_of_negatives(detection: Rows) -> None:
     sample = detection.sample(1, rng())
     assert sample.boxes == ()
     assert sample.prompt.phrases
@@ -73,7 +69,7 @@ def test_every_shard_is_read_with_its_own_vocabulary(
     tiny.write_detection(tmp_path, [tiny.detection_record("a", ["apple"])])
     other = [Category(id=10, name="Apfel_Baum (Garten)"), Category(id=20, name="Birne")]
     tiny.write_detection(tmp_path, [tiny.detection_record("b", ["apple"])], other, number=1)
-    source = DetectionSource(tmp_path, samples_config, count_words)
+    source = Rows(tmp_path, DetectionPrompter(samples_config, count_words))
     assert named(source.sample(1, rng()))[0][1] == {"Apfel Baum"}
 
 
@@ -85,7 +81,7 @@ def test_crowds_and_unknown_categories_are_neither_shown_as_boxes_nor_denied(
     stranger = DetectedObject(category_id=999, xyxy=(0, 0, 5, 5))
     record = replace(record, objects=(record.objects[0], crowd, stranger))
     config = replace(samples_config, max_negatives=10, full_negatives=1.0)
-    source = DetectionSource(tiny.write_detection(tmp_path, [record]), config, count_words)
+    source = Rows(tiny.write_detection(tmp_path, [record]), DetectionPrompter(config, count_words))
     sample = source.sample(0, rng())
     assert [names for _, names in named(sample)] == [{"apple"}]
     assert "sea" not in sample.prompt.phrases
@@ -99,9 +95,9 @@ def test_crowds_and_unknown_categories_are_neither_shown_as_boxes_nor_denied(
 def ground(tmp_path: Path, tiny: SimpleNamespace, samples_config: SamplesConfig) -> Ground:
     """Open a source over some rows, as captions unless told otherwise."""
 
-    def make(rows: list[GroundingRecord], ignore: bool = False, **settings: Any) -> GroundingSource:
+    def make(rows: list[GroundingRecord], ignore: bool = False, **settings: Any) -> Rows:
         config = replace(samples_config, **{"phrase_prompts": 0.0, "caption_negatives": 0, **settings})
-        return GroundingSource(tiny.write_grounding(tmp_path / "g", rows), config, count_words, ignore)
+        return Rows(tiny.write_grounding(tmp_path / "g", rows), GroundingPrompter(config, count_words, ignore))
 
     return make
 
@@ -118,7 +114,7 @@ def test_rows_come_as_often_as_their_shards_say(tmp_path: Path, tiny: SimpleName
     records = [tiny.grounding_record("a", ["apple"]), tiny.grounding_record("b", ["pear"], 1)]
     for number, (record, repeat) in enumerate(zip(records, ("3", "1"), strict=True)):
         write_shard(tmp_path / shard_name(number), [record], GroundingRecord, {REPEAT_KEY: repeat})
-    source = GroundingSource(tmp_path, samples_config, count_words, ignore_unlocated=False)
+    source = Rows(tmp_path, GroundingPrompter(samples_config, count_words, ignore_unlocated=False))
     assert [source.sample(row, rng()).key for row in range(len(source))] == ["a", "a", "a", "b"]
 
 
@@ -213,7 +209,7 @@ def test_shards_of_different_provenance_are_one_source(
     for number, name in enumerate(["apple", "sea"]):
         row = tiny.grounding_record(name, [name])
         tiny.write_grounding(tmp_path, [row], number, {"glip.provenance": f'{{"shard": {number}}}'})
-    source = GroundingSource(tmp_path, samples_config, count_words, True)
+    source = Rows(tmp_path, GroundingPrompter(samples_config, count_words, True))
     assert [source.sample(row, rng()).key for row in range(len(source))] == ["apple", "sea"]
 
 

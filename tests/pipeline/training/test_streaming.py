@@ -14,9 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import ConfigError, TrainingError
-from pipeline.training import streaming
+from pipeline.training.plan import GOLDEN, count_below
 from pipeline.training.settings import SamplesConfig
-from pipeline.training.streaming import StreamPlan, count_below
+from pipeline.training.streaming import StreamPlan
 
 
 def groups_of(shards: list[list[int]]) -> Any:
@@ -45,7 +45,7 @@ def make_plan(samples_config: SamplesConfig) -> Any:
 
 @given(st.integers(0, 300), st.integers(0, 2**64 - 1), st.integers(0, 2**64))
 def test_steps_below_an_edge_are_counted_without_taking_them(steps: int, begin: int, edge: int) -> None:
-    places = [(begin + i * streaming._GOLDEN) % 2**64 for i in range(steps)]
+    places = [(begin + i * GOLDEN) % 2**64 for i in range(steps)]
     assert count_below(steps, begin, edge) == sum(place < edge for place in places)
 
 

@@ -12,7 +12,7 @@ import torch
 from glip_model.glip import GLIP
 from pipeline.errors import TrainingError
 from pipeline.training.loop import Trainer
-from pipeline.training.samples import make_sources
+from pipeline.training.rows import make_sources
 from pipeline.training.settings import RunConfig, TrainConfig
 from pipeline.training.tuning import freeze_for
 

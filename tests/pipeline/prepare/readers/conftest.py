@@ -1,12 +1,19 @@
-"""Pictures for raw data sets."""
+"""Pictures for raw data sets, and what readers make of the same one in two formats."""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Callable
+from typing import Any, TypeAlias
 
 import pytest
 from PIL import Image
+
+from pipeline.prepare.raw import RawTable
+from pipeline.store.records import DetectionRecord
+
+Boxes: TypeAlias = list[tuple[str, tuple[int, ...]]]
+"""Names of categories, and boxes in whole pixels."""
 
 
 @pytest.fixture
@@ -19,3 +26,20 @@ def picture() -> Callable[..., bytes]:
         return out.getvalue()
 
     return encode
+
+
+@pytest.fixture
+def boxes_by_picture(read_rows: Callable[..., list[Any]]) -> Callable[[RawTable], dict[str, Boxes]]:
+    """Returns by the names of pictures what a table of detection data has on them."""
+
+    def boxes(table: RawTable) -> dict[str, Boxes]:
+        names = {category.id: category.name for category in table.categories}
+        records = [row for row in read_rows(table, pictures="unread") if isinstance(row, DetectionRecord)]
+        return {
+            (record.image.path or "").rpartition("/")[2]: sorted(
+                (names[item.category_id], tuple(round(side) for side in item.xyxy)) for item in record.objects
+            )
+            for record in records
+        }
+
+    return boxes

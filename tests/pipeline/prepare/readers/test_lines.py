@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import MissingInputError
-from pipeline.prepare.readers.lines import bytes_per_part, line_ranges, read_lines
+from pipeline.prepare.readers.lines import bytes_per_part, json_lines, line_ranges, open_text, read_lines
 
 contents = st.text(st.sampled_from("ab é\N{DOG FACE}\t"), max_size=12)
 
@@ -53,6 +53,26 @@ def test_parts_hold_about_as_many_lines_as_asked_for(tmp_path: Path) -> None:
     length = bytes_per_part(str(path), 200)
     counts = [sum(1 for _ in read_lines(str(path), start, stop)) for start, stop in line_ranges(str(path), length)]
     assert counts == [200] * 5
+
+
+def test_json_lines_are_told_by_their_place_and_blank_ones_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "lines.jsonl"
+    path.write_bytes(b'{"a": 1}\n \nno json\n\xff\n' + b"[" * 100_000 + b"\n7")
+    label = f"{path}, byte"
+    assert list(json_lines(str(path), 0, -1)) == [
+        (f"{label} 0", {"a": 1}),
+        (f"{label} 11", None),
+        (f"{label} 19", None),
+        (f"{label} 21", None),
+        (f"{label} 100022", 7),
+    ]
+
+
+def test_text_is_read_whatever_its_bytes_are(tmp_path: Path) -> None:
+    path = tmp_path / "lines.txt.gz"
+    path.write_bytes(gzip.compress("é\n".encode() + b"\xe9\nend"))
+    with open_text(str(path)) as lines:
+        assert list(lines) == ["é\n", "\N{REPLACEMENT CHARACTER}\n", "end"]
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

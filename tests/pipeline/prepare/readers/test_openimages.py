@@ -14,7 +14,7 @@ from pipeline.errors import MissingInputError
 from pipeline.prepare.raw import DroppedBox, SourceContext, Url
 from pipeline.prepare.readers.coco import read_coco_detection
 from pipeline.prepare.readers.openimages import read_open_images
-from pipeline.store.records import Category, DetectionRecord
+from pipeline.store.records import Category
 
 SHARED = Path(__file__).resolve().parents[5] / "shared" / "data"
 HEADER = "ImageID,Source,LabelName,Confidence,XMin,XMax,YMin,YMax,IsOccluded,IsTruncated,IsGroupOf,IsDepiction,IsInside"
@@ -85,7 +85,7 @@ def test_other_tables_are_told(name: str, content: str, message: str, tmp_path: 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason=f"the real samples are not here: {SHARED}")
 def test_one_data_set_reads_alike_from_coco_and_open_images(
-    tmp_path: Path, context: SourceContext, read_rows: Read
+    tmp_path: Path, context: SourceContext, boxes_by_picture: Any
 ) -> None:
     folder = SHARED / "voc_100_formats"
     sizes = json.loads((folder / "sizes.json").read_text())
@@ -103,16 +103,6 @@ def test_one_data_set_reads_alike_from_coco_and_open_images(
         sizes=Url(tmp_path / "sizes.csv"),
     )
 
-    def boxes(table: Any) -> dict[str, list[Any]]:
-        names = {category.id: category.name for category in table.categories}
-        records = [row for row in read_rows(table, pictures="unread") if isinstance(row, DetectionRecord)]
-        return {
-            (record.image.path or "").rpartition("/")[2]: sorted(
-                (names[item.category_id], tuple(round(side) for side in item.xyxy)) for item in record.objects
-            )
-            for record in records
-        }
-
-    coco, shares = boxes(by_coco), boxes(by_csv)
+    coco, shares = boxes_by_picture(by_coco), boxes_by_picture(by_csv)
     assert coco.keys() == shares.keys()
     assert coco == shares

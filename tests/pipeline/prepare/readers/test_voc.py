@@ -194,7 +194,7 @@ def test_real_photographs_have_the_boxes_of_a_plain_loop(context: SourceContext,
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason=f"the real samples are not here: {SHARED}")
-def test_one_data_set_reads_alike_from_coco_and_voc(context: SourceContext, read_rows: Read) -> None:
+def test_one_data_set_reads_alike_from_coco_and_voc(context: SourceContext, boxes_by_picture: Any) -> None:
     folder = SHARED / "voc_100_formats"
     sizes = json.loads((folder / "sizes.json").read_text())
     (by_coco,) = read_coco_detection(
@@ -204,16 +204,6 @@ def test_one_data_set_reads_alike_from_coco_and_voc(context: SourceContext, read
         context, annotations=Url(folder / "pascalvoc_format"), images=Url("/nowhere"), one_based=False
     )
 
-    def boxes(table: Any) -> dict[str, list[Any]]:
-        names = {category.id: category.name for category in table.categories}
-        records = [row for row in read_rows(table, pictures="unread") if isinstance(row, DetectionRecord)]
-        return {
-            (record.image.path or "").rpartition("/")[2]: sorted(
-                (names[item.category_id], tuple(round(side) for side in item.xyxy)) for item in record.objects
-            )
-            for record in records
-        }
-
-    coco, pascal = boxes(by_coco), boxes(by_voc)
+    coco, pascal = boxes_by_picture(by_coco), boxes_by_picture(by_voc)
     assert coco.keys() == pascal.keys() == sizes.keys()
     assert coco == pascal

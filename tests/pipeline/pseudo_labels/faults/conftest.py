@@ -96,16 +96,24 @@ class Bench:
         """Start the stage and wait for its end."""
         return self.start().end()
 
-    def at_work(self, batches: int = 3, timeout: float = 120.0) -> list[int]:
-        """Wait until teachers are in the midst of it; return their processes, the last one first."""
+    def at_work(self, teachers: int = 1) -> list[int]:
+        """Wait until so many teachers have begun; return their processes, the last one to speak first."""
+        log = self.faults / "log"
+
+        def seen() -> list[int]:
+            words = log.read_text().split() if log.exists() else []
+            return list(dict.fromkeys(int(word) for word in reversed(words)))
+
+        self.wait(lambda: len(seen()) >= teachers, f"{teachers} teachers at work")
+        return seen()
+
+    def wait(self, is_so: Callable[[], bool], what: str, timeout: float = 240.0) -> None:
+        """Wait for something to happen while the stage runs."""
         end = time.monotonic() + timeout
-        while time.monotonic() < end:
-            lines = (self.faults / "log").read_text().split() if (self.faults / "log").exists() else []
-            seen = list(dict.fromkeys(reversed([int(word) for word in lines])))
-            if len(lines) >= batches:
-                return seen
+        while not is_so():
+            assert self.runs[-1].process.poll() is None, self.runs[-1].end()
+            assert time.monotonic() < end, f"there were never {what}"
             time.sleep(0.02)
-        raise AssertionError("no teacher began to work")
 
     def records(self, out: Place | None = None) -> list[GroundingRecord]:
         """Return all labelled rows."""

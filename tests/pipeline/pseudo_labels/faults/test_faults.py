@@ -26,6 +26,8 @@ from pipeline.store.shards import read_shard, shard_name, write_shard
 from pipeline.store.storage import to_place
 
 ROWS = 4
+EVERY_SHARD = [f"shard {number}" for number in range(6)]
+"""Words of the captions, by which a teacher is told to wait."""
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -39,17 +41,20 @@ def decoders_of(actor: int) -> list[psutil.Process]:
 
 
 def test_without_a_fault_every_node_has_a_teacher_at_work(bench: Any, undisturbed: dict[str, str]) -> None:
-    bench.order(seconds=1.0)
-    status, errors = bench.run()
+    bench.order(hold=EVERY_SHARD)
+    run = bench.start()
+    assert len(bench.at_work(teachers=2)) == 2
+    bench.order()
+    status, errors = run.end()
     assert status == 0, errors
-    assert len(set(bench.at_work())) == 2
     bench.check_complete(undisturbed)
 
 
 def test_actor_killed_in_the_midst_of_a_shard(bench: Any, watcher: Any, undisturbed: dict[str, str]) -> None:
-    bench.order(seconds=0.4)
+    bench.order(hold=EVERY_SHARD)
     run = bench.start()
     os.kill(bench.at_work()[0], signal.SIGKILL)
+    bench.order()
     status, errors = run.end()
     assert status == 0, errors
     bench.check_complete(undisturbed)
@@ -57,10 +62,13 @@ def test_actor_killed_in_the_midst_of_a_shard(bench: Any, watcher: Any, undistur
 
 
 def test_decoding_worker_killed_costs_no_picture(bench: Any, undisturbed: dict[str, str]) -> None:
-    bench.order(seconds=0.3)
+    bench.order(hold=EVERY_SHARD)
     run = bench.start()
-    for process in decoders_of(bench.at_work()[0]):
+    decoders = decoders_of(bench.at_work()[0])
+    assert decoders
+    for process in decoders:
         process.kill()
+    bench.order()
     status, errors = run.end()
     assert status == 0, errors
     bench.check_complete(undisturbed)
@@ -70,10 +78,11 @@ def test_node_killed(
     tools: Any, fault_environment: dict[str, str], fault_folder: Path, tmp_path: Path, undisturbed: dict[str, str]
 ) -> None:
     with tools.start_cluster() as cluster, tools.open_bench(cluster, fault_folder, tmp_path) as bench:
-        bench.order(seconds=0.5)
+        bench.order(hold=EVERY_SHARD)
         run = bench.start()
         with tools.Watcher(bench.out):
             kill_node_of(bench.at_work()[0], cluster)
+            bench.order()
             status, errors = run.end()
         assert status == 0, errors
         bench.check_complete(undisturbed)
@@ -83,15 +92,11 @@ def test_node_that_comes_is_put_to_work_and_one_that_goes_is_not_missed(
     tools: Any, fault_environment: dict[str, str], fault_folder: Path, tmp_path: Path, undisturbed: dict[str, str]
 ) -> None:
     with tools.start_cluster(nodes=1) as cluster, tools.open_bench(cluster, fault_folder, tmp_path) as bench:
-        bench.order(seconds=10)
+        bench.order(hold=EVERY_SHARD)
         run = bench.start()
-        (first,) = bench.at_work(batches=1)
+        (first,) = bench.at_work()
         cluster.add_node(num_cpus=1)
-        end = time.monotonic() + 120
-        while len(bench.at_work()) < 2:
-            assert time.monotonic() < end, "the new node has nothing to do"
-            assert run.process.poll() is None, run.end()
-            time.sleep(0.1)
+        bench.at_work(teachers=2)
         kill_node_of(first, cluster)
         bench.order()
         status, errors = run.end()
@@ -112,11 +117,9 @@ def kill_node_of(actor: int, cluster: Any) -> None:
 
 
 def test_driver_killed_and_started_again(bench: Any, watcher: Any, undisturbed: dict[str, str]) -> None:
-    bench.order(seconds=0.4)
+    bench.order(hold=EVERY_SHARD[1:])
     run = bench.start()
-    end = time.monotonic() + 120
-    while not times(bench.out) and time.monotonic() < end:
-        time.sleep(0.05)
+    bench.wait(lambda: bool(times(bench.out)), "shards that are finished")
     run.kill()
     finished = times(bench.out)
     assert 0 < len(finished) < len(undisturbed)
@@ -124,7 +127,7 @@ def test_driver_killed_and_started_again(bench: Any, watcher: Any, undisturbed: 
     bench.order()
     status, errors = bench.run()
     assert status == 0, errors
-    assert "shards are finished already" in errors
+    assert "shards were finished already" in errors
     assert {name: time for name, time in times(bench.out).items() if name in finished} == finished
     bench.check_complete(undisturbed)
 
@@ -284,7 +287,7 @@ def test_broken_inputs_cost_themselves_alone(bench: Any, undisturbed: dict[str, 
     bench.order()
     status, errors = bench.run()
     assert status == 0, errors
-    assert "4 of 6 shards are finished already" in errors
+    assert "4 of 6 shards were finished already" in errors
     bench.check_complete(undisturbed)
 
 

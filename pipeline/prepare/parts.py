@@ -1,0 +1,215 @@
+"""Parts of raw data sets, written as shards, and the rows that come again in them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from pipeline.errors import ShardError
+from pipeline.prepare.held_out import HeldOut, Sighting
+from pipeline.prepare.raw import DroppedBox, Part, Reject
+from pipeline.prepare.validation import Rules, to_records
+from pipeline.store.provenance import file_sha256
+from pipeline.store.records import CaptionRecord, DetectionRecord, GroundingRecord, Record
+from pipeline.store.shards import PROVENANCE_KEY, ShardWriter, keep_rows, read_metadata, read_table, shard_name
+
+EXAMPLES_SHOWN = 3
+"""Names of rejected rows that a message gives per reason."""
+RECEIPT_KEY = "glip.prepare"
+"""In the metadata of a part's last shard: what became of its rows. It appears with the shard, so a part is finished
+exactly when its receipt is there."""
+DUPLICATES_KEY = "glip.duplicates"
+"""In a shard's metadata: how many of its rows were taken away because earlier rows have their keys."""
+
+
+@dataclass
+class PartResult:
+    """What became of the raw rows of a part."""
+
+    rows: int = 0
+    boxes: int = 0
+    rejects: Counter[str] = field(default_factory=Counter)
+    dropped_boxes: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, list[str]] = field(default_factory=dict)
+    """Reason to the names of the first rows rejected for it."""
+    files: list[str] = field(default_factory=list)
+    sightings: list[Sighting] = field(default_factory=list)
+    """Of the pictures, in data that models are judged by."""
+
+    def reject(self, name: str, reason: str) -> None:
+        """Count a rejected row."""
+        self.rejects[reason] += 1
+        if len(self.examples.setdefault(reason, [])) < EXAMPLES_SHOWN:
+            self.examples[reason].append(name)
+
+    def add(self, other: PartResult) -> None:
+        """Add the figures of another part."""
+        self.rows, self.boxes = self.rows + other.rows, self.boxes + other.boxes
+        self.rejects.update(other.rejects)
+        self.dropped_boxes.update(other.dropped_boxes)
+        for reason, names in other.examples.items():
+            known = self.examples.setdefault(reason, [])
+            known += names[: EXAMPLES_SHOWN - len(known)]
+        self.files += other.files
+        self.sightings += other.sightings
+
+    def to_json(self) -> str:
+        """Return everything as JSON."""
+        return json.dumps({**vars(self), "sightings": [asdict(seen) for seen in self.sightings]}, ensure_ascii=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> PartResult:
+        """Read what ``to_json`` wrote."""
+        values = json.loads(text)
+        sightings = [Sighting(**seen) for seen in values.pop("sightings")]
+        rejects, dropped = Counter(values.pop("rejects")), Counter(values.pop("dropped_boxes"))
+        return cls(**values, rejects=rejects, dropped_boxes=dropped, sightings=sightings)
+
+
+@dataclass(frozen=True)
+class PartTask:
+    """One part to write."""
+
+    folder: Path | None
+    """Of the shards; None only looks at the pictures."""
+    number: int
+    part: Part
+    record_type: type
+    rules: Rules
+    metadata: Mapping[str, str]
+    rows_per_shard: int
+    shard_bytes: int
+    keeps_sightings: bool
+
+
+@dataclass(frozen=True)
+class ShardFigures:
+    """What the manifest says of a shard, and hashes of its keys: eight bytes a row compare millions on the driver."""
+
+    name: str
+    rows: int
+    bytes: int
+    sha256: str
+    duplicates: int
+    key_hashes: NDArray[np.uint64]
+
+
+def write_part(task: PartTask, held_out: HeldOut | None) -> PartResult:
+    """Read a part, check its rows and write its shards; the last of them carries the receipt."""
+    result = PartResult()
+    rules = replace(task.rules, held_out=held_out)
+    sightings = result.sightings if task.keeps_sightings else None
+    records = _count(to_records(task.part.rows(), rules, sightings), result)
+    if task.folder is None:
+        for _ in records:
+            pass
+        return result
+    for path in _shards_of(task, task.folder):
+        path.unlink()  # of another part, or of half of this one
+    pending = next(records, None)
+    while True:
+        path = task.folder / shard_name(task.number, len(result.files))
+        with ShardWriter(path, task.record_type, task.metadata) as shard:
+            while pending is not None and shard.rows < task.rows_per_shard and shard.bytes < task.shard_bytes:
+                shard.append(pending)
+                pending = next(records, None)
+            result.files.append(path.name)
+            if pending is None:
+                shard.metadata[RECEIPT_KEY] = result.to_json()
+        if pending is None:
+            return result
+
+
+def finished(task: PartTask) -> PartResult | None:
+    """Return what an earlier run made of a part, if all of its shards are there and depend on the same things."""
+    shards = [] if task.folder is None else _shards_of(task, task.folder)
+    try:
+        metadata = read_metadata(shards[-1]) if shards else {}
+    except ShardError:
+        return None
+    if RECEIPT_KEY not in metadata or metadata.get(PROVENANCE_KEY) != task.metadata[PROVENANCE_KEY]:
+        return None
+    result = PartResult.from_json(metadata[RECEIPT_KEY])
+    return result if result.files == [path.name for path in shards] else None
+
+
+def look_at_shard(path: Path) -> ShardFigures:
+    """Count a finished shard's rows and hash its keys and its bytes."""
+    keys = read_table(path, ["key"])["key"].to_pylist()
+    hashes = np.array([_hash(key) for key in keys], np.uint64)
+    duplicates = int(read_metadata(path).get(DUPLICATES_KEY, "0"))
+    return ShardFigures(path.name, len(keys), path.stat().st_size, file_sha256(path), duplicates, hashes)
+
+
+def find_duplicates(key_hashes: list[NDArray[np.uint64]]) -> dict[int, list[int]]:
+    """Find the rows whose keys earlier rows have.
+
+    Args:
+        key_hashes: per shard its rows' hashes, in order.
+
+    Returns:
+        Shard number to row numbers, for the shards that have any.
+    """
+    if not key_hashes:
+        return {}
+    whole = np.concatenate(key_hashes)
+    is_again = np.ones(len(whole), dtype=bool)
+    is_again[np.unique(whole, return_index=True)[1]] = False
+    ends = np.cumsum([len(hashes) for hashes in key_hashes])
+    found: dict[int, list[int]] = {}
+    for row in np.flatnonzero(is_again):
+        number = int(np.searchsorted(ends, row, side="right"))
+        found.setdefault(number, []).append(int(row - ends[number] + len(key_hashes[number])))
+    return found
+
+
+def drop_rows(path: Path, rows: list[int]) -> ShardFigures:
+    """Write a finished shard again without some of its rows, and say in it how many they were."""
+    figures = look_at_shard(path)
+    away = set(rows)
+    metadata = {DUPLICATES_KEY: str(figures.duplicates + len(away))}
+    keep_rows(path, [i for i in range(figures.rows) if i not in away], metadata)
+    return look_at_shard(path)
+
+
+def _shards_of(task: PartTask, folder: Path) -> list[Path]:
+    """Return the shards of a part's number, in order."""
+    first = folder / shard_name(task.number)
+    return [*folder.glob(first.name), *sorted(folder.glob(f"{first.stem}_*.parquet"))]
+
+
+def _count(rows: Iterator[Record | Reject | DroppedBox], result: PartResult) -> Iterator[Record]:
+    for row in rows:
+        if isinstance(row, Reject):
+            result.reject(row.name, row.reason)
+        elif isinstance(row, DroppedBox):
+            result.dropped_boxes[row.reason] += 1
+        else:
+            result.rows += 1
+            if isinstance(row, DetectionRecord):
+                result.boxes += len(row.objects)
+            elif isinstance(row, GroundingRecord):
+                result.boxes += sum(len(phrase.boxes) for phrase in row.phrases)
+            yield row
+
+
+def count_boxes(path: Path, record_type: type) -> int:
+    """Count the boxes of a shard, without its pictures."""
+    if record_type is CaptionRecord:
+        return 0
+    if record_type is DetectionRecord:
+        return len(pc.list_flatten(read_table(path, ["objects"])["objects"]))
+    phrases = pc.list_flatten(read_table(path, ["phrases"])["phrases"])
+    return len(pc.list_flatten(pc.struct_field(phrases, "boxes")))
+
+
+def _hash(key: str) -> int:
+    return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "little")

@@ -1,0 +1,96 @@
+"""What is finished stays: which shards of an earlier run are what this run would make.
+
+A shard's fingerprint covers all that its content depends on: its input rows, the settings, the model and the code. It
+rests in the shard's own metadata, so that a shard and the claim that it is finished appear at once and cannot
+contradict each other, however a stage was killed.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+from pipeline.errors import ShardError
+from pipeline.store.atomic import sweep
+from pipeline.store.provenance import FINGERPRINT
+from pipeline.store.shards import read_fingerprint, rows_sha256
+from pipeline.store.storage import Place, list_files, remove
+
+A = TypeVar("A")
+T = TypeVar("T")
+
+FOOTERS_AT_ONCE = 32
+"""Ends of shards that are read side by side: in a store each costs a round trip."""
+SHARDS, MANIFEST_FILE = "part-*.parquet", "manifest.json"
+
+logger = logging.getLogger(__name__)
+
+
+def side_by_side(function: Callable[[A], T], items: Iterable[A]) -> list[T]:
+    """Call a function that waits for a store more than it computes, in threads; return what it returned, in order."""
+    with ThreadPoolExecutor(FOOTERS_AT_ONCE) as pool:
+        return list(pool.map(function, items))
+
+
+def keep_finished(
+    stage: str,
+    folders: Iterable[Place],
+    wanted: Mapping[Place, Mapping[str, Any]],
+    look: Callable[[Sequence[Place]], Iterable[T | None]],
+) -> dict[Place, T]:
+    """Keep the shards that this run would make the same; remove all others, and what killed processes left.
+
+    A folder's manifest, which says that it is complete, goes first when shards are missing.
+
+    Args:
+        stage: its name, for messages.
+        folders: where the stage writes ``part-*.parquet`` and nobody else does.
+        wanted: the shards to make, with their provenance.
+        look: given those with the wanted fingerprint, says of each in order what the stage must know of it, or None
+            where it is to be made anew.
+
+    Returns:
+        What ``look`` said of the shards that stay.
+
+    Raises:
+        StorageError: a store gives no answer.
+    """
+    folders = list(folders)
+    found = [path for folder in folders for path in list_files(folder, SHARDS)]
+
+    def is_wanted(path: Place) -> bool:
+        return path in wanted and fingerprint_of(path) == wanted[path][FINGERPRINT]
+
+    matching = [path for path, matches in zip(found, side_by_side(is_wanted, found), strict=True) if matches]
+    seen = zip(matching, look(matching), strict=True)
+    kept = {path: what for path, what in seen if what is not None}
+    for folder in folders:
+        sweep(folder, SHARDS)
+        sweep(folder, MANIFEST_FILE)
+        if len(kept) < len(wanted):
+            remove(folder / MANIFEST_FILE)
+    stale = [path for path in found if path not in kept]
+    side_by_side(remove, stale)
+    if stale:
+        logger.info("%s: removed %d shards: broken, or made of other inputs, settings or code", stage, len(stale))
+    if kept:
+        logger.info("%s: %d of %d shards were finished already", stage, len(kept), len(wanted))
+    return kept
+
+
+def fingerprint_of(path: Place) -> str | None:
+    """Return the fingerprint at a shard's end; None where it has none, is broken, or is not there."""
+    try:
+        return read_fingerprint(path)
+    except ShardError:
+        return None
+
+
+def input_identity(shard: Place) -> str | None:
+    """Return the hash over an input shard's rows; None where it is broken, which whoever reads it reports."""
+    try:
+        return rows_sha256(shard)
+    except ShardError:
+        return None

@@ -1,0 +1,82 @@
+"""What is counted before training: rows that can be shown, steps that epochs come to, tokens of strings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from pipeline.store.shards import list_shards, read_repeat, read_table
+from pipeline.store.storage import Place
+from pipeline.training.settings import RunConfig
+
+_COUNTED_STRINGS = 1_000_000
+"""Whose tokens are remembered, the latest."""
+
+
+def usable_rows(table: pa.Table) -> NDArray[np.bool_]:
+    """Tell of every row of phrases whether it can be shown: it was not rejected, and a phrase has a box."""
+    phrases = table["phrases"].combine_chunks()
+    boxes = pc.list_value_length(pc.struct_field(pc.list_flatten(phrases), "boxes"))
+    has_box = np.zeros(len(table), dtype=bool)
+    has_box[np.asarray(pc.list_parent_indices(phrases))[np.asarray(boxes.fill_null(0)) > 0]] = True
+    has_box &= np.asarray(table["reject_reason"].is_null())
+    return has_box
+
+
+def count_rows(human: Place, pseudo: Place | None, mixture: Mapping[str, float]) -> dict[str, int]:
+    """Count the usable rows, repeats included, of the sources that have weight; the pictures are not read.
+
+    Raises:
+        MissingInputError: a folder of shards is not there.
+    """
+    folders = {"detection": human / "detection", "grounding": human / "grounding", "pseudo": pseudo}
+    sizes = {}
+    for name, folder in folders.items():
+        if mixture.get(name, 0) > 0 and folder is not None:
+            columns, count = (("key",), len) if name == "detection" else (("phrases", "reject_reason"), _count_usable)
+            sizes[name] = sum(read_repeat(path) * count(read_table(path, columns)) for path in list_shards(folder))
+    return sizes
+
+
+def _count_usable(table: pa.Table) -> int:
+    return int(usable_rows(table).sum())
+
+
+def sample_weights(run: RunConfig, sizes: Mapping[str, int]) -> dict[str, float]:
+    """Return how often samples come from each source, in proportion to one another."""
+    by_rows = run.mixture_by == "rows"
+    return {name: weight * sizes.get(name, 0) if by_rows else weight for name, weight in run.mixture.items()}
+
+
+def with_steps(run: RunConfig, sizes: Mapping[str, int], batch_size: int) -> RunConfig:
+    """Return the run with its length in steps; an epoch shows as many samples as the weighted sources have rows."""
+    if run.steps:
+        return run
+    rows = sum(sizes.get(name, 0) for name, weight in run.mixture.items() if weight > 0)
+    return replace(run, steps=max(1, round(run.epochs * rows / batch_size)), epochs=0.0)
+
+
+class TokenCounter:
+    """Counts the tokens of strings, without special ones, each string once."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self._count = lru_cache(_COUNTED_STRINGS)(self._tokens)
+
+    def __call__(self, text: str) -> int:
+        """Count the tokens of a string."""
+        return self._count(text)
+
+    def __reduce__(self) -> tuple[type[TokenCounter], tuple[Any]]:
+        """Leave the counts to this process."""
+        return TokenCounter, (self._tokenizer,)
+
+    def _tokens(self, text: str) -> int:
+        return len(self._tokenizer(text, add_special_tokens=False)["input_ids"])

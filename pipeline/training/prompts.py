@@ -1,0 +1,227 @@
+"""What a row is shown with: its prompt, the negatives in it, and which phrases name its boxes."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from glip_model.prompts import Prompt, caption_prompt, category_prompt, clean_name, pack_prompts
+from pipeline.store.records import (
+    DETECTION_SCHEMA,
+    GROUNDING_SCHEMA,
+    Box,
+    DetectionRecord,
+    GroundingRecord,
+    ImageRef,
+    Phrase,
+)
+from pipeline.store.shards import from_row, read_categories, read_repeat
+from pipeline.store.storage import Place
+from pipeline.training.counting import usable_rows
+from pipeline.training.negatives import SPECIAL_TOKENS, TokenCount, choose_categories, has_head_in, word_forms
+from pipeline.training.settings import SamplesConfig
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One picture as it will be shown, before augmentation."""
+
+    key: str
+    image: ImageRef
+    prompt: Prompt
+    boxes: tuple[Box, ...]
+    box_phrases: tuple[tuple[int, ...], ...]
+    """Per box the phrases of the prompt that name it."""
+    ignored_phrases: tuple[int, ...] = ()
+    """Phrases of which it is unknown where they are; their tokens take no part in the token loss."""
+
+
+class DetectionPrompter:
+    """Shows category boxes with a prompt of the names that are there and of sampled negatives, in random order."""
+
+    columns = DETECTION_SCHEMA.names
+
+    def __init__(self, config: SamplesConfig, count_tokens: TokenCount) -> None:
+        self._config, self._count_tokens = config, count_tokens
+        self._vocabularies: dict[Place, dict[int, str]] = {}
+
+    def shown(self, table: pa.Table) -> tuple[pa.Table, NDArray[np.int64]]:
+        """Return all rows, and the place of each: a picture without boxes teaches that nothing is there."""
+        return table, np.arange(len(table))
+
+    def contexts(self, tables: Sequence[tuple[Place, pa.Table]]) -> Sequence[Mapping[int, str]]:
+        """Return, for each of the tables, what its rows are shown with: the vocabulary of their shard."""
+        return [self._vocabulary(shard) for shard, _ in tables]
+
+    def show(self, row: Mapping[str, Any], context: Mapping[int, str], rng: np.random.Generator) -> Sample:
+        """Show a row with names of the vocabulary, as ``rng`` chooses."""
+        record = from_row(DetectionRecord, row)
+        objects = [item for item in record.objects if not item.is_crowd and item.category_id in context]
+        present = list(dict.fromkeys(item.category_id for item in objects))
+        # Nobody drew the single boxes of a crowd, so its category can be neither a positive nor a negative.
+        crowds = [item.category_id for item in record.objects if item.is_crowd]
+        shown = choose_categories(present, context, rng, self._config, self._count_tokens, never=crowds)
+        place = {category: i for i, category in enumerate(shown)}
+        kept = [item for item in objects if item.category_id in place]
+        return Sample(
+            key=record.key,
+            image=record.image,
+            prompt=category_prompt([context[category] for category in shown]),
+            boxes=tuple(item.xyxy for item in kept),
+            box_phrases=tuple((place[item.category_id],) for item in kept),
+        )
+
+    def digest(self, shards: Mapping[Place, Sequence[pa.Table]]) -> str:
+        """Hash rows, vocabularies and repeats, but for the pictures: for these the keys stand."""
+        no_rows = next(tables[0] for tables in shards.values() if tables).slice(0, 0)
+        digests = []
+        for shard, tables in shards.items():
+            repeat = read_repeat(shard)
+            once = pa.concat_tables([*tables[: len(tables) // repeat]] or [no_rows])
+            digests.append(f"{_digest(once)} {self._vocabulary(shard)} {repeat}")
+        return hashlib.sha256("\n".join(digests).encode()).hexdigest()
+
+    def _vocabulary(self, shard: Place) -> dict[int, str]:
+        if shard not in self._vocabularies:
+            self._vocabularies[shard] = {category.id: category.name for category in read_categories(shard)}
+        return self._vocabularies[shard]
+
+
+class Captions:
+    """Captions and phrases of rows, which other rows borrow as negatives."""
+
+    def __init__(self, tables: Iterable[pa.Table]) -> None:
+        rows = [row for table in tables for row in table.select(["caption", "phrases"]).to_pylist()]
+        self.captions = [row["caption"] for row in rows]
+        self.phrases = [[phrase["text"] for phrase in row["phrases"]] for row in rows]
+        self.located = [[phrase["text"] for phrase in row["phrases"] if phrase["boxes"]] for row in rows]
+
+    def __len__(self) -> int:
+        """Count the rows."""
+        return len(self.captions)
+
+
+class GroundingPrompter:
+    """Shows a row as its caption or as the list of its phrases, with captions or phrases of other rows as negatives.
+
+    Without negatives a model learns that every phrase is somewhere.
+
+    Args:
+        config: numbers and budget.
+        count_tokens: tokens of a string.
+        ignore_unlocated: phrases without boxes take no part in the token loss.
+    """
+
+    columns = GROUNDING_SCHEMA.names
+
+    def __init__(self, config: SamplesConfig, count_tokens: TokenCount, ignore_unlocated: bool) -> None:
+        self._config, self._count_tokens, self._ignore_unlocated = config, count_tokens, ignore_unlocated
+
+    def shown(self, table: pa.Table) -> tuple[pa.Table, NDArray[np.int64]]:
+        """Return the rows that were not rejected and have a box, and the place of every row among them, or -1."""
+        usable = usable_rows(table)
+        return table.filter(pa.array(usable)), np.where(usable, np.cumsum(usable) - 1, -1)
+
+    def contexts(self, tables: Sequence[tuple[Place, pa.Table]]) -> Sequence[Captions]:
+        """Return, for each of the tables, what its rows are shown with: the rows of all of them."""
+        return [Captions(table for _, table in tables)] * len(tables)
+
+    def show(self, row: Mapping[str, Any], context: Captions, rng: np.random.Generator) -> Sample:
+        """Show a row with captions or phrases of others, as ``rng`` chooses."""
+        record = from_row(GroundingRecord, row)
+        named = any(clean_name(phrase.text) for phrase in record.phrases if phrase.boxes)
+        if rng.random() < self._config.phrase_prompts and named:
+            return self._as_phrases(record, context, rng)
+        return self._as_caption(record, context, rng)
+
+    def digest(self, shards: Mapping[Place, Sequence[pa.Table]]) -> str:
+        """Hash the rows, repeats included, but for the pictures: for these the keys stand."""
+        return _digest(pa.concat_tables(table for tables in shards.values() for table in tables))
+
+    def _as_caption(self, record: GroundingRecord, context: Captions, rng: np.random.Generator) -> Sample:
+        own = caption_prompt(record.caption, [list(phrase.char_spans) for phrase in record.phrases])
+        others = [caption_prompt(caption, []) for caption in self._foreign_captions(record, context, rng)]
+        place = int(rng.integers(len(others) + 1))
+        boxes: dict[Box, list[int]] = {}
+        for i, phrase in enumerate(record.phrases):
+            for box in phrase.boxes:
+                boxes.setdefault(box.xyxy, []).append(i)
+        unlocated = tuple(i for i, phrase in enumerate(record.phrases) if not phrase.boxes)
+        return Sample(
+            key=record.key,
+            image=record.image,
+            prompt=pack_prompts([*others[:place], own, *others[place:]]) if others else own,
+            boxes=tuple(boxes),
+            box_phrases=tuple(tuple(named) for named in boxes.values()),
+            ignored_phrases=unlocated if self._ignore_unlocated else (),
+        )
+
+    def _as_phrases(self, record: GroundingRecord, context: Captions, rng: np.random.Generator) -> Sample:
+        by_text: dict[str, list[Phrase]] = {}
+        for phrase in record.phrases:
+            if phrase.boxes:
+                by_text.setdefault(clean_name(phrase.text).lower(), []).append(phrase)
+        by_text.pop("", None)
+        texts = [*by_text, *self._foreign_phrases(record, context, rng)]
+        order = [texts[i] for i in rng.permutation(len(texts))]
+        place = {text: i for i, text in enumerate(order)}
+        boxes = [(box.xyxy, (place[text],)) for text, group in by_text.items() for p in group for box in p.boxes]
+        return Sample(
+            key=record.key,
+            image=record.image,
+            prompt=category_prompt(order),
+            boxes=tuple(box for box, _ in boxes),
+            box_phrases=tuple(phrases for _, phrases in boxes),
+        )
+
+    def _foreign_captions(self, record: GroundingRecord, context: Captions, rng: np.random.Generator) -> list[str]:
+        """Draw captions of other rows that fit the token budget; about one in two packs is full, as published."""
+        most = self._config.caption_negatives
+        if most == 0 or rng.random() < self._config.caption_negatives_none:
+            return []
+        wanted = most if rng.random() < 0.5 else int(rng.integers(1, most + 1))
+        budget = self._config.max_prompt_tokens - SPECIAL_TOKENS - self._count_tokens(record.caption)
+        forms = word_forms(record.caption)
+        chosen = []
+        for i in rng.integers(len(context), size=wanted).tolist():
+            caption = context.captions[i].rstrip(". ")
+            cost = self._count_tokens(caption) + 1
+            if cost <= budget and caption and not has_head_in(context.phrases[i], forms):
+                chosen.append(caption)
+                budget -= cost
+        return chosen
+
+    def _foreign_phrases(self, record: GroundingRecord, context: Captions, rng: np.random.Generator) -> list[str]:
+        """Draw phrases of other rows that this caption does not speak of, within the token budget."""
+        most = self._config.max_negatives
+        wanted = most if rng.random() < self._config.full_negatives else int(rng.integers(0, most + 1))
+        own = [clean_name(phrase.text).lower() for phrase in record.phrases]
+        budget = self._config.max_prompt_tokens - SPECIAL_TOKENS - sum(self._count_tokens(text) + 1 for text in own)
+        forms = word_forms(record.caption)
+        chosen: dict[str, None] = {}
+        for i in rng.integers(len(context), size=wanted).tolist():
+            options = context.located[i]
+            text = clean_name(options[int(rng.integers(len(options)))]).lower()
+            cost = self._count_tokens(text) + 1
+            if text and text not in chosen and cost <= budget and not has_head_in([text], forms):
+                chosen[text] = None
+                budget -= cost
+        return list(chosen)
+
+
+Prompter: TypeAlias = DetectionPrompter | GroundingPrompter
+
+
+def _digest(table: pa.Table) -> str:
+    names = [name for name in table.schema.names if name != "image"]
+    sink = pa.BufferOutputStream()
+    plain = table.select(names).replace_schema_metadata(None).combine_chunks()
+    with pa.ipc.new_stream(sink, plain.schema) as stream:
+        stream.write_table(plain)
+    return hashlib.sha256(sink.getvalue()).hexdigest()

@@ -1,0 +1,138 @@
+"""How rows are read: row groups, all of them at once or a few while training goes on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from pipeline.errors import TrainingError
+from pipeline.store.row_groups import Recent, RowGroups
+from pipeline.store.shards import list_shards
+from pipeline.store.storage import Place
+from pipeline.training.counting import TokenCounter
+from pipeline.training.prompts import DetectionPrompter, GroundingPrompter, Prompter, Sample
+from pipeline.training.settings import SamplesConfig
+
+
+@dataclass(frozen=True)
+class _Group:
+    """The rows of a row group that can be shown, in memory."""
+
+    table: pa.Table
+    places: NDArray[np.int64]
+    """In the table, of all rows of the group; -1 for those that cannot be shown."""
+    context: Any
+    """What they are shown with."""
+
+
+class Rows:
+    """Rows of one kind of data, each of which can be turned into a sample.
+
+    Rows that are read together lend one another negatives: those of a row group where they are streamed, else all.
+    Which rows cannot be shown is known when they are read: where they are streamed they have numbers, else none.
+
+    Args:
+        folder: of shards.
+        prompter: shows the rows.
+        is_streamed: row groups are read when their rows are asked for; else all of them now.
+
+    Raises:
+        MissingInputError: there are no shards.
+        ShardError: a shard is broken or lacks a column.
+
+    Attributes:
+        groups: where the rows stand.
+    """
+
+    def __init__(self, folder: Place, prompter: Prompter, is_streamed: bool = False) -> None:
+        self.groups = RowGroups(list_shards(folder), prompter.columns)
+        self._prompter = prompter
+        self._numbers: NDArray[np.int64] | None = None
+        """Of the rows that can be shown."""
+        self._read: Recent[int, _Group] | list[_Group]
+        if is_streamed:
+            self._read = Recent(self._read_one, 1)
+        else:
+            self._read = self._read_together(range(len(self.groups)))
+            can_be_shown = [group.places >= 0 for group in self._read]
+            self._numbers = np.flatnonzero(np.concatenate([np.zeros(0, dtype=bool), *can_be_shown]))
+
+    def __len__(self) -> int:
+        """Count the rows that have numbers."""
+        return int(self.groups.rows.sum()) if self._numbers is None else len(self._numbers)
+
+    def sample(self, row: int, rng: np.random.Generator) -> Sample | None:
+        """Show a row with a prompt that ``rng`` chooses; None where it cannot be shown."""
+        number, place = self.groups.locate(row if self._numbers is None else int(self._numbers[row]))
+        group = self._read[number]
+        place = int(group.places[place])
+        if place < 0:
+            return None
+        return self._prompter.show(group.table.slice(place, 1).to_pylist()[0], group.context, rng)
+
+    def hold(self, rows: int, lanes: int) -> None:
+        """Keep as many streamed row groups in memory as windows of so many rows, in so many lanes, can touch."""
+        assert isinstance(self._read, Recent)
+        mean = max(1.0, float(self.groups.rows.mean())) if len(self.groups) else 1.0
+        self._read.size = math.ceil(rows / mean) + 2 * lanes  # a lane's window begins and ends inside of a group
+
+    def digest(self) -> str:
+        """Hash everything but the pictures, for which the keys stand; where rows are streamed, all that shards hold."""
+        if isinstance(self._read, Recent):
+            return self.groups.digest
+        by_shard: dict[Place, list[pa.Table]] = {shard: [] for shard in self.groups.shards}
+        for number, group in enumerate(self._read):
+            by_shard[self.groups.shard(number)].append(group.table)
+        return self._prompter.digest(by_shard)
+
+    def is_tall(self) -> NDArray[np.bool_]:
+        """Tell of every row whether its picture is at least as high as it is wide.
+
+        Raises:
+            TrainingError: the rows are streamed; it would take reading all shards.
+        """
+        if isinstance(self._read, Recent):
+            raise TrainingError("train.samples.group_by_orientation needs all rows in memory; set shuffle_window to 0")
+        tables = [group.table for group in self._read]
+        return np.concatenate([np.asarray(table["height"]) >= np.asarray(table["width"]) for table in tables])
+
+    def _read_one(self, group: int) -> _Group:
+        return self._read_together([group])[0]
+
+    def _read_together(self, numbers: Sequence[int]) -> list[_Group]:
+        """Read groups whose rows lend one another negatives; those of repeats are in memory once."""
+        firsts = [self.groups.first_alike[number] for number in numbers]
+        found = {first: self._prompter.shown(self.groups.read(first)) for first in dict.fromkeys(firsts)}
+        contexts = self._prompter.contexts([(self.groups.shard(first), found[first][0]) for first in firsts])
+        return [_Group(*found[first], context) for first, context in zip(firsts, contexts, strict=True)]
+
+
+def make_sources(
+    human: Place, pseudo: Place | None, weights: Mapping[str, float], config: SamplesConfig, tokenizer: Any
+) -> dict[str, Rows]:
+    """Open the sources that the mixture gives weight to.
+
+    Raises:
+        MissingInputError: a folder of shards is not there.
+        TrainingError: pseudo-labels have weight but no folder was given.
+    """
+    count_tokens, is_streamed = TokenCounter(tokenizer), config.shuffle_window > 0
+    sources: dict[str, Rows] = {}
+    if weights.get("detection", 0) > 0:
+        sources["detection"] = Rows(human / "detection", DetectionPrompter(config, count_tokens), is_streamed)
+    if weights.get("grounding", 0) > 0:
+        packing = config if config.pack_human_captions else replace(config, caption_negatives=0)
+        prompter = GroundingPrompter(packing, count_tokens, ignore_unlocated=False)
+        sources["grounding"] = Rows(human / "grounding", prompter, is_streamed)
+    if weights.get("pseudo", 0) > 0:
+        if pseudo is None:
+            raise TrainingError("the mixture gives pseudo-labels weight; pass --pseudo-labels FOLDER")
+        prompter = GroundingPrompter(config, count_tokens, config.ignore_unlocated)
+        sources["pseudo"] = Rows(pseudo, prompter, is_streamed)
+    return sources
