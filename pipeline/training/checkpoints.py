@@ -138,13 +138,13 @@ class Checkpoints:
                 path.write_text(json.dumps(asdict(manifest)), encoding="utf-8")
             _keep(self.folder, self._kept(step, fingerprint))
         except _FAILURES as error:
-            cause = error.__cause__ if isinstance(error.__cause__, OSError) else error
+            # No name but `error` may hold what was raised: it would keep the file open, and so the disk full.
             logger.warning(
                 "%s: the checkpoint of step %d could not be written (%s); training goes on, and would resume from the "
                 "one before; make room or mend the access to it",
                 self.folder,
                 step,
-                describe(cause, str(self.folder)),
+                describe(error.__cause__ if isinstance(error.__cause__, OSError) else error, str(self.folder)),
             )
             with suppress(*_FAILURES):
                 _keep(self.folder, set(_checkpoints(self.folder)))

@@ -7,7 +7,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -140,7 +140,7 @@ class Trainer:
     def _progress(self, step: int, window: Window) -> Progress:
         steps, seconds = step - window.start, time.monotonic() - window.began
         # Every worker counts the same skipped steps; the sums and the unreadable pictures are its own.
-        *sums, unreadable = self._sum_over_workers([*window.sums.values(), self._batches.unreadable])
+        *sums, unreadable = self._over_workers([*window.sums.values(), self._batches.unreadable])
         counted = window.counted * self.worker.world_size
         means = [total / counted if counted else math.nan for total in sums]
         return Progress(
@@ -151,7 +151,7 @@ class Trainer:
             data_wait_share=window.waited / seconds,
             skipped_steps=self._updater.skipped,
             unreadable_pictures=round(unreadable),
-            memory_gb=round(self._memory_gb(), 3),
+            memory_gb=round(self._over_workers([peak_memory_gb()], dist.ReduceOp.MAX)[0], 3),
         )
 
     def _judged(self, entry: Progress) -> tuple[Progress, bool]:
@@ -162,27 +162,19 @@ class Trainer:
         rate = self._updater.learning_rate
         return replace(entry, learning_rate=rate, scores=found.scores, pictures=found.pictures), is_over
 
-    def _memory_gb(self) -> float:
-        """Return the most that any worker has taken."""
-        peak = peak_memory_gb()
-        if self.worker.world_size > 1:
-            most = torch.tensor(peak, device=next(self.model.parameters()).device)
-            dist.all_reduce(most, dist.ReduceOp.MAX)
-            peak = float(most)
-        return peak
-
-    def _sum_over_workers(self, values: list[float]) -> list[float]:
+    def _over_workers(self, values: Sequence[float], how: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM) -> list[float]:
+        """Return the sums of what every worker passes, or what else it comes to."""
         if self.worker.world_size == 1:
             return list(values)
-        summed = torch.tensor(values, dtype=torch.float64, device=next(self.model.parameters()).device)
-        dist.all_reduce(summed)
-        return summed.tolist()
+        found = torch.tensor(values, dtype=torch.float64, device=next(self.model.parameters()).device)
+        dist.all_reduce(found, how)
+        return found.tolist()
 
     def _save(self, step: int) -> None:
         if self.checkpoints is None:
             return
         trained = self._updater.state_dict()  # on every worker: what is spread over them comes together
-        (unreadable,) = self._sum_over_workers([self._batches.unreadable])
+        (unreadable,) = self._over_workers([self._batches.unreadable])
         if self.worker.rank == 0:
             state = {
                 "trained": trained,
@@ -199,7 +191,7 @@ class Trainer:
         is_first = self.worker.rank == 0
         state = self.checkpoints.load(self._fingerprint) if is_first else None
         # The first worker decides for all, so that none goes on from another step.
-        (found,) = self._sum_over_workers([state["step"] if state else 0])
+        (found,) = self._over_workers([state["step"] if state else 0])
         if not found:
             return 0
         state = state if is_first else self.checkpoints.load(self._fingerprint, round(found))

@@ -26,6 +26,20 @@ _IRREGULAR = {
 }
 
 
+class Budget:
+    """Tokens that are left in a prompt."""
+
+    def __init__(self, config: SamplesConfig, count_tokens: TokenCount) -> None:
+        self.left, self._count_tokens = config.max_prompt_tokens - SPECIAL_TOKENS, count_tokens
+
+    def takes(self, *texts: str) -> bool:
+        """Take strings, each with a period, off the budget if they fit; tell whether they do."""
+        cost = sum(self._count_tokens(text) + 1 for text in texts)
+        fits = cost <= self.left
+        self.left -= cost if fits else 0
+        return fits
+
+
 def choose_categories(
     present: Sequence[int],
     names: Mapping[int, str],
@@ -53,27 +67,20 @@ def choose_categories(
     Returns:
         Ids in prompt order; at least one. Categories that overflow the budget are left out with their boxes.
     """
-    budget = config.max_prompt_tokens - SPECIAL_TOKENS
+    budget = Budget(config, count_tokens)
     if config.detection_prompts != "sampled":
         whole = list(names)
-        if sum(count_tokens(clean_name(names[category])) + 1 for category in whole) <= budget:
+        if budget.takes(*(clean_name(names[category]) for category in whole)):
             return whole if config.detection_prompts == "all" else [whole[i] for i in rng.permutation(len(whole))]
-    shown: list[int] = []
-    for i in rng.permutation(len(present)):
-        cost = count_tokens(clean_name(names[present[i]])) + 1  # and its period
-        if cost <= budget:
-            shown.append(present[i])
-            budget -= cost
+    shown = [present[i] for i in rng.permutation(len(present)) if budget.takes(clean_name(names[present[i]]))]
     ids = list(names)
     taken = {_reading(names[category]) for category in (*present, *never) if category in names}
     draws = _draws(rng, config)
     for i in rng.permutation(len(ids))[:draws]:
         reading = _reading(names[ids[i]])
-        cost = count_tokens(clean_name(names[ids[i]])) + 1
-        if reading not in taken and cost <= budget:
+        if reading not in taken and budget.takes(clean_name(names[ids[i]])):
             shown.append(ids[i])
             taken.add(reading)
-            budget -= cost
     if not shown:  # a prompt must ask for something, even if nothing is present or fits
         free = [category for category in ids if _reading(names[category]) not in taken] or ids
         shown = [free[int(rng.integers(len(free)))]]

@@ -52,7 +52,7 @@ class Mixture:
         inner = np.array(self._edges[1:-1], dtype=np.uint64)
         return np.searchsorted(inner, positions, side="right").astype(np.uint8)
 
-    def at(self, step: int, begin: int = 0) -> tuple[int, int]:
+    def at(self, step: int, begin: int) -> tuple[int, int]:
         """Return the source of a step, and how many steps before it were of that source, from ``begin`` on."""
         source = bisect_right(self._edges, (step * GOLDEN + begin) % CIRCLE) - 1
         first, end = self._edges[source : source + 2]

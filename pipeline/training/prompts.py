@@ -24,7 +24,7 @@ from pipeline.store.records import (
 from pipeline.store.shards import from_row, read_categories, read_repeat
 from pipeline.store.storage import Place
 from pipeline.training.counting import usable_rows
-from pipeline.training.negatives import SPECIAL_TOKENS, TokenCount, choose_categories, has_head_in, word_forms
+from pipeline.training.negatives import Budget, TokenCount, choose_categories, has_head_in, word_forms
 from pipeline.training.settings import SamplesConfig
 
 
@@ -186,15 +186,14 @@ class GroundingPrompter:
         if most == 0 or rng.random() < self._config.caption_negatives_none:
             return []
         wanted = most if rng.random() < 0.5 else int(rng.integers(1, most + 1))
-        budget = self._config.max_prompt_tokens - SPECIAL_TOKENS - self._count_tokens(record.caption)
+        budget = Budget(self._config, self._count_tokens)
+        budget.left -= self._count_tokens(record.caption)
         forms = word_forms(record.caption)
         chosen = []
         for i in rng.integers(len(context), size=wanted).tolist():
             caption = context.captions[i].rstrip(". ")
-            cost = self._count_tokens(caption) + 1
-            if cost <= budget and caption and not has_head_in(context.phrases[i], forms):
+            if caption and not has_head_in(context.phrases[i], forms) and budget.takes(caption):
                 chosen.append(caption)
-                budget -= cost
         return chosen
 
     def _foreign_phrases(self, record: GroundingRecord, context: Captions, rng: np.random.Generator) -> list[str]:
@@ -202,16 +201,15 @@ class GroundingPrompter:
         most = self._config.max_negatives
         wanted = most if rng.random() < self._config.full_negatives else int(rng.integers(0, most + 1))
         own = [clean_name(phrase.text).lower() for phrase in record.phrases]
-        budget = self._config.max_prompt_tokens - SPECIAL_TOKENS - sum(self._count_tokens(text) + 1 for text in own)
+        budget = Budget(self._config, self._count_tokens)
+        budget.left -= sum(self._count_tokens(text) + 1 for text in own)
         forms = word_forms(record.caption)
         chosen: dict[str, None] = {}
         for i in rng.integers(len(context), size=wanted).tolist():
             options = context.located[i]
             text = clean_name(options[int(rng.integers(len(options)))]).lower()
-            cost = self._count_tokens(text) + 1
-            if text and text not in chosen and cost <= budget and not has_head_in([text], forms):
+            if text and text not in chosen and not has_head_in([text], forms) and budget.takes(text):
                 chosen[text] = None
-                budget -= cost
         return list(chosen)
 
 

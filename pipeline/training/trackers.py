@@ -75,26 +75,23 @@ class Trackers:
         folder = out / FOLDER
         self._state_file = folder / STATE_FILE
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()
-        state = self._read_state() if is_resumed else {}
-        if state.get("settings") != digest:
+        self._state = self._read_state() if is_resumed else {}
+        if self._state.get("settings") != digest:
             shutil.rmtree(folder, ignore_errors=True)
-            state = {}
-        ids = state.get("runs", {})
-        self._last = int(state.get("step", -1))
-        self._digest = digest
+            self._state = {"settings": digest, "step": -1, "runs": {}}
         self._trackers: dict[str, Tracker] = {}
         for each in names:
             (folder / each).mkdir(parents=True, exist_ok=True)
             try:
-                self._trackers[each] = _KINDS[each](folder / each, name, settings, ids.get(each, ""))
+                self._trackers[each] = _KINDS[each](folder / each, name, settings, self._state["runs"].get(each, ""))
             except Exception as error:  # a package's own, of any kind: nobody is logged in, or no server answers
                 raise ConfigError(f"train.trackers names {each}, which does not start: {error}") from error
         if names:
-            self._write_state()
+            self._write_state(self._state["step"])
 
     def log(self, entry: Progress) -> None:
         """Pass a report on; one that the trackers have had already, before training was resumed, is left out."""
-        if not self._trackers or entry.step <= self._last:
+        if not self._trackers or entry.step <= self._state["step"]:
             return
         values = {
             **{f"train/{name}": value for name, value in entry.losses.items()},
@@ -108,8 +105,7 @@ class Trackers:
         finite = {name: float(value) for name, value in values.items() if math.isfinite(value)}
         pictures = [Path(path) for path in entry.pictures]
         self._each("log", entry.step, finite, pictures)
-        self._last = entry.step
-        self._write_state()
+        self._write_state(entry.step)
 
     def close(self) -> None:
         """Let all trackers write what is left."""
@@ -130,9 +126,9 @@ class Trackers:
             return {}
         return state
 
-    def _write_state(self) -> None:
-        runs = {name: tracker.run_id for name, tracker in self._trackers.items()}
-        write_json(self._state_file, {"settings": self._digest, "step": self._last, "runs": runs})
+    def _write_state(self, step: int) -> None:
+        self._state |= {"step": step, "runs": {name: tracker.run_id for name, tracker in self._trackers.items()}}
+        write_json(self._state_file, self._state)
 
 
 class TensorBoard:

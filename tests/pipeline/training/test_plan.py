@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,7 +19,7 @@ from pipeline.errors import TrainingError
 from pipeline.store.records import DetectionRecord
 from pipeline.store.shards import REPEAT_KEY, categories_to_metadata, shard_name, write_shard
 from pipeline.training.counting import count_rows, sample_weights, with_steps
-from pipeline.training.plan import SamplePlan, group_by_orientation, plan_samples
+from pipeline.training.plan import CIRCLE, GOLDEN, Mixture, SamplePlan, group_by_orientation, plan_samples
 from pipeline.training.rows import make_sources
 from pipeline.training.settings import RunConfig, SamplesConfig
 
@@ -54,6 +56,32 @@ def test_plan_depends_on_the_seed_and_not_on_its_length_or_the_order_of_weights(
 def test_weight_on_an_empty_source_is_an_error() -> None:
     with pytest.raises(TrainingError, match=r"gives 'pseudo' weight 0\.5, but it has no usable rows"):
         plan_samples({"detection": 3, "pseudo": 0}, {"detection": 0.5, "pseudo": 0.5}, 10, seed=0)
+
+
+@given(st.lists(st.floats(0.05, 5.0), min_size=1, max_size=4))
+def test_steps_one_by_one_are_those_of_all_at_once(weights: list[float]) -> None:
+    by_name = dict(zip("abcd", weights, strict=False))
+    mixture = Mixture(dict.fromkeys(by_name, 1), by_name)
+    sources = mixture.first(150).tolist()
+    assert [mixture.at(step, 0) for step in range(150)] == [
+        (source, sources[:step].count(source)) for step, source in enumerate(sources)
+    ]
+
+
+def test_golden_ratio_is_exact_and_a_share_of_nearly_nothing_has_its_place() -> None:
+    assert (math.isqrt(5 << 128) - CIRCLE) // 2 == GOLDEN
+    mixture = Mixture({"a": 1, "b": 1}, {"a": 1.0, "b": 1e-30})
+    assert mixture.first(1000).tolist() == [0] * 1000
+    assert mixture.at(0, CIRCLE - 1) == (1, 0)
+    assert Mixture({"a": 1, "b": 1}, {"a": 1e-30, "b": 1.0}).first(1).tolist() == [1]
+    assert Mixture({"b": 1}, {"a": 0.0, "b": 1.0}).names == ("b",)
+    plan = plan_samples({"a": 2, "b": 1}, {"a": 1.0, "b": 1e-30}, 2, seed=0)
+    assert sorted(plan) == [("a", 0), ("a", 1)]
+
+
+def test_any_row_of_its_source_stands_in_for_one_without_end() -> None:
+    stand_ins = plan_samples({"a": 3}, {"a": 1.0}, 1, seed=0).stand_ins(0, 3, np.random.default_rng(0))
+    assert set(islice(stand_ins, 100)) == {0, 1, 2}
 
 
 # How long
