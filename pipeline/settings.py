@@ -34,6 +34,19 @@ SECTIONS = {
     "report": "pipeline.report.settings:ReportConfig",
 }
 """Sections of a params file, by name: where their classes are."""
+ADDED: dict[tuple[str, ...], str] = {
+    ("train",): "keep_last evaluate_every evaluate_epochs evaluate_rows sample_pictures trackers distribution compile "
+    "loader_processes",
+    ("train", "optim"): "fp16 accumulate warmup_from weight_decay_drops plateau_patience plateau_stop plateau_min_rate "
+    "saved_weights",
+    ("train", "samples"): "pack_human_captions group_by_orientation shuffle_window shuffle_lanes",
+    ("phrases",): "extractor abstract_heads merge_repeats",
+    ("pseudo_label",): "min_score min_score_by_source flip_agreement",
+    ("evaluate",): "max_prompt_categories_by_source",
+}
+"""Settings, by section, that params files of before them lack: their values are then those of the project's file."""
+PROJECT_PARAMS = Path(__file__).with_name("params.yaml")
+"""The project's params.yaml, as it travels with the package."""
 _EXTENDS = "extends"
 """Key of a params file: the path, from its own folder, of the file that it says the differences to."""
 _RULES = ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True)
@@ -104,6 +117,7 @@ def load_all(path: Path) -> Any:
             values = _extend(_file_class(), values, layer, "")
         except ConfigError as error:
             raise ConfigError(f"{file}: {error}") from None
+    _fill(values)
     try:
         return parse(_file_class(), values, "")
     except ConfigError as error:
@@ -147,18 +161,20 @@ def parse_options(hints: Mapping[str, Any], defaults: Mapping[str, Any], values:
 
 
 def json_schema() -> dict[str, Any]:
-    """Return the JSON schema of params files, for editors: one that extends none must have every setting."""
+    """Return the JSON schema of params files, for editors: one that extends none must have all but ``ADDED``."""
     schema = TypeAdapter(_file_class()).json_schema()
     demanded = _demanded(_file_class(), schema["$defs"] | {_file_class().__name__: schema})
     schema["properties"][_EXTENDS] = {"type": "string", "description": "The file that this one differs from."}
     return schema | {"if": {"not": {"required": [_EXTENDS]}}, "then": demanded}
 
 
-def _demanded(kind: Any, schemas: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+def _demanded(kind: Any, schemas: Mapping[str, dict[str, Any]], *steps: str) -> dict[str, Any]:
     """Take what a section and those inside must have out of their schemas, and return it as one."""
     hints = typing.get_type_hints(kind).items()
-    inside = {name: _demanded(hint, schemas) for name, hint in hints if _is_section(hint)}
-    return {"required": schemas[kind.__name__].pop("required"), "properties": inside}
+    inside = {name: _demanded(hint, schemas, *steps, name) for name, hint in hints if _is_section(hint)}
+    added = ADDED.get(steps, "").split()
+    required = [name for name in schemas[kind.__name__].pop("required") if name not in added]
+    return {"required": required, "properties": inside}
 
 
 @functools.cache
@@ -195,6 +211,18 @@ def _layers(path: Path) -> list[tuple[Path, Any]]:
         if not isinstance(below, str):
             raise ConfigError(f"{path}: {_EXTENDS} is {below!r}; expected the path of a params file")
         path = path.parent / below
+
+
+def _fill(values: dict[str, Any]) -> None:
+    """Add what a file of before ``ADDED`` lacks."""
+    (_, project), *_ = _layers(PROJECT_PARAMS)
+    for steps, names in ADDED.items():
+        part, known = values, project
+        for step in steps:
+            part, known = part.get(step, {}), known.get(step, {})
+        for name in names.split():
+            if name in known:
+                part.setdefault(name, known[name])
 
 
 def _extend(kind: Any, base: Mapping[str, Any], layer: Any, where: str) -> dict[str, Any]:

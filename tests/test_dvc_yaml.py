@@ -126,7 +126,7 @@ def changed_stages(root: Path) -> set[str]:
     ("file", "before", "after", "stages"),
     [
         ("pipeline/prepare/readers/voc.py", "from __future__", "# A comment.\nfrom __future__", {"prepare"}),
-        ("pipeline/report/page.py", "from __future__", "# A comment.\nfrom __future__", {"report"}),
+        ("pipeline/report/settings.py", "from __future__", "# A comment.\nfrom __future__", {"report"}),
         ("params.yaml", "\n  bootstrap_samples: ", "\n  bootstrap_samples: 1", {"report"}),
     ],
 )

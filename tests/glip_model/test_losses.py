@@ -128,6 +128,15 @@ def test_losses_equal_the_definitions(seed: int) -> None:
         assert prediction.grad.abs().sum() > 0
 
 
+def test_a_small_sum_of_centerness_still_divides_the_box_loss() -> None:
+    one = torch.tensor([[7.0, 11.0, 13.0, 15.0]])  # one anchor, far from its middle
+    batch, output = make_batch([GroundingTarget(one, torch.ones(1, TOKENS, dtype=torch.bool))]), make_output(1)
+    matched = ANCHORS[match_anchors(ANCHORS, COUNTS, one, CONFIG.atss_topk) >= 0]
+    assert centerness_of(matched, one).tolist() == pytest.approx([0.218], abs=1e-3)
+    found = GroundingCriterion(CONFIG)(output, batch)
+    assert {name: loss.item() for name, loss in found.items()} == pytest.approx(slow_losses(output, batch), rel=1e-4)
+
+
 def test_pictures_without_boxes_are_all_background() -> None:
     output, batch = make_output(2), make_batch([make_target(0, 0), make_target(1, 0)])
     found = GroundingCriterion(CONFIG)(output, batch)
@@ -221,9 +230,11 @@ def test_focal_loss_of_single_pairs(gamma: float) -> None:
 
 
 def test_centerness_is_one_in_the_middle_and_falls_to_the_sides() -> None:
-    anchors = torch.tensor([[8.0, 8.0, 12.0, 12.0]]).expand(3, 4)  # centre (10, 10)
-    boxes = torch.tensor([[0.0, 5.0, 20.0, 15.0], [5.0, 0.0, 25.0, 20.0], [10.0, 0.0, 20.0, 20.0]])
-    assert centerness_of(anchors, boxes).tolist() == pytest.approx([1.0, math.sqrt(5 / 15), 0.0])
+    anchors = torch.tensor([[8.0, 8.0, 12.0, 12.0]]).expand(4, 4)  # centre (10, 10)
+    boxes = torch.tensor(
+        [[0.0, 5.0, 20.0, 15.0], [5.0, 0.0, 25.0, 20.0], [10.0, 0.0, 20.0, 20.0], [12.0, 0.0, 22.0, 20.0]]
+    )
+    assert centerness_of(anchors, boxes).tolist() == pytest.approx([1.0, math.sqrt(5 / 15), 0.0, 0.0])
 
 
 class TwoRanks:

@@ -18,7 +18,7 @@ import yaml
 from pipeline.errors import ConfigError, MissingInputError
 from pipeline.evaluation.settings import EvaluateConfig
 from pipeline.prepare.raw import Url
-from pipeline.settings import extended_files, json_schema, load, load_all, parse_options, to_yaml
+from pipeline.settings import ADDED, extended_files, json_schema, load, load_all, parse_options, to_yaml
 from pipeline.training.settings import RunConfig, TrainingSettings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -81,6 +81,18 @@ def test_mistakes_are_named(tmp_path: Path, change: str, value: Any, message: st
         load_with(tmp_path, change, value)
     assert message in str(caught.value)
     assert str(tmp_path / "params.yaml") in str(caught.value)
+
+
+def test_what_files_of_before_lack_is_as_in_the_projects_own(tmp_path: Path) -> None:
+    params = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    for steps, names in ADDED.items():
+        for name in names.split():
+            section = params
+            for step in steps:
+                section = section[step]
+            del section[name]
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
+    assert load_all(tmp_path / "params.yaml") == load_all(ROOT / "params.yaml")
 
 
 def test_missing_file_says_how_to_name_one(tmp_path: Path) -> None:

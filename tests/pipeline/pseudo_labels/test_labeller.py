@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -83,13 +84,23 @@ def test_the_teacher_is_asked_in_batches_of_the_configured_size(
 ) -> None:
     rows = [pair(str(i), picture(red=RED) if i != 2 else b"broken", "red hat") for i in range(5)]
     done: list[Figures] = []
+    start = time.monotonic()
     labeller.label(rows, [parsed(row, "red hat") for row in rows], done.append)
+    assert 0 < sum(figures.busy_s for figures in done) <= time.monotonic() - start
     assert fake_teacher.batches == [2, 1, 1]  # of two, two less the broken one, and the last
     assert [(figures.rows, figures.boxes, figures.rejects) for figures in done] == [
         (2, 2, {}),
         (2, 1, {"image_unreadable": 1}),
         (1, 1, {}),
     ]
+
+
+def test_the_share_of_a_box_is_that_of_the_whole_picture(
+    labeller: PseudoLabeller, pair: Pair, parsed: Parsed, picture: Picture
+) -> None:
+    row = pair("a", picture((32, 24), red=(0, 0, 32, 24)), "red hat")  # of a square picture it would be three quarters
+    (record,) = labeller.label([row], [parsed(row, "red hat")])
+    assert record.phrases[0].reject_reason == "box_too_large"
 
 
 def test_a_batch_without_a_usable_row_does_not_ask_the_teacher(
@@ -121,23 +132,43 @@ def test_agreement_under_flip_asks_about_both_pictures(
     assert record.phrases[0].boxes[0].score == pytest.approx(0.9)
 
 
+class Small:
+    """A teacher on a device that has room for a few pictures."""
+
+    def __init__(self, teacher: Any, room: int) -> None:
+        self._teacher, self._room = teacher, room
+
+    def ground(self, images: Sequence[Any], prompts: Sequence[Any]) -> Any:
+        if len(images) > self._room:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return self._teacher.ground(images, prompts)
+
+
+@pytest.mark.parametrize("room", [1, 2])
 def test_a_batch_too_large_for_the_device_is_asked_in_halves(
-    fake_teacher: Any, label_config: PseudoLabelConfig, decode: Any, pair: Pair, parsed: Parsed, picture: Picture
+    room: int,
+    fake_teacher: Any,
+    label_config: PseudoLabelConfig,
+    decode: Any,
+    pair: Pair,
+    parsed: Parsed,
+    picture: Picture,
 ) -> None:
-    class Small:
-        """Has room for two pictures."""
-
-        def ground(self, images: Sequence[Any], prompts: Sequence[Any]) -> Any:
-            if len(images) > 2:
-                raise torch.OutOfMemoryError("CUDA out of memory")
-            return fake_teacher.ground(images, prompts)
-
     rows = [pair(str(i), picture(red=RED), "red hat") for i in range(5)]
     config = dataclasses.replace(label_config, batch_size=5)
-    records = PseudoLabeller(Small(), config, decode).label(rows, [parsed(row, "red hat") for row in rows])
+    teacher = Small(fake_teacher, room)
+    records = PseudoLabeller(teacher, config, decode).label(rows, [parsed(row, "red hat") for row in rows])
     assert [record.key for record in records if record.phrases[0].boxes] == ["0", "1", "2", "3", "4"]
     assert sum(fake_teacher.batches) == 5
-    assert max(fake_teacher.batches) == 2
+    assert max(fake_teacher.batches) == room
+
+
+def test_a_picture_too_large_for_the_device_is_said(
+    fake_teacher: Any, label_config: PseudoLabelConfig, decode: Any, pair: Pair, parsed: Parsed, picture: Picture
+) -> None:
+    row = pair("a", picture(red=RED), "red hat")
+    with pytest.raises(torch.OutOfMemoryError):
+        PseudoLabeller(Small(fake_teacher, 0), label_config, decode).label([row], [parsed(row, "red hat")])
 
 
 def test_phrases_of_other_rows_are_refused(
