@@ -22,7 +22,7 @@ from typing import Literal, NamedTuple
 from glip_model.images import ImageError
 from pipeline.errors import MissingInputError
 from pipeline.prepare.raw import Part, RawGrounding, RawImage, RawPhrase, RawTable, Reject, SourceContext, Url
-from pipeline.prepare.readers.lines import open_text
+from pipeline.prepare.readers.lines import open_text, split_mark
 from pipeline.prepare.readers.voc import parse_voc, read_corners, read_side
 from pipeline.store.filesystem import file_identity, join_inside, read_many, redact
 from pipeline.store.records import GroundingRecord
@@ -186,7 +186,7 @@ def split_lines(data: bytes) -> list[str]:
     """
     if len(data) > MAX_FILE_BYTES:
         raise ValueError(f"{len(data)} bytes of sentences")
-    lines = data.removeprefix(b"\xef\xbb\xbf").split(b"\n")
+    lines = split_mark(data)[1].split(b"\n")
     return [_decode(line) for line in lines if line.strip()]
 
 

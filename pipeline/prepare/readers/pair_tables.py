@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
+from itertools import islice
 from pathlib import PurePosixPath
 from typing import Any, Literal, NamedTuple
 from urllib.parse import unquote, urlsplit
@@ -16,7 +18,7 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import MissingInputError
 from pipeline.prepare.raw import Part, RawImage, RawPair, RawTable, Reject, SourceContext, Url
-from pipeline.prepare.readers.lines import json_lines, json_parts, open_text
+from pipeline.prepare.readers.lines import PROBED_LINES, json_lines, json_parts, open_text
 from pipeline.store.filesystem import describe, file_identity, list_files, open_file, redact
 from pipeline.store.records import CaptionRecord
 
@@ -24,6 +26,8 @@ Values = Mapping[str, Any]
 CAPTION_COLUMNS = ("caption", "text", "TEXT")
 IMAGE_FIELDS = ("file_name", "image", "path")
 URL_COLUMNS = ("url", "URL")
+_COLUMN_NAME = re.compile(r"[^./\\]+")
+"""What a column of URLs may be called; an address without its scheme is no name."""
 BATCH_ROWS = 64
 """Rows of a Parquet file that are unpacked at a time."""
 
@@ -85,14 +89,19 @@ def read_url_list(
 ) -> list[RawTable]:
     """Lists of captions and picture URLs: CC3M, CC12M, SBU, LAION; TSV, CSV or Parquet.
 
-    A TSV without a header has its URLs in the column that looks like URLs (CC3M: the second, CC12M: the first).
+    The delimiter is the one that makes sense of the first rows. A first row without a URL is a header where the next
+    has one; then the captions are in the column called so, or in the only other one. Without a header the URLs are in
+    the column that looks like URLs (CC3M: the second, CC12M: the first). Where several columns may be meant, or the
+    first row may be no header, the list is refused until the options name them. Rows of too few or too many cells are
+    rejects.
 
     Options:
         tables: the list, a glob, or numbers.
         images: folder of the downloaded pictures; left out, every picture is fetched from its URL.
         file_name: of a picture below ``images``: ``{row}`` is the row's number in its file, ``{md5}`` and ``{sha256}``
             are hashes of its URL, ``{url_name}`` what the URL's path ends with.
-        caption: column of the captions; left out, ``caption`` or ``text``.
+        caption: column of the captions; left out, ``caption`` or ``text``. In a list without a header its number
+            from 1, likewise that of ``url``.
         url: column of the URLs; left out, ``url``.
     """
 
@@ -109,7 +118,7 @@ def read_url_list(
 
     def parts(rows_per_part: int) -> Iterator[Part]:
         for file in files:
-            layout = _Layout.of(file, urls, captions)
+            layout = _Layout.of(file, url, caption)
             identity = f"{file_identity(file)} {images} {file_name} {caption} {url}"
             # Rows are numbered through, and a quoted field may hold line ends: one task reads one file.
             yield Part(redact(file), identity, partial(_read_list, file, layout, images, file_name))
@@ -176,26 +185,93 @@ class _Layout(NamedTuple):
     has_header: bool
     url: int
     caption: int
+    width: int
+    """Columns."""
 
     @classmethod
-    def of(cls, file: str, urls: Sequence[str], captions: Sequence[str]) -> _Layout:
-        """Learn it from the first rows; MissingInputError when there is no column of URLs or none for captions."""
-        delimiter = "," if ".csv" in file.rpartition("/")[2] else "\t"
-        with _open_rows(file, delimiter) as rows:
-            first = next(rows, [])
-            second = next(rows, first)
-        named = {name.strip(): i for i, name in enumerate(first)}
-        url, caption = _first(named, urls), _first(named, captions)
-        if url is not None and caption is not None:
-            return cls(delimiter, True, url, caption)
-        addresses = [i for i, cell in enumerate(second) if cell.strip().startswith(("http://", "https://"))]
-        others = [i for i in range(len(second)) if i not in addresses]
-        if not addresses or not others:
-            raise MissingInputError(
-                f"{redact(file)}: no column of URLs beside one of captions (first row: {first[:5]}); "
-                "name them by the options url and caption"
-            )
-        return cls(delimiter, False, addresses[0], others[0])
+    def of(cls, file: str, url: str | None, caption: str | None) -> _Layout:
+        """Learn it from the first rows, with the delimiter that makes sense of them.
+
+        Raises:
+            MissingInputError: there is no column of URLs or none for captions, or several that may be meant.
+        """
+        delimiters = (",", ";", "\t") if ".csv" in file.rpartition("/")[2] else ("\t", ",", ";")
+        seen = []
+        for delimiter in delimiters:
+            with _open_rows(file, delimiter) as rows:
+                first, *others = [[cell.strip() for cell in row] for row in islice(rows, PROBED_LINES)] or [[]]
+            seen.append(first)
+            layout = cls._learn(_Probe(file, delimiter, first, next(filter(None, others), [])), url, caption)
+            if layout is not None:
+                return layout
+        raise MissingInputError(
+            f"{redact(file)}: no column of URLs beside one of captions (first row: {seen[0][:5]}); "
+            "name them by the options url and caption"
+        )
+
+    @classmethod
+    def _learn(cls, probe: _Probe, url: str | None, caption: str | None) -> _Layout | None:
+        """Return None where the rows have no URLs, or none of the columns that the options name."""
+        first, second = probe.first, probe.second
+        addresses = _urls_in(first)
+        has_header = not addresses
+        if has_header:
+            addresses = _urls_in(second)
+            at = _named(first, (url,) if url else URL_COLUMNS)
+            if at is None and url is None and len(addresses) == 1:
+                at = addresses[0]
+                if at >= len(first) or not _COLUMN_NAME.fullmatch(first[at]):
+                    raise probe.doubt(f"row 1 may be a header or a row whose URL is broken: {first[:5]}")
+        else:
+            at = _numbered(url, first) if url else addresses[0]
+        if at is None and has_header and len(addresses) > 1:
+            raise probe.doubt(f"several columns of URLs: {[first[i] for i in addresses if i < len(first)]}")
+        if at is None:
+            return None
+        others = [i for i in range(len(first)) if i not in addresses and i != at]
+        text = _named(first, (caption,) if caption else CAPTION_COLUMNS) if has_header else _numbered(caption, first)
+        if text is None and caption is None and len(others) == 1:
+            text = others[0]
+        if text is None and not others and caption is None:
+            return None
+        if text is None:
+            raise probe.doubt(f"which column has the captions? found {first[:9]}")
+        return cls(probe.delimiter, has_header, at, text, len(first))
+
+
+class _Probe(NamedTuple):
+    """The first rows of a list."""
+
+    file: str
+    delimiter: str
+    first: list[str]
+    second: list[str]
+
+    def doubt(self, what: str) -> MissingInputError:
+        """Return the error that says what is not certain."""
+        return MissingInputError(
+            f"{redact(self.file)}: {what}; name the columns by the options url and caption, in a list without a header "
+            "by their numbers from 1"
+        )
+
+
+def _urls_in(cells: Sequence[str]) -> list[int]:
+    return [i for i, cell in enumerate(cells) if cell.lower().startswith(("http://", "https://"))]
+
+
+def _named(columns: Sequence[str], names: Sequence[str]) -> int | None:
+    """Return the place of the first name that a column has, whatever the case where none is spelt alike."""
+    for given, wanted in ((list(columns), names), ([c.lower() for c in columns], [n.lower() for n in names])):
+        for name in wanted:
+            if name in given:
+                return given.index(name)
+    return None
+
+
+def _numbered(number: str | None, columns: Sequence[str]) -> int | None:
+    """Return the place of a column by its number from 1."""
+    is_number = number is not None and number.isdecimal() and 1 <= int(number) <= len(columns)
+    return int(number or 0) - 1 if is_number else None
 
 
 def _read_list(file: str, layout: _Layout, images: str | None, file_name: str) -> Iterator[RawPair | Reject]:
@@ -203,7 +279,8 @@ def _read_list(file: str, layout: _Layout, images: str | None, file_name: str) -
         if layout.has_header:
             next(rows, None)
         for number, cells in enumerate(rows):
-            if len(cells) <= max(layout.url, layout.caption):
+            # With more cells than columns a delimiter stood in one of them, and who knows in which.
+            if len(cells) <= max(layout.url, layout.caption) or any(map(str.strip, cells[layout.width :])):
                 yield Reject(f"{redact(file)}, row {number}", "row_malformed")
                 continue
             address = cells[layout.url].strip()

@@ -182,6 +182,60 @@ class TestUrlList:
         (table,) = read_url_list(context, tables=Url(tmp_path / "a.parquet"))
         assert [row.image.url for part in table.parts(9) for row in part.rows() if isinstance(row, RawPair)] == URLS
 
+    @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-8"])
+    @pytest.mark.parametrize(
+        "header", [("caption", "url"), ("Caption", "Image_URL"), ("title", "link"), ("URL-less caption", "my url")]
+    )
+    @pytest.mark.parametrize(("name", "delimiter"), [("a.csv", ","), ("a.csv", ";"), ("a.tsv", "\t"), ("a.txt", ",")])
+    def test_a_header_is_what_has_no_url_where_the_next_row_has_one(
+        self, encoding: str, header: tuple[str, str], name: str, delimiter: str, tmp_path: Path, context: SourceContext
+    ) -> None:
+        rows = [header, *((f"dög {i}", url) for i, url in enumerate(URLS))]
+        (tmp_path / name).write_text("".join(delimiter.join(row) + "\n" for row in rows), encoding=encoding)
+        (table,) = read_url_list(context, tables=Url(tmp_path / name), images=Url("/p"), file_name="{row}")
+        found = [row for part in table.parts(10) for row in part.rows() if isinstance(row, RawPair)]
+        assert [(row.image.url, row.caption, row.name) for row in found] == [
+            (str(i), f"dög {i}", url) for i, url in enumerate(URLS)
+        ]
+
+    @pytest.mark.parametrize(
+        ("content", "message"),
+        [
+            ("title,alt,link\na,b,http://x/0.jpg\n", "which column has the captions"),
+            ("a,b,http://x/0.jpg\nc,d,http://x/1.jpg\n", "which column has the captions"),
+            ("a dog,\na cat,http://x/1.jpg\n", "may be a header or a row whose URL is broken"),
+            ("a dog,x.org/0.jpg\na cat,http://x/1.jpg\n", "may be a header or a row whose URL is broken"),
+            ("caption,big,small\na,http://x/0.jpg,http://x/1.jpg\n", "several columns of URLs"),
+        ],
+    )
+    def test_a_list_that_may_mean_several_things_is_refused(
+        self, content: str, message: str, tmp_path: Path, context: SourceContext
+    ) -> None:
+        (tmp_path / "a.csv").write_text(content)
+        (table,) = read_url_list(context, tables=Url(tmp_path / "a.csv"), images=Url("/p"))
+        with pytest.raises(MissingInputError, match=message):
+            list(table.parts(10))
+
+    def test_options_name_columns_or_number_them(self, tmp_path: Path, context: SourceContext) -> None:
+        def captions(content: str, **options: str) -> list[str]:
+            (tmp_path / "a.csv").write_text(content)
+            (table,) = read_url_list(context, tables=Url(tmp_path / "a.csv"), images=Url("/p"), **options)
+            return [row.caption for part in table.parts(10) for row in part.rows() if isinstance(row, RawPair)]
+
+        assert captions("title,alt,link\na,b,http://x/0.jpg\n", caption="alt") == ["b"]
+        assert captions("caption,big,small\na,http://x/0.jpg,http://x/1.jpg\n", url="big") == ["a"]
+        assert captions("a,b,http://x/0.jpg\n", caption="2", url="3") == ["b"]
+        with pytest.raises(MissingInputError, match="which column has the captions"):
+            captions("caption,link\na,http://x/0.jpg\n", caption="alt")
+
+    def test_a_delimiter_inside_of_a_caption_is_a_reject(self, tmp_path: Path, context: SourceContext) -> None:
+        (tmp_path / "a.csv").write_text("caption,url\na dog, big,http://x/0.jpg\na cat,http://x/1.jpg,\n")
+        (table,) = read_url_list(context, tables=Url(tmp_path / "a.csv"), images=Url("/p"))
+        first, second = [row for part in table.parts(10) for row in part.rows()]
+        assert isinstance(first, Reject)
+        assert isinstance(second, RawPair)
+        assert second.caption == "a cat"
+
     def test_a_list_without_urls_is_told(self, tmp_path: Path, context: SourceContext) -> None:
         (tmp_path / "a.tsv").write_text("a dog\ta cat\n" * 3)
         (table,) = read_url_list(context, tables=Url(tmp_path / "a.tsv"), images=Url("/pictures"))
