@@ -28,10 +28,10 @@ from pipeline.prepare.settings import PrepareConfig
 from pipeline.prepare.sources import Role, Source, open_sources
 from pipeline.prepare.validation import MIN_BOX_SIDE, Rules
 from pipeline.ray_session import on_all_machines, run_pool
-from pipeline.store.atomic import sweep, write_json
+from pipeline.store.atomic import sweep
 from pipeline.store.provenance import FINGERPRINT, code_sha256, fingerprint
 from pipeline.store.records import SCHEMA_VERSION, CaptionRecord, DetectionRecord, GroundingRecord
-from pipeline.store.resume import MANIFEST_FILE, SHARDS
+from pipeline.store.resume import SHARDS, write_manifest_file
 from pipeline.store.shards import KIND, PROVENANCE_KEY, REPEAT_KEY, categories_to_metadata
 
 logger = logging.getLogger(__name__)
@@ -202,8 +202,8 @@ class _Folder:
             result.rejects["duplicate_key"] += sum(shard.duplicates for shard in figures)
             result.rows = sum(shard.rows for shard in figures)
             result.boxes = sum(count_boxes(path, self._record_type) for path in paths)
-        write_json(
-            self._path / MANIFEST_FILE,
+        write_manifest_file(
+            self._path,
             {
                 "schema_version": SCHEMA_VERSION,
                 "kind": KIND[self._record_type],
