@@ -51,7 +51,8 @@ def prepare(config: PrepareConfig, seed: int, out: Path) -> dict[str, Any]:
     rejected as ``duplicate_key``.
 
     Returns:
-        Metrics: rows, boxes, rejects and dropped boxes by reason, of every folder.
+        Metrics: rows, boxes, rejects and dropped boxes by reason, of every folder; where there are any, rows that were
+        converted by what was done.
 
     Raises:
         ConfigError: a source's settings are wrong.
@@ -235,12 +236,13 @@ def _remove_leftovers(role: Path, written: set[Path]) -> None:
 
 
 def _metrics(result: PartResult) -> dict[str, Any]:
-    return {
+    metrics = {
         "rows": result.rows,
         "boxes": result.boxes,
         "rejects": dict(result.rejects),
         "dropped_boxes": dict(result.dropped_boxes),
     }
+    return metrics | ({"converted": dict(result.converted)} if result.converted else {})
 
 
 def _reject_summary(folder: str, total: int, result: PartResult, limit: float) -> str:

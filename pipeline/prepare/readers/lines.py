@@ -40,6 +40,19 @@ def split_mark(data: bytes) -> tuple[str, bytes]:
     return "utf-8", data
 
 
+def decode_text(data: bytes) -> tuple[str, bool]:
+    """Return a whole text without its byte order mark, and whether it was in the encoding that it should have.
+
+    What is not UTF-8, nor what its mark says, is Windows-1252: like Latin-1 wherever that has a printable character,
+    and with quotation marks where it has none.
+    """
+    encoding, text = split_mark(data)
+    try:
+        return text.decode(encoding), True
+    except UnicodeDecodeError:
+        return text.decode("cp1252", "replace"), False
+
+
 def line_ranges(url: str, bytes_per_part: int) -> Iterator[tuple[int, int]]:
     """Yield byte ranges that cover a file; of a compressed one a single range, ``WHOLE``.
 

@@ -17,8 +17,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import MissingInputError
-from pipeline.prepare.raw import Part, RawImage, RawPair, RawTable, Reject, SourceContext, Url
-from pipeline.prepare.readers.lines import PROBED_LINES, json_lines, json_parts, open_text
+from pipeline.prepare.raw import (
+    CAPTION_NOT_UTF8,
+    Converted,
+    Part,
+    RawImage,
+    RawPair,
+    RawTable,
+    Reject,
+    SourceContext,
+    Url,
+)
+from pipeline.prepare.readers.lines import PROBED_LINES, decode_text, json_lines, json_parts, open_text
 from pipeline.store.filesystem import describe, file_identity, list_files, open_file, redact
 from pipeline.store.records import CaptionRecord
 
@@ -33,26 +43,50 @@ BATCH_ROWS = 64
 
 
 def read_image_parquet(
-    context: SourceContext, *, tables: Url, image: str = "image", caption: str | None = None
+    context: SourceContext,
+    *,
+    tables: Url,
+    image: str = "image",
+    caption: str | None = None,
+    several: Literal["pairs", "first"] = "pairs",
+    images: Url | None = None,
 ) -> list[RawTable]:
     """Parquet with the pictures inside, as Hugging Face data sets have them.
 
+    Of a list of pictures the first makes the pair, and every other is a reject; where there are several captions as
+    well nothing says which belongs to which, and all are rejects.
+
     Options:
         tables: one file, a glob, or numbers such as ``{00000..00010}.parquet``.
-        image: column of the pictures, a struct of ``bytes`` and ``path`` or plain bytes.
-        caption: column of the captions; left out, ``caption`` or ``text``.
+        image: column of the pictures, a struct of ``bytes`` and ``path``, plain bytes, or a list of these.
+        caption: column of the captions; left out, ``caption`` or ``text``, in every row the first of them that has one.
+        several: what a list of captions becomes: ``pairs`` of the picture with each, or the ``first`` alone.
+        images: folder of the pictures that have a ``path`` and no bytes; left out, they are rejects.
     """
 
-    def row(number: int, values: Values, text: str) -> RawPair:
-        picture = values[image]
-        data, path = (picture.get("bytes"), picture.get("path")) if isinstance(picture, dict) else (picture, None)
-        return RawPair(
-            name=str(path or f"row {number}"),
-            image=RawImage(data=data if isinstance(data, bytes) else b""),
-            caption=values[text],
-        )
+    def row(table: str, number: int, values: Values, text: Any) -> Iterator[RawPair | Reject]:
+        pictures = values[image] if isinstance(values[image], list) else [values[image]]
+        captions = (text or [None]) if isinstance(text, list) else [text]
+        if several == "first":
+            captions = captions[:1]
+        found = [_picture(picture, number, images) for picture in pictures or [None]]
+        if len(found) > 1 and len(captions) > 1:
+            yield from (Reject(f"{name}: several pictures and captions", "row_malformed") for name, _ in found)
+            return
+        (name, first), *others = found
+        yield from (RawPair(name=name, image=first, caption=each) for each in captions)
+        yield from (Reject(f"{other}: a second picture of {name}", "row_malformed") for other, _ in others)
 
     return [_parquet_table(tables, (image,), (caption,) if caption else CAPTION_COLUMNS, row)]
+
+
+def _picture(value: Any, number: int, images: Url | None) -> tuple[str, RawImage]:
+    """Return what messages call a picture of a row, and its bytes or its place."""
+    data, path = (value.get("bytes"), value.get("path")) if isinstance(value, dict) else (value, None)
+    name = str(path or f"row {number}")
+    if not isinstance(data, bytes) and isinstance(path, str) and images is not None:
+        return name, RawImage(folder=images, url=path)
+    return name, RawImage(data=data if isinstance(data, bytes) else b"")
 
 
 def read_img2dataset_files(context: SourceContext, *, tables: Url, images: Url) -> list[RawTable]:
@@ -65,15 +99,18 @@ def read_img2dataset_files(context: SourceContext, *, tables: Url, images: Url) 
         images: where the folders 00000, 00001 … are.
     """
 
-    def row(number: int, values: Values, text: str) -> RawPair | Reject:
+    def row(table: str, number: int, values: Values, text: Any) -> Iterator[RawPair | Reject]:
         key = str(values["key"])
         if values.get("status", "success") != "success":
-            return Reject(key, "image_missing")
-        # Keys start with the number of their shard; pictures are encoded as jpg unless the user chose otherwise.
-        shard = key[:5]
-        names = [f"{shard}/{key}.{suffix}" for suffix in ("jpg", "png", "webp")]
+            yield Reject(key, "image_missing")
+            return
+        # Keys start with the number of their shard, as which its table is called, of five digits unless the user chose
+        # otherwise; pictures are encoded as jpg likewise.
+        stem = table.rpartition("/")[2].removesuffix(".parquet")
+        shards = dict.fromkeys([stem, key[:5]] if key.startswith(stem) else [key[:5]])
+        names = [f"{shard}/{key}.{suffix}" for shard in shards for suffix in ("jpg", "png", "webp")]
         image = RawImage(folder=images, url=names[0], choices=tuple(names[1:]))
-        return RawPair(name=key, image=image, caption=values[text])
+        yield RawPair(name=key, image=image, caption=text)
 
     return [_parquet_table(tables, ("key",), CAPTION_COLUMNS, row, optional=("status",))]
 
@@ -105,11 +142,12 @@ def read_url_list(
         url: column of the URLs; left out, ``url``.
     """
 
-    def row(number: int, values: Values, text: str) -> RawPair | Reject:
+    def row(table: str, number: int, values: Values, text: Any) -> Iterator[RawPair | Reject]:
         address = _first(values, urls)
-        if not isinstance(address, str):
-            return Reject(f"row {number}", "row_malformed")
-        return RawPair(name=address, image=_downloaded(number, address, images, file_name), caption=values[text])
+        if isinstance(address, str):
+            yield RawPair(name=address, image=_downloaded(number, address, images, file_name), caption=text)
+        else:
+            yield Reject(f"row {number}", "row_malformed")
 
     files, urls = list_files(tables), (url,) if url else URL_COLUMNS
     captions = (caption,) if caption else CAPTION_COLUMNS
@@ -161,7 +199,9 @@ def _read_json_lines(
 
 
 def _first(values: Any, names: Sequence[str]) -> Any:
-    return next((values[name] for name in names if name in values), None) if isinstance(values, dict) else None
+    """Return the first of some columns or fields that has a value: a null beside a filled one says nothing."""
+    found = (values.get(name) for name in names) if isinstance(values, dict) else iter(())
+    return next((value for value in found if value is not None and value != ""), None)
 
 
 def _downloaded(number: int, address: str, images: str | None, file_name: str) -> RawImage:
@@ -301,7 +341,7 @@ def _parquet_table(
     pattern: Url,
     columns: Sequence[str],
     captions: Sequence[str],
-    row: Callable[[int, Values, str], RawPair | Reject],
+    row: Callable[[str, int, Values, Any], Iterator[RawPair | Reject]],
     optional: Sequence[str] = (),
 ) -> RawTable:
     """Return a table whose parts are the row groups of Parquet files.
@@ -310,7 +350,7 @@ def _parquet_table(
         pattern: of the files.
         columns: names of a column, of which one must be there, besides one of ``captions``.
         captions: likewise.
-        row: makes a raw row of a row's number in its file, its values and the name of its caption.
+        row: makes raw rows of the file, a row's number in it, its values and its caption.
         optional: columns that are read where they are.
 
     Raises:
@@ -323,25 +363,26 @@ def _parquet_table(
             identity = f"{file_identity(url)} {columns} {captions}"
             with open_parquet(url) as file:
                 sizes = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
-                text = _column(url, file, captions)
-                wanted = [_column(url, file, columns), text, *(c for c in optional if c in file.schema_arrow.names)]
+                texts = _columns(url, file, captions)
+                wanted = [*_columns(url, file, columns), *texts, *(c for c in optional if c in file.schema_arrow.names)]
             first = 0
             for group, size in enumerate(sizes):
-                rows = partial(_read_group, url, group, first, wanted, text, row)
+                rows = partial(_read_group, url, group, first, wanted, texts, row)
                 yield Part(f"{redact(url)}, row group {group}", f"{identity} {group}", rows, size)
                 first += size
 
     return RawTable(CaptionRecord, parts)
 
 
-def _column(url: str, file: pq.ParquetFile, names: Sequence[str]) -> str:
+def _columns(url: str, file: pq.ParquetFile, names: Sequence[str]) -> list[str]:
+    """Return those of some columns that a file has; MissingInputError where it has none."""
     found = file.schema_arrow.names
-    for name in names:
-        if name in found:
-            return name
-    raise MissingInputError(
-        f"{redact(url)}: no column {' or '.join(map(repr, names))} (found: {', '.join(found)}); name it by an option"
-    )
+    if not set(names) & set(found):
+        raise MissingInputError(
+            f"{redact(url)}: no column {' or '.join(map(repr, names))} (found: {', '.join(found)}); "
+            "name it by an option"
+        )
+    return [name for name in names if name in found]
 
 
 def _read_group(
@@ -349,18 +390,61 @@ def _read_group(
     group: int,
     first: int,
     columns: Sequence[str],
-    text: str,
-    row: Callable[[int, Values, str], RawPair | Reject],
-) -> Iterator[RawPair | Reject]:
+    texts: Sequence[str],
+    row: Callable[[str, int, Values, Any], Iterator[RawPair | Reject]],
+) -> Iterator[RawPair | Reject | Converted]:
     number = first
     try:
         with open_parquet(url) as file:
             for batch in file.iter_batches(BATCH_ROWS, row_groups=[group], columns=list(columns), use_threads=False):
-                for values in batch.to_pylist():
-                    yield row(number, values, text)
+                for values in _plain_rows(batch):
+                    caption, is_sound = _decoded(_first(values, texts))
+                    yield from row(url, number, values, caption)
+                    if not is_sound:
+                        yield Converted(f"row {number}", CAPTION_NOT_UTF8)
                     number += 1
-    except (pa.ArrowException, MissingInputError, OSError) as error:
+    except (pa.ArrowException, MissingInputError, OSError, ValueError) as error:
         yield Reject(f"{redact(url)}, row {number}: {describe(error, url)}", "row_malformed")
+
+
+def _plain_rows(batch: pa.RecordBatch) -> list[dict[str, Any]]:
+    """Return rows as plain values; captions that are no UTF-8 as bytes."""
+    try:
+        return batch.to_pylist()  # type: ignore[no-any-return]
+    except UnicodeDecodeError:
+        fields = [pa.field(field.name, _as_bytes(field.type)) for field in batch.schema]
+        columns = [column.cast(field.type) for column, field in zip(batch.columns, fields, strict=True)]
+        rows = pa.RecordBatch.from_arrays(columns, schema=pa.schema(fields)).to_pylist()
+        kinds = {field.name: field.type for field in batch.schema}
+        is_text = {name for name, kind in kinds.items() if pa.types.is_string(kind) or pa.types.is_large_string(kind)}
+        # Names, addresses and keys are text; captions are decoded where they are counted.
+        return [
+            {name: _as_utf8(value) if name in is_text else value for name, value in values.items()} for values in rows
+        ]
+
+
+def _as_utf8(value: bytes | None) -> Any:
+    try:
+        return None if value is None else value.decode("utf-8")
+    except UnicodeDecodeError:
+        return value
+
+
+def _as_bytes(kind: pa.DataType) -> pa.DataType:
+    """Return a type of text as one of bytes, lists of it likewise."""
+    if pa.types.is_string(kind):
+        return pa.binary()
+    if pa.types.is_large_string(kind):
+        return pa.large_binary()
+    return pa.list_(_as_bytes(kind.value_type)) if pa.types.is_list(kind) else kind
+
+
+def _decoded(caption: Any) -> tuple[Any, bool]:
+    """Return a caption, or captions, as text, and whether they were UTF-8."""
+    if isinstance(caption, list):
+        pairs = [_decoded(each) for each in caption]
+        return [text for text, _ in pairs], all(is_sound for _, is_sound in pairs)
+    return decode_text(caption) if isinstance(caption, bytes) else (caption, True)
 
 
 @contextmanager

@@ -8,8 +8,18 @@ from collections.abc import Iterator
 from functools import partial
 from typing import IO, Any
 
-from pipeline.prepare.raw import Part, RawImage, RawPair, RawTable, Reject, SourceContext, Url
-from pipeline.prepare.readers.lines import parse_json
+from pipeline.prepare.raw import (
+    CAPTION_NOT_UTF8,
+    Converted,
+    Part,
+    RawImage,
+    RawPair,
+    RawTable,
+    Reject,
+    SourceContext,
+    Url,
+)
+from pipeline.prepare.readers.lines import decode_text, parse_json
 from pipeline.store.filesystem import byte_range, describe, file_identity, list_files, open_file, redact
 from pipeline.store.records import CaptionRecord
 
@@ -42,7 +52,7 @@ def read_webdataset(context: SourceContext, *, shards: Url, caption: str = "txt"
     return [RawTable(CaptionRecord, parts)]
 
 
-def read_tar(url: str, caption: str) -> Iterator[RawPair | Reject]:
+def read_tar(url: str, caption: str) -> Iterator[RawPair | Reject | Converted]:
     """Yield the pairs of a tar in their order; where it breaks off, a reject says so.
 
     Args:
@@ -59,7 +69,9 @@ def read_tar(url: str, caption: str) -> Iterator[RawPair | Reject]:
             yield Reject(f"{redact(url)}: {describe(error, url)}", "row_malformed")
 
 
-def _pairs(archive: tarfile.TarFile, file: IO[bytes], url: str | None, caption: str) -> Iterator[RawPair | Reject]:
+def _pairs(
+    archive: tarfile.TarFile, file: IO[bytes], url: str | None, caption: str
+) -> Iterator[RawPair | Reject | Converted]:
     """Join neighbours whose keys say that they are one pair."""
     key, members = "", dict[str, Any]()
     for other, found in _groups(archive, file, caption):
@@ -143,7 +155,7 @@ def _pictures(members: dict[str, Any]) -> list[str]:
     return plain or [suffix for suffix in members if suffix.rpartition(".")[2] in IMAGE_SUFFIXES]
 
 
-def _pair(key: str, members: dict[str, Any], url: str | None, caption: str) -> Iterator[RawPair | Reject]:
+def _pair(key: str, members: dict[str, Any], url: str | None, caption: str) -> Iterator[RawPair | Reject | Converted]:
     """Yield a pair; a reject for every picture beyond the first, or for members that make none."""
     name = key.lstrip("/")
     pictures = _pictures(members)
@@ -160,16 +172,15 @@ def _pair(key: str, members: dict[str, Any], url: str | None, caption: str) -> I
         data, offset = members[first]
         image = RawImage(data=data, url=None if url is None else byte_range(url, offset, len(data)))
         yield RawPair(name=name, image=image, caption=_caption(members, caption))
+        if members.get(caption) and not decode_text(members[caption][0])[1]:
+            yield Converted(name, CAPTION_NOT_UTF8)
     yield from (Reject(f"{name}.{suffix}: a second picture of {name}", "row_malformed") for suffix in others)
 
 
 def _caption(members: dict[str, Any], caption: str) -> Any:
     text = members.get(caption)
     if text is not None:
-        try:
-            return text[0].decode("utf-8")
-        except UnicodeDecodeError:
-            return None
+        return decode_text(text[0])[0]
     field = caption.partition(":")[2] or "caption"
     # A member that is too large stands without its bytes.
     values = parse_json(members["json"][0]) if members.get("json") else None
