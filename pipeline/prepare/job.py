@@ -25,7 +25,7 @@ from pipeline.prepare.parts import (
 )
 from pipeline.prepare.raw import RawTable
 from pipeline.prepare.settings import PrepareConfig
-from pipeline.prepare.sources import Role, Source, open_sources
+from pipeline.prepare.sources import Role, Source, open_sources, warn_of_scenes_beside_own_data
 from pipeline.prepare.validation import MIN_BOX_SIDE, Rules
 from pipeline.ray_session import on_all_machines, run_pool
 from pipeline.store.atomic import sweep
@@ -60,6 +60,7 @@ def prepare(config: PrepareConfig, seed: int, out: Path) -> dict[str, Any]:
         RejectLimitError: a folder has a larger share of rejects than ``max_reject_share``.
     """
     sources = {role: open_sources(role, config, seed) for role in get_args(Role)}
+    warn_of_scenes_beside_own_data(sources)
     for folder in FOLDERS:
         (out / folder).mkdir(parents=True, exist_ok=True)
     sightings: list[Sighting] = []
