@@ -20,6 +20,7 @@ from glip_model.glip import GLIP
 from glip_model.text_encoder import load_tokenizer
 from pipeline.errors import MissingInputError, TrainingError
 from pipeline.evaluation.dev_set import DevSet
+from pipeline.settings import load_all
 from pipeline.store.records import ImageRef
 from pipeline.training.job import Paths, train
 from pipeline.training.judge import Validate
@@ -167,7 +168,8 @@ def test_a_dev_set_judges_the_model_while_it_trains(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)  # a terminal keeps a bar's last state
-    dev = DevSet(human, replace(config.evaluate, max_detections=33), rows=5, pictures=2)
+    evaluate = load_all(Path(__file__).resolve().parents[3] / "params.yaml").evaluate
+    dev = DevSet(human, replace(evaluate, max_detections=33), rows=5, pictures=2)
     metrics, log = run("judged", steps=3, dev=dev, evaluate_every=2, log_every=2, trackers=("dvclive", "tensorboard"))
     assert [row["step"] for row in log] == ["2", "3"]
     scores = {name: float(log[-1][name]) for name in ("human/detection/test/AP", "human/grounding/test/R@1")}

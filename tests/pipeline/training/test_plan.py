@@ -154,6 +154,15 @@ def test_batches_have_one_orientation_and_no_sample_is_lost(total: int) -> None:
     assert list(grouped(total, 4)[1]) == list(found)
 
 
+def test_a_batch_comes_when_its_last_sample_would_have() -> None:
+    plan, found = grouped(48, 4)
+    place_of = {sample: place for place, sample in enumerate(plan)}
+    assert len(place_of) == 48
+    places = np.array([place_of[sample] for sample in found]).reshape(-1, 4)[:-2]
+    assert (np.diff(places[:, -1]) > 0).all()
+    assert not any((np.diff(places[:, other]) > 0).all() for other in range(3))
+
+
 def test_grouping_moves_samples_little() -> None:
     plan, found = grouped(120, 4)
     places: dict[Any, list[int]] = {}
