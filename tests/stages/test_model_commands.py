@@ -105,7 +105,8 @@ def test_pictures_are_saved_with_their_boxes(folder: Path, pictures: list[Path],
     names = sorted(path.name for path in out.iterdir())
     assert names == ["0000_street.jpg", "0001__b____co.jpg", "detections.jsonl"]
     assert len((out / "detections.jsonl").read_text(encoding="utf-8").splitlines()) == 2
-    assert Image.open(out / "0000_street.jpg").width == 480
+    with Image.open(out / "0000_street.jpg") as picture:
+        assert picture.width == 480
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
