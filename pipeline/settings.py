@@ -20,7 +20,7 @@ from typing import Annotated, Any, TypeVar
 import pydantic.dataclasses
 import yaml
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
-from pydantic_core import to_json
+from pydantic_core import PydanticSerializationError, to_json
 
 from pipeline.errors import ConfigError, MissingInputError
 
@@ -49,7 +49,7 @@ PROJECT_PARAMS = Path(__file__).with_name("params.yaml")
 """The project's params.yaml, as it travels with the package."""
 _EXTENDS = "extends"
 """Key of a params file: the path, from its own folder, of the file that it says the differences to."""
-_RULES = ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True)
+_RULES = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
 EXPECTED = "expected"
 """Type of pydantic's errors that say in their context, under this name, what was expected."""
 T = TypeVar("T")
@@ -139,7 +139,11 @@ def parse(kind: type[T], values: Any, where: str) -> T:
     """Make a section of what a params file says; ``where`` is its dotted name for messages, ConfigErrors."""
     # By way of JSON, whose lists are tuples where tuples are wanted; all else is as strict as in Python.
     try:
-        return TypeAdapter(kind).validate_json(to_json(values, inf_nan_mode="constants", fallback=str))
+        text = to_json(values, inf_nan_mode="constants", fallback=str)
+    except PydanticSerializationError as error:  # half of a surrogate pair, an anchor inside of what it names
+        raise ConfigError(f"{where or 'the file'} is not what YAML can say in JSON: {error}") from None
+    try:
+        return TypeAdapter(kind).validate_json(text)
     except ValidationError as error:
         raise ConfigError(_explain(error, kind, where)) from None
 
@@ -254,6 +258,7 @@ _KINDS = {
     "bool_type": "bool",
     "dataclass_type": "a mapping of settings",
     "dict_type": "a mapping",
+    "finite_number": "a finite number",
     "float_type": "float",
     "int_type": "int",
     "string_type": "str",

@@ -24,7 +24,7 @@ from pipeline.evaluation.settings import EvaluateConfig
 from pipeline.evaluation.work import ShardTask, is_complete, plan
 from pipeline.ray_session import RESTARTS, run_pool, share_cluster
 from pipeline.store.provenance import describe_model
-from pipeline.store.resume import keep_finished, side_by_side
+from pipeline.store.resume import keep_apart, keep_finished, side_by_side
 from pipeline.store.storage import Place
 
 logger = logging.getLogger(__name__)
@@ -72,10 +72,12 @@ def predict_benchmarks(config: EvaluateConfig, model: Path, records: Place, out:
         The benchmarks; ``predictions_of`` says where the predictions of one are.
 
     Raises:
+        ConfigError: ``out`` is ``records``.
         MissingInputError: the model, or every task of a split, is not there.
         ShardError: a shard of records is broken, or a worker dies over it each time; the others are finished first.
         BenchmarkError: the model cannot be loaded, or records do not make a benchmark.
     """
+    keep_apart(out, records)
     described = describe_model(model)
     found, absent = list_benchmarks(records, config.splits)
     if absent:

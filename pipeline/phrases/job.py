@@ -18,7 +18,7 @@ from pipeline.phrases.settings import PhrasesConfig
 from pipeline.ray_session import RESTARTS, on_all_machines, run_pool
 from pipeline.store.provenance import with_fingerprint
 from pipeline.store.records import PhrasesRecord
-from pipeline.store.resume import input_identity, keep_finished, side_by_side
+from pipeline.store.resume import input_identity, keep_apart, keep_finished, side_by_side
 from pipeline.store.shards import PROVENANCE_KEY, list_shards, read_table, write_shard
 from pipeline.store.storage import Place
 
@@ -56,10 +56,11 @@ def extract_phrases(config: PhrasesConfig, records: Place, out: Place) -> dict[s
 
     Raises:
         MissingInputError: there are no shards, or the parser is not installed.
-        ConfigError: the parser cannot find noun phrases.
+        ConfigError: the parser cannot find noun phrases, or ``out`` is ``records``.
         ShardError: an input shard is broken; the others are finished first.
         StorageError: a shard cannot be written.
     """
+    keep_apart(out, records)
     sources = list_shards(records)
     parsing = describe_parsing(config)
     inputs = side_by_side(input_identity, sources)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, get_args
 
@@ -31,8 +31,9 @@ from pipeline.ray_session import on_all_machines, run_pool
 from pipeline.store.atomic import sweep
 from pipeline.store.provenance import FINGERPRINT, code_sha256, fingerprint
 from pipeline.store.records import SCHEMA_VERSION, CaptionRecord, DetectionRecord, GroundingRecord
-from pipeline.store.resume import SHARDS, write_manifest_file
+from pipeline.store.resume import MANIFEST_FILE, SHARDS, find_manifest, write_manifest_file
 from pipeline.store.shards import KIND, PROVENANCE_KEY, REPEAT_KEY, categories_to_metadata
+from pipeline.store.storage import list_files
 
 logger = logging.getLogger(__name__)
 
@@ -112,10 +113,13 @@ class _Folder:
         known = None if None in num_rows else sum(filter(None, num_rows))
         results: dict[int, PartResult] = {}
         whole = PartResult()
+        earlier: dict[str, str] = {}
+        """Of every shard, what the parts before its own depend on."""
 
         def take(task: PartTask, result: PartResult) -> None:
             results[task.number] = result
             whole.add(result)
+            earlier.update(dict.fromkeys(result.files, task.earlier))
             num_raw = task.part.num_rows
             bar.update(num_raw if num_raw is not None else result.rows + result.rejects.total())
             if known:  # no need to read on when nothing that follows can mend it
@@ -138,12 +142,12 @@ class _Folder:
         for number in sorted(results):
             ordered.add(results[number])
         if self._path is not None:
-            self._finish(ordered, tables)
+            self._finish(ordered, tables, earlier)
         self._check_limit(ordered, ordered.rows + ordered.rejects.total())
         return ordered
 
     def _plan(self, tables: list[tuple[Source, RawTable]]) -> Iterator[PartTask]:
-        number = 0
+        number, earlier = 0, ""
         config, judged = self._config, self._name.split("/")[0] in _JUDGED_BY
         for source, table in tables:
             rules = Rules(
@@ -184,10 +188,11 @@ class _Folder:
                     rows_per_shard=config.rows_per_shard,
                     shard_bytes=config.shard_mb * 10**6,
                     keeps_sightings=judged,
+                    earlier=earlier,
                 )
-                number += 1
+                number, earlier = number + 1, fingerprint({"earlier": earlier, "part": provenance[FINGERPRINT]})
 
-    def _finish(self, result: PartResult, tables: list[tuple[Source, RawTable]]) -> None:
+    def _finish(self, result: PartResult, tables: list[tuple[Source, RawTable]], earlier: Mapping[str, str]) -> None:
         """Remove shards of earlier runs and rows that come again, and write the manifest."""
         assert self._path is not None
         sweep(self._path, SHARDS)
@@ -197,7 +202,8 @@ class _Folder:
         paths = [self._path / name for name in result.files]
         figures = on_all_machines(look_at_shard, paths)
         again = find_duplicates([shard.key_hashes for shard in figures])
-        dropped = on_all_machines(drop_rows, [paths[number] for number in again], list(again.values()))
+        changed = [paths[number] for number in again]
+        dropped = on_all_machines(drop_rows, changed, list(again.values()), [earlier[path.name] for path in changed])
         for number, shard in zip(again, dropped, strict=True):
             figures[number] = shard
         if sum(shard.duplicates for shard in figures):
@@ -227,13 +233,23 @@ class _Folder:
 
 
 def _remove_leftovers(role: Path, written: set[Path]) -> None:
-    """Remove what an earlier run wrote for sources that are no more; folders that later stages name stay."""
+    """Remove what an earlier run wrote for sources that are no more; folders that later stages name stay.
+
+    The user's own files stay, too, with the folders that hold them: raw data may lie in a folder named ``test``.
+    """
     kept = {*written, *(role.parent / folder for folder in FOLDERS)}
-    for path in sorted(role.rglob("*"), reverse=True):  # what is inside of a folder before the folder
-        if path.is_file() and path.parent not in written:
+    folders = [path for path in role.rglob("*") if path.is_dir() and not path.is_symlink()]
+    for folder in sorted([role, *folders], reverse=True):  # what is inside of a folder before the folder
+        if folder in written:
+            continue
+        sweep(folder, SHARDS)
+        shards, manifest = list_files(folder, SHARDS), find_manifest(folder)
+        if manifest and (shards or manifest.name == MANIFEST_FILE):
+            manifest.unlink()
+        for path in shards:
             path.unlink()
-        elif path.is_dir() and path not in kept:
-            path.rmdir()
+        if folder not in kept and folder != role and not any(folder.iterdir()):
+            folder.rmdir()
 
 
 def _metrics(result: PartResult) -> dict[str, Any]:

@@ -28,6 +28,9 @@ RECEIPT_KEY = "glip.prepare"
 exactly when its receipt is there."""
 DUPLICATES_KEY = "glip.duplicates"
 """In a shard's metadata: how many of its rows were taken away because earlier rows have their keys."""
+EARLIER_KEY = "glip.earlier"
+"""Beside ``DUPLICATES_KEY``: what the parts with those earlier rows depend on. Where they become others, the rows that
+were taken away may be missing."""
 
 
 @dataclass
@@ -92,6 +95,8 @@ class PartTask:
     rows_per_shard: int
     shard_bytes: int
     keeps_sightings: bool
+    earlier: str = ""
+    """Hash over what the parts before this one in the folder depend on."""
 
 
 @dataclass(frozen=True)
@@ -136,8 +141,11 @@ def finished(task: PartTask) -> PartResult | None:
     """Return what an earlier run made of a part, if all of its shards are there and depend on the same things."""
     shards = [] if task.folder is None else _shards_of(task, task.folder)
     try:
-        metadata = read_metadata(shards[-1]) if shards else {}
+        ends = [read_metadata(path) for path in shards]
     except ShardError:
+        return None
+    metadata = ends[-1] if ends else {}
+    if any(DUPLICATES_KEY in end and end.get(EARLIER_KEY) != task.earlier for end in ends):
         return None
     if RECEIPT_KEY not in metadata or metadata.get(PROVENANCE_KEY) != task.metadata[PROVENANCE_KEY]:
         return None
@@ -175,11 +183,11 @@ def find_duplicates(key_hashes: list[NDArray[np.uint64]]) -> dict[int, list[int]
     return found
 
 
-def drop_rows(path: Path, rows: list[int]) -> ShardFigures:
-    """Write a finished shard again without some of its rows, and say in it how many they were."""
+def drop_rows(path: Path, rows: list[int], earlier: str) -> ShardFigures:
+    """Write a finished shard again without some of its rows, and say in it how many, and after which ``earlier``."""
     figures = look_at_shard(path)
     away = set(rows)
-    metadata = {DUPLICATES_KEY: str(figures.duplicates + len(away))}
+    metadata = {DUPLICATES_KEY: str(figures.duplicates + len(away)), EARLIER_KEY: earlier}
     keep_rows(path, [i for i in range(figures.rows) if i not in away], metadata)
     return look_at_shard(path)
 

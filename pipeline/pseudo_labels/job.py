@@ -42,7 +42,7 @@ from pipeline.pseudo_labels.teachers import open_teacher
 from pipeline.ray_session import on_all_machines, share_cluster
 from pipeline.store.provenance import FINGERPRINT
 from pipeline.store.records import CaptionRecord, GroundingRecord, PhrasesRecord
-from pipeline.store.resume import keep_finished, side_by_side
+from pipeline.store.resume import keep_apart, keep_finished, side_by_side
 from pipeline.store.shards import PROVENANCE_KEY, ShardWriter, list_shards, read_shard
 from pipeline.store.storage import Place, exists, size
 
@@ -161,10 +161,12 @@ def pseudo_label(inputs: Inputs, config: PseudoLabelConfig, max_image_pixels: in
         Metrics: rows, rejects by reason, phrases, boxes, pictures per second.
 
     Raises:
+        ConfigError: ``inputs.out`` is one of the others.
         MissingInputError: teacher, pairs or phrases are not there.
         ShardError: an input shard or the teacher is broken, or a shard cannot be written; others are finished first.
         RejectLimitError: too large a share of rows is broken.
     """
+    keep_apart(inputs.out, inputs.records, inputs.phrases)
     sources = list_shards(inputs.records)
     wanted = _plan(inputs, config, max_image_pixels, sources)
     kept = keep_finished("pseudo_label", [inputs.out], wanted, partial(_look, inputs.out, wanted))

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
-from pipeline.errors import ShardError
+from pipeline.errors import ConfigError, ShardError
 from pipeline.store.atomic import sweep, write_json
 from pipeline.store.provenance import FINGERPRINT
 from pipeline.store.shards import read_fingerprint, rows_sha256
@@ -35,6 +35,17 @@ def side_by_side(function: Callable[[A], T], items: Iterable[A]) -> list[T]:
     """Call a function that waits for a store more than it computes, in threads; return what it returned, in order."""
     with ThreadPoolExecutor(FOOTERS_AT_ONCE) as pool:
         return list(pool.map(function, items))
+
+
+def keep_apart(out: Place, *inputs: Place) -> None:
+    """Refuse to write shards where others are read from: those would be removed as foreign.
+
+    Raises:
+        ConfigError: the stage would write into one of its inputs.
+    """
+    for place in inputs:
+        if place.resolve() == out.resolve():
+            raise ConfigError(f"{out}: the stage reads shards from there; let it write to another place")
 
 
 def keep_finished(

@@ -147,7 +147,7 @@ class RunConfig:
     """Optimiser steps; 0 goes by ``epochs``."""
     epochs: Amount = 0.0
     """Passes over all rows of the mixture, repeats counted; 0 goes by ``steps``."""
-    mixture: Mapping[str, float]
+    mixture: Mapping[str, Amount]
     """Sampling weights of ``detection``, ``grounding`` and ``pseudo``; they need not sum to 1."""
     mixture_by: Literal["share", "rows"] = "share"
     """``share`` takes the weights as shares of the samples. ``rows`` weighs every row: with equal weights all data

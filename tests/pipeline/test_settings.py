@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import pickle
 from collections.abc import Mapping
 from dataclasses import replace
@@ -69,6 +70,9 @@ def test_settings_that_are_written_load_as_they_were(tmp_path: Path, name: str) 
         ("train.runs.student.steps", ..., "steps is 0 and epochs is 0; one of them must be above 0"),
         ("train.runs.student.epochs", 2, "steps is 400 and epochs is 2; one of them must be above 0"),
         ("train.runs.student.mixture", {"pseudo": 0.0}, "no weight above 0"),
+        ("train.runs.student.mixture", {"pseudo": -1.0}, "mixture.pseudo is -1.0; expected at least 0"),
+        ("train.runs.student.mixture", {"pseudo": math.inf}, "mixture.pseudo is inf; expected a finite number"),
+        ("pseudo_label.min_box_side", math.nan, "pseudo_label.min_box_side is nan; expected a finite number"),
         ("prepare.embedded.max_objects", 0, "prepare.embedded.max_objects is 0; expected at least 1"),
         ("model.preset", "glip_xl", "model.preset is 'glip_xl'; expected one of"),
         ("model.overrides.chanels", 8, "chanels is not a model setting"),
@@ -105,6 +109,13 @@ def test_broken_yaml_is_a_config_error(tmp_path: Path) -> None:
     path.write_text("seed: [", encoding="utf-8")
     with pytest.raises(ConfigError, match="not readable as YAML"):
         load_all(path)
+
+
+@pytest.mark.parametrize("text", ["prepare: {human: &a [*a]}", 'phrases: {spacy_model: "\\ud800"}'])
+def test_yaml_that_is_no_json_is_a_config_error(tmp_path: Path, text: str) -> None:
+    (tmp_path / "params.yaml").write_text(f"extends: {ROOT / 'params.yaml'}\n{text}\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"params\.yaml: the file is not what YAML can say in JSON"):
+        load_all(tmp_path / "params.yaml")
 
 
 def test_an_integer_serves_where_a_float_is_expected(tmp_path: Path) -> None:

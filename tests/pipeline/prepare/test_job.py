@@ -157,12 +157,38 @@ def test_dropped_rows_leave_the_rest_and_the_metadata(tmp_path: Path) -> None:
     path = tmp_path / "part-00000.parquet"
     part = task(tmp_path, [record("a"), record("b", 4), record("c"), record("a", 2)])
     write_part(part, None)
-    figures = drop_rows(path, [1, 3])
+    figures = drop_rows(path, [1, 3], "")
     assert [row.key for row in read_shard(path, DetectionRecord)] == ["a", "c"]
     assert (figures.rows, figures.duplicates) == (2, 2)
     assert figures.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
     assert finished(part) is not None
-    assert drop_rows(path, [0]).duplicates == 3
+    assert drop_rows(path, [0], "").duplicates == 3
+
+
+def test_a_part_that_lost_rows_to_earlier_ones_is_made_anew_when_those_become_others(tmp_path: Path) -> None:
+    rows = [record("a"), record("b")]
+    part = task(tmp_path, rows, earlier="parts that had a")
+    write_part(part, None)
+    assert finished(dataclasses.replace(part, earlier="others")) is not None  # it lacks nothing
+    drop_rows(tmp_path / "part-00000.parquet", [0], part.earlier)
+    assert finished(part) is not None
+    assert finished(dataclasses.replace(part, earlier="others")) is None
+
+
+def test_files_that_prepare_did_not_write_are_no_leftovers(tmp_path: Path) -> None:
+    raw, old, stays = tmp_path / "test/JPEGImages", tmp_path / "test/detection", tmp_path / "test/grounding"
+    for folder in (raw, old, stays):
+        folder.mkdir(parents=True)
+    for file in (raw / "a.jpg", raw / "manifest.json", tmp_path / "test/notes.txt"):
+        file.write_text("mine")
+    (tmp_path / "test/link").symlink_to(raw)
+    for folder in (old, stays):
+        for name in ("part-00000.parquet", ".part-00001.parquet.99", MANIFEST_FILE):
+            (folder / name).write_text("")
+    job._remove_leftovers(tmp_path / "test", {stays})
+    left = {str(path.relative_to(tmp_path / "test")) for path in (tmp_path / "test").rglob("*") if path.is_file()}
+    assert left >= {"JPEGImages/a.jpg", "JPEGImages/manifest.json", "notes.txt", "grounding/part-00000.parquet"}
+    assert not old.exists()
 
 
 def test_sightings_are_kept_where_they_are_asked_for_and_held_out_pictures_are_not_shown(tmp_path: Path) -> None:

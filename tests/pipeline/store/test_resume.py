@@ -10,7 +10,9 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from upath import UPath
 
+from pipeline.errors import ConfigError
 from pipeline.store.provenance import with_fingerprint
 from pipeline.store.records import CaptionRecord, ImageRef
 from pipeline.store.resume import (
@@ -19,6 +21,7 @@ from pipeline.store.resume import (
     find_manifest,
     fingerprint_of,
     input_identity,
+    keep_apart,
     keep_finished,
     side_by_side,
     write_manifest_file,
@@ -144,3 +147,15 @@ def test_broken_inputs_and_outputs_say_nothing_of_themselves(tmp_path: Path) -> 
     places = [tmp_path / "whole", tmp_path / "broken", tmp_path / "absent"]
     assert side_by_side(fingerprint_of, places) == [MINE["fingerprint"], None, None]
     assert side_by_side(input_identity, places) == [rows_sha256(places[0]), None, None]
+
+
+def test_a_stage_does_not_write_into_what_it_reads(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path)
+    for out, records in (
+        (tmp_path / "link", tmp_path),
+        (tmp_path / "x" / "..", tmp_path),
+        (UPath("memory://a/b/"), UPath("memory://a/b")),
+    ):
+        with pytest.raises(ConfigError, match="let it write to another place"):
+            keep_apart(out, tmp_path / "other", records)
+    keep_apart(tmp_path / "out", tmp_path, UPath("memory://out"))
