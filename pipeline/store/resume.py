@@ -9,29 +9,19 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from pipeline.errors import ShardError
 from pipeline.store.atomic import sweep
 from pipeline.store.provenance import FINGERPRINT
 from pipeline.store.shards import read_fingerprint, rows_sha256
-from pipeline.store.storage import Place, list_files, remove
+from pipeline.store.storage import Place, list_files, remove, side_by_side
 
-A = TypeVar("A")
 T = TypeVar("T")
 
-FOOTERS_AT_ONCE = 32
-"""Ends of shards that are read side by side: in a store each costs a round trip."""
 SHARDS, MANIFEST_FILE = "part-*.parquet", "manifest.json"
 
 logger = logging.getLogger(__name__)
-
-
-def side_by_side(function: Callable[[A], T], items: Iterable[A]) -> list[T]:
-    """Call a function that waits for a store more than it computes, in threads; return what it returned, in order."""
-    with ThreadPoolExecutor(FOOTERS_AT_ONCE) as pool:
-        return list(pool.map(function, items))
 
 
 def keep_finished(

@@ -12,9 +12,9 @@ import pytest
 
 from pipeline.store.provenance import with_fingerprint
 from pipeline.store.records import CaptionRecord, ImageRef
-from pipeline.store.resume import MANIFEST_FILE, fingerprint_of, input_identity, keep_finished, side_by_side
+from pipeline.store.resume import MANIFEST_FILE, fingerprint_of, input_identity, keep_finished
 from pipeline.store.shards import PROVENANCE_KEY, rows_sha256, shard_name, write_shard
-from pipeline.store.storage import Place, list_files
+from pipeline.store.storage import Place, list_files, side_by_side
 
 ROWS = [CaptionRecord(key="0", image=ImageRef(bytes=b"x"), height=1, width=1, caption="a dog", source="s")]
 MINE, OTHERS = with_fingerprint({"model": 1}), with_fingerprint({"model": 2})
