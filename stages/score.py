@@ -7,15 +7,26 @@ glip score --protocol lvis-fixed --annotations lvis_v1_val.json --predictions re
 Detections are a JSON list of {"image_id": …, "category_id": …, "bbox": [x, y, width, height], "score": …} in pixels.
 Those of categories that the annotations do not list are left out, as the evaluators do. The table shows percent, --json
 writes the same numbers from 0 to 1; one that has no ground truth to be measured by is "–" or null.
+
+Both evaluators count whatever finds the annotation with id 0 as a false alarm. Where there is one, the numbers are
+still theirs, and a warning says what they would be with another id.
 """
 
 from __future__ import annotations
 
 import argparse
+import logging
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pipeline.cli import run_if_program
 from pipeline.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pipeline.evaluation.detection_set import DetectionSet
+    from pipeline.evaluation.matching import Found
+
+logger = logging.getLogger(__name__)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -52,8 +63,6 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _score(args: argparse.Namespace) -> dict[str, float | None]:
-    from pipeline.evaluation.coco import LIMITS, evaluate_coco
-    from pipeline.evaluation.lvis import FIXED_AP, STANDARD, LvisProtocol, evaluate_federated
     from pipeline.evaluation.results_json import read_annotations, read_results
 
     for option, count in (("--max-detections", args.max_detections), ("--per-category", args.per_category)):
@@ -62,16 +71,40 @@ def _score(args: argparse.Namespace) -> dict[str, float | None]:
             raise ConfigError(f"{option} is {count}; expected at least 1" + (", or -1 for all" if least < 0 else ""))
     annotations = read_annotations(args.annotations, federated=args.protocol != "coco")
     found = read_results(args.predictions, annotations)
+    if args.protocol == "coco" and args.per_category is not None:
+        raise ConfigError("--per-category goes with --protocol lvis or lvis-fixed")
+    metrics = _evaluate(args, annotations.detection_set, found)
+    renumbered = annotations.detection_set.with_all_ids_counting()
+    if renumbered is not None:
+        logger.warning(
+            "%s: an annotation has id 0, and the evaluators count what finds it as a false alarm; the numbers below do "
+            "so too. With ids from 1 they would be %s; number the annotations from 1",
+            args.annotations,
+            _differences(metrics, _evaluate(args, renumbered, found)),
+        )
+    return metrics
+
+
+def _evaluate(args: argparse.Namespace, truth: DetectionSet, found: Found) -> dict[str, float | None]:
+    from pipeline.evaluation.coco import LIMITS, evaluate_coco
+    from pipeline.evaluation.lvis import FIXED_AP, STANDARD, LvisProtocol, evaluate_federated
+
     if args.protocol == "coco":
-        if args.per_category is not None:
-            raise ConfigError("--per-category goes with --protocol lvis or lvis-fixed")
-        return evaluate_coco(annotations.detection_set, found, args.max_detections or LIMITS[-1]).metrics()
+        return evaluate_coco(truth, found, args.max_detections or LIMITS[-1]).metrics()
     default = STANDARD if args.protocol == "lvis" else FIXED_AP
     protocol = LvisProtocol(
         per_picture=_limit(args.max_detections, default.per_picture),
         per_category=_limit(args.per_category, default.per_category),
     )
-    return evaluate_federated(annotations.detection_set, found, protocol).metrics()
+    return evaluate_federated(truth, found, protocol).metrics()
+
+
+def _differences(metrics: dict[str, float | None], others: dict[str, float | None]) -> str:
+    """Return the numbers in percent that are others than in ``metrics``."""
+    different = [
+        f"{name} {100 * value:.2f}" for name, value in others.items() if value is not None and value != metrics[name]
+    ]
+    return ", ".join(different) or "the same here"
 
 
 def _limit(asked: int | None, default: int | None) -> int | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -24,6 +24,12 @@ class DetectionSet:
     """(N, 2) int64 picture and category that was looked for in it and is not there."""
     not_exhaustive: np.ndarray
     """(N, 2) int64 picture and category of which only some objects have boxes."""
+
+    def with_all_ids_counting(self) -> DetectionSet | None:
+        """Return this with the annotations of id 0 counted as all others are; None where there are none."""
+        if not self.truth.is_mute.any():
+            return None
+        return replace(self, truth=replace(self.truth, is_mute=np.zeros_like(self.truth.is_mute)))
 
 
 def truth_and_found(
@@ -81,7 +87,7 @@ def _truth(records: Sequence[DetectionRecord], categories: Sequence[Category]) -
         areas=np.array(areas, np.float64),
         is_crowd=np.array([item.is_crowd for _, item in rows], bool),
         is_ignored=np.zeros(len(rows), bool),
-        is_mute=np.zeros(len(rows), bool),
+        is_mute=np.zeros(len(rows), bool),  # records have no ids, and so none that is 0
     )
     return DetectionSet(
         vocabulary,

@@ -67,6 +67,8 @@ def export_odvg(found: Iterable[Found], out: Path, on_row: Callable[[int], Any])
                 "filename": _write_picture(record, out, count),
                 "height": record.height,
                 "width": record.width,
+                "key": record.key,
+                "source": record.source,
                 "grounding": {"caption": record.caption, "regions": regions},
             }
             file.write(json.dumps(line, ensure_ascii=False) + "\n")

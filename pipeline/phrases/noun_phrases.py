@@ -17,6 +17,7 @@ from spacy.util import filter_spans
 from pipeline.errors import ConfigError, MissingInputError
 from pipeline.phrases.cleaning import Cleaner
 from pipeline.phrases.grammar import GrammarExtractor
+from pipeline.phrases.markup import PlainCaption, in_caption, plain_caption
 from pipeline.phrases.settings import PhrasesConfig
 from pipeline.store.records import Phrase, PhrasesRecord
 
@@ -66,24 +67,27 @@ class NounPhraseParser:
         Args:
             rows: keys and captions.
         """
-        reasons = [self._reject_reason(caption) for _, caption in rows]
-        usable = (caption for (_, caption), reason in zip(rows, reasons, strict=True) if reason is None)
+        plain = [plain_caption(caption) for _, caption in rows]
+        reasons = [self._reject_reason(caption, each) for (_, caption), each in zip(rows, plain, strict=True)]
+        usable = (each.text for each, reason in zip(plain, reasons, strict=True) if reason is None)
         records = []
         # The zone forgets the words of these captions afterwards; without it the vocabulary grows with every shard.
         with self._nlp.memory_zone():
             docs = iter(self._nlp.pipe(usable, batch_size=self._config.batch_size))
-            for (key, caption), reason in zip(rows, reasons, strict=True):
-                phrases = () if reason else self._phrases(next(docs))
+            for (key, caption), each, reason in zip(rows, plain, reasons, strict=True):
+                phrases = () if reason else in_caption(caption, each, self._phrases(next(docs)))
                 why = reason or (None if phrases else "no_phrases")
                 records.append(PhrasesRecord(key=key, caption=caption, phrases=phrases, reject_reason=why))
         return records
 
     def char_spans(self, caption: str) -> list[list[tuple[int, int]]]:
         """Return where the phrases of one caption stand in it; the parser of ``GLIPPredictor.predict``."""
-        return [list(phrase.char_spans) for phrase in self._phrases(self._nlp(caption))]
+        plain = plain_caption(caption)
+        phrases = self._phrases(self._nlp(plain.text)) if plain.text.strip() else ()
+        return [list(phrase.char_spans) for phrase in in_caption(caption, plain, phrases)]
 
-    def _reject_reason(self, caption: str) -> str | None:
-        if not caption.strip():
+    def _reject_reason(self, caption: str, plain: PlainCaption) -> str | None:
+        if not plain.text.strip():
             return "caption_empty"
         return "caption_too_long" if len(caption) > self._config.max_caption_chars else None
 

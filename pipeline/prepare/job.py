@@ -25,13 +25,13 @@ from pipeline.prepare.parts import (
 )
 from pipeline.prepare.raw import RawTable
 from pipeline.prepare.settings import PrepareConfig
-from pipeline.prepare.sources import Role, Source, open_sources
+from pipeline.prepare.sources import Role, Source, open_sources, warn_of_scenes_beside_own_data
 from pipeline.prepare.validation import MIN_BOX_SIDE, Rules
 from pipeline.ray_session import on_all_machines, run_pool
-from pipeline.store.atomic import sweep, write_json
+from pipeline.store.atomic import sweep
 from pipeline.store.provenance import FINGERPRINT, code_sha256, fingerprint
 from pipeline.store.records import SCHEMA_VERSION, CaptionRecord, DetectionRecord, GroundingRecord
-from pipeline.store.resume import MANIFEST_FILE, SHARDS
+from pipeline.store.resume import SHARDS, write_manifest_file
 from pipeline.store.shards import KIND, PROVENANCE_KEY, REPEAT_KEY, categories_to_metadata
 
 logger = logging.getLogger(__name__)
@@ -51,7 +51,8 @@ def prepare(config: PrepareConfig, seed: int, out: Path) -> dict[str, Any]:
     rejected as ``duplicate_key``.
 
     Returns:
-        Metrics: rows, boxes, rejects and dropped boxes by reason, of every folder.
+        Metrics: rows, boxes, rejects and dropped boxes by reason, of every folder; where there are any, rows that were
+        converted by what was done.
 
     Raises:
         ConfigError: a source's settings are wrong.
@@ -59,6 +60,7 @@ def prepare(config: PrepareConfig, seed: int, out: Path) -> dict[str, Any]:
         RejectLimitError: a folder has a larger share of rejects than ``max_reject_share``.
     """
     sources = {role: open_sources(role, config, seed) for role in get_args(Role)}
+    warn_of_scenes_beside_own_data(sources)
     for folder in FOLDERS:
         (out / folder).mkdir(parents=True, exist_ok=True)
     sightings: list[Sighting] = []
@@ -202,8 +204,8 @@ class _Folder:
             result.rejects["duplicate_key"] += sum(shard.duplicates for shard in figures)
             result.rows = sum(shard.rows for shard in figures)
             result.boxes = sum(count_boxes(path, self._record_type) for path in paths)
-        write_json(
-            self._path / MANIFEST_FILE,
+        write_manifest_file(
+            self._path,
             {
                 "schema_version": SCHEMA_VERSION,
                 "kind": KIND[self._record_type],
@@ -235,12 +237,13 @@ def _remove_leftovers(role: Path, written: set[Path]) -> None:
 
 
 def _metrics(result: PartResult) -> dict[str, Any]:
-    return {
+    metrics = {
         "rows": result.rows,
         "boxes": result.boxes,
         "rejects": dict(result.rejects),
         "dropped_boxes": dict(result.dropped_boxes),
     }
+    return metrics | ({"converted": dict(result.converted)} if result.converted else {})
 
 
 def _reject_summary(folder: str, total: int, result: PartResult, limit: float) -> str:

@@ -137,7 +137,7 @@ def _picture_folder(folder: Path, annotations: Path, name: str) -> Path:
 
 def _read_json(path: Path) -> Any:
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(path.read_bytes())
         lists = [values[name] for name in ("images", "annotations", "categories")]
     except (ValueError, KeyError, TypeError) as error:
         raise MissingInputError(f"{path}: not readable as a COCO file: {error!r}") from error

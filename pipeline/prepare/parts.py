@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import ShardError
 from pipeline.prepare.held_out import HeldOut, Sighting
-from pipeline.prepare.raw import DroppedBox, Part, Reject
+from pipeline.prepare.raw import Converted, DroppedBox, Part, Reject
 from pipeline.prepare.validation import Rules, to_records
 from pipeline.store.provenance import file_sha256
 from pipeline.store.records import CaptionRecord, DetectionRecord, GroundingRecord, Record
@@ -38,6 +38,8 @@ class PartResult:
     boxes: int = 0
     rejects: Counter[str] = field(default_factory=Counter)
     dropped_boxes: Counter[str] = field(default_factory=Counter)
+    converted: Counter[str] = field(default_factory=Counter)
+    """Rows that are used, but not as they stand in the data."""
     examples: dict[str, list[str]] = field(default_factory=dict)
     """Reason to the names of the first rows rejected for it."""
     files: list[str] = field(default_factory=list)
@@ -55,6 +57,7 @@ class PartResult:
         self.rows, self.boxes = self.rows + other.rows, self.boxes + other.boxes
         self.rejects.update(other.rejects)
         self.dropped_boxes.update(other.dropped_boxes)
+        self.converted.update(other.converted)
         for reason, names in other.examples.items():
             known = self.examples.setdefault(reason, [])
             known += names[: EXAMPLES_SHOWN - len(known)]
@@ -71,7 +74,8 @@ class PartResult:
         values = json.loads(text)
         sightings = [Sighting(**seen) for seen in values.pop("sightings")]
         rejects, dropped = Counter(values.pop("rejects")), Counter(values.pop("dropped_boxes"))
-        return cls(**values, rejects=rejects, dropped_boxes=dropped, sightings=sightings)
+        converted = Counter(values.pop("converted", {}))
+        return cls(**values, rejects=rejects, dropped_boxes=dropped, converted=converted, sightings=sightings)
 
 
 @dataclass(frozen=True)
@@ -186,12 +190,14 @@ def _shards_of(task: PartTask, folder: Path) -> list[Path]:
     return [*folder.glob(first.name), *sorted(folder.glob(f"{first.stem}_*.parquet"))]
 
 
-def _count(rows: Iterator[Record | Reject | DroppedBox], result: PartResult) -> Iterator[Record]:
+def _count(rows: Iterator[Record | Reject | DroppedBox | Converted], result: PartResult) -> Iterator[Record]:
     for row in rows:
         if isinstance(row, Reject):
             result.reject(row.name, row.reason)
         elif isinstance(row, DroppedBox):
             result.dropped_boxes[row.reason] += 1
+        elif isinstance(row, Converted):
+            result.converted[row.what] += 1
         else:
             result.rows += 1
             if isinstance(row, DetectionRecord):

@@ -134,8 +134,21 @@ class DroppedBox:
     """One of ``records.BOX_DROP_REASONS``."""
 
 
+CAPTION_NOT_UTF8 = "caption_not_utf8"
+
+
+@dataclass(frozen=True, slots=True)
+class Converted:
+    """A row that is used, but not as it stands in the data; counted besides the row."""
+
+    name: str
+    """What the raw data calls the row."""
+    what: str
+    """Such as ``CAPTION_NOT_UTF8``: its caption was taken for Windows-1252."""
+
+
 PictureRow = RawPair | RawDetection | RawGrounding
-RawRow = PictureRow | Reject | DroppedBox | Record
+RawRow = PictureRow | Reject | DroppedBox | Converted | Record
 """What a part yields. A reader may reject a row for itself, and one that makes its pictures yields finished records."""
 
 

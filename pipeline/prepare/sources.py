@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import logging
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -33,6 +34,8 @@ from pipeline.settings import parse_options
 from pipeline.store.filesystem import has_credentials, join, redact
 from pipeline.store.records import CaptionRecord, DetectionRecord, GroundingRecord
 from pipeline.store.shards import KIND
+
+logger = logging.getLogger(__name__)
 
 Role = Literal["human", "web", "dev", "test", "held_out"]
 _BOXES = (DetectionRecord, GroundingRecord)
@@ -111,6 +114,27 @@ def open_sources(role: Role, config: PrepareConfig, seed: int) -> list[Source]:
             "own, by which its scores are told"
         )
     return sources
+
+
+def warn_of_scenes_beside_own_data(sources: Mapping[Role, Sequence[Source]]) -> None:
+    """Warn where some roles are filled by the emoji scenes and others by a user's data: scores would be of emoji."""
+    readers = {role: [source.reader is embedded.read_embedded for source in group] for role, group in sources.items()}
+    scenes = [role for role, are_scenes in readers.items() if any(are_scenes)]
+    own = [role for role, are_scenes in readers.items() if not all(are_scenes)]
+    if scenes and own:
+        logger.warning(
+            "prepare: %s: your own data, but %s: the embedded emoji scenes that ship with the project, so that %s; set "
+            "%s to your own data, or to [] for none. model.overrides and train.samples.short_sides of the project's "
+            "params.yaml are made for these small scenes as well",
+            _named(own),
+            _named(scenes),
+            "models are judged by emoji" if {"dev", "test"} & set(scenes) else "models learn from emoji too",
+            _named(scenes),
+        )
+
+
+def _named(roles: Iterable[Role]) -> str:
+    return ", ".join(f"prepare.{role}" for role in roles)
 
 
 def _open(entry: SourceEntry, repeat: int, role: Role, where: str, config: PrepareConfig, seed: int) -> Source:

@@ -16,7 +16,17 @@ from typing import Any, Literal, TypeGuard
 
 from glip_model.images import ImageError, check_image
 from pipeline.prepare.held_out import HeldOut, Sighting, perceptual_hash
-from pipeline.prepare.raw import DroppedBox, PictureRow, RawDetection, RawGrounding, RawImage, RawPair, RawRow, Reject
+from pipeline.prepare.raw import (
+    Converted,
+    DroppedBox,
+    PictureRow,
+    RawDetection,
+    RawGrounding,
+    RawImage,
+    RawPair,
+    RawRow,
+    Reject,
+)
 from pipeline.store.filesystem import join_inside, read_many
 from pipeline.store.records import (
     Box,
@@ -71,7 +81,7 @@ class _Picture:
 
 def to_records(
     rows: Iterable[RawRow], rules: Rules, sightings: list[Sighting] | None = None
-) -> Iterator[Record | Reject | DroppedBox]:
+) -> Iterator[Record | Reject | DroppedBox | Converted]:
     """Check rows and make records of them, in their order.
 
     Args:

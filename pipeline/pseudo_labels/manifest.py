@@ -1,6 +1,6 @@
 """What labels depend on, and what a finished shard of them holds.
 
-manifest.json is a summary written at the end, for people and for checking copies; while it is missing, the folder is
+_manifest.json is a summary written at the end, for people and for checking copies; while it is missing, the folder is
 not complete.
 """
 
@@ -18,10 +18,9 @@ from pipeline.pseudo_labels.decoding import PictureDecoder
 from pipeline.pseudo_labels.labeller import PseudoLabeller
 from pipeline.pseudo_labels.settings import PseudoLabelConfig
 from pipeline.pseudo_labels.teachers import describe_teacher, open_teacher
-from pipeline.store.atomic import write_json
 from pipeline.store.provenance import FINGERPRINT, code_sha256, file_sha256, with_fingerprint
 from pipeline.store.records import SCHEMA_VERSION, GroundingRecord
-from pipeline.store.resume import MANIFEST_FILE, fingerprint_of, input_identity
+from pipeline.store.resume import find_manifest, fingerprint_of, input_identity, write_manifest_file
 from pipeline.store.shards import PROVENANCE_KEY, read_metadata, read_shard
 from pipeline.store.storage import Place, exists, patiently, size
 
@@ -134,9 +133,9 @@ def to_metrics(summaries: Sequence[ShardSummary]) -> dict[str, Any]:
 
 def read_manifest(folder: Place) -> dict[str, ShardSummary]:
     """Return the summaries of a complete folder by shard; none where it is not complete."""
-    place = folder / MANIFEST_FILE
+    place = find_manifest(folder)
     try:
-        shards = json.loads(patiently(place.read_text, place))["shards"] if exists(place) else []
+        shards = json.loads(patiently(place.read_text, place))["shards"] if place else []
         return {entry["name"]: ShardSummary(**entry) for entry in shards}
     except (ValueError, KeyError, TypeError):  # of an older version
         return {}
@@ -152,7 +151,7 @@ def write_manifest(folder: Place, provenance: Mapping[str, Any], summaries: Sequ
     """
     common = {name: value for name, value in provenance.items() if name not in ("input", FINGERPRINT)}
     shards = [summary.to_dict() for summary in summaries]
-    write_json(folder / MANIFEST_FILE, {"schema_version": SCHEMA_VERSION, "provenance": common, "shards": shards})
+    write_manifest_file(folder, {"schema_version": SCHEMA_VERSION, "provenance": common, "shards": shards})
 
 
 def _parser_name(phrases: Place) -> str | None:

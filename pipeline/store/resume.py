@@ -12,14 +12,17 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from pipeline.errors import ShardError
-from pipeline.store.atomic import sweep
+from pipeline.store.atomic import sweep, write_json
 from pipeline.store.provenance import FINGERPRINT
 from pipeline.store.shards import read_fingerprint, rows_sha256
-from pipeline.store.storage import Place, list_files, remove, side_by_side
+from pipeline.store.storage import Place, exists, list_files, remove, side_by_side
 
 T = TypeVar("T")
 
-SHARDS, MANIFEST_FILE = "part-*.parquet", "manifest.json"
+SHARDS, MANIFEST_FILE = "part-*.parquet", "_manifest.json"
+"""Names in a folder of shards. Arrow, and with it pandas, takes what does not begin with ``_`` or ``.`` for a shard."""
+OLD_MANIFEST_FILE = "manifest.json"
+"""Name of the manifest in folders of before; it is read, and gives way when a new one is written."""
 
 logger = logging.getLogger(__name__)
 
@@ -59,8 +62,10 @@ def keep_finished(
     for folder in folders:
         sweep(folder, SHARDS)
         sweep(folder, MANIFEST_FILE)
+        sweep(folder, OLD_MANIFEST_FILE)
         if len(kept) < len(wanted):
             remove(folder / MANIFEST_FILE)
+            remove(folder / OLD_MANIFEST_FILE)
     stale = [path for path in found if path not in kept]
     side_by_side(remove, stale)
     if stale:
@@ -68,6 +73,18 @@ def keep_finished(
     if kept:
         logger.info("%s: %d of %d shards were finished already", stage, len(kept), len(wanted))
     return kept
+
+
+def write_manifest_file(folder: Place, content: Mapping[str, Any]) -> None:
+    """Say in JSON what a folder of shards holds; a manifest of the old name goes."""
+    write_json(folder / MANIFEST_FILE, content)
+    remove(folder / OLD_MANIFEST_FILE)
+
+
+def find_manifest(folder: Place) -> Place | None:
+    """Return the manifest of a folder, the one of the old name where there is no other; None where it has none."""
+    places = (folder / name for name in (MANIFEST_FILE, OLD_MANIFEST_FILE))
+    return next((place for place in places if exists(place)), None)
 
 
 def fingerprint_of(path: Place) -> str | None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -37,6 +37,7 @@ def test_sizes_follow_the_published_rule(height: int, width: int, expected: tupl
 
 
 @given(st.integers(1, 3000), st.integers(1, 3000), st.integers(16, 900), st.integers(1, 4))
+@example(1, 2, 463, 1)  # 231.5 is rounded to 232, and the long side, 464, lies on the bound itself
 def test_resized_pictures_keep_their_shape_and_stay_within_limits(
     height: int, width: int, short_side: int, factor: int
 ) -> None:
@@ -46,8 +47,9 @@ def test_resized_pictures_keep_their_shape_and_stay_within_limits(
     assert short >= 1
     assert short <= short_side
     assert resize_size(width, height, short_side, long_side) == (new_width, new_height)
-    # The short side is rounded, so a sliver's long side may pass the limit by its share of half a pixel.
-    assert long <= long_side * (short / (short - 0.5)) or (height, width) == (new_height, new_width)
+    # The short side is rounded, so a sliver's long side may pass the limit by its share of half a pixel: it is at most
+    # long_side * short / (short - 0.5), here in whole numbers.
+    assert long * (2 * short - 1) <= long_side * 2 * short or (height, width) == (new_height, new_width)
     ratio = max(height, width) / min(height, width)
     if long_side * min(height, width) >= 0.5 * max(height, width):  # else a sliver of one row
         assert short * ratio - 1 - 1e-6 < long <= short * ratio + 1e-6  # the quotient is rounded

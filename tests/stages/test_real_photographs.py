@@ -145,7 +145,7 @@ def test_pseudo_labels_describe_themselves_and_account_for_every_pair(run: Path)
     provenance = json.loads(read_metadata(list_shards(run / "pseudo_labels")[0])[PROVENANCE_KEY])
     assert provenance["teacher"]["name"] == "teacher"
     assert provenance["parser"].startswith("en_core_web_sm")
-    manifest = json.loads((run / "pseudo_labels/manifest.json").read_text(encoding="utf-8"))
+    manifest = json.loads((run / "pseudo_labels/_manifest.json").read_text(encoding="utf-8"))
     assert sum(shard["rows"] for shard in manifest["shards"]) == len(pairs)
 
 

@@ -99,3 +99,22 @@ def test_nonsense_is_a_message(files: list[object], tmp_path: Path, capsys: pyte
     (tmp_path / "found.json").write_text('[{"image_id": 4}]', encoding="utf-8")
     assert run("--protocol", "coco", *files) == 2
     assert "error: " in capsys.readouterr().err
+
+
+def test_an_annotation_with_id_0_counts_as_for_the_evaluators_and_a_warning_says_what_is_lost(
+    files: list[object], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """pycocotools marks a match by the annotation's id, so that a match of id 0 reads as none."""
+    for annotation_id, expected in ((1, 0.5), (0, 0)):
+        truth = {**TRUTH, "annotations": [{**TRUTH["annotations"][0], "id": annotation_id}]}
+        (tmp_path / "truth.json").write_text(json.dumps(truth), encoding="utf-8")
+        for protocol in ("coco", "lvis"):
+            assert run("--protocol", protocol, *files, "--json", tmp_path / "out.json") == 0
+            assert json.loads((tmp_path / "out.json").read_text())["AP50"] == pytest.approx(expected)
+            warning = caplog.text
+            caplog.clear()
+            assert ("truth.json: an annotation has id 0" in warning) == (annotation_id == 0)
+            assert ("AP50 50.00" in warning) == (annotation_id == 0)
+    (tmp_path / "found.json").write_text("[]", encoding="utf-8")
+    assert run("--protocol", "coco", *files) == 0
+    assert "they would be the same here" in caplog.text

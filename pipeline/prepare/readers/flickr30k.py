@@ -22,7 +22,7 @@ from typing import Literal, NamedTuple
 from glip_model.images import ImageError
 from pipeline.errors import MissingInputError
 from pipeline.prepare.raw import Part, RawGrounding, RawImage, RawPhrase, RawTable, Reject, SourceContext, Url
-from pipeline.prepare.readers.lines import open_text
+from pipeline.prepare.readers.lines import decode_text, open_text, split_mark
 from pipeline.prepare.readers.voc import parse_voc, read_corners, read_side
 from pipeline.store.filesystem import file_identity, join_inside, read_many, redact
 from pipeline.store.records import GroundingRecord
@@ -186,16 +186,8 @@ def split_lines(data: bytes) -> list[str]:
     """
     if len(data) > MAX_FILE_BYTES:
         raise ValueError(f"{len(data)} bytes of sentences")
-    lines = data.removeprefix(b"\xef\xbb\xbf").split(b"\n")
-    return [_decode(line) for line in lines if line.strip()]
-
-
-def _decode(line: bytes) -> str:
-    try:
-        return line.decode("utf-8")
-    except UnicodeDecodeError:
-        # Like Latin-1 wherever that has a printable character, and with quotation marks where it has none.
-        return line.decode("cp1252", "replace")
+    lines = split_mark(data)[1].split(b"\n")
+    return [decode_text(line)[0] for line in lines if line.strip()]
 
 
 def parse_sentence(line: str) -> tuple[str, list[Mention]]:

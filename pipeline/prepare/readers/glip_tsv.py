@@ -302,7 +302,7 @@ def _read_yaml(url: Url) -> dict[str, str]:
 def _read_linelist(url: str, num_rows: int) -> array[int]:
     """Return the line numbers of a list, each once and in order; those that no row has come last, to be told."""
     is_chosen, others = bytearray(num_rows), array("q")
-    with open_file(url, "r") as file:
+    with open_text(url) as file:
         try:
             for number in (int(line) for line in file if line.strip()):
                 if 0 <= number < num_rows:

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from typing import IO, Any
 
 from pipeline.errors import MissingInputError
+from pipeline.prepare.readers.lines import LONGEST_MARK, split_mark
 from pipeline.store.filesystem import READ_ERRORS, open_file, redact
 
 BLOCK_BYTES = 1 << 20
@@ -97,17 +98,19 @@ class _Text:
     """JSON from some place of a file on, of which a window is held."""
 
     def __init__(self, stream: IO[bytes], start: int) -> None:
-        self._stream, self._num_read = stream, start
-        self._decoder = codecs.getincrementaldecoder("utf-8" if start else "utf-8-sig")()
-        self._window, self._at = "", 0
+        head = stream.read(LONGEST_MARK)
+        self._encoding, first = split_mark(head)
+        self._decoder = codecs.getincrementaldecoder(self._encoding)()
+        self._stream, self._num_read = stream, start or len(head)
+        self._window, self._at = "" if start else self._decoder.decode(first), 0
         self._is_inside, self._is_over = start > 0, False
         if start:
-            _go_to(stream, start)
+            _go_to(stream, start, len(head))
 
     def place(self) -> int:
         """Return how many bytes lie before what comes next."""
         undecoded = self._decoder.getstate()[0]
-        return self._num_read - len(undecoded) - len(self._window[self._at :].encode())
+        return self._num_read - len(undecoded) - len(self._window[self._at :].encode(self._encoding))
 
     def peek(self) -> str:
         """Return the character that comes next but blanks; nothing at the end."""
@@ -180,9 +183,10 @@ class _Text:
         return bool(block)
 
 
-def _go_to(stream: IO[bytes], start: int) -> None:
+def _go_to(stream: IO[bytes], start: int, num_read: int) -> None:
     try:
         stream.seek(start)
     except (io.UnsupportedOperation, ValueError):  # some servers give no ranges
+        start -= num_read
         while start > 0 and (block := stream.read(min(start, BLOCK_BYTES))):
             start -= len(block)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from itertools import chain
 from typing import Any
 
 from fsspec.core import url_to_fs
 
+from pipeline.errors import MissingInputError
 from pipeline.prepare.raw import Part, RawRow
 from pipeline.store.filesystem import open_file, redact
 
@@ -17,6 +20,37 @@ WHOLE = (0, -1)
 """The range of a file that can only be read from its beginning."""
 PROBED_LINES = 50
 """Lines from the beginning that a reader may look at to learn about a file."""
+
+_MARKS = (
+    (codecs.BOM_UTF8, "utf-8"),
+    (codecs.BOM_UTF32_LE, "utf-32-le"),  # begins like that of UTF-16
+    (codecs.BOM_UTF32_BE, "utf-32-be"),
+    (codecs.BOM_UTF16_LE, "utf-16-le"),
+    (codecs.BOM_UTF16_BE, "utf-16-be"),
+)
+LONGEST_MARK = 4
+"""Bytes."""
+
+
+def split_mark(data: bytes) -> tuple[str, bytes]:
+    """Return the encoding that a byte order mark at the beginning names, UTF-8 without one, and what follows it."""
+    for mark, encoding in _MARKS:
+        if data.startswith(mark):
+            return encoding, data[len(mark) :]
+    return "utf-8", data
+
+
+def decode_text(data: bytes) -> tuple[str, bool]:
+    """Return a whole text without its byte order mark, and whether it was in the encoding that it should have.
+
+    What is not UTF-8, nor what its mark says, is Windows-1252: like Latin-1 wherever that has a printable character,
+    and with quotation marks where it has none.
+    """
+    encoding, text = split_mark(data)
+    try:
+        return text.decode(encoding), True
+    except UnicodeDecodeError:
+        return text.decode("cp1252", "replace"), False
 
 
 def line_ranges(url: str, bytes_per_part: int) -> Iterator[tuple[int, int]]:
@@ -38,7 +72,11 @@ def line_ranges(url: str, bytes_per_part: int) -> Iterator[tuple[int, int]]:
 def read_lines(url: str, start: int, stop: int) -> Iterator[tuple[int, bytes]]:
     """Yield the lines that begin in a byte range, each with the place where it begins and without its line end.
 
-    A line belongs to the range in which its first byte lies, so ranges that cover a file give every line once.
+    A line belongs to the range in which its first byte lies, so ranges that cover a file give every line once. A byte
+    order mark is left out.
+
+    Raises:
+        MissingInputError: by its mark the file is UTF-16 or UTF-32, whose lines cannot be found by their bytes.
     """
     with open_file(url, compression="infer" if is_compressed(url) else None) as file:
         place = 0
@@ -49,7 +87,10 @@ def read_lines(url: str, start: int, stop: int) -> Iterator[tuple[int, bytes]]:
             line = file.readline()
             if not line:
                 return
-            yield place, line.rstrip(b"\r\n")
+            encoding, text = split_mark(line) if place == 0 else ("utf-8", line)
+            if encoding != "utf-8":
+                raise MissingInputError(f"{redact(url)}: {encoding.upper()}; expected UTF-8: save it as such")
+            yield place, text.rstrip(b"\r\n")
             place += len(line)
 
 
@@ -80,9 +121,27 @@ def parse_json(text: str | bytes) -> Any:
 
 @contextmanager
 def open_text(url: str) -> Iterator[Iterator[str]]:
-    """Open a file, plain or compressed, for its lines with their ends; what is no UTF-8 in them is replaced."""
+    """Open a file, plain or compressed, for its lines with their ends, without its byte order mark.
+
+    It is UTF-8 where no mark says another encoding; what is none in it is replaced.
+    """
     with open_file(url, compression="infer") as stream:
-        yield (line.decode("utf-8", "replace") for line in stream)
+        encoding, first = split_mark(stream.readline())
+        blocks = chain([first], stream)
+        if encoding == "utf-8":
+            yield (line.decode("utf-8", "replace") for line in blocks)
+        else:
+            yield _split(codecs.iterdecode(blocks, encoding, "replace"))
+
+
+def _split(blocks: Iterator[str]) -> Iterator[str]:
+    """Cut text that comes in blocks into lines with their ends."""
+    rest = ""
+    for block in blocks:
+        *lines, rest = (rest + block).split("\n")
+        yield from (f"{line}\n" for line in lines)
+    if rest:
+        yield rest
 
 
 def is_compressed(url: str) -> bool:

@@ -35,7 +35,8 @@ def read_odvg(context: SourceContext, *, annotations: Url, images: Url, labels: 
     """ODVG JSON lines, of detection, of grounding or of both.
 
     Regions of grounding lines are found in the caption by ``tokens_positive`` where they have it, else by the first
-    place where their phrase stands, whatever the case. Regions of the same words make one phrase.
+    place where their phrase stands, whatever the case. Regions of the same words make one phrase. Regions with a
+    ``score`` are a machine's, and keep it.
 
     Options:
         annotations: the file, plain or compressed.
@@ -133,16 +134,24 @@ def _object(item: Values) -> RawObject:
 
 def _phrases(regions: list[Values], caption: str) -> list[RawPhrase]:
     """Gather regions by their spans, in the order in which spans come first."""
-    by_spans: dict[str, tuple[Any, list[Any]]] = {}
+    by_spans: dict[str, tuple[Any, list[Any], list[Any]]] = {}
+    is_scored = any(item.get("score") is not None for item in regions)
     for item in regions:
         spans, boxes = _spans(item, caption), item.get("bbox")
         if not isinstance(boxes, list):
             boxes = [()]
         elif not boxes or not isinstance(boxes[0], list):
             boxes = [boxes]
-        known = by_spans.setdefault(repr(spans), (spans, []))
+        known = by_spans.setdefault(repr(spans), (spans, [], []))
         known[1].extend(box if isinstance(box, list) else () for box in boxes)
-    return [RawPhrase(char_spans=spans, boxes=boxes) for spans, boxes in by_spans.values()]
+        scores = item.get("score", 1.0)
+        # A region of several boxes has a score, or one for each; boxes that lack theirs are dropped.
+        several = scores if isinstance(scores, list) else [scores] * len(boxes)
+        known[2].extend((*several, *[None] * len(boxes))[: len(boxes)])
+    return [
+        RawPhrase(char_spans=spans, boxes=boxes, scores=scores if is_scored else None)
+        for spans, boxes, scores in by_spans.values()
+    ]
 
 
 def _spans(item: Values, caption: str) -> list[Any]:

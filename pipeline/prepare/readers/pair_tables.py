@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
+from itertools import islice
 from pathlib import PurePosixPath
 from typing import Any, Literal, NamedTuple
 from urllib.parse import unquote, urlsplit
@@ -15,8 +17,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import MissingInputError
-from pipeline.prepare.raw import Part, RawImage, RawPair, RawTable, Reject, SourceContext, Url
-from pipeline.prepare.readers.lines import json_lines, json_parts, open_text
+from pipeline.prepare.raw import (
+    CAPTION_NOT_UTF8,
+    Converted,
+    Part,
+    RawImage,
+    RawPair,
+    RawTable,
+    Reject,
+    SourceContext,
+    Url,
+)
+from pipeline.prepare.readers.lines import PROBED_LINES, decode_text, json_lines, json_parts, open_text
 from pipeline.store.filesystem import describe, file_identity, list_files, open_file, redact
 from pipeline.store.records import CaptionRecord
 
@@ -24,31 +36,57 @@ Values = Mapping[str, Any]
 CAPTION_COLUMNS = ("caption", "text", "TEXT")
 IMAGE_FIELDS = ("file_name", "image", "path")
 URL_COLUMNS = ("url", "URL")
+_COLUMN_NAME = re.compile(r"[^./\\]+")
+"""What a column of URLs may be called; an address without its scheme is no name."""
 BATCH_ROWS = 64
 """Rows of a Parquet file that are unpacked at a time."""
 
 
 def read_image_parquet(
-    context: SourceContext, *, tables: Url, image: str = "image", caption: str | None = None
+    context: SourceContext,
+    *,
+    tables: Url,
+    image: str = "image",
+    caption: str | None = None,
+    several: Literal["pairs", "first"] = "pairs",
+    images: Url | None = None,
 ) -> list[RawTable]:
     """Parquet with the pictures inside, as Hugging Face data sets have them.
 
+    Of a list of pictures the first makes the pair, and every other is a reject; where there are several captions as
+    well nothing says which belongs to which, and all are rejects.
+
     Options:
         tables: one file, a glob, or numbers such as ``{00000..00010}.parquet``.
-        image: column of the pictures, a struct of ``bytes`` and ``path`` or plain bytes.
-        caption: column of the captions; left out, ``caption`` or ``text``.
+        image: column of the pictures, a struct of ``bytes`` and ``path``, plain bytes, or a list of these.
+        caption: column of the captions; left out, ``caption`` or ``text``, in every row the first of them that has one.
+        several: what a list of captions becomes: ``pairs`` of the picture with each, or the ``first`` alone.
+        images: folder of the pictures that have a ``path`` and no bytes; left out, they are rejects.
     """
 
-    def row(number: int, values: Values, text: str) -> RawPair:
-        picture = values[image]
-        data, path = (picture.get("bytes"), picture.get("path")) if isinstance(picture, dict) else (picture, None)
-        return RawPair(
-            name=str(path or f"row {number}"),
-            image=RawImage(data=data if isinstance(data, bytes) else b""),
-            caption=values[text],
-        )
+    def row(table: str, number: int, values: Values, text: Any) -> Iterator[RawPair | Reject]:
+        pictures = values[image] if isinstance(values[image], list) else [values[image]]
+        captions = (text or [None]) if isinstance(text, list) else [text]
+        if several == "first":
+            captions = captions[:1]
+        found = [_picture(picture, number, images) for picture in pictures or [None]]
+        if len(found) > 1 and len(captions) > 1:
+            yield from (Reject(f"{name}: several pictures and captions", "row_malformed") for name, _ in found)
+            return
+        (name, first), *others = found
+        yield from (RawPair(name=name, image=first, caption=each) for each in captions)
+        yield from (Reject(f"{other}: a second picture of {name}", "row_malformed") for other, _ in others)
 
     return [_parquet_table(tables, (image,), (caption,) if caption else CAPTION_COLUMNS, row)]
+
+
+def _picture(value: Any, number: int, images: Url | None) -> tuple[str, RawImage]:
+    """Return what messages call a picture of a row, and its bytes or its place."""
+    data, path = (value.get("bytes"), value.get("path")) if isinstance(value, dict) else (value, None)
+    name = str(path or f"row {number}")
+    if not isinstance(data, bytes) and isinstance(path, str) and images is not None:
+        return name, RawImage(folder=images, url=path)
+    return name, RawImage(data=data if isinstance(data, bytes) else b"")
 
 
 def read_img2dataset_files(context: SourceContext, *, tables: Url, images: Url) -> list[RawTable]:
@@ -61,15 +99,18 @@ def read_img2dataset_files(context: SourceContext, *, tables: Url, images: Url) 
         images: where the folders 00000, 00001 … are.
     """
 
-    def row(number: int, values: Values, text: str) -> RawPair | Reject:
+    def row(table: str, number: int, values: Values, text: Any) -> Iterator[RawPair | Reject]:
         key = str(values["key"])
         if values.get("status", "success") != "success":
-            return Reject(key, "image_missing")
-        # Keys start with the number of their shard; pictures are encoded as jpg unless the user chose otherwise.
-        shard = key[:5]
-        names = [f"{shard}/{key}.{suffix}" for suffix in ("jpg", "png", "webp")]
+            yield Reject(key, "image_missing")
+            return
+        # Keys start with the number of their shard, as which its table is called, of five digits unless the user chose
+        # otherwise; pictures are encoded as jpg likewise.
+        stem = table.rpartition("/")[2].removesuffix(".parquet")
+        shards = dict.fromkeys([stem, key[:5]] if key.startswith(stem) else [key[:5]])
+        names = [f"{shard}/{key}.{suffix}" for shard in shards for suffix in ("jpg", "png", "webp")]
         image = RawImage(folder=images, url=names[0], choices=tuple(names[1:]))
-        return RawPair(name=key, image=image, caption=values[text])
+        yield RawPair(name=key, image=image, caption=text)
 
     return [_parquet_table(tables, ("key",), CAPTION_COLUMNS, row, optional=("status",))]
 
@@ -85,22 +126,28 @@ def read_url_list(
 ) -> list[RawTable]:
     """Lists of captions and picture URLs: CC3M, CC12M, SBU, LAION; TSV, CSV or Parquet.
 
-    A TSV without a header has its URLs in the column that looks like URLs (CC3M: the second, CC12M: the first).
+    The delimiter is the one that makes sense of the first rows. A first row without a URL is a header where the next
+    has one; then the captions are in the column called so, or in the only other one. Without a header the URLs are in
+    the column that looks like URLs (CC3M: the second, CC12M: the first). Where several columns may be meant, or the
+    first row may be no header, the list is refused until the options name them. Rows of too few or too many cells are
+    rejects.
 
     Options:
         tables: the list, a glob, or numbers.
         images: folder of the downloaded pictures; left out, every picture is fetched from its URL.
         file_name: of a picture below ``images``: ``{row}`` is the row's number in its file, ``{md5}`` and ``{sha256}``
             are hashes of its URL, ``{url_name}`` what the URL's path ends with.
-        caption: column of the captions; left out, ``caption`` or ``text``.
+        caption: column of the captions; left out, ``caption`` or ``text``. In a list without a header its number
+            from 1, likewise that of ``url``.
         url: column of the URLs; left out, ``url``.
     """
 
-    def row(number: int, values: Values, text: str) -> RawPair | Reject:
+    def row(table: str, number: int, values: Values, text: Any) -> Iterator[RawPair | Reject]:
         address = _first(values, urls)
-        if not isinstance(address, str):
-            return Reject(f"row {number}", "row_malformed")
-        return RawPair(name=address, image=_downloaded(number, address, images, file_name), caption=values[text])
+        if isinstance(address, str):
+            yield RawPair(name=address, image=_downloaded(number, address, images, file_name), caption=text)
+        else:
+            yield Reject(f"row {number}", "row_malformed")
 
     files, urls = list_files(tables), (url,) if url else URL_COLUMNS
     captions = (caption,) if caption else CAPTION_COLUMNS
@@ -109,7 +156,7 @@ def read_url_list(
 
     def parts(rows_per_part: int) -> Iterator[Part]:
         for file in files:
-            layout = _Layout.of(file, urls, captions)
+            layout = _Layout.of(file, url, caption)
             identity = f"{file_identity(file)} {images} {file_name} {caption} {url}"
             # Rows are numbered through, and a quoted field may hold line ends: one task reads one file.
             yield Part(redact(file), identity, partial(_read_list, file, layout, images, file_name))
@@ -152,7 +199,9 @@ def _read_json_lines(
 
 
 def _first(values: Any, names: Sequence[str]) -> Any:
-    return next((values[name] for name in names if name in values), None) if isinstance(values, dict) else None
+    """Return the first of some columns or fields that has a value: a null beside a filled one says nothing."""
+    found = (values.get(name) for name in names) if isinstance(values, dict) else iter(())
+    return next((value for value in found if value is not None and value != ""), None)
 
 
 def _downloaded(number: int, address: str, images: str | None, file_name: str) -> RawImage:
@@ -176,26 +225,93 @@ class _Layout(NamedTuple):
     has_header: bool
     url: int
     caption: int
+    width: int
+    """Columns."""
 
     @classmethod
-    def of(cls, file: str, urls: Sequence[str], captions: Sequence[str]) -> _Layout:
-        """Learn it from the first rows; MissingInputError when there is no column of URLs or none for captions."""
-        delimiter = "," if ".csv" in file.rpartition("/")[2] else "\t"
-        with _open_rows(file, delimiter) as rows:
-            first = next(rows, [])
-            second = next(rows, first)
-        named = {name.strip(): i for i, name in enumerate(first)}
-        url, caption = _first(named, urls), _first(named, captions)
-        if url is not None and caption is not None:
-            return cls(delimiter, True, url, caption)
-        addresses = [i for i, cell in enumerate(second) if cell.strip().startswith(("http://", "https://"))]
-        others = [i for i in range(len(second)) if i not in addresses]
-        if not addresses or not others:
-            raise MissingInputError(
-                f"{redact(file)}: no column of URLs beside one of captions (first row: {first[:5]}); "
-                "name them by the options url and caption"
-            )
-        return cls(delimiter, False, addresses[0], others[0])
+    def of(cls, file: str, url: str | None, caption: str | None) -> _Layout:
+        """Learn it from the first rows, with the delimiter that makes sense of them.
+
+        Raises:
+            MissingInputError: there is no column of URLs or none for captions, or several that may be meant.
+        """
+        delimiters = (",", ";", "\t") if ".csv" in file.rpartition("/")[2] else ("\t", ",", ";")
+        seen = []
+        for delimiter in delimiters:
+            with _open_rows(file, delimiter) as rows:
+                first, *others = [[cell.strip() for cell in row] for row in islice(rows, PROBED_LINES)] or [[]]
+            seen.append(first)
+            layout = cls._learn(_Probe(file, delimiter, first, next(filter(None, others), [])), url, caption)
+            if layout is not None:
+                return layout
+        raise MissingInputError(
+            f"{redact(file)}: no column of URLs beside one of captions (first row: {seen[0][:5]}); "
+            "name them by the options url and caption"
+        )
+
+    @classmethod
+    def _learn(cls, probe: _Probe, url: str | None, caption: str | None) -> _Layout | None:
+        """Return None where the rows have no URLs, or none of the columns that the options name."""
+        first, second = probe.first, probe.second
+        addresses = _urls_in(first)
+        has_header = not addresses
+        if has_header:
+            addresses = _urls_in(second)
+            at = _named(first, (url,) if url else URL_COLUMNS)
+            if at is None and url is None and len(addresses) == 1:
+                at = addresses[0]
+                if at >= len(first) or not _COLUMN_NAME.fullmatch(first[at]):
+                    raise probe.doubt(f"row 1 may be a header or a row whose URL is broken: {first[:5]}")
+        else:
+            at = _numbered(url, first) if url else addresses[0]
+        if at is None and has_header and len(addresses) > 1:
+            raise probe.doubt(f"several columns of URLs: {[first[i] for i in addresses if i < len(first)]}")
+        if at is None:
+            return None
+        others = [i for i in range(len(first)) if i not in addresses and i != at]
+        text = _named(first, (caption,) if caption else CAPTION_COLUMNS) if has_header else _numbered(caption, first)
+        if text is None and caption is None and len(others) == 1:
+            text = others[0]
+        if text is None and not others and caption is None:
+            return None
+        if text is None:
+            raise probe.doubt(f"which column has the captions? found {first[:9]}")
+        return cls(probe.delimiter, has_header, at, text, len(first))
+
+
+class _Probe(NamedTuple):
+    """The first rows of a list."""
+
+    file: str
+    delimiter: str
+    first: list[str]
+    second: list[str]
+
+    def doubt(self, what: str) -> MissingInputError:
+        """Return the error that says what is not certain."""
+        return MissingInputError(
+            f"{redact(self.file)}: {what}; name the columns by the options url and caption, in a list without a header "
+            "by their numbers from 1"
+        )
+
+
+def _urls_in(cells: Sequence[str]) -> list[int]:
+    return [i for i, cell in enumerate(cells) if cell.lower().startswith(("http://", "https://"))]
+
+
+def _named(columns: Sequence[str], names: Sequence[str]) -> int | None:
+    """Return the place of the first name that a column has, whatever the case where none is spelt alike."""
+    for given, wanted in ((list(columns), names), ([c.lower() for c in columns], [n.lower() for n in names])):
+        for name in wanted:
+            if name in given:
+                return given.index(name)
+    return None
+
+
+def _numbered(number: str | None, columns: Sequence[str]) -> int | None:
+    """Return the place of a column by its number from 1."""
+    is_number = number is not None and number.isdecimal() and 1 <= int(number) <= len(columns)
+    return int(number or 0) - 1 if is_number else None
 
 
 def _read_list(file: str, layout: _Layout, images: str | None, file_name: str) -> Iterator[RawPair | Reject]:
@@ -203,7 +319,8 @@ def _read_list(file: str, layout: _Layout, images: str | None, file_name: str) -
         if layout.has_header:
             next(rows, None)
         for number, cells in enumerate(rows):
-            if len(cells) <= max(layout.url, layout.caption):
+            # With more cells than columns a delimiter stood in one of them, and who knows in which.
+            if len(cells) <= max(layout.url, layout.caption) or any(map(str.strip, cells[layout.width :])):
                 yield Reject(f"{redact(file)}, row {number}", "row_malformed")
                 continue
             address = cells[layout.url].strip()
@@ -224,7 +341,7 @@ def _parquet_table(
     pattern: Url,
     columns: Sequence[str],
     captions: Sequence[str],
-    row: Callable[[int, Values, str], RawPair | Reject],
+    row: Callable[[str, int, Values, Any], Iterator[RawPair | Reject]],
     optional: Sequence[str] = (),
 ) -> RawTable:
     """Return a table whose parts are the row groups of Parquet files.
@@ -233,7 +350,7 @@ def _parquet_table(
         pattern: of the files.
         columns: names of a column, of which one must be there, besides one of ``captions``.
         captions: likewise.
-        row: makes a raw row of a row's number in its file, its values and the name of its caption.
+        row: makes raw rows of the file, a row's number in it, its values and its caption.
         optional: columns that are read where they are.
 
     Raises:
@@ -246,25 +363,26 @@ def _parquet_table(
             identity = f"{file_identity(url)} {columns} {captions}"
             with open_parquet(url) as file:
                 sizes = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
-                text = _column(url, file, captions)
-                wanted = [_column(url, file, columns), text, *(c for c in optional if c in file.schema_arrow.names)]
+                texts = _columns(url, file, captions)
+                wanted = [*_columns(url, file, columns), *texts, *(c for c in optional if c in file.schema_arrow.names)]
             first = 0
             for group, size in enumerate(sizes):
-                rows = partial(_read_group, url, group, first, wanted, text, row)
+                rows = partial(_read_group, url, group, first, wanted, texts, row)
                 yield Part(f"{redact(url)}, row group {group}", f"{identity} {group}", rows, size)
                 first += size
 
     return RawTable(CaptionRecord, parts)
 
 
-def _column(url: str, file: pq.ParquetFile, names: Sequence[str]) -> str:
+def _columns(url: str, file: pq.ParquetFile, names: Sequence[str]) -> list[str]:
+    """Return those of some columns that a file has; MissingInputError where it has none."""
     found = file.schema_arrow.names
-    for name in names:
-        if name in found:
-            return name
-    raise MissingInputError(
-        f"{redact(url)}: no column {' or '.join(map(repr, names))} (found: {', '.join(found)}); name it by an option"
-    )
+    if not set(names) & set(found):
+        raise MissingInputError(
+            f"{redact(url)}: no column {' or '.join(map(repr, names))} (found: {', '.join(found)}); "
+            "name it by an option"
+        )
+    return [name for name in names if name in found]
 
 
 def _read_group(
@@ -272,18 +390,61 @@ def _read_group(
     group: int,
     first: int,
     columns: Sequence[str],
-    text: str,
-    row: Callable[[int, Values, str], RawPair | Reject],
-) -> Iterator[RawPair | Reject]:
+    texts: Sequence[str],
+    row: Callable[[str, int, Values, Any], Iterator[RawPair | Reject]],
+) -> Iterator[RawPair | Reject | Converted]:
     number = first
     try:
         with open_parquet(url) as file:
             for batch in file.iter_batches(BATCH_ROWS, row_groups=[group], columns=list(columns), use_threads=False):
-                for values in batch.to_pylist():
-                    yield row(number, values, text)
+                for values in _plain_rows(batch):
+                    caption, is_sound = _decoded(_first(values, texts))
+                    yield from row(url, number, values, caption)
+                    if not is_sound:
+                        yield Converted(f"row {number}", CAPTION_NOT_UTF8)
                     number += 1
-    except (pa.ArrowException, MissingInputError, OSError) as error:
+    except (pa.ArrowException, MissingInputError, OSError, ValueError) as error:
         yield Reject(f"{redact(url)}, row {number}: {describe(error, url)}", "row_malformed")
+
+
+def _plain_rows(batch: pa.RecordBatch) -> list[dict[str, Any]]:
+    """Return rows as plain values; captions that are no UTF-8 as bytes."""
+    try:
+        return batch.to_pylist()  # type: ignore[no-any-return]
+    except UnicodeDecodeError:
+        fields = [pa.field(field.name, _as_bytes(field.type)) for field in batch.schema]
+        columns = [column.cast(field.type) for column, field in zip(batch.columns, fields, strict=True)]
+        rows = pa.RecordBatch.from_arrays(columns, schema=pa.schema(fields)).to_pylist()
+        kinds = {field.name: field.type for field in batch.schema}
+        is_text = {name for name, kind in kinds.items() if pa.types.is_string(kind) or pa.types.is_large_string(kind)}
+        # Names, addresses and keys are text; captions are decoded where they are counted.
+        return [
+            {name: _as_utf8(value) if name in is_text else value for name, value in values.items()} for values in rows
+        ]
+
+
+def _as_utf8(value: bytes | None) -> Any:
+    try:
+        return None if value is None else value.decode("utf-8")
+    except UnicodeDecodeError:
+        return value
+
+
+def _as_bytes(kind: pa.DataType) -> pa.DataType:
+    """Return a type of text as one of bytes, lists of it likewise."""
+    if pa.types.is_string(kind):
+        return pa.binary()
+    if pa.types.is_large_string(kind):
+        return pa.large_binary()
+    return pa.list_(_as_bytes(kind.value_type)) if pa.types.is_list(kind) else kind
+
+
+def _decoded(caption: Any) -> tuple[Any, bool]:
+    """Return a caption, or captions, as text, and whether they were UTF-8."""
+    if isinstance(caption, list):
+        pairs = [_decoded(each) for each in caption]
+        return [text for text, _ in pairs], all(is_sound for _, is_sound in pairs)
+    return decode_text(caption) if isinstance(caption, bytes) else (caption, True)
 
 
 @contextmanager

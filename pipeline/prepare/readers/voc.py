@@ -10,7 +10,8 @@ from xml.etree import ElementTree
 
 from pipeline.errors import MissingInputError
 from pipeline.prepare.raw import Part, RawDetection, RawImage, RawObject, RawTable, Reject, SourceContext, Url
-from pipeline.store.filesystem import describe, file_identity, list_files, open_file, read_many, redact
+from pipeline.prepare.readers.lines import open_text
+from pipeline.store.filesystem import describe, file_identity, list_files, read_many, redact
 from pipeline.store.provenance import fingerprint
 from pipeline.store.records import Category, DetectionRecord
 
@@ -163,7 +164,7 @@ def _files(annotations: Url, split: Url | None) -> list[str]:
             return list_files(f"{annotations.rstrip('/')}/*.xml")
         except MissingInputError:
             return list_files(f"{annotations.rstrip('/')}/*/*.xml")
-    with open_file(split, "r") as file:
+    with open_text(split) as file:
         # Lists for one class have a second column: 1 shows it, -1 does not.
         rows = [line.split() for line in file if line.strip()]
     stems = [row[0] for row in rows if len(row) < 2 or row[1] != "-1"]
@@ -190,7 +191,7 @@ def _vocabulary(names: Sequence[str]) -> tuple[Category, ...]:
 
 def _read_synsets(url: Url) -> dict[str, str]:
     words = {}
-    with open_file(url, "r") as file:
+    with open_text(url) as file:
         for line in file:
             wnid, _, rest = line.strip().partition(" ")
             if wnid and rest:

@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+import re
 import tarfile
 from collections.abc import Iterator
 from functools import partial
 from typing import IO, Any
 
-from pipeline.prepare.raw import Part, RawImage, RawPair, RawTable, Reject, SourceContext, Url
-from pipeline.prepare.readers.lines import parse_json
+from pipeline.prepare.raw import (
+    CAPTION_NOT_UTF8,
+    Converted,
+    Part,
+    RawImage,
+    RawPair,
+    RawTable,
+    Reject,
+    SourceContext,
+    Url,
+)
+from pipeline.prepare.readers.lines import decode_text, parse_json
 from pipeline.store.filesystem import byte_range, describe, file_identity, list_files, open_file, redact
 from pipeline.store.records import CaptionRecord
 
 IMAGE_SUFFIXES = frozenset({"jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "avif"})
+_WORDS = re.compile(r"(\.[A-Za-z_]+)+")
 MAX_IMAGE_BYTES = 200 << 20
 MAX_TEXT_BYTES = 1 << 20
 """Larger members are not unpacked."""
@@ -21,8 +33,9 @@ MAX_TEXT_BYTES = 1 << 20
 def read_webdataset(context: SourceContext, *, shards: Url, caption: str = "txt") -> list[RawTable]:
     """Tar shards whose members ``KEY.jpg`` (or png, webp …), ``KEY.txt`` and ``KEY.json`` make a pair.
 
-    Members of one pair follow one another, as img2dataset and webdataset write them. With ``prepare.pictures:
-    reference`` records point into the tars.
+    Members of one pair follow one another, as img2dataset and webdataset write them. Keys may have periods in them:
+    the suffix is what follows the last. Of two pictures of a key the first makes the pair, the other is a reject.
+    Hidden files are passed over. With ``prepare.pictures: reference`` records point into the tars.
 
     Options:
         shards: one tar, a glob, or numbers such as ``{00000..00331}.tar``.
@@ -39,7 +52,7 @@ def read_webdataset(context: SourceContext, *, shards: Url, caption: str = "txt"
     return [RawTable(CaptionRecord, parts)]
 
 
-def read_tar(url: str, caption: str) -> Iterator[RawPair | Reject]:
+def read_tar(url: str, caption: str) -> Iterator[RawPair | Reject | Converted]:
     """Yield the pairs of a tar in their order; where it breaks off, a reject says so.
 
     Args:
@@ -56,58 +69,118 @@ def read_tar(url: str, caption: str) -> Iterator[RawPair | Reject]:
             yield Reject(f"{redact(url)}: {describe(error, url)}", "row_malformed")
 
 
-def _pairs(archive: tarfile.TarFile, file: IO[bytes], url: str | None, caption: str) -> Iterator[RawPair | Reject]:
-    """Group members by what stands before the first period of their names."""
+def _pairs(
+    archive: tarfile.TarFile, file: IO[bytes], url: str | None, caption: str
+) -> Iterator[RawPair | Reject | Converted]:
+    """Join neighbours whose keys say that they are one pair."""
+    key, members = "", dict[str, Any]()
+    for other, found in _groups(archive, file, caption):
+        if not members:
+            key, members = other, found
+            continue
+        joined = _joined(key, members, other, found, caption)
+        if joined is None:
+            yield from _pair(key, members, url, caption)
+            key, members = other, found
+        else:
+            key, members = joined
+    if members:
+        yield from _pair(key, members, url, caption)
+
+
+def _groups(archive: tarfile.TarFile, file: IO[bytes], caption: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield keys with their members by suffix: what follows one another and differs by what ends the name alone.
+
+    Members that are not read stand as None.
+    """
     key, members = "", dict[str, Any]()
     # Members are dropped as they are passed: the list that tarfile keeps of them grows with the archive.
     while (member := archive.next()) is not None:
         archive.members = []  # type: ignore[attr-defined]
         folder, _, name = member.name.rpartition("/")
-        stem, _, suffix = name.partition(".")
-        current = f"{folder}/{stem}"
-        if not member.isreg() or not stem:  # folders, links, devices
+        if not member.isreg() or not name or name.startswith("."):  # folders, links, devices, hidden files
             continue
-        if current != key:
+        stem, suffix = _split_name(name, caption)
+        current = f"{folder}/{stem}"
+        if current != key or suffix in members:  # the same key may come again: a pair of its own
             if members:
-                yield _pair(key, members, url, caption)
+                yield key, members
             key, members = current, {}
-        suffix = suffix.lower()
-        if suffix in members:  # the same key again: a pair of its own
-            yield _pair(key, members, url, caption)
-            members = {}
         is_picture = suffix in IMAGE_SUFFIXES
-        if member.size > (MAX_IMAGE_BYTES if is_picture else MAX_TEXT_BYTES):
-            members[suffix] = None
-        elif is_picture or suffix in ("json", caption):
+        members[suffix] = None
+        if member.size <= (MAX_IMAGE_BYTES if is_picture else MAX_TEXT_BYTES) and (
+            is_picture or suffix in ("json", caption)
+        ):
             file.seek(member.offset_data)  # the archive's own way there makes three objects for each member
             data = file.read(member.size)
             if len(data) != member.size:
                 raise tarfile.ReadError(f"it ends inside of {member.name!r}")
             members[suffix] = (data, member.offset_data)
     if members:
-        yield _pair(key, members, url, caption)
+        yield key, members
 
 
-def _pair(key: str, members: dict[str, Any], url: str | None, caption: str) -> RawPair | Reject:
+def _split_name(name: str, caption: str) -> tuple[str, str]:
+    """Split a member's name into key and suffix at its last period, so that keys may have periods in them."""
+    if name.lower().endswith(f".{caption}") and len(name) > len(caption) + 1:
+        return name[: -len(caption) - 1], caption
+    stem, _, suffix = name.rpartition(".")
+    return (stem, suffix.lower()) if stem else (name, "")
+
+
+def _joined(
+    key: str, members: dict[str, Any], other: str, found: dict[str, Any], caption: str
+) -> tuple[str, dict[str, Any]] | None:
+    """Return two neighbours as one pair; None where they are two.
+
+    webdataset itself ends keys at the first period: ``a.seg.png`` is a member ``seg.png`` of the pair ``a``. It is
+    taken so where it is no pair of its own and the words between are letters, which dates and numbers are not.
+    """
+    if key == other:
+        return None if members.keys() & found.keys() else (key, members | found)
+    short, long = sorted((key, other), key=len)
+    between = long[len(short) :]
+    if not long.startswith(short) or not _WORDS.fullmatch(between):
+        return None
+    inner, whole = (members, found) if long == key else (found, members)
+    named = {f"{between[1:]}.{suffix}": content for suffix, content in inner.items()}
+    if whole.keys() & named.keys() or (_pictures(inner) and _caption(inner, caption) is not None):
+        return None
+    return short, whole | named
+
+
+def _pictures(members: dict[str, Any]) -> list[str]:
+    """Return the suffixes of pictures: ``jpg`` and its like, else such as ``img.jpg``."""
+    plain = [suffix for suffix in members if suffix in IMAGE_SUFFIXES]
+    return plain or [suffix for suffix in members if suffix.rpartition(".")[2] in IMAGE_SUFFIXES]
+
+
+def _pair(key: str, members: dict[str, Any], url: str | None, caption: str) -> Iterator[RawPair | Reject | Converted]:
+    """Yield a pair; a reject for every picture beyond the first, or for members that make none."""
     name = key.lstrip("/")
-    pictures = [suffix for suffix in members if suffix in IMAGE_SUFFIXES]
+    pictures = _pictures(members)
     if not pictures:
-        return Reject(name, "image_missing")
-    picture = members[pictures[0]]
-    if picture is None:
-        return Reject(name, "image_too_large")
-    data, offset = picture
-    image = RawImage(data=data, url=None if url is None else byte_range(url, offset, len(data)))
-    return RawPair(name=name, image=image, caption=_caption(members, caption))
+        yield Reject(name, "image_missing")
+        return
+    first, *others = pictures
+    if others and first not in IMAGE_SUFFIXES:  # nothing says which of them the caption describes
+        yield from (Reject(f"{name}.{suffix}", "row_malformed") for suffix in pictures)
+        return
+    if members[first] is None:
+        yield Reject(name, "image_too_large")
+    else:
+        data, offset = members[first]
+        image = RawImage(data=data, url=None if url is None else byte_range(url, offset, len(data)))
+        yield RawPair(name=name, image=image, caption=_caption(members, caption))
+        if members.get(caption) and not decode_text(members[caption][0])[1]:
+            yield Converted(name, CAPTION_NOT_UTF8)
+    yield from (Reject(f"{name}.{suffix}: a second picture of {name}", "row_malformed") for suffix in others)
 
 
 def _caption(members: dict[str, Any], caption: str) -> Any:
     text = members.get(caption)
     if text is not None:
-        try:
-            return text[0].decode("utf-8")
-        except UnicodeDecodeError:
-            return None
+        return decode_text(text[0])[0]
     field = caption.partition(":")[2] or "caption"
     # A member that is too large stands without its bytes.
     values = parse_json(members["json"][0]) if members.get("json") else None

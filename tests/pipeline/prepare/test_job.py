@@ -428,6 +428,8 @@ class TestPrepare:
         assert set(duckdb.sql(query).fetchall()) == expected
         frame = pd.read_parquet(folder / "part-00000.parquet")
         assert list(frame["caption"]) == [row.caption for row in rows[:2]]
+        whole = pd.read_parquet(folder)  # the folder as it lies, its manifest beside the shards
+        assert list(whole["caption"]) == [row.caption for row in rows]
         table = load_dataset("parquet", data_files=pattern, split="train", cache_dir=str(tmp_path / "cache"))
         assert {(row["key"], row["caption"], row["width"]) for row in table} == expected
         assert Image.open(io.BytesIO(table[0]["image"]["bytes"])).width == 30

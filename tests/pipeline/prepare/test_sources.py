@@ -15,7 +15,7 @@ import pytest
 
 from pipeline.errors import ConfigError, MissingInputError
 from pipeline.prepare.raw import Part, RawTable, SourceContext, Url
-from pipeline.prepare.sources import READERS, Role, find_reader, open_sources
+from pipeline.prepare.sources import READERS, Role, find_reader, open_sources, warn_of_scenes_beside_own_data
 from pipeline.settings import load_all
 from pipeline.store.records import CaptionRecord, DetectionRecord
 
@@ -187,3 +187,17 @@ def test_the_shipped_mixtures_have_the_options_of_their_readers(name: str, tmp_p
     for entry in CONFIG.mixtures[name]:
         with pytest.raises(MissingInputError, match=str(tmp_path)):  # the files are all that is missing
             sources(role, dict(entry), data_root=str(tmp_path))
+
+
+def test_scenes_beside_own_data_are_told_of(caplog: pytest.LogCaptureFixture) -> None:
+    own, scenes = sources("web", PROBE), sources("dev", {"reader": "embedded"})
+    warn_of_scenes_beside_own_data({"human": scenes, "web": scenes, "dev": scenes, "held_out": []})
+    warn_of_scenes_beside_own_data({"human": own, "web": own, "dev": own, "test": []})
+    assert caplog.text == ""
+    warn_of_scenes_beside_own_data({"human": own, "web": own, "dev": scenes, "test": scenes})
+    assert "prepare.human, prepare.web: your own data, but prepare.dev, prepare.test: the embedded" in caplog.text
+    assert "models are judged by emoji" in caplog.text
+    caplog.clear()
+    warn_of_scenes_beside_own_data({"human": [*own, *scenes], "web": own, "dev": own})
+    assert "prepare.human: the embedded" in caplog.text
+    assert "models learn from emoji too" in caplog.text

@@ -8,11 +8,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 
 from pipeline.store.provenance import with_fingerprint
 from pipeline.store.records import CaptionRecord, ImageRef
-from pipeline.store.resume import MANIFEST_FILE, fingerprint_of, input_identity, keep_finished
+from pipeline.store.resume import (
+    MANIFEST_FILE,
+    OLD_MANIFEST_FILE,
+    find_manifest,
+    fingerprint_of,
+    input_identity,
+    keep_finished,
+    write_manifest_file,
+)
 from pipeline.store.shards import PROVENANCE_KEY, rows_sha256, shard_name, write_shard
 from pipeline.store.storage import Place, list_files, side_by_side
 
@@ -66,6 +75,27 @@ def test_a_complete_folder_stays_as_it_is(disk_or_store: Any) -> None:
     before = {place.name: place.read_bytes() for place in list_files(disk_or_store, "*")}
     assert set(keep(disk_or_store)) == set(before) - {MANIFEST_FILE}
     assert {place.name: place.read_bytes() for place in list_files(disk_or_store, "*")} == before
+
+
+def test_pandas_reads_a_folder_with_its_manifest(tmp_path: Path) -> None:
+    write(tmp_path / shard_name(0), MINE)
+    write_manifest_file(tmp_path, {"rows": 1})
+    assert list(pd.read_parquet(tmp_path)["caption"]) == ["a dog"]
+
+
+def test_a_manifest_of_the_old_name_is_found_until_a_new_one_is_there(disk_or_store: Any) -> None:
+    assert find_manifest(disk_or_store) is None
+    write(disk_or_store / shard_name(0), MINE)
+    (disk_or_store / OLD_MANIFEST_FILE).write_text("{}")
+    assert find_manifest(disk_or_store) == disk_or_store / OLD_MANIFEST_FILE
+    keep(disk_or_store, number=1)
+    assert find_manifest(disk_or_store) == disk_or_store / OLD_MANIFEST_FILE
+    write_manifest_file(disk_or_store, {"rows": 1})
+    assert names(list_files(disk_or_store, "*")) == [MANIFEST_FILE, shard_name(0)]
+    assert find_manifest(disk_or_store) == disk_or_store / MANIFEST_FILE
+    (disk_or_store / OLD_MANIFEST_FILE).write_text("{}")
+    keep(disk_or_store, number=2)
+    assert find_manifest(disk_or_store) is None
 
 
 def test_what_a_closer_look_refuses_goes(disk_or_store: Any) -> None:

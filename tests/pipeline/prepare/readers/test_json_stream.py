@@ -44,12 +44,12 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     asked=st.lists(NAMES, max_size=6),
     form=FORMS,
     block=st.sampled_from([1, 2, 3, 7, 40, 1 << 20]),
-    mark=st.sampled_from([b"", b"\xef\xbb\xbf"]),
+    encoding=st.sampled_from(["utf-8", "utf-8-sig", "utf-16", "utf-32"]),
 )
 def test_lists_are_those_of_the_whole_file_in_any_order_and_at_any_block(
-    content: dict[str, Any], asked: list[str], form: dict[str, Any], block: int, mark: bytes, path: Path
+    content: dict[str, Any], asked: list[str], form: dict[str, Any], block: int, encoding: str, path: Path
 ) -> None:
-    path.write_bytes(mark + json.dumps(content, **form).encode())
+    path.write_text(json.dumps(content, **form), encoding=encoding)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(json_stream, "BLOCK_BYTES", block)
         stream = JsonStream(str(path))

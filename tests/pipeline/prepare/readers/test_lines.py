@@ -75,6 +75,23 @@ def test_text_is_read_whatever_its_bytes_are(tmp_path: Path) -> None:
         assert list(lines) == ["é\n", "\N{REPLACEMENT CHARACTER}\n", "end"]
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32", "utf-8"])
+def test_text_is_read_without_its_byte_order_mark(encoding: str, tmp_path: Path) -> None:
+    path = tmp_path / "lines.csv"
+    path.write_bytes("é,a\r\n\u0a0a\n犬".encode(encoding))
+    with open_text(str(path)) as lines:
+        assert list(lines) == ["é,a\r\n", "\u0a0a\n", "犬"]
+
+
+def test_lines_lie_behind_a_byte_order_mark(tmp_path: Path) -> None:
+    path = tmp_path / "lines.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf[1]\n[2]\n")
+    assert list(read_lines(str(path), 0, -1)) == [(0, b"[1]"), (7, b"[2]")]
+    path.write_text("[1]\n", encoding="utf-16")
+    with pytest.raises(MissingInputError, match="expected UTF-8"):
+        list(read_lines(str(path), 0, -1))
+
+
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(MissingInputError, match="nowhere"):
         list(read_lines(str(tmp_path / "nowhere"), 0, 10))

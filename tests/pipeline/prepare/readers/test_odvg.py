@@ -149,6 +149,18 @@ def test_regions_of_the_same_words_are_one_phrase(tmp_path: Path, context: Sourc
     assert raw.image.picture_id == "coco/9"
 
 
+def test_scores_of_regions_are_kept(tmp_path: Path, context: SourceContext, read_rows: Read) -> None:
+    regions = [
+        {"bbox": [1, 1, 9, 9], "phrase": "dog", "score": 0.5},
+        {"bbox": [[2, 2, 9, 9], [3, 3, 9, 9]], "phrase": "cat", "score": [0.25, 0.75]},
+        {"bbox": [2, 2, 9, 9], "phrase": "dog", "score": 7},
+    ]
+    (table,) = read_odvg(context, **write(tmp_path, line("grounding", {"caption": "dog, cat", "regions": regions})))
+    dropped, record = read_rows(table, pictures="unread")
+    assert dropped == DroppedBox("a.jpg", "box_malformed")
+    assert [[box.score for box in phrase.boxes] for phrase in record.phrases] == [[0.5], [0.25, 0.75]]
+
+
 def test_labels_may_be_text(tmp_path: Path, context: SourceContext, read_rows: Read) -> None:
     instances = [{"bbox": [1, 2, 30, 20], "label": "1"}, {"bbox": [1, 2, 30, 20], "label": "one"}]
     options = write(tmp_path, line("detection", {"instances": instances}))

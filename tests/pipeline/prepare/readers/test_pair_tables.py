@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.errors import MissingInputError
-from pipeline.prepare.raw import RawPair, Reject, SourceContext, Url
+from pipeline.prepare.raw import CAPTION_NOT_UTF8, Converted, RawPair, Reject, SourceContext, Url
 from pipeline.prepare.readers.pair_tables import (
     read_captions_jsonl,
     read_image_parquet,
@@ -66,6 +66,66 @@ class TestImageParquet:
             Reject("row 2", "caption_empty"),
         ]
 
+    def test_a_list_of_captions_is_several_pairs_or_the_first(
+        self, tmp_path: Path, picture: Encode, context: SourceContext, read_rows: Read
+    ) -> None:
+        rows = [{"image": picture(), "caption": ["a dog", "an animal"]}, {"image": picture(), "caption": []}]
+        url = self.write(tmp_path / "a.parquet", rows)
+        (table,) = read_image_parquet(context, tables=url)
+        first, second, empty = read_rows(table)
+        assert [first.caption, second.caption] == ["a dog", "an animal"]
+        assert empty == Reject("row 1", "caption_empty")
+        (table,) = read_image_parquet(context, tables=url, several="first")
+        assert [getattr(row, "caption", None) for row in read_rows(table)] == ["a dog", None]
+
+    def test_lists_of_pictures_lose_none_in_silence(
+        self, tmp_path: Path, picture: Encode, context: SourceContext, read_rows: Read
+    ) -> None:
+        one, two = ({"bytes": picture((40 + i, 30)), "path": f"{i}.jpg"} for i in range(2))
+        rows = [
+            {"image": [one], "caption": ["one"]},
+            {"image": [one, two], "caption": ["two"]},
+            {"image": [one, two], "caption": ["two", "three"]},
+            {"image": [], "caption": ["none"]},
+        ]
+        (table,) = read_image_parquet(context, tables=self.write(tmp_path / "a.parquet", rows))
+        first, second, *rejects = read_rows(table)
+        assert [(row.width, row.caption) for row in (first, second)] == [(40, "one"), (40, "two")]
+        assert [row.reason for row in rejects] == ["row_malformed"] * 3 + ["image_unreadable"]
+
+    def test_a_null_beside_a_filled_column_says_nothing(
+        self, tmp_path: Path, picture: Encode, context: SourceContext, read_rows: Read
+    ) -> None:
+        rows = [{"image": picture(), "caption": None, "text": "a"}, {"image": picture(), "caption": "b", "text": "c"}]
+        (table,) = read_image_parquet(context, tables=self.write(tmp_path / "a.parquet", rows))
+        assert [row.caption for row in read_rows(table)] == ["a", "b"]
+
+    def test_pictures_without_bytes_are_taken_from_the_folder(
+        self, tmp_path: Path, picture: Encode, context: SourceContext, read_rows: Read
+    ) -> None:
+        (tmp_path / "a.jpg").write_bytes(picture())
+        rows = [{"image": {"bytes": None, "path": path}, "caption": "a dog"} for path in ("a.jpg", "/etc/passwd")]
+        url = self.write(tmp_path / "a.parquet", rows)
+        (table,) = read_image_parquet(context, tables=url, images=Url(tmp_path))
+        first, second = read_rows(table)
+        assert first.width == 40
+        assert second == Reject("/etc/passwd", "image_outside_folder")
+
+    @pytest.mark.parametrize("is_list", [False, True])
+    def test_captions_in_another_encoding_are_decoded_and_counted(
+        self, is_list: bool, tmp_path: Path, picture: Encode, context: SourceContext, read_rows: Read
+    ) -> None:
+        texts: pa.Array = pa.array(["café".encode("latin-1"), "犬".encode(), None]).view(pa.string())
+        if is_list:
+            texts = pa.ListArray.from_arrays([0, 1, 2, 3], texts)
+        table = pa.table({"image": [{"bytes": picture(), "path": f"{i}.jpg"} for i in range(3)], "caption": texts})
+        pq.write_table(table, tmp_path / "a.parquet")
+        (table,) = read_image_parquet(context, tables=Url(tmp_path / "a.parquet"))
+        first, told, second, third = read_rows(table)
+        assert [first.caption, second.caption] == ["café", "犬"]
+        assert told == Converted("row 0", CAPTION_NOT_UTF8)
+        assert third == Reject("2.jpg", "caption_empty")
+
     def test_a_missing_column_and_a_broken_file_are_told(
         self, tmp_path: Path, picture: Encode, context: SourceContext
     ) -> None:
@@ -112,6 +172,17 @@ def test_img2dataset_files_are_found_by_their_keys(
     assert [(row.width, row.caption) for row in (first, second)] == [(40, "no 0"), (41, "no 1")]
     assert failed == Reject("000000002", "image_missing")
     assert hostile.reason == "image_outside_folder"
+
+
+def test_shards_of_img2dataset_have_any_number_of_digits(
+    tmp_path: Path, picture: Encode, context: SourceContext, read_rows: Read
+) -> None:
+    for shard in ("000012", "0003"):
+        (tmp_path / shard).mkdir()
+        (tmp_path / shard / f"{shard}00007.jpg").write_bytes(picture())
+        pq.write_table(pa.table({"key": [f"{shard}00007"], "caption": ["a dog"]}), tmp_path / f"{shard}.parquet")
+    (table,) = read_img2dataset_files(context, tables=Url(tmp_path / "*.parquet"), images=Url(tmp_path))
+    assert [row.caption for row in read_rows(table)] == ["a dog", "a dog"]
 
 
 URLS = [f"https://example.org/pictures/a%20{i}.jpg?x=1" for i in range(3)]
@@ -181,6 +252,60 @@ class TestUrlList:
         pq.write_table(pa.table({"url": URLS, "caption": CAPTIONS}), tmp_path / "a.parquet")
         (table,) = read_url_list(context, tables=Url(tmp_path / "a.parquet"))
         assert [row.image.url for part in table.parts(9) for row in part.rows() if isinstance(row, RawPair)] == URLS
+
+    @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-8"])
+    @pytest.mark.parametrize(
+        "header", [("caption", "url"), ("Caption", "Image_URL"), ("title", "link"), ("URL-less caption", "my url")]
+    )
+    @pytest.mark.parametrize(("name", "delimiter"), [("a.csv", ","), ("a.csv", ";"), ("a.tsv", "\t"), ("a.txt", ",")])
+    def test_a_header_is_what_has_no_url_where_the_next_row_has_one(
+        self, encoding: str, header: tuple[str, str], name: str, delimiter: str, tmp_path: Path, context: SourceContext
+    ) -> None:
+        rows = [header, *((f"dög {i}", url) for i, url in enumerate(URLS))]
+        (tmp_path / name).write_text("".join(delimiter.join(row) + "\n" for row in rows), encoding=encoding)
+        (table,) = read_url_list(context, tables=Url(tmp_path / name), images=Url("/p"), file_name="{row}")
+        found = [row for part in table.parts(10) for row in part.rows() if isinstance(row, RawPair)]
+        assert [(row.image.url, row.caption, row.name) for row in found] == [
+            (str(i), f"dög {i}", url) for i, url in enumerate(URLS)
+        ]
+
+    @pytest.mark.parametrize(
+        ("content", "message"),
+        [
+            ("title,alt,link\na,b,http://x/0.jpg\n", "which column has the captions"),
+            ("a,b,http://x/0.jpg\nc,d,http://x/1.jpg\n", "which column has the captions"),
+            ("a dog,\na cat,http://x/1.jpg\n", "may be a header or a row whose URL is broken"),
+            ("a dog,x.org/0.jpg\na cat,http://x/1.jpg\n", "may be a header or a row whose URL is broken"),
+            ("caption,big,small\na,http://x/0.jpg,http://x/1.jpg\n", "several columns of URLs"),
+        ],
+    )
+    def test_a_list_that_may_mean_several_things_is_refused(
+        self, content: str, message: str, tmp_path: Path, context: SourceContext
+    ) -> None:
+        (tmp_path / "a.csv").write_text(content)
+        (table,) = read_url_list(context, tables=Url(tmp_path / "a.csv"), images=Url("/p"))
+        with pytest.raises(MissingInputError, match=message):
+            list(table.parts(10))
+
+    def test_options_name_columns_or_number_them(self, tmp_path: Path, context: SourceContext) -> None:
+        def captions(content: str, **options: str) -> list[str]:
+            (tmp_path / "a.csv").write_text(content)
+            (table,) = read_url_list(context, tables=Url(tmp_path / "a.csv"), images=Url("/p"), **options)
+            return [row.caption for part in table.parts(10) for row in part.rows() if isinstance(row, RawPair)]
+
+        assert captions("title,alt,link\na,b,http://x/0.jpg\n", caption="alt") == ["b"]
+        assert captions("caption,big,small\na,http://x/0.jpg,http://x/1.jpg\n", url="big") == ["a"]
+        assert captions("a,b,http://x/0.jpg\n", caption="2", url="3") == ["b"]
+        with pytest.raises(MissingInputError, match="which column has the captions"):
+            captions("caption,link\na,http://x/0.jpg\n", caption="alt")
+
+    def test_a_delimiter_inside_of_a_caption_is_a_reject(self, tmp_path: Path, context: SourceContext) -> None:
+        (tmp_path / "a.csv").write_text("caption,url\na dog, big,http://x/0.jpg\na cat,http://x/1.jpg,\n")
+        (table,) = read_url_list(context, tables=Url(tmp_path / "a.csv"), images=Url("/p"))
+        first, second = [row for part in table.parts(10) for row in part.rows()]
+        assert isinstance(first, Reject)
+        assert isinstance(second, RawPair)
+        assert second.caption == "a cat"
 
     def test_a_list_without_urls_is_told(self, tmp_path: Path, context: SourceContext) -> None:
         (tmp_path / "a.tsv").write_text("a dog\ta cat\n" * 3)

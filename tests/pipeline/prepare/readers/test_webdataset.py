@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import MissingInputError
-from pipeline.prepare.raw import RawPair, Reject, SourceContext, Url
+from pipeline.prepare.raw import CAPTION_NOT_UTF8, Converted, RawPair, Reject, SourceContext, Url
 from pipeline.prepare.readers import webdataset
 from pipeline.prepare.readers.webdataset import read_tar, read_webdataset
 from pipeline.store.images import load_image
@@ -24,6 +24,7 @@ from pipeline.store.records import CaptionRecord
 
 Members = list[tuple[str, bytes]]
 Encode = Callable[..., bytes]
+KINDS = ("jpg", "txt", "json")
 
 
 def write_tar(path: Path, members: Members, **options: Any) -> Path:
@@ -101,6 +102,54 @@ def test_a_key_that_comes_again_is_a_pair_of_its_own(tmp_path: Path, picture: En
     members = [("a.jpg", picture()), ("a.txt", b"one"), ("a.jpg", picture()), ("a.txt", b"two")]
     rows = list(read_tar(str(write_tar(tmp_path / "a.tar", members)), "txt"))
     assert [row.caption for row in rows if isinstance(row, RawPair)] == ["one", "two"]
+
+
+def test_keys_may_have_periods(tmp_path: Path, picture: Encode) -> None:
+    keys = ["IMG_2021.03.00", "IMG_2021.03.01", "x/i.1", "x/i.2", "mr.smith", "mr.jones"]
+    members = [(f"{key}.{suffix}", picture() if suffix == "jpg" else key.encode()) for key in keys for suffix in KINDS]
+    rows = list(read_tar(str(write_tar(tmp_path / "a.tar", members)), "txt"))
+    assert [(row.name, row.caption) for row in rows if isinstance(row, RawPair)] == [(key, key) for key in keys]
+    assert len(rows) == len(keys)
+
+
+def test_words_behind_the_key_are_members_of_its_pair(tmp_path: Path, picture: Encode) -> None:
+    data, mask = picture(), picture(kind="PNG")
+    members = [
+        *(("f.img.jpg", data), ("f.txt", b"f")),
+        *(("a.depth.png", mask), ("a.jpg", data), ("a.seg.png", mask), ("a.txt", b"a")),
+        *(("b.jpg", data), ("b.boxes.json", b"{}"), ("b.txt", b"b")),
+        *(("c.txt", b"c"), ("c.left.jpg", data), ("c.right.jpg", data)),
+    ]
+    *rows, left, right = read_tar(str(write_tar(tmp_path / "a.tar", members)), "txt")
+    assert [(row.name, row.caption, row.image.data) for row in rows if isinstance(row, RawPair)] == [
+        (key, key, data) for key in "fab"
+    ]
+    assert [left, right] == [Reject("c.left.jpg", "row_malformed"), Reject("c.right.jpg", "row_malformed")]
+
+
+def test_what_is_not_understood_is_a_reject(tmp_path: Path, picture: Encode) -> None:
+    members = [
+        *(("2021.03.heic", b"x"), ("2021.03.txt", b"a dog"), ("README", b"x"), ("only.npy", b"x")),
+        *(("h.jpg", picture()), ("h.png", picture(kind="PNG")), ("h.txt", b"two pictures"), ("i.1.jpg", picture())),
+        ("._i.jpg", b"left by a Mac"),
+    ]
+    rows = list(read_tar(str(write_tar(tmp_path / "a.tar", members)), "txt"))
+    assert rows[:3] == [Reject(name, "image_missing") for name in ("2021.03", "README", "only")]
+    assert rows[4] == Reject("h.png: a second picture of h", "row_malformed")
+    assert [(row.name, row.caption) for row in rows if isinstance(row, RawPair)] == [
+        ("h", "two pictures"),
+        ("i.1", None),
+    ]
+    assert len(rows) == 6
+
+
+def test_captions_in_another_encoding_are_decoded_and_counted(tmp_path: Path, picture: Encode) -> None:
+    members = [("a.jpg", picture()), ("a.txt", "café".encode("latin-1")), ("b.jpg", picture()), ("b.txt", b"b")]
+    first, told, second = read_tar(str(write_tar(tmp_path / "a.tar", members)), "txt")
+    assert isinstance(first, RawPair)
+    assert isinstance(second, RawPair)
+    assert (first.caption, second.caption) == ("café", "b")
+    assert told == Converted("a", CAPTION_NOT_UTF8)
 
 
 def test_incomplete_and_broken_pairs_are_rejects(

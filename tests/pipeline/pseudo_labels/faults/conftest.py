@@ -126,7 +126,7 @@ class Bench:
         assert [record.key for record in self.records()] == asked
         assert all(record.reject_reason or any(p.boxes for p in record.phrases) for record in self.records())
         assert {path.name: file_sha256(path) for path in list_shards(out)} == expected
-        assert sorted(path.name for path in out.iterdir()) == ["manifest.json", *sorted(expected)]
+        assert sorted(path.name for path in out.iterdir()) == ["_manifest.json", *sorted(expected)]
 
 
 def _pass_on(method: str, path: str) -> None:

@@ -123,7 +123,7 @@ def test_driver_killed_and_started_again(bench: Any, watcher: Any, undisturbed: 
     run.kill()
     finished = times(bench.out)
     assert 0 < len(finished) < len(undisturbed)
-    assert not (Path(bench.out) / "manifest.json").exists()  # the folder says that it is not complete
+    assert not (Path(bench.out) / "_manifest.json").exists()  # the folder says that it is not complete
     bench.order()
     status, errors = bench.run()
     assert status == 0, errors
