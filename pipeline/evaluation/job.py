@@ -24,8 +24,8 @@ from pipeline.evaluation.settings import EvaluateConfig
 from pipeline.evaluation.work import ShardTask, is_complete, plan
 from pipeline.ray_session import RESTARTS, run_pool, share_cluster
 from pipeline.store.provenance import describe_model
-from pipeline.store.resume import keep_apart, keep_finished, side_by_side
-from pipeline.store.storage import Place
+from pipeline.store.resume import keep_apart, keep_finished
+from pipeline.store.storage import Place, side_by_side
 
 logger = logging.getLogger(__name__)
 

@@ -18,9 +18,9 @@ from pipeline.phrases.settings import PhrasesConfig
 from pipeline.ray_session import RESTARTS, on_all_machines, run_pool
 from pipeline.store.provenance import with_fingerprint
 from pipeline.store.records import PhrasesRecord
-from pipeline.store.resume import input_identity, keep_apart, keep_finished, side_by_side
+from pipeline.store.resume import input_identity, keep_apart, keep_finished
 from pipeline.store.shards import PROVENANCE_KEY, list_shards, read_table, write_shard
-from pipeline.store.storage import Place
+from pipeline.store.storage import Place, side_by_side
 
 
 class PhraseActor:

@@ -42,9 +42,9 @@ from pipeline.pseudo_labels.teachers import open_teacher
 from pipeline.ray_session import on_all_machines, share_cluster
 from pipeline.store.provenance import FINGERPRINT
 from pipeline.store.records import CaptionRecord, GroundingRecord, PhrasesRecord
-from pipeline.store.resume import keep_apart, keep_finished, side_by_side
+from pipeline.store.resume import keep_apart, keep_finished
 from pipeline.store.shards import PROVENANCE_KEY, ShardWriter, list_shards, read_shard
-from pipeline.store.storage import Place, exists, size
+from pipeline.store.storage import Place, exists, side_by_side, size
 
 logger = logging.getLogger(__name__)
 

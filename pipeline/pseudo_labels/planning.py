@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import pyarrow.parquet as pq
-
 from pipeline.errors import ConfigError, MissingInputError
 from pipeline.phrases.noun_phrases import NounPhraseParser
 from pipeline.phrases.settings import PhrasesConfig
@@ -23,10 +21,9 @@ from pipeline.pseudo_labels.labeller import PseudoLabeller
 from pipeline.pseudo_labels.settings import PseudoLabelConfig
 from pipeline.pseudo_labels.teachers import Teacher
 from pipeline.store.records import CaptionRecord, GroundingRecord
-from pipeline.store.shards import list_shards, read_shard, write_shard
-from pipeline.store.storage import Place, size
+from pipeline.store.shards import list_shards, read_end, read_shard, write_shard
+from pipeline.store.storage import Place, side_by_side, size
 
-FOOTERS_AT_ONCE = 32
 HOUR = 3600.0
 
 
@@ -81,15 +78,11 @@ def survey(records: Place) -> Workload:
 
     Raises:
         MissingInputError: there are no shards.
+        ShardError: one is broken.
     """
     shards = list_shards(records)
-
-    def rows(shard: Place) -> int:
-        with shard.open("rb") as file:
-            return int(pq.read_metadata(file).num_rows)
-
-    with ThreadPoolExecutor(FOOTERS_AT_ONCE) as pool:
-        return Workload(sum(pool.map(rows, shards)), len(shards), sum(pool.map(size, shards)))
+    rows = sum(end.num_rows for end, _ in side_by_side(read_end, shards))
+    return Workload(rows, len(shards), sum(side_by_side(size, shards)))
 
 
 def measure(

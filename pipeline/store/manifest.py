@@ -5,14 +5,11 @@ Shards carry a hash over their rows in their metadata, so that their ends alone 
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from pipeline.store.provenance import fingerprint
 from pipeline.store.shards import ROWS_SHA256_KEY, list_shards, read_end, rows_sha256
-from pipeline.store.storage import Place, size
-
-ENDS_AT_ONCE = 32
+from pipeline.store.storage import Place, side_by_side, size
 
 
 def describe_shards(folder: Place) -> list[dict[str, Any]]:
@@ -24,8 +21,7 @@ def describe_shards(folder: Place) -> list[dict[str, Any]]:
         MissingInputError: there are no shards.
         ShardError: one is broken.
     """
-    with ThreadPoolExecutor(ENDS_AT_ONCE) as pool:
-        return list(pool.map(_describe, list_shards(folder)))
+    return side_by_side(_describe, list_shards(folder))
 
 
 def _describe(shard: Place) -> dict[str, Any]:

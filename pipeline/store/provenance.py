@@ -30,6 +30,8 @@ FINGERPRINT = "fingerprint"
 """Name in a shard's provenance of the hash over everything that its rows depend on."""
 PACKAGES = ("glip_model", "pipeline")
 """Whose imports are followed; the versions of other packages are in requirements.lock."""
+READER_OF_SETTINGS = "pipeline.settings"
+"""Not followed: it knows the settings of every stage, and the values of a shard's own are in its provenance."""
 
 Root = str | Callable[..., Any]
 
@@ -66,7 +68,7 @@ def modules_behind(roots: Iterable[Root]) -> dict[str, str]:
     while waiting:
         name = waiting.pop()
         path = _source_file(name)
-        if name in found or path is None:
+        if name in found or path is None or name == READER_OF_SETTINGS:
             continue
         found[name], imported = _read_code(path.read_text(encoding="utf-8"))
         waiting += (_module_of(each) for each in imported if each.partition(".")[0] in PACKAGES)

@@ -9,32 +9,22 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from pipeline.errors import ConfigError, ShardError
 from pipeline.store.atomic import sweep, write_json
 from pipeline.store.provenance import FINGERPRINT
 from pipeline.store.shards import read_fingerprint, rows_sha256
-from pipeline.store.storage import Place, exists, list_files, remove
+from pipeline.store.storage import Place, exists, list_files, remove, side_by_side
 
-A = TypeVar("A")
 T = TypeVar("T")
 
-FOOTERS_AT_ONCE = 32
-"""Ends of shards that are read side by side: in a store each costs a round trip."""
 SHARDS, MANIFEST_FILE = "part-*.parquet", "_manifest.json"
 """Names in a folder of shards. Arrow, and with it pandas, takes what does not begin with ``_`` or ``.`` for a shard."""
 OLD_MANIFEST_FILE = "manifest.json"
 """Name of the manifest in folders of before; it is read, and gives way when a new one is written."""
 
 logger = logging.getLogger(__name__)
-
-
-def side_by_side(function: Callable[[A], T], items: Iterable[A]) -> list[T]:
-    """Call a function that waits for a store more than it computes, in threads; return what it returned, in order."""
-    with ThreadPoolExecutor(FOOTERS_AT_ONCE) as pool:
-        return list(pool.map(function, items))
 
 
 def keep_apart(out: Place, *inputs: Place) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
@@ -25,12 +24,11 @@ from pipeline.store.shards import (
     rows_sha256,
     shard_errors,
 )
-from pipeline.store.storage import Place, patiently
+from pipeline.store.storage import Place, patiently, side_by_side
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
 
-_FOOTERS_AT_ONCE = 16
 _OPEN_SHARDS = 16
 """Files kept open at most; each lane of training reads one or two at a time."""
 
@@ -65,8 +63,7 @@ class RowGroups:
         self.shards, self._columns = list(shards), tuple(columns)
         self._filesystem, self._paths = arrow_filesystem(self.shards)
         self._open: OrderedDict[int, pq.ParquetFile] = OrderedDict()
-        with ThreadPoolExecutor(_FOOTERS_AT_ONCE) as pool:
-            ends = list(pool.map(self._read_end, self.shards))
+        ends = side_by_side(self._read_end, self.shards)
         repeated = [(i, end) for i, end in enumerate(ends) for _ in range(end.repeat)]
         self.rows: NDArray[np.int64] = np.array([n for _, end in repeated for n in end.group_rows], dtype=np.int64)
         self.shard_of = np.repeat(np.arange(len(repeated)), [len(end.group_rows) for _, end in repeated])

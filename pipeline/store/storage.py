@@ -10,7 +10,8 @@ import posixpath
 import random
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -24,9 +25,12 @@ from pipeline.store.filesystem import READ_ERRORS, describe, has_credentials, is
 
 Place = Path | UPath
 """A file or folder: a ``pathlib.Path`` on disk, a ``UPath`` in a store."""
+A = TypeVar("A")
 P = TypeVar("P", bound=Place)
 T = TypeVar("T")
 
+REQUESTS_AT_ONCE = 32
+"""How many are on their way to a store: each costs a round trip, as the end of a shard does."""
 PATIENCE_S = 300.0
 """How long a store that fails is asked again."""
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0
@@ -75,6 +79,12 @@ def patiently(operation: Callable[[], T], place: Place) -> T:
             logger.warning("%s: %s; asking again in %.1f s", place, describe(error, str(place)), pause)
         time.sleep(pause * random.uniform(0.5, 1.0))
         pause = min(2 * pause, LONGEST_PAUSE_S)
+
+
+def side_by_side(function: Callable[[A], T], items: Iterable[A]) -> list[T]:
+    """Call a function that waits for a store more than it computes, in threads; return what it returned, in order."""
+    with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
+        return list(pool.map(function, items))
 
 
 def list_files(folder: P, pattern: str) -> list[P]:

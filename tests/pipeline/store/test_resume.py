@@ -23,11 +23,10 @@ from pipeline.store.resume import (
     input_identity,
     keep_apart,
     keep_finished,
-    side_by_side,
     write_manifest_file,
 )
 from pipeline.store.shards import PROVENANCE_KEY, rows_sha256, shard_name, write_shard
-from pipeline.store.storage import Place, list_files
+from pipeline.store.storage import Place, list_files, side_by_side
 
 ROWS = [CaptionRecord(key="0", image=ImageRef(bytes=b"x"), height=1, width=1, caption="a dog", source="s")]
 MINE, OTHERS = with_fingerprint({"model": 1}), with_fingerprint({"model": 2})
