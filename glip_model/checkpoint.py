@@ -72,7 +72,7 @@ def load_model(build: Callable[[GLIPConfig], Model], name: str | Path, revision:
     try:
         model = build(GLIPConfig.from_dict(json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))))
         weights = load_file(folder / WEIGHTS_FILE)
-    except (ValueError, TypeError, AttributeError, SafetensorError) as error:
+    except (ValueError, TypeError, AttributeError, RecursionError, SafetensorError) as error:
         raise ValueError(f"{folder}: not readable as a model: {error}") from error
     load_strictly(model, weights, str(folder))
     return model.eval()

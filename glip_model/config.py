@@ -134,7 +134,8 @@ class GLIPConfig:
     """Recompute tower and Swin activations in the backward pass: slower, far less memory."""
 
     def __post_init__(self) -> None:
-        """Check what the values promise one another."""
+        """Check every value by itself, so that nothing is built of a wild one, and what they promise one another."""
+        _check_values(self, "")
         if not 3 <= self.num_levels <= 5:
             raise ValueError(f"num_levels must be 3 to 5 (P3 to P5, P6 or P7), got {self.num_levels}")
         if self.channels % self.norm_groups:
@@ -175,9 +176,68 @@ class GLIPConfig:
         return config
 
 
+_LARGEST = 1_000_000
+_RANGES: dict[str, tuple[float, float]] = {
+    **dict.fromkeys(("drop_path", "dropout", "text_dropout", "drop_block", "focal_alpha"), (0, 1)),
+    **dict.fromkeys(("nms_threshold", "score_threshold"), (0, 1)),
+    **dict.fromkeys(("depths", "num_layers", "num_heads", "text_num_heads"), (1, 1024)),
+    **dict.fromkeys(("embed_dim", "hidden_size", "projected_size", "channels"), (1, 32_768)),
+    **dict.fromkeys(("intermediate_size", "text_intermediate_size"), (1, 131_072)),
+    **dict.fromkeys(("focal_gamma", "token_loss_weight", "box_loss_weight", "centerness_loss_weight"), (0, _LARGEST)),
+    **dict.fromkeys(("pixel_mean", "residual_scale", "log_scale"), (-_LARGEST, _LARGEST)),
+    **dict.fromkeys(("pixel_std", "anchor_scale"), (1e-6, _LARGEST)),
+    "window_size": (1, 1024),
+    "max_tokens": (3, 65_536),
+    "max_position_embeddings": (1, 65_536),
+    "vocab_size": (1, 10_000_000),
+    "frozen_stages": (0, 1024),
+    "num_levels": (-_LARGEST, _LARGEST),  # GLIPConfig says more of it
+    "test_short_side": (1, 32_768),
+    "test_long_side": (1, 32_768),
+    "size_divisor": (1, 4096),
+}
+"""Least and greatest value of a setting, by its name; of the others 1 to ``_LARGEST``. Wider than any sound model."""
+
+
+def _check_values(section: Any, path: str) -> None:
+    """Raise ValueError on a value that is of another type than its setting, no finite number, or out of range."""
+    for name, kind in typing.get_type_hints(type(section)).items():
+        value, where = getattr(section, name), f"{path}{name}"
+        kinds = set(typing.get_args(kind)) - {type(None)} or {kind}
+        if dataclasses.is_dataclass(kind):
+            if not isinstance(value, typing.cast(type, kind)):
+                raise ValueError(f"{where} is {value!r:.60}; expected a mapping of settings")
+            _check_values(value, f"{where}.")
+        elif value is None and type(None) in typing.get_args(kind):
+            continue
+        elif typing.get_origin(kind) is tuple:
+            length = None if Ellipsis in kinds else len(typing.get_args(kind))
+            if not isinstance(value, tuple) or not value or length not in (None, len(value)) or len(value) > 64:
+                raise ValueError(f"{where} is {value!r:.60}; expected a list of {length or '1 to 64'} numbers")
+            for each in value:
+                _check_number(where, each, name, int in kinds)
+        elif kinds & {int, float}:
+            _check_number(where, value, name, int in kinds)
+        elif kinds in ({bool}, {str}):
+            if type(value) not in kinds:
+                raise ValueError(f"{where} is {value!r:.60}; expected {'true or false' if bool in kinds else 'a text'}")
+        elif value not in kinds:
+            raise ValueError(f"{where} is {value!r:.60}; expected one of {', '.join(typing.get_args(kind))}")
+
+
+def _check_number(where: str, value: Any, name: str, is_whole: bool) -> None:
+    least, greatest = _RANGES.get(name, (1, _LARGEST))
+    is_number = type(value) is int or (type(value) is float and not is_whole)
+    if not is_number or not least <= value <= greatest:  # NaN is in no range
+        expected = "a whole number" if is_whole else "a number"
+        raise ValueError(f"{where} is {value!r:.60}; expected {expected} from {least:,} to {greatest:,}")
+
+
 def _build(cls: Any, values: Mapping[str, Any], path: str) -> Any:
+    if not isinstance(values, Mapping):
+        raise ValueError(f"the model's settings are {values!r:.60}; expected a mapping of settings")
     kinds = typing.get_type_hints(cls)
-    unknown = sorted(set(values) - set(kinds))
+    unknown = sorted(set(map(str, values)) - set(kinds))
     if unknown:
         raise ValueError(f"{path}{unknown[0]} is not a model setting; settings here: {', '.join(sorted(kinds))}")
     built: dict[str, Any] = {}

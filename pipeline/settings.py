@@ -206,7 +206,7 @@ def _layers(path: Path) -> list[tuple[Path, Any]]:
             raise ConfigError(f"{layers[-1][0]}: extends {path}, which is not there")
         try:
             values = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
             raise ConfigError(f"{path}: not readable as YAML: {error}") from error
         below = values.pop(_EXTENDS, None) if isinstance(values, dict) else None
         layers.append((path, values))

@@ -209,3 +209,30 @@ def test_values_that_do_not_go_together_are_named_with_their_rule(change: dict[s
 def test_without_fusion_no_tower_text_layer_limits_the_texts_width() -> None:
     text, fusion = TextConfig(hidden_size=100), FusionConfig(enabled=False)
     assert GLIPConfig(text=text, fusion=fusion).text_size == 100
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"channels": 0}, "channels is 0; expected a whole number from 1 to 32,768"),
+        ({"channels": 10**12}, "channels is 1000000000000; expected a whole number"),
+        ({"channels": 256.0}, "channels is 256.0; expected a whole number"),
+        ({"norm_groups": 0}, "norm_groups is 0"),
+        ({"fusion": {"num_heads": 0}}, "fusion.num_heads is 0"),
+        ({"text": {"hidden_size": -768}}, "text.hidden_size is -768"),
+        ({"text": {"vocab_size": True}}, "text.vocab_size is True"),
+        ({"text": "bert"}, "text is 'bert'; expected a mapping of settings"),
+        ({"backbone": {"swin": {"depths": [10**12]}}}, "backbone.swin.depths is 1000000000000"),
+        ({"backbone": {"swin": {"depths": []}}}, "backbone.swin.depths is (); expected a list"),
+        ({"backbone": {"pixel_std": [0, 1, 1]}}, "backbone.pixel_std is 0"),
+        ({"backbone": {"kind": "resnet"}}, "backbone.kind is 'resnet'; expected one of swin, timm"),
+        ({"log_scale": float("nan")}, "log_scale is nan"),
+        ({"anchor_scale": float("inf")}, "anchor_scale is inf"),
+        ({"deformable": "yes"}, "deformable is 'yes'; expected true or false"),
+        ({7: 1}, "7 is not a model setting"),
+        ([], "the model's settings are []; expected a mapping of settings"),
+    ],
+)
+def test_wild_values_are_refused_before_anything_is_built(values: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=rf"^{re.escape(message)}"):
+        GLIPConfig.from_dict(values)
