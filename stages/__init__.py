@@ -1,1 +1,1 @@
-"""Entry points: one a DVC stage, and the glip command."""
+"""Entry points: a module for every command, and ``glip``, which runs them by name."""

@@ -2,7 +2,7 @@
 
 glip settings                                                 of params.yaml
 glip settings --params pipeline/training/recipes/glip_t.yaml
-glip settings --schema                                        what a params file may say: a JSON schema for editors
+glip settings --schema                                        what a params file may say: a JSON schema, pipeline/params.schema.json
 
 Mistakes in the file end with a message and status 2.
 """
