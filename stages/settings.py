@@ -2,9 +2,9 @@
 
 glip settings                                                 of params.yaml
 glip settings --params pipeline/training/recipes/glip_t.yaml
-glip settings --schema                                        what a params file may say: a JSON schema, pipeline/params.schema.json
+glip settings --schema                                        what a params file may say: a JSON schema for editors
 
-Mistakes in the file end with a message and status 2.
+The schema is kept in pipeline/params.schema.json. Mistakes in the file end with a message and status 2.
 """
 
 from __future__ import annotations

@@ -96,7 +96,7 @@ class PartTask:
 
 @dataclass(frozen=True)
 class ShardFigures:
-    """What the manifest says of a shard, and hashes of its keys: eight bytes a row compare millions of rows."""
+    """What the manifest says of a shard, and hashes of its keys: the driver compares millions by eight bytes a row."""
 
     name: str
     rows: int
