@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import struct
 import warnings
 import zlib
@@ -40,6 +41,9 @@ _DECODER_ERRORS = (
 )
 
 
+MIN_RANGE = 1 / 8
+"""Deeper pictures whose values span a smaller part of their full scale are stretched, see ``to_rgb``."""
+
 _ORIENTATION, _LYING = 0x0112, range(5, 9)
 """The EXIF tag that says how a camera was held, and its values for pictures that are turned by a quarter."""
 
@@ -53,7 +57,7 @@ class ImageError(ValueError):
 
 
 def decode_image(data: bytes, max_pixels: int) -> Image.Image:
-    """Decode a picture of any format PIL reads to upright RGB; of an animation the first frame.
+    """Decode a picture of any format PIL reads to upright RGB as ``to_rgb`` makes it; of an animation the first frame.
 
     Args:
         data: encoded bytes, untrusted.
@@ -63,7 +67,39 @@ def decode_image(data: bytes, max_pixels: int) -> Image.Image:
         ImageError: ``image_unreadable`` or ``image_too_large``.
     """
     with _picture_errors():
-        return ImageOps.exif_transpose(_open(data, max_pixels)).convert("RGB")
+        return to_rgb(ImageOps.exif_transpose(_open(data, max_pixels)))
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Return a picture as 8-bit RGB, transparent pixels composed over white.
+
+    Of a picture with one deeper channel (16-bit, 32-bit integer, float) black is 0 and white the full scale: 1 for
+    floats up to 1, otherwise 2^n - 1 of the fewest bits n >= 8 that hold the greatest value, so that a 12-bit picture
+    in a 16-bit file keeps its brightness. With values below 0, or that span less than ``MIN_RANGE`` of that scale
+    (thermal cameras), the smallest value becomes black and the greatest white. NaN and -inf become black, inf white.
+    """
+    if image.mode == "F" or image.mode.startswith("I"):
+        return _deep_to_grey(image).convert("RGB")
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    over = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", over.size, "white"), over).convert("RGB")
+
+
+def _deep_to_grey(image: Image.Image) -> Image.Image:
+    values = np.asarray(image).astype(np.float64)
+    finite = values[np.isfinite(values)]
+    low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
+    is_unit = image.mode == "F" and high <= 1
+    scale = 1.0 if is_unit else float(2 ** max(8, math.ceil(high).bit_length()) - 1)
+    is_stretched = low < 0 or 0 < high - low < MIN_RANGE * scale
+    black, white = (low, high) if is_stretched and high > low else (0.0, scale)
+    shares = np.nan_to_num((values - black) / (white - black), nan=0.0, posinf=1.0, neginf=0.0).clip(0, 1)
+    grey = (shares * 255).round().astype(np.uint8)
+    transparent = image.info.get("transparency")
+    if isinstance(transparent, int):  # a PNG's one value that stands for nothing
+        grey[values == transparent] = 255
+    return Image.fromarray(grey)
 
 
 def check_image(data: bytes, max_pixels: int, side: int) -> tuple[tuple[int, int], Image.Image]:
@@ -86,7 +122,7 @@ def check_image(data: bytes, max_pixels: int, side: int) -> tuple[tuple[int, int
         is_lying = image.getexif().get(_ORIENTATION) in _LYING
         # A JPEG is read to its end, so that a truncated one is found, but its blocks are unpacked to a few pixels only.
         is_reduced = image.draft("RGB", (side, side)) is not None
-        upright = ImageOps.exif_transpose(image).convert("RGB")
+        upright = to_rgb(ImageOps.exif_transpose(image))
         if not is_reduced:
             return (upright.height, upright.width), upright
         return ((width, height) if is_lying else (height, width)), upright
@@ -113,7 +149,8 @@ def open_image(source: ImageLike, max_pixels: int = MAX_PIXELS) -> Image.Image:
 
     Args:
         source: a path or a URL of any file system that fsspec knows; a PIL picture, taken as it lies; an array
-            (H, W, 3), (H, W, 4) or (H, W) of uint8 in RGB order; a tensor (3, H, W) of uint8, or of floats in [0, 1].
+            (H, W, 3), (H, W, 4) or (H, W) of uint8 in RGB order, the fourth channel alpha; a tensor (3, H, W) of
+            uint8, or of floats in [0, 1].
         max_pixels: limit for files, see ``decode_image``.
 
     Raises:
@@ -121,7 +158,7 @@ def open_image(source: ImageLike, max_pixels: int = MAX_PIXELS) -> Image.Image:
         ValueError: an array or tensor of another shape, type or range.
     """
     if isinstance(source, Image.Image):
-        return source.convert("RGB")
+        return to_rgb(source)
     if isinstance(source, str | Path):
         return _from_file(str(source), max_pixels)
     return _from_array(source) if isinstance(source, np.ndarray) else _from_tensor(source)
@@ -145,7 +182,7 @@ def _from_array(pixels: np.ndarray[Any, Any]) -> Image.Image:
     is_picture = pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] in (3, 4))
     if pixels.dtype != np.uint8 or not is_picture or 0 in pixels.shape:
         raise ValueError(f"an array must be (H, W, 3) of uint8, got {pixels.shape} of {pixels.dtype}")
-    return Image.fromarray(pixels).convert("RGB")
+    return to_rgb(Image.fromarray(pixels))
 
 
 def _from_tensor(tensor: Tensor) -> Image.Image:

@@ -46,6 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     action.add_argument("--keys", action="store_true", help="list key and caption of every row")
     action.add_argument("--html", type=Path, metavar="FILE", help="write a page of pairs that needs no network")
     action.add_argument("--sql", metavar="QUERY", help="ask by SQL; tables are labels, phrases and boxes")
+    parser.add_argument("--sql-unsafe", action="store_true", help="let --sql read and write files, and load extensions")
     action.add_argument(
         "--export",
         choices=("coco", "fiftyone", "odvg", "webdataset"),
@@ -62,6 +63,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--against", metavar="PLACE", help="compare with another version of the labels, the later one")
     parser.add_argument("--save", type=Path, metavar="PICTURE", help="with --row: draw it into this file (.png, .jpg)")
     parser.add_argument("--out", type=Path, metavar="DIR", help="with --export: a new folder")
+    parser.add_argument(
+        "--image-root",
+        action="append",
+        default=[],
+        metavar="PLACE",
+        help="folder or URL whose pictures the shards may name, beside their own folder; may be repeated",
+    )
     parser.add_argument("--names", type=Path, metavar="FILE", help="count how many of these names phrases cover")
     parser.add_argument("--top", type=int, default=20, help="most frequent phrases to show (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="print figures, or pairs as lines, as JSON")
@@ -122,7 +130,7 @@ def _show_row(args: argparse.Namespace, place: Place, against: Place | None) -> 
     from pipeline.inspection.search import find_record, format_record
     from pipeline.inspection.versions import draw_both
     from pipeline.store.drawing import draw_phrases
-    from pipeline.store.images import load_image
+    from pipeline.store.images import image_roots, load_image
 
     record = find_record(place, args.row)
     other = find_record(against, args.row) if against else None
@@ -132,7 +140,7 @@ def _show_row(args: argparse.Namespace, place: Place, against: Place | None) -> 
     if args.save is None:
         return
     try:
-        image = load_image(record.image, MAX_PIXELS)
+        image = load_image(record.image, MAX_PIXELS, image_roots(place, args.image_root))
     except ImageError as error:
         raise ShardError(f"{args.place}: row {args.row}: {error.reason}: {error}") from error
     picture = draw_both(image, record, other) if other else draw_phrases(image, record.phrases, record.caption)
@@ -165,7 +173,7 @@ def _show_sample(args: argparse.Namespace, place: Place, wanted: Filter) -> None
 def _answer(args: argparse.Namespace, place: Place) -> None:
     from pipeline.inspection.queries import format_table, query
 
-    table = query(place, args.sql)
+    table = query(place, args.sql, args.sql_unsafe)
     if args.json:
         for row in table.to_pylist():
             print(json.dumps(row, ensure_ascii=False, default=str))
@@ -178,20 +186,22 @@ def _answer(args: argparse.Namespace, place: Place) -> None:
 def _write_page(args: argparse.Namespace, place: Place, wanted: Filter) -> None:
     from pipeline.inspection.gallery import write_gallery
     from pipeline.inspection.search import sample_rows
+    from pipeline.store.images import image_roots
 
     found = sample_rows(place, wanted, args.limit or ON_A_PAGE, args.seed)
     with progress(len(found), "page", "pairs") as bar:
-        count = write_gallery(found, args.html, args.place, MAX_PIXELS, bar.update)
+        count = write_gallery(found, args.html, args.place, MAX_PIXELS, bar.update, image_roots(place, args.image_root))
     print(f"{count:,} pairs, {args.html.stat().st_size / 1e6:.1f} MB → {args.html}")
 
 
 def _export(args: argparse.Namespace, place: Place, wanted: Filter) -> None:
     from pipeline.inspection.exports import export
     from pipeline.inspection.search import find_rows
+    from pipeline.store.images import image_roots
 
     found: Iterator[Found] = itertools.islice(find_rows(place, wanted), args.limit)
     with progress(None, "export", "pairs") as bar:
-        count = export(args.export, found, args.out, bar.update)
+        count = export(args.export, found, args.out, bar.update, image_roots(place, args.image_root))
     print(f"{count:,} pairs with boxes as {args.export} → {args.out}")
 
 

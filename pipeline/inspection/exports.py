@@ -5,25 +5,28 @@ from __future__ import annotations
 import io
 import json
 import tarfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from glip_model.images import ImageError
+from glip_model.images import ImageError, decode_image
 from pipeline.errors import ConfigError, MissingInputError, ShardError, StorageError
 from pipeline.inspection.reading import read_records
 from pipeline.inspection.search import Found
 from pipeline.store.atomic import replacing
+from pipeline.store.filesystem import check_inside
 from pipeline.store.images import read_encoded
 from pipeline.store.records import Box, GroundingRecord
 
 PICTURES = "images"
+MAX_PIXELS = 1_000_000_000
+"""Larger pictures are not copied from beside the shards."""
 _SUFFIXES = {b"\xff\xd8": "jpg", b"\x89P": "png", b"RI": "webp", b"GI": "gif", b"BM": "bmp"}
 """By the first two bytes."""
 
 
-def export_coco(found: Iterable[Found], out: Path, on_row: Callable[[int], Any]) -> int:
+def export_coco(found: Iterable[Found], out: Path, on_row: Callable[[int], Any], roots: Sequence[str]) -> int:
     """Write ``OUT/annotations.json`` in COCO's layout and ``OUT/images/``; every phrase is a category.
 
     Returns:
@@ -33,7 +36,7 @@ def export_coco(found: Iterable[Found], out: Path, on_row: Callable[[int], Any])
     annotations: list[dict[str, Any]] = []
     categories: dict[str, int] = {}
     for image_id, record in _labelled(found, on_row):
-        name = _write_picture(record, out, image_id)
+        name = _write_picture(record, out, image_id, roots)
         head = {"id": image_id, "file_name": name, "width": record.width, "height": record.height}
         images.append(head | {"caption": record.caption, "key": record.key})
         for phrase in record.phrases:
@@ -48,7 +51,7 @@ def export_coco(found: Iterable[Found], out: Path, on_row: Callable[[int], Any])
     return len(images)
 
 
-def export_odvg(found: Iterable[Found], out: Path, on_row: Callable[[int], Any]) -> int:
+def export_odvg(found: Iterable[Found], out: Path, on_row: Callable[[int], Any], roots: Sequence[str]) -> int:
     """Write ``OUT/labels.jsonl``, a grounding line a picture, and ``OUT/images/``; returns the pictures written."""
     count = 0
     with replacing(out / "labels.jsonl") as aside, aside.open("w", encoding="utf-8") as file:
@@ -64,7 +67,7 @@ def export_odvg(found: Iterable[Found], out: Path, on_row: Callable[[int], Any])
                 for box in phrase.boxes
             ]
             line = {
-                "filename": _write_picture(record, out, count),
+                "filename": _write_picture(record, out, count, roots),
                 "height": record.height,
                 "width": record.width,
                 "key": record.key,
@@ -75,14 +78,14 @@ def export_odvg(found: Iterable[Found], out: Path, on_row: Callable[[int], Any])
     return count
 
 
-def export_webdataset(found: Iterable[Found], out: Path, on_row: Callable[[int], Any]) -> int:
+def export_webdataset(found: Iterable[Found], out: Path, on_row: Callable[[int], Any], roots: Sequence[str]) -> int:
     """Write a tar a shard into OUT: picture, caption and phrases as ``.jpg``, ``.txt``, ``.json``; returns pairs."""
     total = 0
     for shard, rows in groupby(found, key=lambda each: each[0]):
         count = 0
         with replacing(out / f"{Path(shard.name).stem}.tar") as aside, tarfile.open(aside, "w") as tar:
             for count, record in _labelled(rows, on_row):
-                data = _picture(record)
+                data = _picture(record, roots)
                 members = {
                     _suffix(data): data,
                     "txt": record.caption.encode(),
@@ -96,7 +99,7 @@ def export_webdataset(found: Iterable[Found], out: Path, on_row: Callable[[int],
     return total
 
 
-def export_fiftyone(found: Iterable[Found], out: Path, on_row: Callable[[int], Any]) -> int:
+def export_fiftyone(found: Iterable[Found], out: Path, on_row: Callable[[int], Any], roots: Sequence[str]) -> int:
     """Make a persistent FiftyOne dataset named like OUT, its pictures in ``OUT/images/``; returns its samples.
 
     Raises:
@@ -119,7 +122,7 @@ def export_fiftyone(found: Iterable[Found], out: Path, on_row: Callable[[int], A
             for phrase in record.phrases
             for box in phrase.boxes
         ]
-        path = out / PICTURES / _write_picture(record, out, count)
+        path = out / PICTURES / _write_picture(record, out, count, roots)
         sample = fiftyone.Sample(filepath=str(path.resolve()), tags=[record.source])
         sample["caption"], sample["key"] = record.caption, record.key
         sample["pseudo_labels"] = fiftyone.Detections(detections=detections)
@@ -127,7 +130,7 @@ def export_fiftyone(found: Iterable[Found], out: Path, on_row: Callable[[int], A
     return count
 
 
-EXPORTS: dict[str, Callable[[Iterable[Found], Path, Callable[[int], Any]], int]] = {
+EXPORTS: dict[str, Callable[[Iterable[Found], Path, Callable[[int], Any], Sequence[str]], int]] = {
     "coco": export_coco,
     "odvg": export_odvg,
     "webdataset": export_webdataset,
@@ -135,8 +138,12 @@ EXPORTS: dict[str, Callable[[Iterable[Found], Path, Callable[[int], Any]], int]]
 }
 
 
-def export(name: str, found: Iterable[Found], out: Path, on_row: Callable[[int], Any]) -> int:
+def export(
+    name: str, found: Iterable[Found], out: Path, on_row: Callable[[int], Any], roots: Sequence[str] = ()
+) -> int:
     """Write labels in another format; see the functions above.
+
+    Pictures that do not lie in the shards are copied from below ``roots`` alone.
 
     Raises:
         ConfigError: there is something at OUT already.
@@ -150,7 +157,7 @@ def export(name: str, found: Iterable[Found], out: Path, on_row: Callable[[int],
     except OSError as error:
         raise ConfigError(f"--out {out}: {error}") from error
     try:
-        count = EXPORTS[name](found, out, on_row)
+        count = EXPORTS[name](found, out, on_row, roots)
     except OSError as error:
         raise StorageError(f"{out}: cannot be written ({error}); make room, or name another folder") from error
     if name == "webdataset":
@@ -186,16 +193,24 @@ def _xywh(xyxy: Box) -> list[float]:
     return [x1, y1, x2 - x1, y2 - y1]
 
 
-def _picture(record: GroundingRecord) -> bytes:
-    (data,) = read_encoded([record.image])
-    if isinstance(data, ImageError):
-        raise ShardError(f"row {record.key}: {data.reason}: {data}")
+def _picture(record: GroundingRecord, roots: Sequence[str]) -> bytes:
+    path = record.image.path if record.image.bytes is None else None
+    try:
+        if path is not None:
+            check_inside(path, roots)
+        (data,) = read_encoded([record.image])
+        if isinstance(data, ImageError):
+            raise data
+        if path is not None:  # a file of any kind may be named
+            decode_image(data, MAX_PIXELS)
+    except ImageError as error:
+        raise ShardError(f"row {record.key}: {error.reason}: {error}") from error
     return data
 
 
-def _write_picture(record: GroundingRecord, out: Path, number: int) -> str:
+def _write_picture(record: GroundingRecord, out: Path, number: int, roots: Sequence[str]) -> str:
     """Write a picture under a number, because keys are untrusted; return its name."""
-    data = _picture(record)
+    data = _picture(record, roots)
     name = f"{number:012d}.{_suffix(data)}"
     (out / PICTURES / name).write_bytes(data)
     return name

@@ -10,7 +10,7 @@ import base64
 import hashlib
 import io
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,12 @@ _SCRIPT = Path(__file__).with_name("gallery.js")
 
 
 def write_gallery(
-    found: Iterable[Found], path: Path, title: str, max_pixels: int, on_row: Callable[[int], Any] = lambda rows: None
+    found: Iterable[Found],
+    path: Path,
+    title: str,
+    max_pixels: int,
+    on_row: Callable[[int], Any] = lambda rows: None,
+    roots: Sequence[str] = (),
 ) -> int:
     """Write a page with the pairs found.
 
@@ -42,6 +47,7 @@ def write_gallery(
         title: of the page.
         max_pixels: larger pictures are not decoded; their pairs appear without.
         on_row: told of every pair.
+        roots: folders and URLs where pictures may be that do not lie in the shards.
 
     Returns:
         Pairs on the page.
@@ -51,7 +57,7 @@ def write_gallery(
     """
     pairs = []
     for record in read_records(found):
-        pairs.append(_pair(record, max_pixels))
+        pairs.append(_pair(record, max_pixels, roots))
         on_row(1)
     script = _SCRIPT.read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -66,10 +72,10 @@ def write_gallery(
     return len(pairs)
 
 
-def _pair(record: GroundingRecord, max_pixels: int) -> dict[str, Any]:
+def _pair(record: GroundingRecord, max_pixels: int, roots: Sequence[str]) -> dict[str, Any]:
     picture, reason = None, record.reject_reason
     try:
-        picture = _thumbnail(load_image(record.image, max_pixels))
+        picture = _thumbnail(load_image(record.image, max_pixels, roots))
     except ImageError as error:
         reason = reason or error.reason
     phrases = [

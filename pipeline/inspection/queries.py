@@ -28,21 +28,22 @@ _VIEWS = """
 """
 
 
-def query(place: Place, sql: str) -> pa.Table:
-    """Answer a query over the tables that ``TABLES`` lists.
+def query(place: Place, sql: str, is_unsafe: bool = False) -> pa.Table:
+    """Answer a query over the tables that ``TABLES`` lists; only an unsafe one may touch anything else, such as files.
 
     Raises:
         MissingInputError: there are no shards.
         ShardError: they hold other records.
         ConfigError: the query is wrong.
     """
-    with connect(labels=read_pseudo_labels(str(place))) as db:
+    with connect(not is_unsafe, labels=read_pseudo_labels(str(place))) as db:
         db.execute(_VIEWS)
         try:
             answer = db.sql(sql)
             return pa.table({}) if answer is None else answer.to_arrow_table()
         except duckdb.Error as error:
-            raise ConfigError(f"--sql: {error}\ntables:\n{TABLES}") from error
+            hint = "\n--sql-unsafe lets a query touch files" if isinstance(error, duckdb.PermissionException) else ""
+            raise ConfigError(f"--sql: {error}{hint}\ntables:\n{TABLES}") from error
 
 
 def format_table(table: pa.Table, limit: int) -> str:

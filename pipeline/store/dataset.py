@@ -36,8 +36,12 @@ def open_dataset(place: Place) -> pyarrow.dataset.Dataset:
 
 
 @contextmanager
-def connect(**tables: Any) -> Iterator[duckdb.DuckDBPyConnection]:
+def connect(is_locked: bool = True, /, **tables: Any) -> Iterator[duckdb.DuckDBPyConnection]:
     """Open an in-memory DuckDB that sees datasets as tables, for the length of a ``with`` block.
+
+    Args:
+        is_locked: it sees nothing else: no files, no other databases, no extensions, no variables of the program.
+        tables: by name.
 
     Raises:
         ShardError: inside of the block, a shard turned out to be broken.
@@ -46,6 +50,9 @@ def connect(**tables: Any) -> Iterator[duckdb.DuckDBPyConnection]:
         connection.execute("SET temp_directory = ?", [spill])  # and not the folder that the user stands in
         for name, table in tables.items():
             connection.register(name, table)
+        if is_locked:
+            connection.execute("SET python_enable_replacements = false; SET enable_external_access = false")
+            connection.execute("SET lock_configuration = true")
         try:
             yield connection
         except duckdb.Error as error:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import lzma
+import os
 import posixpath
 import re
 import zlib
@@ -31,6 +32,8 @@ _HTTP = re.compile(r"https?://")
 _LOGIN = re.compile(
     r"(?<=://)([^/?#:@]*:(?!\d*(?:[/?#]|$)).*@|[^/?#@]*:[^/?#]*@|(?<!abfs://)(?<!abfss://)[^/?#]*@)", re.DOTALL
 )
+IMAGE_ROOTS = "GLIP_IMAGE_ROOTS"
+"""Environment variable: where pictures may be that records of somebody else's shards name."""
 _SECRET_CHARS = 4
 """Shorter pieces of a URL are no secrets, and stand in many a message."""
 _MAX_NAME_BYTES = 4096
@@ -117,6 +120,42 @@ def join_inside(folder: str, name: str) -> str:
         clean = quote(clean, safe="/:@!$&'()*+,;=~")
     inner, chain, outer = folder.partition("::")  # zip://folder::s3://bucket/archive.zip
     return f"{inner if inner.endswith('://') else inner.rstrip('/') + '/'}{clean}{chain}{outer}"
+
+
+def check_inside(url: str, roots: Sequence[str]) -> None:
+    """Make sure that a place which somebody else's record names lies below one of the allowed folders or URLs.
+
+    Links on disk are resolved on both sides. A chain such as ``zip://a.png::s3://bucket/a.zip`` lies where its last
+    link does; only archives may stand before that.
+
+    Raises:
+        ImageError: ``image_outside_folder``.
+    """
+    plain, _, _ = _parse_range(url)
+    *archives, place = _CHAIN.split(plain)
+    try:
+        if all(re.match("(zip|tar)://", link) for link in archives) and any(_is_below(place, root) for root in roots):
+            return
+    except (OSError, ValueError, RuntimeError) as error:  # odd names, loops of links
+        raise ImageError("image_missing", f"{redact(url)!r:.300}: {describe(error, url)}") from error
+    raise ImageError(
+        "image_outside_folder",
+        f"{redact(url)!r:.300} lies outside of the shard's folder; if you trust the shard, allow the folder or URL "
+        f"above it by --image-root, or by {IMAGE_ROOTS} in the environment",
+    )
+
+
+def allowed_roots() -> list[str]:
+    """Return the folders and URLs, split by commas, that the user's environment allows pictures of records to be in."""
+    return [root for root in os.environ.get(IMAGE_ROOTS, "").split(",") if root]
+
+
+def _is_below(place: str, root: str) -> bool:
+    place, root = _LOCAL.sub("", place, count=1), _LOCAL.sub("", root, count=1)
+    if not _SCHEME.match(place) and not _SCHEME.match(root):
+        return bool(root) and Path(place).resolve().is_relative_to(Path(root).resolve())
+    steps = re.split(r"[/\\]", unquote(place))
+    return bool(_SCHEME.match(root)) and place.startswith(root.rstrip("/") + "/") and ".." not in steps
 
 
 def byte_range(url: str, first: int, length: int) -> str:

@@ -236,11 +236,13 @@ def random_pixels(*shape: int, seed: int = 0) -> np.ndarray[Any, Any]:
     return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
 
 
-def test_arrays_are_rgb_grey_or_rgb_with_a_transparency_that_is_left_out() -> None:
+def test_arrays_are_rgb_grey_or_rgb_with_a_transparency_over_white() -> None:
     colour, grey, transparent = random_pixels(5, 7, 3), random_pixels(5, 7), random_pixels(5, 7, 4)
     assert same(open_image(colour), colour)
     assert same(open_image(grey), np.stack([grey] * 3, -1))
-    assert same(open_image(transparent), transparent[..., :3])
+    share = transparent[..., 3:] / 255
+    over_white = transparent[..., :3] * share + 255 * (1 - share)
+    assert np.abs(np.asarray(open_image(transparent)) - over_white).max() <= 1
 
 
 def test_views_into_larger_arrays_are_read_as_they_look() -> None:

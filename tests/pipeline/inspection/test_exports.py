@@ -174,10 +174,11 @@ def test_pictures_by_path_are_fetched(name: str, tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(picture("JPEG"))
     rows = [row("k", DOG, image=ImageRef(path=str(tmp_path / "a.jpg")))]
     write_shard(tmp_path / "labels" / shard_name(0), rows, GroundingRecord)
-    assert export(name, find_rows(tmp_path / "labels", Filter()), tmp_path / "out", lambda _: None) == 1
+    roots = [str(tmp_path)]
+    assert export(name, find_rows(tmp_path / "labels", Filter()), tmp_path / "out", lambda _: None, roots) == 1
     (tmp_path / "a.jpg").unlink()
     with pytest.raises(ShardError, match="row k: image_missing"):
-        export(name, find_rows(tmp_path / "labels", Filter()), tmp_path / "again", lambda _: None)
+        export(name, find_rows(tmp_path / "labels", Filter()), tmp_path / "again", lambda _: None, roots)
 
 
 def test_nothing_is_written_over(labels: Path, tmp_path: Path) -> None:
@@ -196,3 +197,22 @@ def test_no_room_is_told(labels: Path, tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(Path, "write_bytes", refuse)
     with pytest.raises(StorageError, match=r"out: cannot be written .*No space left"):
         export("coco", find_rows(labels, Filter()), tmp_path / "out", lambda _: None)
+
+
+@pytest.mark.parametrize("name", ["coco", "odvg", "webdataset"])
+def test_pictures_are_copied_from_allowed_places_alone(tmp_path: Path, name: str) -> None:
+    beside = tmp_path / "labels" / "a.jpg"
+    secret, text = tmp_path / "secret.jpg", tmp_path / "labels" / "key.txt"
+    for number, path in enumerate((beside, secret, text)):
+        shard = tmp_path / "labels" / f"{number}" / shard_name(0)
+        shard.parent.mkdir(parents=True)
+        path.write_bytes(b"a secret" if path is text else picture("JPEG"))
+        write_shard(shard, [row("one", DOG, image=ImageRef(path=str(path)))], GroundingRecord)
+    roots = [str(tmp_path / "labels")]
+    places = [tmp_path / "labels" / f"{number}" for number in range(3)]
+    assert export(name, find_rows(places[0], Filter()), tmp_path / "0", lambda rows: None, roots) == 1
+    with pytest.raises(ShardError, match=r"row one: image_outside_folder: .*--image-root"):
+        export(name, find_rows(places[1], Filter()), tmp_path / "1", lambda rows: None, roots)
+    with pytest.raises(ShardError, match="row one: image_unreadable"):
+        export(name, find_rows(places[2], Filter()), tmp_path / "2", lambda rows: None, roots)
+    assert not any(path.is_file() for number in "12" for path in (tmp_path / number).rglob("*"))

@@ -74,3 +74,30 @@ def test_answers_are_laid_out_for_a_terminal() -> None:
         "x" * 79 + "…  1       None",
         "… and 1 more; --limit shows them",
     ]
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "SELECT * FROM read_text('/etc/passwd')",
+        "SELECT * FROM '/etc/passwd'",
+        "COPY (SELECT key FROM labels) TO '{out}'",
+        "ATTACH '{out}'",
+        "INSTALL httpfs",
+        "LOAD httpfs",
+        "SET enable_external_access = true",
+        "SET lock_configuration = false",
+        "SELECT * FROM GROUNDING_SCHEMA",
+    ],
+)
+def test_a_query_sees_the_labels_alone(folder: Path, tmp_path: Path, sql: str) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(ConfigError, match="--sql: "):
+        query(folder, sql.format(out=out))
+    assert not out.exists()
+
+
+def test_a_query_touches_files_where_the_user_wants_it(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.csv"
+    query(folder, f"COPY (SELECT key FROM labels) TO '{out}'", is_unsafe=True)
+    assert len(out.read_text().splitlines()) == 6

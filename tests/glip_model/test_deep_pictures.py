@@ -1,0 +1,102 @@
+"""Pictures that are not 8-bit RGB: more bits, floats and transparency."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from glip_model.images import check_image, decode_image, open_image
+
+MAX_PIXELS = 10_000
+
+
+def decoded(image: Image.Image, kind: str, **options: object) -> np.ndarray:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    (height, width), small = check_image(buffer.getvalue(), MAX_PIXELS, 64)
+    pixels = np.asarray(decode_image(buffer.getvalue(), MAX_PIXELS))
+    assert (height, width) == pixels.shape[:2]
+    np.testing.assert_array_equal(np.asarray(small), pixels)
+    return pixels
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_16_bits_are_scaled_to_8(kind: str) -> None:
+    values = np.array([[0, 257, 32768], [40000, 65278, 65535]], np.uint16)
+    pixels = decoded(Image.fromarray(values), kind)
+    assert pixels[..., 0].tolist() == [[0, 1, 128], [156, 254, 255]]
+    assert (pixels == pixels[..., :1]).all()
+
+
+def test_12_bits_in_a_16_bit_file_keep_their_brightness() -> None:
+    values = np.array([[0, 1024, 2048, 4095]], np.uint16)
+    assert decoded(Image.fromarray(values), "PNG")[0, :, 0].tolist() == [0, 64, 128, 255]
+
+
+def test_big_endian_16_bits() -> None:
+    image = Image.frombytes("I;16B", (3, 1), np.array([0, 32768, 65535], ">u2").tobytes())
+    assert np.asarray(open_image(image))[0, :, 0].tolist() == [0, 128, 255]
+    assert decoded(image, "TIFF")[0, :, 0].tolist() == [0, 128, 255]
+
+
+def test_narrow_ranges_and_negative_values_are_stretched() -> None:
+    thermal = np.array([[29000, 30000, 31000]], np.uint16)
+    assert decoded(Image.fromarray(thermal), "PNG")[0, :, 0].tolist() == [0, 128, 255]
+    signed = np.array([[-1000, 0, 1000]], np.int32)
+    assert decoded(Image.fromarray(signed), "TIFF")[0, :, 0].tolist() == [0, 128, 255]
+
+
+def test_32_bit_integers() -> None:
+    values = np.array([[0, 2**30, 2**31 - 1]], np.int32)
+    assert decoded(Image.fromarray(values), "TIFF")[0, :, 0].tolist() == [0, 128, 255]
+    low = np.array([[0, 100, 255]], np.int32)
+    assert decoded(Image.fromarray(low), "TIFF")[0, :, 0].tolist() == [0, 100, 255]
+
+
+def test_floats_with_values_that_are_none() -> None:
+    values = np.array([[0, 0.5, 1, np.nan, np.inf, -np.inf]], np.float32)
+    assert decoded(Image.fromarray(values), "TIFF")[0, :, 0].tolist() == [0, 128, 255, 0, 255, 0]
+    bytes_like = np.array([[0, 100, 255]], np.float32)
+    assert decoded(Image.fromarray(bytes_like), "TIFF")[0, :, 0].tolist() == [0, 100, 255]
+    assert decoded(Image.fromarray(np.full((1, 2), np.nan, np.float32)), "TIFF").max() == 0
+
+
+def test_a_constant_deep_picture_keeps_its_brightness() -> None:
+    assert decoded(Image.fromarray(np.full((2, 2), 40000, np.uint16)), "PNG").max() == 156
+
+
+def test_a_turned_deep_picture_stands_upright() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    values = np.array([[0, 32768, 65535]], np.uint16)
+    assert decoded(Image.fromarray(values), "PNG", exif=exif)[:, 0, 0].tolist() == [0, 128, 255]
+
+
+def test_transparency_is_composed_over_white() -> None:
+    rgba = np.array([[[0, 0, 0, 0], [0, 0, 0, 255], [255, 0, 0, 128]]], np.uint8)
+    expected = [[255, 255, 255], [0, 0, 0], [255, 127, 127]]
+    assert decoded(Image.fromarray(rgba), "PNG")[0].tolist() == expected
+    assert np.asarray(open_image(rgba))[0].tolist() == expected
+    grey = np.array([[[0, 0], [7, 255]]], np.uint8)
+    assert decoded(Image.fromarray(grey, "LA"), "PNG")[0, :, 0].tolist() == [255, 7]
+
+
+def test_one_transparent_colour_becomes_white() -> None:
+    palette = Image.fromarray(np.array([[0, 1]], np.uint8), "P")
+    palette.putpalette([0, 0, 0, 10, 20, 30])
+    assert decoded(palette, "PNG", transparency=0)[0].tolist() == [[255, 255, 255], [10, 20, 30]]
+    assert decoded(palette, "GIF", transparency=0)[0].tolist() == [[255, 255, 255], [10, 20, 30]]
+    rgb = np.array([[[0, 0, 0], [1, 2, 3]]], np.uint8)
+    assert decoded(Image.fromarray(rgb), "PNG", transparency=(0, 0, 0))[0].tolist() == [[255, 255, 255], [1, 2, 3]]
+    grey = np.array([[0, 9]], np.uint8)
+    assert decoded(Image.fromarray(grey), "PNG", transparency=0)[0, :, 0].tolist() == [255, 9]
+
+
+@pytest.mark.parametrize("shape", [(5, 7, 3), (5, 7)])
+def test_8_bit_pictures_without_transparency_stay_as_they_are(shape: tuple[int, ...]) -> None:
+    values = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    pixels = decoded(Image.fromarray(values), "PNG")
+    np.testing.assert_array_equal(pixels, np.broadcast_to(values if values.ndim == 3 else values[..., None], (5, 7, 3)))
+    opaque = Image.fromarray(pixels).convert("RGBA")
+    np.testing.assert_array_equal(decoded(opaque, "PNG"), pixels)
