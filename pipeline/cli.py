@@ -63,7 +63,7 @@ def run_stage(
 
 
 def run_if_program(name: str) -> None:
-    """Run the module of ``stages`` whose ``__name__`` this is where it is the program: ``python -m stages.NAME``."""
+    """Run the calling module of ``stages``, by its ``__name__``, if it is the program (``python -m stages.NAME``)."""
     if name == "__main__":
         module: Any = sys.modules[name]
         run_stage(module.__doc__, module.add_arguments, module.run, prog=f"python -m {module.__spec__.name}")

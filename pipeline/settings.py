@@ -44,7 +44,7 @@ ADDED: dict[tuple[str, ...], str] = {
     ("pseudo_label",): "min_score min_score_by_source flip_agreement",
     ("evaluate",): "max_prompt_categories_by_source",
 }
-"""Settings, by section, that params files of before them lack: their values are then those of the project's file."""
+"""Settings that came later, by section: older params files lack them, and get the values of the project's file."""
 PROJECT_PARAMS = Path(__file__).with_name("params.yaml")
 """The project's params.yaml, as it travels with the package."""
 _EXTENDS = "extends"
@@ -218,7 +218,7 @@ def _layers(path: Path) -> list[tuple[Path, Any]]:
 
 
 def _fill(values: dict[str, Any]) -> None:
-    """Add what a file of before ``ADDED`` lacks."""
+    """Add what an older file lacks of ``ADDED``, as the project's file has it."""
     (_, project), *_ = _layers(PROJECT_PARAMS)
     for steps, names in ADDED.items():
         part, known = values, project

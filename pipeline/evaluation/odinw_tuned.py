@@ -55,7 +55,7 @@ def read_runs(folder: Path, split: str) -> list[Run]:
     """
     files = sorted(folder.glob("*/*/*/*.json"))
     if not files:
-        raise MissingInputError(f"{folder}: no MODE/SHOTS/SEED/DATA_SET.json; judge tuned models with stages.evaluate")
+        raise MissingInputError(f"{folder}: no MODE/SHOTS/SEED/DATA_SET.json; judge tuned models with glip evaluate")
     return [_read_run(path, split) for path in files]
 
 
@@ -123,6 +123,4 @@ def _read_run(path: Path, split: str) -> Run:
         values = [sources[prefix + name]["all"]["AP"] for prefix in PREFIXES.values() if prefix + name in sources]
         return Run(name, mode, shots, int(seed), float(values[0]))
     except (ValueError, KeyError, TypeError, IndexError) as error:
-        raise BenchmarkError(
-            f"{path}: no AP of odinw_{name} on {split} ({error!r}); run stages.evaluate anew"
-        ) from error
+        raise BenchmarkError(f"{path}: no AP of odinw_{name} on {split} ({error!r}); run glip evaluate anew") from error

@@ -53,7 +53,7 @@ def plan(config: EvaluateConfig, model: Mapping[str, Any], benchmark: Benchmark,
 
 
 def is_complete(predictions: Place) -> bool | None:
-    """Return None where a picture was missing, as it may have come meanwhile."""
+    """Return True for predictions to keep; None where a picture was missing, which may have come meanwhile."""
     return None if "image_missing" in read_missing([predictions]).values() else True
 
 

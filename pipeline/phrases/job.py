@@ -1,4 +1,7 @@
-"""The ``phrases`` stage over Ray: one shard of web pairs becomes one shard of phrases, rows in the same order."""
+"""The ``phrases`` stage over Ray: one shard of web pairs becomes one shard of phrases, rows in the same order.
+
+Finished shards are kept when the stage runs again, see ``pipeline.store.resume``.
+"""
 
 from __future__ import annotations
 

@@ -101,7 +101,7 @@ class PartTask:
 
 @dataclass(frozen=True)
 class ShardFigures:
-    """What the manifest says of a shard, and hashes of its keys: eight bytes a row compare millions on the driver."""
+    """What the manifest says of a shard, and hashes of its keys: the driver compares millions by eight bytes a row."""
 
     name: str
     rows: int

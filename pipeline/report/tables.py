@@ -57,7 +57,7 @@ class CategoryRow:
 
 
 def read_metrics(path: Path) -> dict[str, Any]:
-    """Return split → task → source → part → measure → value as ``stages.evaluate`` wrote it, nothing without a file.
+    """Return split → task → source → part → measure → value as ``glip evaluate`` wrote it, nothing without a file.
 
     Raises:
         BenchmarkError: the file holds anything else.

@@ -22,7 +22,7 @@ T = TypeVar("T")
 SHARDS, MANIFEST_FILE = "part-*.parquet", "_manifest.json"
 """Names in a folder of shards. Arrow, and with it pandas, takes what does not begin with ``_`` or ``.`` for a shard."""
 OLD_MANIFEST_FILE = "manifest.json"
-"""Name of the manifest in folders of before; it is read, and gives way when a new one is written."""
+"""Name of the manifest in folders of earlier versions; it is read, and removed when a new one is written."""
 
 logger = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from pipeline.store.storage import Place
 from pipeline.training.settings import RunConfig
 
 _COUNTED_STRINGS = 1_000_000
-"""Whose tokens are remembered, the latest."""
+"""Strings whose numbers of tokens are remembered, the latest ones."""
 
 
 def usable_rows(table: pa.Table) -> NDArray[np.bool_]:

@@ -35,7 +35,7 @@ class Rows:
     """Rows of one kind of data, each of which can be turned into a sample.
 
     Rows that are read together lend one another negatives: those of a row group where they are streamed, else all.
-    Which rows cannot be shown is known when they are read: where they are streamed they have numbers, else none.
+    Which rows cannot be shown is known once they are read: streamed ones are counted all the same, others are not.
 
     Args:
         folder: of shards.
@@ -64,7 +64,7 @@ class Rows:
             self._numbers = np.flatnonzero(np.concatenate([np.zeros(0, dtype=bool), *can_be_shown]))
 
     def __len__(self) -> int:
-        """Count the rows that have numbers."""
+        """Count all rows where they are streamed, else those that can be shown."""
         return int(self.groups.rows.sum()) if self._numbers is None else len(self._numbers)
 
     def sample(self, row: int, rng: np.random.Generator) -> Sample | None:
