@@ -33,6 +33,7 @@ _DECODER_ERRORS = (
     SyntaxError,
     EOFError,
     LookupError,
+    AttributeError,
     ArithmeticError,
     RuntimeError,
     MemoryError,

@@ -154,6 +154,9 @@ def test_errors_that_decoders_raise_besides_their_own_are_refusals() -> None:
     flags = bytearray(encode(gradient(), "DDS"))
     flags[80:84] = (1).to_bytes(4, "little")  # pixel format flags that Pillow answers with NotImplementedError
     assert reason_of(bytes(flags)) == "image_unreadable"
+    spider = bytearray(encode(gradient(), "SPIDER"))
+    spider[4 * 26 : 4 * 27] = struct.pack("f", 2.0)  # an image within a stack, at which Pillow misses an attribute
+    assert reason_of(bytes(spider)) == "image_unreadable"
 
 
 # Pictures of every kind

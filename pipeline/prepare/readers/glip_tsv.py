@@ -282,7 +282,7 @@ def _read_yaml(url: Url) -> dict[str, str]:
             raise MissingInputError(
                 f"{redact(url)}: not readable as YAML: {describe(error, url)}; fetch the file again"
             ) from error
-    if not isinstance(content, dict) or not {"img", "label"} <= set(content):
+    if not isinstance(content, dict) or content.get("img") is None or content.get("label") is None:
         raise MissingInputError(f"{redact(url)}: expected a mapping with img and label, the data set's TSV files")
     above, slash, _ = url.rpartition("/")
     files = {}

@@ -10,7 +10,7 @@ from typing import Any
 from pipeline.errors import MissingInputError
 from pipeline.prepare.raw import RawDetection, RawImage, RawObject, RawTable, SourceContext, Url
 from pipeline.prepare.readers.coco import whole_number
-from pipeline.prepare.readers.lines import open_text
+from pipeline.prepare.readers.lines import open_csv
 from pipeline.prepare.readers.spool import Spool
 from pipeline.store.filesystem import file_identity, redact
 from pipeline.store.records import Category, DetectionRecord
@@ -64,7 +64,7 @@ def _boxes(url: Url, names: dict[str, str], ids: dict[str, int]) -> Iterator[tup
     """Yield a picture's id and one of its boxes; ``ids`` learns the labels in the order in which they come."""
     for label in names:
         ids.setdefault(label, len(ids) + 1)
-    with open_text(url) as lines:
+    with open_csv(url) as lines:
         rows = csv.DictReader(lines)
         missing = {"ImageID", "LabelName", *_SIDES} - set(rows.fieldnames or ())
         if missing:
@@ -86,7 +86,7 @@ def _share(text: str | None) -> float | None:
 
 
 def _read_classes(url: Url) -> dict[str, str]:
-    with open_text(url) as lines:
+    with open_csv(url) as lines:
         names = {row[0]: row[1] for row in csv.reader(lines) if len(row) >= 2 and row[0] != "LabelName"}
     if not names:
         raise MissingInputError(f"{redact(url)}: expected rows of label and name, found none")
@@ -94,7 +94,7 @@ def _read_classes(url: Url) -> dict[str, str]:
 
 
 def _read_sizes(url: Url) -> dict[str, tuple[int | None, int | None]]:
-    with open_text(url) as lines:
+    with open_csv(url) as lines:
         rows = csv.DictReader(lines)
         if not {"ImageID", "Width", "Height"} <= set(rows.fieldnames or ()):
             raise MissingInputError(f"{redact(url)}: expected the columns ImageID, Width and Height")

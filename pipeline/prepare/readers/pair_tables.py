@@ -28,7 +28,7 @@ from pipeline.prepare.raw import (
     SourceContext,
     Url,
 )
-from pipeline.prepare.readers.lines import PROBED_LINES, decode_text, json_lines, json_parts, open_text
+from pipeline.prepare.readers.lines import PROBED_LINES, decode_text, json_lines, json_parts, open_csv
 from pipeline.store.filesystem import describe, file_identity, list_files, open_file, redact
 from pipeline.store.records import CaptionRecord
 
@@ -331,10 +331,9 @@ def _read_list(file: str, layout: _Layout, images: str | None, file_name: str) -
 @contextmanager
 def _open_rows(file: str, delimiter: str) -> Iterator[Iterator[list[str]]]:
     """Open a TSV, where quotes are plain characters, or a CSV, where they are not."""
-    csv.field_size_limit(1 << 24)
     quoting: Literal[0, 3] = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
-    with open_text(file) as lines:
-        yield csv.reader((line.replace("\0", "") for line in lines), delimiter=delimiter, quoting=quoting)
+    with open_csv(file) as lines:
+        yield csv.reader(lines, delimiter=delimiter, quoting=quoting)
 
 
 def _parquet_table(

@@ -86,18 +86,16 @@ class Spool:
         identity: str,
         rows: Callable[[list[tuple[Any, list[Any]]]], Iterator[RawRow]],
         rows_per_part: int,
-        counts_strays: bool = True,
     ) -> Iterator[Part]:
-        """Cut the pictures into parts.
+        """Cut the pictures into parts; the first drops, and so counts, the annotations of pictures that are not here.
 
         Args:
             label: of the file, for messages.
             identity: of everything that the rows depend on.
             rows: makes raw rows of some pictures with their annotations, where the part is read.
             rows_per_part: pictures in one part.
-            counts_strays: the first part drops, and so counts, the annotations of pictures that are not here.
         """
-        strays = self._count_strays() if counts_strays else 0
+        strays = self._count_strays()
         for start in range(0, len(self), rows_per_part):
             pictures = self.read(start, start + rows_per_part)
             stop = start + len(pictures)

@@ -20,7 +20,7 @@ from pipeline.prepare.raw import (
 )
 from pipeline.prepare.readers.coco import Values, corners, listed
 from pipeline.prepare.readers.json_stream import JsonStream
-from pipeline.prepare.readers.spool import Spool
+from pipeline.prepare.readers.spool import Spool, text_id
 from pipeline.store.filesystem import file_identity, redact
 from pipeline.store.records import Category, DetectionRecord, GroundingRecord
 
@@ -51,7 +51,7 @@ def read_visual_genome_objects(
     spool = _spool(objects, "objects", lambda item: (_box(item), ids.get(_name(item) or "")), image_data, without_coco)
     identity = f"{file_identity(objects)} {file_identity(image_data)} {images} {without_coco} {min_count}"
     categories = tuple(Category(id=number, name=name) for name, number in ids.items())
-    parts = partial(spool.parts, redact(objects), identity, partial(_detection_rows, images), counts_strays=False)
+    parts = partial(spool.parts, redact(objects), identity, partial(_detection_rows, images))
     return [RawTable(DetectionRecord, parts, len(spool), categories)]
 
 
@@ -68,23 +68,29 @@ def read_visual_genome_regions(
     """
     spool = _spool(regions, "regions", lambda item: (_box(item), item.get("phrase")), image_data, without_coco)
     identity = f"{file_identity(regions)} {file_identity(image_data)} {images} {without_coco}"
-    parts = partial(spool.parts, redact(regions), identity, partial(_region_rows, images), counts_strays=False)
+    parts = partial(spool.parts, redact(regions), identity, partial(_region_rows, images))
     return [RawTable(GroundingRecord, parts)]
 
 
 def _spool(url: Url, items: str, values: Callable[[Values], Any], image_data: Url, without_coco: bool) -> Spool:
     """Join the pictures with what ``values`` keeps of the entries in their list ``items``."""
-    spool = Spool()
+    spool, in_coco = Spool(), set[str | None]()
     fields = ("image_id", "url", "height", "width", "coco_id")
-    kept = (row for row in JsonStream(image_data).entries() if not (without_coco and row.get("coco_id") is not None))
-    spool.add_pictures((row.get("image_id"), [row.get(name) for name in fields]) for row in kept)
+
+    def pictures() -> Iterator[tuple[Any, list[Any]]]:
+        for row in JsonStream(image_data).entries():
+            if without_coco and row.get("coco_id") is not None:
+                in_coco.add(text_id(row.get("image_id")))
+            else:
+                yield row.get("image_id"), [row.get(name) for name in fields]
+
+    spool.add_pictures(pictures())
     if not len(spool):
         raise MissingInputError(f"{redact(image_data)}: no pictures in it; expected Visual Genome's image_data.json")
     # Older releases call the picture "id".
+    named = ((row.get("image_id", row.get("id")), _list(row, items)) for row in JsonStream(url).entries())
     spool.add_annotations(
-        (row.get("image_id", row.get("id")), values(item))
-        for row in JsonStream(url).entries()
-        for item in _list(row, items)
+        (picture, values(item)) for picture, found in named for item in found if text_id(picture) not in in_coco
     )
     return spool
 
@@ -121,7 +127,7 @@ def _image(values: list[Any], images: str) -> RawImage:
 
 
 def _list(row: Values, name: str) -> list[Values]:
-    return [item for item in listed(row.get(name)) if isinstance(item, dict)]
+    return [item if isinstance(item, dict) else {} for item in listed(row.get(name))]
 
 
 def _name(item: Values) -> str | None:

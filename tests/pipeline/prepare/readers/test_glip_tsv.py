@@ -361,3 +361,9 @@ def test_a_missing_file_is_named(data_set: DataSet, context: SourceContext) -> N
     (data_set.folder / "img.lineidx").unlink()
     with pytest.raises(MissingInputError, match=r"img\.tsv: no such file"):
         read_glip_tsv(context, annotations=url)
+
+
+def test_a_yaml_whose_pictures_are_null_is_refused(tmp_path: Path, context: SourceContext) -> None:
+    (tmp_path / "set.yaml").write_text("img:\nlabel: label.tsv\n")
+    with pytest.raises(MissingInputError, match="expected a mapping with img and label"):
+        read_glip_tsv(context, annotations=Url(tmp_path / "set.yaml"))

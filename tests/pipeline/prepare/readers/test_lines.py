@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -11,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import MissingInputError
-from pipeline.prepare.readers.lines import bytes_per_part, json_lines, line_ranges, open_text, read_lines
+from pipeline.prepare.readers import lines as lines_module
+from pipeline.prepare.readers.lines import bytes_per_part, json_lines, line_ranges, open_csv, open_text, read_lines
 
 contents = st.text(st.sampled_from("ab é\N{DOG FACE}\t"), max_size=12)
 
@@ -95,3 +97,19 @@ def test_lines_lie_behind_a_byte_order_mark(tmp_path: Path) -> None:
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(MissingInputError, match="nowhere"):
         list(read_lines(str(tmp_path / "nowhere"), 0, 10))
+
+
+def test_csv_lines_may_end_with_carriage_returns_outside_of_quotes(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_bytes(b'a,b\rc,"d\re"\r\nf\0,g\n')
+    with open_csv(str(tmp_path / "a.csv")) as lines:
+        assert list(csv.reader(lines)) == [["a", "b"], ["c", "d\re"], ["f", "g"]]
+
+
+def test_a_quote_that_nobody_closes_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lines_module, "MAX_CELL_CHARS", 100)
+    (tmp_path / "a.csv").write_text('a,"b\n' + "c,d\n" * 100)
+    with (
+        pytest.raises(MissingInputError, match=r"a\.csv: not readable as CSV"),
+        open_csv(str(tmp_path / "a.csv")) as rows,
+    ):
+        list(csv.reader(rows))

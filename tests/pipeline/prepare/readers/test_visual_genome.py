@@ -61,8 +61,9 @@ def test_objects_are_boxes_of_their_first_names(
     options = {"objects": files["objects"], "image_data": files["image_data"], "images": Url(tmp_path)}
     (table,) = read_visual_genome_objects(context, **options, without_coco=False)
     assert [category.name for category in table.categories] == ["ghost", "sky", "tree"]
-    unnamed, first, halved, second = read_rows(table)
-    assert (unnamed.reason, halved.reason) == ("category_unknown", "box_malformed")
+    *dropped, first, halved, second = read_rows(table)
+    assert [row.reason for row in dropped] == ["picture_unknown", "category_unknown", "box_malformed"]
+    assert halved.reason == "box_malformed"
     assert [(item.category_id, item.xyxy) for item in first.objects] == [(3, (5.0, 5.0, 15.0, 15.0))]
     assert [(item.category_id, item.xyxy) for item in second.objects] == [(3, (0.0, 1.0, 10.0, 21.0))]
     raws = [row for part in table.parts(9) for row in part.rows()]
@@ -76,7 +77,8 @@ def test_pictures_of_coco_and_rare_names_can_be_left_out(
     (table,) = read_visual_genome_objects(context, **options, min_count=2)
     assert [category.name for category in table.categories] == ["tree"]
     rows = read_rows(table)
-    assert [getattr(row, "reason", "record") for row in rows] == ["category_unknown", "record"]
+    *reasons, last = [getattr(row, "reason", "record") for row in rows]
+    assert (reasons, last) == (["picture_unknown", "category_unknown", "box_malformed"], "record")
 
 
 def test_every_region_is_a_caption_of_its_own(
@@ -109,3 +111,20 @@ def test_other_files_are_told(
         read_visual_genome_objects(
             context, objects=files["objects"], image_data=files["image_data"], images=Url(tmp_path)
         )
+
+
+def test_regions_of_unknown_pictures_and_those_that_are_none_are_counted(
+    files: dict[str, Url], tmp_path: Path, context: SourceContext, read_rows: Read
+) -> None:
+    Path(files["regions"]).write_text(
+        json.dumps([*REGIONS, {"id": 9, "regions": [{}]}, {"id": 1, "regions": ["tree"]}])
+    )
+    options = {"regions": files["regions"], "image_data": files["image_data"], "images": Url(tmp_path)}
+    (table,) = read_visual_genome_regions(context, **options)
+    rows = read_rows(table)
+    assert [getattr(row, "reason", "record") for row in rows] == [
+        "picture_unknown",
+        "record",
+        "caption_empty",
+        "caption_empty",
+    ]
