@@ -44,8 +44,10 @@ _DECODER_ERRORS = (
 MIN_RANGE = 1 / 8
 """Deeper pictures whose values span a smaller part of their full scale are stretched, see ``to_rgb``."""
 
-_ORIENTATION, _LYING = 0x0112, range(5, 9)
-"""The EXIF tag that says how a camera was held, and its values for pictures that are turned by a quarter."""
+_ORIENTATION = 0x0112
+"""The EXIF tag that says how a camera was held."""
+LYING = range(5, 9)
+"""Its values for pictures that are turned by a quarter."""
 
 
 class ImageError(ValueError):
@@ -119,13 +121,20 @@ def check_image(data: bytes, max_pixels: int, side: int) -> tuple[tuple[int, int
     with _picture_errors():
         image = _open(data, max_pixels)
         width, height = image.size
-        is_lying = image.getexif().get(_ORIENTATION) in _LYING
+        is_lying = image.getexif().get(_ORIENTATION) in LYING
         # A JPEG is read to its end, so that a truncated one is found, but its blocks are unpacked to a few pixels only.
         is_reduced = image.draft("RGB", (side, side)) is not None
         upright = to_rgb(ImageOps.exif_transpose(image))
         if not is_reduced:
             return (upright.height, upright.width), upright
         return ((width, height) if is_lying else (height, width)), upright
+
+
+def read_orientation(data: bytes, max_pixels: int) -> int:
+    """Return the EXIF orientation by which ``decode_image`` turns a picture, 1 to 8; errors as there."""
+    with _picture_errors():
+        orientation = _open(data, max_pixels).getexif().get(_ORIENTATION)
+        return next((value for value in range(2, 9) if value == orientation), 1)
 
 
 @contextmanager

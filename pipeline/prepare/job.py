@@ -156,6 +156,7 @@ class _Folder:
                 max_pixels=config.max_image_pixels,
                 categories=frozenset(category.id for category in table.categories),
                 min_box_side=0.0 if judged else MIN_BOX_SIDE,
+                is_judged_by=judged,
             )
             code = code_sha256([write_part, source.reader])
             metadata = categories_to_metadata(table.categories) if table.record_type is DetectionRecord else {}

@@ -48,7 +48,7 @@ class RawImage:
     folder: str | None = None
     """Where ``url`` and ``choices`` start; a name that leaves it is refused. For names that stand in files."""
     height: int | None = None
-    """As the annotations say; believed only when pictures are not opened."""
+    """As the annotations say. Boxes count in pixels of a picture of this size, see ``frames``."""
     width: int | None = None
     picture_id: str | None = None
     """The same for one picture in all data sets that show it, such as ``coco/139`` or ``flickr30k/1000092795``."""
@@ -74,7 +74,7 @@ class RawPhrase:
     char_spans: Sequence[Sequence[Any]]
     boxes: Sequence[Sequence[Any]] = ()
     scores: Sequence[Any] | None = None
-    """Per box, where a machine drew them; None for people's, which score 1."""
+    """Per box, where a machine drew them; None for people's, which score 1. Scores below 1 make a pseudo-label."""
     is_plural: bool | None = None
     split: str | None = None
     """See ``records.Phrase``."""
@@ -85,6 +85,8 @@ class _RawPicture:
     name: str
     """What the raw data calls the row, for messages."""
     image: RawImage
+    converted: tuple[str, ...] = ()
+    """What the reader did to the row to make sense of it, see ``Converted``."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -111,6 +113,9 @@ class RawGrounding(_RawPicture):
 
     caption: Any
     phrases: Sequence[RawPhrase]
+    key: Any = None
+    """Of the record, with ``source``, where the row was a record before; None derives it from the content."""
+    source: Any = None
     occurrence: int = 0
     """Counts rows that say the same and that the data set yet counts as several, as benchmarks do."""
 
@@ -144,11 +149,11 @@ class Converted:
     name: str
     """What the raw data calls the row."""
     what: str
-    """Such as ``CAPTION_NOT_UTF8``: its caption was taken for Windows-1252."""
+    """Such as ``CAPTION_NOT_UTF8``."""
 
 
 PictureRow = RawPair | RawDetection | RawGrounding
-RawRow = PictureRow | Reject | DroppedBox | Converted | Record
+RawRow = PictureRow | Reject | DroppedBox | Record
 """What a part yields. A reader may reject a row for itself, and one that makes its pictures yields finished records."""
 
 

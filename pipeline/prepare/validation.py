@@ -2,7 +2,8 @@
 
 A row that cannot be used becomes a ``Reject``, a box a ``DroppedBox``; neither ends a run. What is left holds what
 ``records`` promises: boxes inside their picture, spans inside their caption and with text in them, captions that every
-encoding can hold, sizes as the picture has them once it stands upright, keys that depend on the content alone.
+encoding can hold, sizes as the picture has them once it stands upright and boxes in its pixels, keys that depend on the
+content alone.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, Literal, TypeGuard
 
-from glip_model.images import ImageError, check_image
+from glip_model.images import ImageError, check_image, read_orientation
+from pipeline.prepare.frames import Frame, find_frame
 from pipeline.prepare.held_out import HeldOut, Sighting, perceptual_hash
 from pipeline.prepare.raw import (
     Converted,
@@ -49,6 +51,8 @@ READ_AHEAD = 64
 """Pictures fetched at a time; a remote store answers them side by side."""
 CHECKED_SIDE = 64
 """Pixels of the small picture that is looked at."""
+MAX_NAME_CHARS = 200
+"""Of the key and the source that a row brings along."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,8 @@ class Rules:
     """Pictures that must not be shown in training."""
     min_box_side: float = MIN_BOX_SIDE
     """Pixels; 0 in data that models are judged by, where every box that is one counts."""
+    is_judged_by: bool = False
+    """Models are judged by the rows, so that pseudo-labels are rejects."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +134,7 @@ def _places(image: RawImage) -> list[str]:
 
 def _convert(
     row: PictureRow, fetched: RawImage | ImageError | None, rules: Rules, sightings: list[Sighting] | None
-) -> Iterator[Record | Reject | DroppedBox]:
+) -> Iterator[Record | Reject | DroppedBox | Converted]:
     caption = "" if isinstance(row, RawDetection) else clean_caption(row.caption)
     if isinstance(row, RawPair):
         caption = caption.strip()
@@ -140,6 +146,7 @@ def _convert(
         return
     try:
         picture = _unread(row.image) if rules.pictures == "unread" else _look(fetched or row.image, rules)
+        frame = _frame(row, picture, rules)
     except ImageError as error:
         yield Reject(row.name, error.reason)
         return
@@ -148,13 +155,39 @@ def _convert(
         return
     if sightings is not None:
         sightings.append(picture.sighting)
+    for made in _make(row, picture, frame, caption, rules):
+        yield made
+        if not isinstance(made, Reject | DroppedBox):
+            yield from (Converted(row.name, what) for what in (*row.converted, *frame.converted))
+
+
+def _make(
+    row: PictureRow, picture: _Picture, frame: Frame, caption: str, rules: Rules
+) -> Iterator[Record | Reject | DroppedBox]:
     if isinstance(row, RawPair):
         key = content_key(rules.source, picture.content, caption)
         yield CaptionRecord(caption=caption, **_head(picture, key, rules))
     elif isinstance(row, RawDetection):
-        yield from _detection(row, picture, rules)
+        yield from _detection(row, picture, frame, rules)
     else:
-        yield from _grounding(row, picture, caption, rules)
+        yield from _grounding(row, picture, frame, caption, rules)
+
+
+def _frame(row: PictureRow, picture: _Picture, rules: Rules) -> Frame:
+    """Return the pixels that the boxes of a row count in; ImageError when that is not certain."""
+    size = picture.height, picture.width
+    if rules.pictures == "unread" or isinstance(row, RawPair):
+        return Frame(size)
+    height, width = row.image.height, row.image.width
+    stated = (height, width) if _is_size(height) and _is_size(width) else None
+    if isinstance(row, RawDetection):
+        boxes = [item.xyxy for item in row.objects if not item.is_relative]
+    else:
+        boxes = [box for phrase in row.phrases for box in phrase.boxes]
+    frame = find_frame(stated, size, read_orientation(picture.content, rules.max_pixels), boxes)
+    if frame is None:
+        raise ImageError("size_mismatch", f"{stated} in the annotation, {size} in the picture")
+    return frame
 
 
 def _head(picture: _Picture, key: str, rules: Rules) -> dict[str, Any]:
@@ -167,10 +200,12 @@ def _head(picture: _Picture, key: str, rules: Rules) -> dict[str, Any]:
     }
 
 
-def _detection(row: RawDetection, picture: _Picture, rules: Rules) -> Iterator[DetectionRecord | DroppedBox]:
+def _detection(
+    row: RawDetection, picture: _Picture, frame: Frame, rules: Rules
+) -> Iterator[DetectionRecord | DroppedBox]:
     objects = []
     for item in row.objects:
-        corners = _in_pixels(item.xyxy, picture) if item.is_relative else item.xyxy
+        corners = frame.place(item.xyxy, item.is_relative)
         box = read_box(corners, picture.height, picture.width, rules.min_box_side)
         if isinstance(box, str):
             yield DroppedBox(row.name, box)
@@ -178,6 +213,7 @@ def _detection(row: RawDetection, picture: _Picture, rules: Rules) -> Iterator[D
             yield DroppedBox(row.name, "category_unknown")
         else:
             is_crowd, area = bool(item.is_crowd), read_area(item.area)
+            area = None if area is None else area * frame.scale[0] * frame.scale[1]
             objects.append(DetectedObject(category_id=item.category_id, xyxy=box, is_crowd=is_crowd, area=area))
     key = content_key(rules.source, picture.content)
     yield DetectionRecord(
@@ -193,16 +229,8 @@ def _known_ids(ids: Any, rules: Rules) -> tuple[int, ...]:
     return tuple(number for number in found if type(number) is int and number in rules.categories)
 
 
-def _in_pixels(shares: Sequence[Any], picture: _Picture) -> Sequence[Any]:
-    try:
-        sides = (picture.width, picture.height, picture.width, picture.height)
-        return [share * side for share, side in zip(shares, sides, strict=True)]
-    except (TypeError, ValueError):
-        return ()
-
-
 def _grounding(
-    row: RawGrounding, picture: _Picture, caption: str, rules: Rules
+    row: RawGrounding, picture: _Picture, frame: Frame, caption: str, rules: Rules
 ) -> Iterator[GroundingRecord | Reject | DroppedBox]:
     phrases = []
     for raw in row.phrases:
@@ -213,7 +241,7 @@ def _grounding(
         scores: Sequence[Any] = raw.scores if raw.scores is not None else [1.0] * len(raw.boxes)
         boxes = []
         for corners, score in zip(raw.boxes, scores, strict=False):
-            box = read_box(corners, picture.height, picture.width, rules.min_box_side)
+            box = read_box(frame.place(corners), picture.height, picture.width, rules.min_box_side)
             if isinstance(box, str):
                 yield DroppedBox(row.name, box)
             elif not isinstance(score, int | float) or not 0 <= score <= 1:
@@ -227,11 +255,21 @@ def _grounding(
     if not phrases:
         yield Reject(row.name, "no_phrases")
         return
+    if rules.is_judged_by and any(box.score < 1 for phrase in phrases for box in phrase.boxes):
+        yield Reject(row.name, "pseudo_label")
+        return
     # One picture may have the same caption twice, of other things: the boxes tell them apart.
     content = repr([(phrase.char_spans, [box.xyxy for box in phrase.boxes]) for phrase in phrases])
     again = [str(row.occurrence)] if row.occurrence else []
     key = content_key(rules.source, picture.content, caption, content, *again)
-    yield GroundingRecord(caption=caption, phrases=tuple(phrases), **_head(picture, key, rules))
+    head = _head(picture, key, rules)
+    if _is_name(row.key) and _is_name(row.source):
+        head |= {"key": row.key, "source": row.source}
+    yield GroundingRecord(caption=caption, phrases=tuple(phrases), **head)
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and 0 < len(value) <= MAX_NAME_CHARS and value.isprintable()
 
 
 def _look(image: RawImage | ImageError, rules: Rules) -> _Picture:

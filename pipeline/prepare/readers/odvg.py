@@ -29,6 +29,8 @@ from pipeline.store.records import Category, DetectionRecord, GroundingRecord
 
 Kind = Literal["detection", "grounding"]
 KINDS: tuple[Kind, ...] = ("detection", "grounding")
+SUREST = 1 - 2**-24
+"""What a machine's score of 1 becomes, the next number that shards hold: 1 is for boxes of people."""
 
 
 def read_odvg(context: SourceContext, *, annotations: Url, images: Url, labels: Url | None = None) -> list[RawTable]:
@@ -36,7 +38,9 @@ def read_odvg(context: SourceContext, *, annotations: Url, images: Url, labels: 
 
     Regions of grounding lines are found in the caption by ``tokens_positive`` where they have it, else by the first
     place where their phrase stands, whatever the case. Regions of the same words make one phrase. Regions with a
-    ``score`` are a machine's, and keep it.
+    ``score`` are a machine's, and keep it: their rows are pseudo-labels, which nothing is judged by. Detection records
+    have no scores, so that detection lines with such instances are rejects. ``key`` and ``source`` of a line, as
+    ``glip inspect --export odvg`` writes them, stay those of its record.
 
     Options:
         annotations: the file, plain or compressed.
@@ -112,16 +116,21 @@ def _rows(
         image = RawImage(
             folder=images,
             url=name,
-            height=values.get("height"),
-            width=values.get("width"),
+            height=whole_number(values.get("height")),
+            width=whole_number(values.get("width")),
             picture_id=coco_picture_id({"file_name": name}),
         )
         if kind == "detection":
-            yield RawDetection(name=name, image=image, objects=[_object(item) for item in _list(body, "instances")])
+            instances = _list(body, "instances")
+            if any(item.get("score") is not None for item in instances):
+                yield Reject(name, "pseudo_label")
+            else:
+                yield RawDetection(name=name, image=image, objects=[_object(item) for item in instances])
         else:
             caption = body.get("caption")
             phrases = _phrases(_list(body, "regions"), caption) if isinstance(caption, str) else []
-            yield RawGrounding(name=name, image=image, caption=caption, phrases=phrases)
+            key, source = values.get("key"), values.get("source")
+            yield RawGrounding(name=name, image=image, caption=caption, phrases=phrases, key=key, source=source)
 
 
 def _list(body: Values, name: str) -> list[Values]:
@@ -147,6 +156,7 @@ def _phrases(regions: list[Values], caption: str) -> list[RawPhrase]:
         scores = item.get("score", 1.0)
         # A region of several boxes has a score, or one for each; boxes that lack theirs are dropped.
         several = scores if isinstance(scores, list) else [scores] * len(boxes)
+        several = [SUREST if score == 1 and "score" in item else score for score in several]
         known[2].extend((*several, *[None] * len(boxes))[: len(boxes)])
     return [
         RawPhrase(char_spans=spans, boxes=boxes, scores=scores if is_scored else None)

@@ -7,6 +7,7 @@ import hashlib
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import PurePosixPath
@@ -19,7 +20,6 @@ import pyarrow.parquet as pq
 from pipeline.errors import MissingInputError
 from pipeline.prepare.raw import (
     CAPTION_NOT_UTF8,
-    Converted,
     Part,
     RawImage,
     RawPair,
@@ -392,16 +392,16 @@ def _read_group(
     columns: Sequence[str],
     texts: Sequence[str],
     row: Callable[[str, int, Values, Any], Iterator[RawPair | Reject]],
-) -> Iterator[RawPair | Reject | Converted]:
+) -> Iterator[RawPair | Reject]:
     number = first
     try:
         with open_parquet(url) as file:
             for batch in file.iter_batches(BATCH_ROWS, row_groups=[group], columns=list(columns), use_threads=False):
                 for values in _plain_rows(batch):
                     caption, is_sound = _decoded(_first(values, texts))
-                    yield from row(url, number, values, caption)
-                    if not is_sound:
-                        yield Converted(f"row {number}", CAPTION_NOT_UTF8)
+                    notes = () if is_sound else (CAPTION_NOT_UTF8,)
+                    for made in row(url, number, values, caption):
+                        yield replace(made, converted=notes) if isinstance(made, RawPair) else made
                     number += 1
     except (pa.ArrowException, MissingInputError, OSError, ValueError) as error:
         yield Reject(f"{redact(url)}, row {number}: {describe(error, url)}", "row_malformed")

@@ -10,7 +10,6 @@ from typing import IO, Any
 
 from pipeline.prepare.raw import (
     CAPTION_NOT_UTF8,
-    Converted,
     Part,
     RawImage,
     RawPair,
@@ -52,7 +51,7 @@ def read_webdataset(context: SourceContext, *, shards: Url, caption: str = "txt"
     return [RawTable(CaptionRecord, parts)]
 
 
-def read_tar(url: str, caption: str) -> Iterator[RawPair | Reject | Converted]:
+def read_tar(url: str, caption: str) -> Iterator[RawPair | Reject]:
     """Yield the pairs of a tar in their order; where it breaks off, a reject says so.
 
     Args:
@@ -69,9 +68,7 @@ def read_tar(url: str, caption: str) -> Iterator[RawPair | Reject | Converted]:
             yield Reject(f"{redact(url)}: {describe(error, url)}", "row_malformed")
 
 
-def _pairs(
-    archive: tarfile.TarFile, file: IO[bytes], url: str | None, caption: str
-) -> Iterator[RawPair | Reject | Converted]:
+def _pairs(archive: tarfile.TarFile, file: IO[bytes], url: str | None, caption: str) -> Iterator[RawPair | Reject]:
     """Join neighbours whose keys say that they are one pair."""
     key, members = "", dict[str, Any]()
     for other, found in _groups(archive, file, caption):
@@ -155,7 +152,7 @@ def _pictures(members: dict[str, Any]) -> list[str]:
     return plain or [suffix for suffix in members if suffix.rpartition(".")[2] in IMAGE_SUFFIXES]
 
 
-def _pair(key: str, members: dict[str, Any], url: str | None, caption: str) -> Iterator[RawPair | Reject | Converted]:
+def _pair(key: str, members: dict[str, Any], url: str | None, caption: str) -> Iterator[RawPair | Reject]:
     """Yield a pair; a reject for every picture beyond the first, or for members that make none."""
     name = key.lstrip("/")
     pictures = _pictures(members)
@@ -171,9 +168,9 @@ def _pair(key: str, members: dict[str, Any], url: str | None, caption: str) -> I
     else:
         data, offset = members[first]
         image = RawImage(data=data, url=None if url is None else byte_range(url, offset, len(data)))
-        yield RawPair(name=name, image=image, caption=_caption(members, caption))
-        if members.get(caption) and not decode_text(members[caption][0])[1]:
-            yield Converted(name, CAPTION_NOT_UTF8)
+        is_sound = not members.get(caption) or decode_text(members[caption][0])[1]
+        notes = () if is_sound else (CAPTION_NOT_UTF8,)
+        yield RawPair(name=name, image=image, caption=_caption(members, caption), converted=notes)
     yield from (Reject(f"{name}.{suffix}: a second picture of {name}", "row_malformed") for suffix in others)
 
 

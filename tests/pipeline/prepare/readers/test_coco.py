@@ -59,7 +59,7 @@ def test_boxes_become_corners_and_keep_category_and_crowd(
         },
         {"image_id": 1, "bbox": [0.5, 0.5, 5, 5], "category_id": 90, "iscrowd": 1},
     ]
-    images = [{"id": 1, "file_name": "a.jpg", "height": 999, "width": 999}]
+    images = [{"id": 1, "file_name": "a.jpg", "height": 30, "width": 40}]
     (table,) = read_coco_detection(context, **write(tmp_path, coco(images, annotations)))
     assert table.categories == (Category(id=3, name="dog"), Category(id=90, name="cat"))
     (record,) = read_rows(table)

@@ -123,7 +123,7 @@ class TestImageParquet:
         (table,) = read_image_parquet(context, tables=Url(tmp_path / "a.parquet"))
         first, told, second, third = read_rows(table)
         assert [first.caption, second.caption] == ["café", "犬"]
-        assert told == Converted("row 0", CAPTION_NOT_UTF8)
+        assert told == Converted("0.jpg", CAPTION_NOT_UTF8)
         assert third == Reject("2.jpg", "caption_empty")
 
     def test_a_missing_column_and_a_broken_file_are_told(
