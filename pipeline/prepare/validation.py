@@ -19,6 +19,7 @@ from glip_model.images import ImageError, check_image, read_orientation
 from pipeline.prepare.frames import Frame, find_frame
 from pipeline.prepare.held_out import HeldOut, Sighting, perceptual_hash
 from pipeline.prepare.raw import (
+    CAPTION_DAMAGED,
     Converted,
     DroppedBox,
     PictureRow,
@@ -136,6 +137,9 @@ def _convert(
     row: PictureRow, fetched: RawImage | ImageError | None, rules: Rules, sightings: list[Sighting] | None
 ) -> Iterator[Record | Reject | DroppedBox | Converted]:
     caption = "" if isinstance(row, RawDetection) else clean_caption(row.caption)
+    notes = row.converted
+    if not isinstance(row, RawDetection) and caption != row.caption:
+        notes += (CAPTION_DAMAGED,)
     if isinstance(row, RawPair):
         caption = caption.strip()
     if not isinstance(row, RawDetection) and not caption.strip():
@@ -158,7 +162,7 @@ def _convert(
     for made in _make(row, picture, frame, caption, rules):
         yield made
         if not isinstance(made, Reject | DroppedBox):
-            yield from (Converted(row.name, what) for what in (*row.converted, *frame.converted))
+            yield from (Converted(row.name, what) for what in dict.fromkeys((*notes, *frame.converted)))
 
 
 def _make(

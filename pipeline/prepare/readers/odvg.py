@@ -23,7 +23,7 @@ from pipeline.prepare.raw import (
     Url,
 )
 from pipeline.prepare.readers.coco import Values, coco_picture_id, listed, whole_number
-from pipeline.prepare.readers.lines import PROBED_LINES, WHOLE, json_lines, json_parts, parse_json, read_lines
+from pipeline.prepare.readers.lines import PROBED_LINES, WHOLE, json_lines, json_parts
 from pipeline.store.filesystem import file_identity, open_file, redact
 from pipeline.store.records import Category, DetectionRecord, GroundingRecord
 
@@ -67,8 +67,7 @@ def read_odvg(context: SourceContext, *, annotations: Url, images: Url, labels: 
 def _kinds(annotations: Url) -> list[Kind]:
     """Return which kinds of lines the beginning of a file has; MissingInputError when it has neither."""
     found: set[str] = set()
-    for _, line in islice(read_lines(annotations, *WHOLE), PROBED_LINES):
-        values = parse_json(line)
+    for _, values, _ in islice(json_lines(annotations, *WHOLE), PROBED_LINES):
         found |= set(values) if isinstance(values, dict) else set()
     kinds: list[Kind] = [kind for kind in KINDS if kind in found]
     if not kinds:
@@ -104,7 +103,7 @@ def _is_word(character: str) -> bool:
 def _rows(
     images: str, kind: Kind, is_only_kind: bool, url: str, start: int, stop: int
 ) -> Iterator[RawDetection | RawGrounding | Reject]:
-    for label, values in json_lines(url, start, stop):
+    for label, values, notes in json_lines(url, start, stop):
         found = [name for name in KINDS if name in values] if isinstance(values, dict) else []
         if not is_only_kind and kind not in (found or KINDS[:1]):
             continue  # the other table has it; what is of neither kind is told once
@@ -129,8 +128,15 @@ def _rows(
         else:
             caption = body.get("caption")
             phrases = _phrases(_list(body, "regions"), caption) if isinstance(caption, str) else []
-            key, source = values.get("key"), values.get("source")
-            yield RawGrounding(name=name, image=image, caption=caption, phrases=phrases, key=key, source=source)
+            yield RawGrounding(
+                name=name,
+                image=image,
+                caption=caption,
+                phrases=phrases,
+                key=values.get("key"),
+                source=values.get("source"),
+                converted=notes,
+            )
 
 
 def _list(body: Values, name: str) -> list[Values]:

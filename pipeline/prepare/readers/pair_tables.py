@@ -19,7 +19,6 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import MissingInputError
 from pipeline.prepare.raw import (
-    CAPTION_NOT_UTF8,
     Part,
     RawImage,
     RawPair,
@@ -189,13 +188,13 @@ def read_captions_jsonl(
 def _read_json_lines(
     images: str, image_fields: Sequence[str], caption_fields: Sequence[str], url: str, start: int, stop: int
 ) -> Iterator[RawPair | Reject]:
-    for name, values in json_lines(url, start, stop):
+    for name, values, notes in json_lines(url, start, stop):
         picture = _first(values, image_fields)
         if not isinstance(picture, str):
             yield Reject(name, "row_malformed")
         else:
             image = RawImage(folder=images, url=picture)
-            yield RawPair(name=picture, image=image, caption=_first(values, caption_fields))
+            yield RawPair(name=picture, image=image, caption=_first(values, caption_fields), converted=notes)
 
 
 def _first(values: Any, names: Sequence[str]) -> Any:
@@ -315,25 +314,29 @@ def _numbered(number: str | None, columns: Sequence[str]) -> int | None:
 
 
 def _read_list(file: str, layout: _Layout, images: str | None, file_name: str) -> Iterator[RawPair | Reject]:
-    with _open_rows(file, layout.delimiter) as rows:
+    notes: set[str] = set()
+    with _open_rows(file, layout.delimiter, notes) as rows:
         if layout.has_header:
             next(rows, None)
+        notes.clear()
         for number, cells in enumerate(rows):
+            converted = tuple(sorted(notes))
+            notes.clear()
             # With more cells than columns a delimiter stood in one of them, and who knows in which.
             if len(cells) <= max(layout.url, layout.caption) or any(map(str.strip, cells[layout.width :])):
                 yield Reject(f"{redact(file)}, row {number}", "row_malformed")
                 continue
             address = cells[layout.url].strip()
             image = _downloaded(number, address, images, file_name)
-            yield RawPair(name=address, image=image, caption=cells[layout.caption])
+            yield RawPair(name=address, image=image, caption=cells[layout.caption], converted=converted)
 
 
 @contextmanager
-def _open_rows(file: str, delimiter: str) -> Iterator[Iterator[list[str]]]:
+def _open_rows(file: str, delimiter: str, notes: set[str] | None = None) -> Iterator[Iterator[list[str]]]:
     """Open a TSV, where quotes are plain characters, or a CSV, where they are not."""
     csv.field_size_limit(1 << 24)
     quoting: Literal[0, 3] = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
-    with open_text(file) as lines:
+    with open_text(file, notes) as lines:
         yield csv.reader((line.replace("\0", "") for line in lines), delimiter=delimiter, quoting=quoting)
 
 
@@ -398,8 +401,7 @@ def _read_group(
         with open_parquet(url) as file:
             for batch in file.iter_batches(BATCH_ROWS, row_groups=[group], columns=list(columns), use_threads=False):
                 for values in _plain_rows(batch):
-                    caption, is_sound = _decoded(_first(values, texts))
-                    notes = () if is_sound else (CAPTION_NOT_UTF8,)
+                    caption, notes = _decoded(_first(values, texts))
                     for made in row(url, number, values, caption):
                         yield replace(made, converted=notes) if isinstance(made, RawPair) else made
                     number += 1
@@ -439,12 +441,13 @@ def _as_bytes(kind: pa.DataType) -> pa.DataType:
     return pa.list_(_as_bytes(kind.value_type)) if pa.types.is_list(kind) else kind
 
 
-def _decoded(caption: Any) -> tuple[Any, bool]:
-    """Return a caption, or captions, as text, and whether they were UTF-8."""
+def _decoded(caption: Any) -> tuple[Any, tuple[str, ...]]:
+    """Return a caption, or captions, as text, and what was done to it."""
     if isinstance(caption, list):
         pairs = [_decoded(each) for each in caption]
-        return [text for text, _ in pairs], all(is_sound for _, is_sound in pairs)
-    return decode_text(caption) if isinstance(caption, bytes) else (caption, True)
+        return [text for text, _ in pairs], tuple(sorted({note for _, notes in pairs for note in notes}))
+    text, note = decode_text(caption) if isinstance(caption, bytes) else (caption, None)
+    return text, (note,) if note else ()
 
 
 @contextmanager

@@ -9,7 +9,6 @@ from functools import partial
 from typing import IO, Any
 
 from pipeline.prepare.raw import (
-    CAPTION_NOT_UTF8,
     Part,
     RawImage,
     RawPair,
@@ -141,7 +140,7 @@ def _joined(
         return None
     inner, whole = (members, found) if long == key else (found, members)
     named = {f"{between[1:]}.{suffix}": content for suffix, content in inner.items()}
-    if whole.keys() & named.keys() or (_pictures(inner) and _caption(inner, caption) is not None):
+    if whole.keys() & named.keys() or (_pictures(inner) and _caption(inner, caption)[0] is not None):
         return None
     return short, whole | named
 
@@ -168,17 +167,18 @@ def _pair(key: str, members: dict[str, Any], url: str | None, caption: str) -> I
     else:
         data, offset = members[first]
         image = RawImage(data=data, url=None if url is None else byte_range(url, offset, len(data)))
-        is_sound = not members.get(caption) or decode_text(members[caption][0])[1]
-        notes = () if is_sound else (CAPTION_NOT_UTF8,)
-        yield RawPair(name=name, image=image, caption=_caption(members, caption), converted=notes)
+        text, note = _caption(members, caption)
+        yield RawPair(name=name, image=image, caption=text, converted=(note,) if note else ())
     yield from (Reject(f"{name}.{suffix}: a second picture of {name}", "row_malformed") for suffix in others)
 
 
-def _caption(members: dict[str, Any], caption: str) -> Any:
-    text = members.get(caption)
-    if text is not None:
-        return decode_text(text[0])[0]
+def _caption(members: dict[str, Any], caption: str) -> tuple[Any, str | None]:
+    """Return the caption and what was done to its text."""
+    if (text := members.get(caption)) is not None:
+        return decode_text(text[0])
+    if not members.get("json"):  # a member that is too large stands without its bytes
+        return None, None
     field = caption.partition(":")[2] or "caption"
-    # A member that is too large stands without its bytes.
-    values = parse_json(members["json"][0]) if members.get("json") else None
-    return values.get(field) if isinstance(values, dict) else None
+    text, note = decode_text(members["json"][0])
+    values = parse_json(text)
+    return (values.get(field), note) if isinstance(values, dict) else (None, None)

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import MissingInputError
-from pipeline.prepare.raw import DroppedBox, RawGrounding, Reject, SourceContext, Url
+from pipeline.prepare.raw import CAPTION_NOT_UTF8, Converted, DroppedBox, RawGrounding, Reject, SourceContext, Url
 from pipeline.prepare.readers.odvg import find_phrase, read_odvg
 from pipeline.prepare.validation import Rules, to_records
 from pipeline.settings import load_all
@@ -196,6 +196,19 @@ def test_key_and_source_stay_where_a_line_has_both(
     (record,) = read_rows(table, pictures="unread")
     assert ((record.key, record.source) == ("k", "cc12m")) is is_kept
     assert is_kept or (len(record.key), record.source) == (20, "test")
+
+
+def test_lines_in_another_encoding_are_decoded_and_counted(
+    tmp_path: Path, picture: Callable[..., bytes], context: SourceContext, read_rows: Read
+) -> None:
+    (tmp_path / "a.jpg").write_bytes(picture())
+    body = {"caption": "a café", "regions": [{"bbox": [1, 1, 9, 9], "phrase": "café"}]}
+    options = write(tmp_path, line("grounding", body))
+    (tmp_path / "odvg.jsonl").write_bytes(json.dumps(line("grounding", body), ensure_ascii=False).encode("latin-1"))
+    (table,) = read_odvg(context, **options)
+    record, told = read_rows(table)
+    assert (record.caption, record.phrases[0].text) == ("a café", "café")
+    assert told == Converted("a.jpg", CAPTION_NOT_UTF8)
 
 
 def test_labels_may_be_text(tmp_path: Path, context: SourceContext, read_rows: Read) -> None:

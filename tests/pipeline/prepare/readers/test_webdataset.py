@@ -150,6 +150,10 @@ def test_captions_in_another_encoding_are_decoded_and_counted(tmp_path: Path, pi
     assert isinstance(second, RawPair)
     assert (first.caption, second.caption) == ("café", "b")
     assert (first.converted, second.converted) == ((CAPTION_NOT_UTF8,), ())
+    members = [("a.jpg", picture()), ("a.json", b'{"caption": "caf\xe9"}')]
+    (third,) = read_tar(str(write_tar(tmp_path / "b.tar", members)), "txt")
+    assert isinstance(third, RawPair)
+    assert (third.caption, third.converted) == ("café", (CAPTION_NOT_UTF8,))
 
 
 def test_incomplete_and_broken_pairs_are_rejects(
