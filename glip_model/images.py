@@ -44,6 +44,9 @@ _DECODER_ERRORS = (
 MIN_RANGE = 1 / 8
 """Deeper pictures whose values span a smaller part of their full scale are stretched, see ``to_rgb``."""
 
+OUTLIERS = 1 / 10_000
+"""Share of the pixels of a deeper picture, at either end, whose values say nothing of its scale."""
+
 _ORIENTATION = 0x0112
 """The EXIF tag that says how a camera was held."""
 LYING = range(5, 9)
@@ -79,6 +82,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     floats up to 1, otherwise 2^n - 1 of the fewest bits n >= 8 that hold the greatest value, so that a 12-bit picture
     in a 16-bit file keeps its brightness. With values below 0, or that span less than ``MIN_RANGE`` of that scale
     (thermal cameras), the smallest value becomes black and the greatest white. NaN and -inf become black, inf white.
+    The share ``OUTLIERS`` of the pixels at either end does not count as smallest or greatest: hot and dead pixels.
     """
     if image.mode == "F" or image.mode.startswith("I"):
         return _deep_to_grey(image).convert("RGB")
@@ -91,7 +95,9 @@ def to_rgb(image: Image.Image) -> Image.Image:
 def _deep_to_grey(image: Image.Image) -> Image.Image:
     values = np.asarray(image).astype(np.float64)
     finite = values[np.isfinite(values)]
-    low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
+    first = int(finite.size * OUTLIERS)
+    last = finite.size - 1 - first
+    low, high = np.partition(finite, (first, last))[[first, last]].tolist() if finite.size else (0.0, 0.0)
     is_unit = image.mode == "F" and high <= 1
     scale = 1.0 if is_unit else float(2 ** max(8, math.ceil(high).bit_length()) - 1)
     is_stretched = low < 0 or 0 < high - low < MIN_RANGE * scale

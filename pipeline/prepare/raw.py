@@ -143,6 +143,12 @@ CAPTION_NOT_UTF8 = "caption_not_utf8"
 """The row's text was in another encoding, see ``lines.decode_line``, and no character of it is lost."""
 CAPTION_DAMAGED = "caption_damaged"
 """The row's text had bytes or halves of characters that mean nothing; U+FFFD or a blank stands for them."""
+NAMES_NOT_UTF8 = "names_not_utf8"
+"""The row's XML was in another encoding than it says."""
+BOXES_FROM_POLYGONS = "boxes_from_polygons"
+"""Objects of the row have a polygon or mask and no box; theirs is the smallest around it."""
+MEMBERS_UNREAD = "members_unread"
+"""Beside the picture of the pair lies another, by its name a mask or the like, that is not read; once for each."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -52,6 +53,7 @@ READ_AHEAD = 64
 """Pictures fetched at a time; a remote store answers them side by side."""
 CHECKED_SIDE = 64
 """Pixels of the small picture that is looked at."""
+_WINDOWS = re.compile(r"[A-Za-z]:[\\/]|\\|\.\.\\")
 MAX_NAME_CHARS = 200
 """Of the key and the source that a row brings along."""
 
@@ -130,7 +132,11 @@ def _fetch(batch: Sequence[RawRow]) -> dict[int, RawImage | ImageError]:
 def _places(image: RawImage) -> list[str]:
     """Return where a picture may be; ImageError when one of the names leaves its folder."""
     names = [name for name in (image.url, *image.choices) if name is not None]
-    return names if image.folder is None else [join_inside(image.folder, name) for name in names]
+    if image.folder is None:
+        return names
+    # A path of somebody's Windows machine says nothing of ours but the name at its end.
+    names = [re.split(r"[\\/]", name)[-1] if _WINDOWS.match(name) else name for name in names]
+    return [join_inside(image.folder, name) for name in names]
 
 
 def _convert(
@@ -138,7 +144,7 @@ def _convert(
 ) -> Iterator[Record | Reject | DroppedBox | Converted]:
     caption = "" if isinstance(row, RawDetection) else clean_caption(row.caption)
     notes = row.converted
-    if not isinstance(row, RawDetection) and caption != row.caption:
+    if not isinstance(row, RawDetection) and caption != row.caption and CAPTION_DAMAGED not in notes:
         notes += (CAPTION_DAMAGED,)
     if isinstance(row, RawPair):
         caption = caption.strip()
@@ -162,7 +168,7 @@ def _convert(
     for made in _make(row, picture, frame, caption, rules):
         yield made
         if not isinstance(made, Reject | DroppedBox):
-            yield from (Converted(row.name, what) for what in dict.fromkeys((*notes, *frame.converted)))
+            yield from (Converted(row.name, what) for what in (*notes, *frame.converted))
 
 
 def _make(

@@ -9,6 +9,7 @@ from functools import partial
 from typing import IO, Any
 
 from pipeline.prepare.raw import (
+    MEMBERS_UNREAD,
     Part,
     RawImage,
     RawPair,
@@ -32,7 +33,8 @@ def read_webdataset(context: SourceContext, *, shards: Url, caption: str = "txt"
     """Tar shards whose members ``KEY.jpg`` (or png, webp …), ``KEY.txt`` and ``KEY.json`` make a pair.
 
     Members of one pair follow one another, as img2dataset and webdataset write them. Keys may have periods in them:
-    the suffix is what follows the last. Of two pictures of a key the first makes the pair, the other is a reject.
+    the suffix is what follows the last. Of two pictures of a key the first makes the pair, the other is a reject;
+    ``KEY.WORDS.png`` beside it is not read, and counted.
     Hidden files are passed over. With ``prepare.pictures: reference`` records point into the tars.
 
     Options:
@@ -148,7 +150,11 @@ def _joined(
 def _pictures(members: dict[str, Any]) -> list[str]:
     """Return the suffixes of pictures: ``jpg`` and its like, else such as ``img.jpg``."""
     plain = [suffix for suffix in members if suffix in IMAGE_SUFFIXES]
-    return plain or [suffix for suffix in members if suffix.rpartition(".")[2] in IMAGE_SUFFIXES]
+    return plain or [suffix for suffix in members if _is_picture(suffix)]
+
+
+def _is_picture(suffix: str) -> bool:
+    return suffix.rpartition(".")[2] in IMAGE_SUFFIXES
 
 
 def _pair(key: str, members: dict[str, Any], url: str | None, caption: str) -> Iterator[RawPair | Reject]:
@@ -168,7 +174,9 @@ def _pair(key: str, members: dict[str, Any], url: str | None, caption: str) -> I
         data, offset = members[first]
         image = RawImage(data=data, url=None if url is None else byte_range(url, offset, len(data)))
         text, note = _caption(members, caption)
-        yield RawPair(name=name, image=image, caption=text, converted=(note,) if note else ())
+        notes = [note] if note else []
+        notes += [MEMBERS_UNREAD for suffix in members.keys() - set(pictures) if _is_picture(suffix)]
+        yield RawPair(name=name, image=image, caption=text, converted=tuple(notes))
     yield from (Reject(f"{name}.{suffix}: a second picture of {name}", "row_malformed") for suffix in others)
 
 
