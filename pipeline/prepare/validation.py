@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, Literal, TypeGuard
+from urllib.parse import unquote
 
 from glip_model.images import ImageError, check_image, read_orientation
 from pipeline.prepare.frames import Frame, find_frame
@@ -136,6 +137,7 @@ def _places(image: RawImage) -> list[str]:
         return names
     # A path of somebody's Windows machine says nothing of ours but the name at its end.
     names = [re.split(r"[\\/]", name)[-1] if _WINDOWS.match(name) else name for name in names]
+    names += [unquote(name) for name in names if "%" in name]  # labelling tools name pictures as in URLs
     return [join_inside(image.folder, name) for name in names]
 
 
@@ -158,7 +160,7 @@ def _convert(
         picture = _unread(row.image) if rules.pictures == "unread" else _look(fetched or row.image, rules)
         frame = _frame(row, picture, rules)
     except ImageError as error:
-        yield Reject(row.name, error.reason)
+        yield Reject(f"{row.name}: {error}" if error.reason == "size_mismatch" else row.name, error.reason)
         return
     if rules.held_out is not None and rules.held_out.has(picture.sighting):
         yield Reject(row.name, "held_out")
@@ -196,7 +198,8 @@ def _frame(row: PictureRow, picture: _Picture, rules: Rules) -> Frame:
         boxes = [box for phrase in row.phrases for box in phrase.boxes]
     frame = find_frame(stated, size, read_orientation(picture.content, rules.max_pixels), boxes)
     if frame is None:
-        raise ImageError("size_mismatch", f"{stated} in the annotation, {size} in the picture")
+        told = "no size" if stated is None else f"{width}×{height}"
+        raise ImageError("size_mismatch", f"annotated at {told}, the picture is {picture.width}×{picture.height}")
     return frame
 
 
@@ -248,7 +251,8 @@ def _grounding(
         if not spans:
             yield from (DroppedBox(row.name, "span_empty") for _ in raw.boxes)
             continue
-        scores: Sequence[Any] = raw.scores if raw.scores is not None else [1.0] * len(raw.boxes)
+        # Boxes that lack a score where others have one are dropped.
+        scores = [1.0] * len(raw.boxes) if raw.scores is None else [*raw.scores, *[None] * len(raw.boxes)]
         boxes = []
         for corners, score in zip(raw.boxes, scores, strict=False):
             box = read_box(frame.place(corners), picture.height, picture.width, rules.min_box_side)
