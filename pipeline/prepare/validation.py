@@ -269,9 +269,6 @@ def _grounding(
     if not phrases:
         yield Reject(row.name, "no_phrases")
         return
-    if rules.is_judged_by and any(box.score < 1 for phrase in phrases for box in phrase.boxes):
-        yield Reject(row.name, "pseudo_label")
-        return
     # One picture may have the same caption twice, of other things: the boxes tell them apart.
     content = repr([(phrase.char_spans, [box.xyxy for box in phrase.boxes]) for phrase in phrases])
     again = [str(row.occurrence)] if row.occurrence else []
@@ -279,7 +276,8 @@ def _grounding(
     head = _head(picture, key, rules)
     if _is_name(row.key) and _is_name(row.source):
         head |= {"key": row.key, "source": row.source}
-    yield GroundingRecord(caption=caption, phrases=tuple(phrases), **head)
+    record = GroundingRecord(caption=caption, phrases=tuple(phrases), **head)
+    yield Reject(row.name, "pseudo_label") if rules.is_judged_by and record.is_pseudo_label else record
 
 
 def _is_name(value: Any) -> bool:

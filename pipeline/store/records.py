@@ -117,6 +117,11 @@ class GroundingRecord(_PictureRecord):
     phrases: tuple[Phrase, ...]
     reject_reason: str | None = None
 
+    @property
+    def is_pseudo_label(self) -> bool:
+        """Whether a machine drew any of the boxes, which its score tells."""
+        return any(box.score < 1 for phrase in self.phrases for box in phrase.boxes)
+
 
 @dataclass(frozen=True, kw_only=True)
 class DetectedObject:
