@@ -78,11 +78,17 @@ def find_frame(stated: Size | None, upright: Size, orientation: int, boxes: Iter
         told = replace(plain, converted=(BOXES_TAKEN_UPRIGHT,))
         return None if stored != upright and _speak_against(boxes, upright, stored) else told
     by_upright, by_stored = _scale(stated, upright), _scale(stated, stored)
-    is_turned = stored != upright and by_stored is not None and (stated == stored or by_upright is None)
+    is_turned = stored != upright and by_stored is not None
+    if is_turned and by_upright is not None and stated != stored:  # nearly a square
+        return None
     scale = by_stored if is_turned else by_upright
     if scale is None or _speak_against(boxes, stated, upright):
         return None
-    notes = {BOXES_SCALED: scale != (1.0, 1.0), BOXES_TURNED: is_turned}
+    notes = {
+        BOXES_SCALED: scale != (1.0, 1.0),
+        BOXES_TURNED: is_turned,
+        BOXES_TAKEN_UPRIGHT: orientation != 1 and not is_turned and by_stored is not None,
+    }
     return Frame(stated, orientation if is_turned else 1, scale, tuple(name for name, is_so in notes.items() if is_so))
 
 

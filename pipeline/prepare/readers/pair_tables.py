@@ -37,6 +37,8 @@ IMAGE_FIELDS = ("file_name", "image", "path")
 URL_COLUMNS = ("url", "URL")
 _COLUMN_NAME = re.compile(r"[^./\\]+")
 """What a column of URLs may be called; an address without its scheme is no name."""
+MAX_SHARD_DIGITS = 12
+"""Longer numbers of img2dataset's shards are not looked for where a table is not called by its own."""
 BATCH_ROWS = 64
 """Rows of a Parquet file that are unpacked at a time."""
 
@@ -106,7 +108,8 @@ def read_img2dataset_files(context: SourceContext, *, tables: Url, images: Url) 
         # Keys start with the number of their shard, as which its table is called, of five digits unless the user chose
         # otherwise; pictures are encoded as jpg likewise.
         stem = table.rpartition("/")[2].removesuffix(".parquet")
-        shards = dict.fromkeys([stem, key[:5]] if key.startswith(stem) else [key[:5]])
+        others = sorted(range(1, min(len(key), MAX_SHARD_DIGITS)), key=lambda length: abs(length - 5))
+        shards = dict.fromkeys([stem, key[:5]] if key.startswith(stem) else [key[:length] for length in others])
         names = [f"{shard}/{key}.{suffix}" for shard in shards for suffix in ("jpg", "png", "webp")]
         image = RawImage(folder=images, url=names[0], choices=tuple(names[1:]))
         yield RawPair(name=key, image=image, caption=text)

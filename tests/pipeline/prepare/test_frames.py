@@ -143,6 +143,20 @@ def test_a_size_of_another_shape_is_a_reject(stated: tuple[int, int], orientatio
     assert reasons(row) == ["size_mismatch"]
 
 
+def test_of_a_turned_picture_that_is_nearly_a_square_only_its_own_sizes_are_certain() -> None:
+    data = drawn(6, (101, 100))
+    assert [row.what for row in convert(detection(data, 100, 101, (1, 1, 9, 9)))[1:]] == [BOXES_TURNED]
+    assert len(convert(detection(data, 101, 100, (1, 1, 9, 9)))) == 1
+    assert reasons(detection(data, 202, 200, (1, 1, 9, 9))) == ["size_mismatch"]
+
+
+def test_a_turned_square_that_was_resized_is_scaled_and_taken_for_upright() -> None:
+    for orientation in (3, 6):
+        record, *told = convert(detection(drawn(orientation, (100, 100)), 200, 200, (20, 40, 60, 80)))
+        assert boxes_of(record) == [(10, 20, 30, 40)]
+        assert [row.what for row in told] == [BOXES_SCALED, BOXES_TAKEN_UPRIGHT]
+
+
 def test_boxes_that_fit_the_picture_but_not_the_stated_size_speak_against_it() -> None:
     assert reasons(detection(drawn(), 50, 100, BOX)) == ["size_mismatch"]
     upright = drawn(6)

@@ -183,6 +183,14 @@ def test_shards_of_img2dataset_have_any_number_of_digits(
         pq.write_table(pa.table({"key": [f"{shard}00007"], "caption": ["a dog"]}), tmp_path / f"{shard}.parquet")
     (table,) = read_img2dataset_files(context, tables=Url(tmp_path / "*.parquet"), images=Url(tmp_path))
     assert [row.caption for row in read_rows(table)] == ["a dog", "a dog"]
+    keys = [f"{shard}00007" for shard in ("000012", "0003")] + ["00004"]
+    pq.write_table(pa.table({"key": keys, "caption": ["six", "four", "none"]}), tmp_path / "all.parquet")
+    (table,) = read_img2dataset_files(context, tables=Url(tmp_path / "all.parquet"), images=Url(tmp_path))
+    assert [getattr(row, "caption", row) for row in read_rows(table)] == [
+        "six",
+        "four",
+        Reject("00004", "image_missing"),
+    ]
 
 
 URLS = [f"https://example.org/pictures/a%20{i}.jpg?x=1" for i in range(3)]
