@@ -142,7 +142,7 @@ class DroppedBox:
 CAPTION_NOT_UTF8 = "caption_not_utf8"
 """The row's text was in another encoding, see ``lines.decode_line``, and no character of it is lost."""
 CAPTION_DAMAGED = "caption_damaged"
-"""The row's text had bytes or halves of characters that mean nothing; U+FFFD or a blank stands for them."""
+"""The row's text had bytes or halves of characters that mean nothing; U+FFFD, blanks or wrong letters stand there."""
 NAMES_NOT_UTF8 = "names_not_utf8"
 """The row's XML was in another encoding than it says."""
 BOXES_FROM_POLYGONS = "boxes_from_polygons"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import json
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -31,6 +32,7 @@ _MARKS = (
 LONGEST_MARK = 4
 """Bytes."""
 _BROKEN = "\N{REPLACEMENT CHARACTER}"
+_FOREIGN = re.compile(r"[^\x00-\x7f]{3}")
 
 
 def split_mark(data: bytes) -> tuple[str, bytes]:
@@ -53,6 +55,7 @@ def decode_line(data: bytes, encoding: str = "utf-8") -> tuple[str, str | None]:
     What is not UTF-8 may be nearly so: with characters beyond 16 bits in two halves of three bytes each, as Java and
     MySQL write them (CESU-8); or damaged, with no fewer whole characters than broken ones besides ASCII. Otherwise it
     is Windows-1252: like Latin-1 wherever that has a printable character, and with quotation marks where it has none.
+    Where that makes long runs of letters that are not ASCII, it was some other encoding, and counts as damaged.
     """
     try:
         return data.decode(encoding), None
@@ -66,6 +69,7 @@ def decode_line(data: bytes, encoding: str = "utf-8") -> tuple[str, str | None]:
         num_broken = text.count(_BROKEN)
         if sum(not character.isascii() for character in text) < 2 * num_broken:
             text = data.decode("cp1252", "replace")
+            return text, CAPTION_DAMAGED if _BROKEN in text or _FOREIGN.search(text) else CAPTION_NOT_UTF8
     return text, CAPTION_DAMAGED if _BROKEN in text else CAPTION_NOT_UTF8
 
 

@@ -104,6 +104,8 @@ EMOJI, HALF = b"\xed\xa0\xbd\xed\xb8\x80", b"\xed\xa0\xbd"
         ("日本語".encode()[:-1], "日本\ufffd", CAPTION_DAMAGED),
         ("café, naïve".encode() + b"\xe2\x80", "café, naïve\ufffd", CAPTION_DAMAGED),
         (b"caf\xe9 \x81", "café \ufffd", CAPTION_DAMAGED),
+        ("кот".encode("cp1251"), "êîò", CAPTION_DAMAGED),
+        ("行人".encode("gbk"), "ÐÐÈË", CAPTION_DAMAGED),
         (b"", "", None),
     ],
 )
