@@ -29,7 +29,20 @@ INTERRUPTED_STATUS = 130
 """Exit status after Ctrl-C, as shells expect it."""
 
 EXTRA_OF = {"onnx": "export", "onnxruntime": "export", "timm": "timm"} | dict.fromkeys(
-    ("duckdb", "dvc", "imagehash", "nltk", "pyarrow", "pycocotools", "pydantic", "ray", "s3fs", "spacy", "upath"),
+    (
+        "duckdb",
+        "dvc",
+        "imagehash",
+        "nltk",
+        "pathspec",
+        "pyarrow",
+        "pycocotools",
+        "pydantic",
+        "ray",
+        "s3fs",
+        "spacy",
+        "upath",
+    ),
     "pipeline",
 )
 """Package, by the name it is imported by, to the extra of the installation that brings it."""
