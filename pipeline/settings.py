@@ -1,8 +1,9 @@
 """Settings: params files are read, laid over one another and checked here; what they may say stands beside the rooms.
 
 A section is a frozen dataclass under ``@section`` in the module ``settings`` of the room that owns it. Values stand in
-params.yaml. Unknown, missing and mistyped settings and values out of range are ConfigErrors that name the setting; a
-misspelt one gets a suggestion.
+params.yaml. Settings that a section names as ``ADDED`` may be missing: files from before they were added lack them, and
+the project's file has their values. Unknown, missing and mistyped settings and values out of range are ConfigErrors
+that name the setting; a misspelt one gets a suggestion.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import difflib
 import functools
 import importlib
 import json
+import operator
 import typing
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -34,17 +36,6 @@ SECTIONS = {
     "report": "pipeline.report.settings:ReportConfig",
 }
 """Sections of a params file, by name: where their classes are."""
-ADDED: dict[tuple[str, ...], str] = {
-    ("train",): "keep_last evaluate_every evaluate_epochs evaluate_rows sample_pictures trackers distribution compile "
-    "loader_processes",
-    ("train", "optim"): "fp16 accumulate warmup_from weight_decay_drops plateau_patience plateau_stop plateau_min_rate "
-    "saved_weights",
-    ("train", "samples"): "pack_human_captions group_by_orientation shuffle_window shuffle_lanes",
-    ("phrases",): "extractor abstract_heads merge_repeats",
-    ("pseudo_label",): "min_score min_score_by_source flip_agreement",
-    ("evaluate",): "max_prompt_categories_by_source",
-}
-"""Settings that came later, by section: older params files lack them, and get the values of the project's file."""
 PROJECT_PARAMS = Path(__file__).with_name("params.yaml")
 """The project's params.yaml, as it travels with the package."""
 _EXTENDS = "extends"
@@ -117,7 +108,7 @@ def load_all(path: Path) -> Any:
             values = _extend(_file_class(), values, layer, "")
         except ConfigError as error:
             raise ConfigError(f"{file}: {error}") from None
-    _fill(values)
+    _fill(values, _file_class())
     try:
         return parse(_file_class(), values, "")
     except ConfigError as error:
@@ -165,19 +156,17 @@ def parse_options(hints: Mapping[str, Any], defaults: Mapping[str, Any], values:
 
 
 def json_schema() -> dict[str, Any]:
-    """Return the JSON schema of params files, for editors: one that extends none must have all but ``ADDED``."""
+    """Return the JSON schema of params files, for editors: one that extends none must have all but what was added."""
     schema = TypeAdapter(_file_class()).json_schema()
     demanded = _demanded(_file_class(), schema["$defs"] | {_file_class().__name__: schema})
     schema["properties"][_EXTENDS] = {"type": "string", "description": "The file that this one differs from."}
     return schema | {"if": {"not": {"required": [_EXTENDS]}}, "then": demanded}
 
 
-def _demanded(kind: Any, schemas: Mapping[str, dict[str, Any]], *steps: str) -> dict[str, Any]:
+def _demanded(kind: Any, schemas: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
     """Take what a section and those inside must have out of their schemas, and return it as one."""
-    hints = typing.get_type_hints(kind).items()
-    inside = {name: _demanded(hint, schemas, *steps, name) for name, hint in hints if _is_section(hint)}
-    added = ADDED.get(steps, "").split()
-    required = [name for name in schemas[kind.__name__].pop("required") if name not in added]
+    inside = {name: _demanded(each, schemas) for name, each in _sections_of(kind)}
+    required = [name for name in schemas[kind.__name__].pop("required") if name not in _added(kind)]
     return {"required": required, "properties": inside}
 
 
@@ -217,16 +206,24 @@ def _layers(path: Path) -> list[tuple[Path, Any]]:
         path = path.parent / below
 
 
-def _fill(values: dict[str, Any]) -> None:
-    """Add what an older file lacks of ``ADDED``, as the project's file has it."""
-    (_, project), *_ = _layers(PROJECT_PARAMS)
-    for steps, names in ADDED.items():
-        part, known = values, project
-        for step in steps:
-            part, known = part.get(step, {}), known.get(step, {})
-        for name in names.split():
-            if name in known:
-                part.setdefault(name, known[name])
+def _fill(values: dict[str, Any], kind: Any, *steps: str) -> None:
+    """Add what an older file lacks of the settings that were added later, as the project's file has it."""
+    lacking = [name for name in _added(kind) if name not in values]
+    if lacking:
+        (_, project), *_ = _layers(PROJECT_PARAMS)
+        known = functools.reduce(operator.getitem, steps, project)
+        values.update((name, known[name]) for name in lacking)
+    for name, each in _sections_of(kind):
+        if name in values:
+            _fill(values[name], each, *steps, name)
+
+
+def _added(kind: Any) -> tuple[str, ...]:
+    return getattr(kind, "ADDED", ())
+
+
+def _sections_of(kind: Any) -> list[tuple[str, Any]]:
+    return [(name, hint) for name, hint in typing.get_type_hints(kind).items() if _is_section(hint)]
 
 
 def _extend(kind: Any, base: Mapping[str, Any], layer: Any, where: str) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pipeline.settings import Count, section
 
@@ -11,6 +11,8 @@ from pipeline.settings import Count, section
 @section
 class EvaluateConfig:
     """Section ``evaluate``."""
+
+    ADDED: ClassVar[tuple[str, ...]] = ("max_prompt_categories_by_source",)
 
     splits: tuple[Literal["dev", "test"], ...]
     batch_size: Count

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pipeline.settings import Count, section
 
@@ -10,6 +10,8 @@ from pipeline.settings import Count, section
 @section
 class PhrasesConfig:
     """Section ``phrases``: noun phrases of captions."""
+
+    ADDED: ClassVar[tuple[str, ...]] = ("extractor", "abstract_heads", "merge_repeats")
 
     spacy_model: str
     """Importable spaCy pipeline package."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import ClassVar
 
 from pipeline.settings import Count, Share, section
 
@@ -10,6 +11,8 @@ from pipeline.settings import Count, Share, section
 @section
 class PseudoLabelConfig:
     """Section ``pseudo_label``: what of the teacher's output is kept."""
+
+    ADDED: ClassVar[tuple[str, ...]] = ("min_score", "min_score_by_source", "flip_agreement")
 
     min_score: Share
     """Boxes below this score are dropped, 0 to 1. Higher is cleaner and sparser; 0.5 in the paper."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -42,6 +42,17 @@ class ModelConfig:
 @section
 class OptimConfig:
     """Section ``train.optim``: shared by all trainings."""
+
+    ADDED: ClassVar[tuple[str, ...]] = (
+        "fp16",
+        "accumulate",
+        "warmup_from",
+        "weight_decay_drops",
+        "plateau_patience",
+        "plateau_stop",
+        "plateau_min_rate",
+        "saved_weights",
+    )
 
     batch_size: Count
     """Pictures per optimiser step over all workers."""
@@ -93,6 +104,13 @@ class OptimConfig:
 @section
 class SamplesConfig:
     """Section ``train.samples``: how records become training samples."""
+
+    ADDED: ClassVar[tuple[str, ...]] = (
+        "pack_human_captions",
+        "group_by_orientation",
+        "shuffle_window",
+        "shuffle_lanes",
+    )
 
     short_sides: tuple[int, ...]
     """Training picks one of these sizes for the short side of each batch."""
@@ -172,6 +190,18 @@ class RunConfig:
 @section
 class TrainConfig:
     """Section ``train``."""
+
+    ADDED: ClassVar[tuple[str, ...]] = (
+        "keep_last",
+        "evaluate_every",
+        "evaluate_epochs",
+        "evaluate_rows",
+        "sample_pictures",
+        "trackers",
+        "distribution",
+        "compile",
+        "loader_processes",
+    )
 
     optim: OptimConfig
     samples: SamplesConfig

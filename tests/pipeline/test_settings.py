@@ -18,9 +18,11 @@ import yaml
 
 from pipeline.errors import ConfigError, MissingInputError
 from pipeline.evaluation.settings import EvaluateConfig
+from pipeline.phrases.settings import PhrasesConfig
 from pipeline.prepare.raw import Url
-from pipeline.settings import ADDED, extended_files, json_schema, load, load_all, parse_options, to_yaml
-from pipeline.training.settings import RunConfig, TrainingSettings
+from pipeline.pseudo_labels.settings import PseudoLabelConfig
+from pipeline.settings import extended_files, json_schema, load, load_all, parse_options, to_yaml
+from pipeline.training.settings import OptimConfig, RunConfig, SamplesConfig, TrainConfig, TrainingSettings
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = sorted((ROOT / "pipeline/training/recipes").glob("*.yaml"))
@@ -89,12 +91,17 @@ def test_mistakes_are_named(tmp_path: Path, change: str, value: Any, message: st
 
 def test_what_files_of_before_lack_is_as_in_the_projects_own(tmp_path: Path) -> None:
     params = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
-    for steps, names in ADDED.items():
-        for name in names.split():
-            section = params
-            for step in steps:
-                section = section[step]
-            del section[name]
+    sections: dict[Any, dict[str, Any]] = {
+        TrainConfig: params["train"],
+        OptimConfig: params["train"]["optim"],
+        SamplesConfig: params["train"]["samples"],
+        PhrasesConfig: params["phrases"],
+        PseudoLabelConfig: params["pseudo_label"],
+        EvaluateConfig: params["evaluate"],
+    }
+    for section, values in sections.items():
+        for name in section.ADDED:
+            del values[name]
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
     assert load_all(tmp_path / "params.yaml") == load_all(ROOT / "params.yaml")
 
