@@ -6,6 +6,7 @@ import ipaddress
 import json
 import logging
 import os
+import signal
 import socket
 import sys
 import time
@@ -67,6 +68,7 @@ def ray_session() -> Iterator[None]:
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
     address = os.environ.get("RAY_ADDRESS")
     wanted = _wanted_resources() if address else {}
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     if address:
         _join(address)
     else:
@@ -79,6 +81,8 @@ def ray_session() -> Iterator[None]:
                 logging_level=logging.ERROR,
                 log_to_driver=False,
             )
+    if callable(on_sigterm):
+        signal.signal(signal.SIGTERM, on_sigterm)  # Ray sets its own, which ends with another status
     try:
         if wanted:
             _grow(wanted)
