@@ -72,7 +72,7 @@ def ray_session() -> Iterator[None]:
     if address:
         _join(address)
     else:
-        with _native_stderr_discarded():
+        with _native_stderr_discarded(), _ended_by(on_sigterm):
             ray.init(
                 address="local",  # and not a cluster that somebody else started on this machine
                 num_cpus=os.cpu_count(),
@@ -82,7 +82,7 @@ def ray_session() -> Iterator[None]:
                 log_to_driver=False,
             )
     if callable(on_sigterm):
-        signal.signal(signal.SIGTERM, on_sigterm)  # Ray sets its own, which ends with another status
+        signal.signal(signal.SIGTERM, on_sigterm)  # Ray sets its own
     try:
         if wanted:
             _grow(wanted)
@@ -263,6 +263,17 @@ def warn_of_open_port(host: str, what: str, encrypted: bool) -> None:
         what,
         host,
     )
+
+
+@contextmanager
+def _ended_by(on_sigterm: Any) -> Iterator[None]:
+    """Let SIGTERM have the effect it had before Ray, which exits with 1 or 15 while it starts."""
+    try:
+        yield
+    except SystemExit as error:
+        if callable(on_sigterm) and error.code in (1, signal.SIGTERM):
+            on_sigterm(signal.SIGTERM, None)
+        raise
 
 
 @contextmanager
