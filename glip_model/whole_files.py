@@ -81,12 +81,9 @@ def _named(path: Path, aside: Path) -> Iterator[None]:
     """Let errors of the system that name no file, or the one beside, name the one that was to be written."""
     try:
         yield
-    except OSError as error:
-        if error.errno and error.filename in (None, str(aside)):
-            error.filename, error.filename2 = str(path), None
-        raise
     except Exception as error:
-        if found := _OF_RUST.search(str(error)):
-            number = int(found[1])
+        found = _OF_RUST.search(str(error))
+        number = error.errno if isinstance(error, OSError) else int(found[1]) if found else None
+        if number and getattr(error, "filename", None) in (None, str(aside)):
             raise OSError(number, os.strerror(number), str(path)) from error
         raise

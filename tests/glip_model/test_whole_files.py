@@ -25,7 +25,7 @@ def short_disk() -> Iterator[int]:
 def test_no_room_names_the_file_and_leaves_what_was_there(tmp_path: Path, short_disk: int) -> None:
     path = tmp_path / "a.txt"
     path.write_text("before")
-    with pytest.raises(OSError, match=r"too large: '.*a\.txt'") as raised, whole_file(path) as aside:
+    with pytest.raises(OSError, match=r"too large: '.*a\.txt'$") as raised, whole_file(path) as aside:
         aside.write_bytes(bytes(2 * short_disk))
     assert raised.value.errno == errno.EFBIG
     assert path.read_text() == "before"
