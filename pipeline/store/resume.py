@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pipeline.errors import ConfigError, OwnershipError, ShardError
+from pipeline.errors import ConfigError, OwnershipError, ShardError, StorageError
 from pipeline.store.atomic import storage_errors, sweep, write_json
 from pipeline.store.provenance import FINGERPRINT
 from pipeline.store.shards import read_fingerprint, rows_sha256
@@ -52,7 +52,7 @@ def alone_in(out: Place) -> Iterator[None]:
     Raises:
         OwnershipError: another run is at work there.
         ConfigError: a folder in it is a link.
-        StorageError: it cannot be made.
+        StorageError: it cannot be made, or is another one in the end.
     """
     if not isinstance(out, Path):
         yield
@@ -72,6 +72,10 @@ def alone_in(out: Place) -> Iterator[None]:
                 if link.is_symlink():
                     raise ConfigError(f"{link}: a link to {link.resolve()}, in a folder that is written; remove it")
         yield
+        if not out.is_dir() or not os.path.samestat(out.stat(), os.fstat(lock)):
+            raise StorageError(
+                f"{out}: was removed or replaced while the stage wrote there; run the same command again"
+            )
     finally:
         os.close(lock)
 

@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 from upath import UPath
 
-from pipeline.errors import ConfigError, OwnershipError
+from pipeline.errors import ConfigError, OwnershipError, StorageError
 from pipeline.store.provenance import with_fingerprint
 from pipeline.store.records import CaptionRecord, ImageRef
 from pipeline.store.resume import (
@@ -180,6 +180,14 @@ def test_one_run_at_a_time_writes_to_a_folder(tmp_path: Path) -> None:
         pass
     with alone_in(tmp_path / "link"):
         assert list(out.iterdir()) == []
+
+
+def test_a_folder_that_goes_while_it_is_written_to_is_told(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(StorageError, match="removed or replaced while"), alone_in(out):
+        out.rmdir()
+    with pytest.raises(StorageError, match="removed or replaced while"), alone_in(out):
+        out.rename(tmp_path / "away").with_name("out").mkdir()
 
 
 def test_nothing_is_written_or_removed_behind_links_of_an_output_folder(tmp_path: Path) -> None:
