@@ -57,6 +57,7 @@ def alone_in(out: Place) -> Iterator[None]:
     if not isinstance(out, Path):
         yield
         return
+    is_new = not out.is_dir()
     with storage_errors(out):
         out.mkdir(parents=True, exist_ok=True)
         lock = os.open(out, os.O_RDONLY)
@@ -76,6 +77,11 @@ def alone_in(out: Place) -> Iterator[None]:
             raise StorageError(
                 f"{out}: was removed or replaced while the stage wrote there; run the same command again"
             )
+    except BaseException:
+        if is_new:  # a mistake that is found before the work leaves no folder
+            with suppress(OSError):
+                out.rmdir()
+        raise
     finally:
         os.close(lock)
 

@@ -27,7 +27,7 @@ from pipeline.cli import progress, quiet_libraries
 from pipeline.errors import MissingInputError, PipelineError, TrainingError
 from pipeline.ray_session import cores_per_worker
 from pipeline.settings import to_yaml
-from pipeline.store.atomic import write_csv
+from pipeline.store.atomic import storage_errors, write_csv
 from pipeline.store.storage import Place
 from pipeline.training.batches import Worker
 from pipeline.training.checkpoints import Checkpoints, discard_checkpoints, has_checkpoints
@@ -341,7 +341,8 @@ def _train_worker(
 def _save(trainer: Trainer, tokenizer: Any, worker: Worker, out: Path) -> None:
     model = trainer.whole_model()  # on every worker: what is spread over them comes together
     if worker.rank == 0 and model is not None:
-        model.save_pretrained(out, tokenizer)
+        with storage_errors(out):
+            model.save_pretrained(out, tokenizer)
 
 
 def _pin(board: Any, entry: Progress) -> None:

@@ -176,10 +176,11 @@ def test_one_run_at_a_time_writes_to_a_folder(tmp_path: Path) -> None:
             with pytest.raises(OwnershipError, match="another run is writing there; wait"), alone_in(place):
                 pytest.fail("the block must not begin")
         other.kill()
-    with alone_in(out):
-        pass
     with alone_in(tmp_path / "link"):
         assert list(out.iterdir()) == []
+    with pytest.raises(KeyError), alone_in(tmp_path / "new"):
+        raise KeyError
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_folder_that_goes_while_it_is_written_to_is_told(tmp_path: Path) -> None:
