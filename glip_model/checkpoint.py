@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import pickle
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 
 from glip_model.config import GLIPConfig
 from glip_model.pretrained import resolve_folder
+from glip_model.whole_files import whole_file, whole_files
 
 Model = TypeVar("Model", bound=nn.Module)
 CONFIG_FILE = "config.json"
@@ -27,28 +27,19 @@ NAMED_PROBLEMS = 20
 def save_model(model: nn.Module, config: GLIPConfig, folder: str | Path, tokenizer: Any = None) -> None:
     """Write config, tokenizer and weights; a reader of the folder needs nothing else.
 
-    Each file appears whole or not at all, the weights last.
+    They appear when all are written, the weights last.
+
+    Raises:
+        OSError: the folder cannot be written.
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n"
-    _write_whole(folder / CONFIG_FILE, lambda path: path.write_text(text, encoding="utf-8"))
-    if tokenizer is not None:
-        tokenizer.save_pretrained(folder)
     weights = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
-    _write_whole(folder / WEIGHTS_FILE, lambda path: save_file(weights, path, metadata={"format": "pt"}))
-
-
-def _write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.touch()
-    mode = aside.stat().st_mode  # as the user's umask has it; safetensors makes its files private
-    try:
-        write(aside)
-        aside.chmod(mode)
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
+    with whole_files(Path(folder), WEIGHTS_FILE) as aside:
+        (aside / CONFIG_FILE).write_text(text, encoding="utf-8")
+        if tokenizer is not None:
+            tokenizer.save_pretrained(aside)
+        with whole_file(aside / WEIGHTS_FILE) as path:
+            save_file(weights, path, metadata={"format": "pt"})
 
 
 def load_model(build: Callable[[GLIPConfig], Model], name: str | Path, revision: str | None = None) -> Model:

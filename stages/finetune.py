@@ -70,6 +70,7 @@ def run(args: argparse.Namespace) -> str:
     from pipeline.ray_session import ray_session
     from pipeline.settings import load, load_all
     from pipeline.store.atomic import write_json
+    from pipeline.store.resume import alone_in
     from pipeline.training.finetune import RUN, Choices, finetune_config, with_length
     from pipeline.training.job import Paths, train
     from pipeline.training.settings import TrainingSettings
@@ -85,7 +86,7 @@ def run(args: argparse.Namespace) -> str:
     settings = load_all(args.params)
     config = finetune_config(load(args.params, TrainingSettings), sizes, choices)
     judging = _judging(settings.evaluate, args.workers)
-    with ray_session():
+    with alone_in(args.out), ray_session():
         rows = prepare(_preparing(settings.prepare, layout), config.seed, work / "records")
         config = with_length(config, rows["human/detection"]["rows"])
         before = _judge(judging, start, work, "before")

@@ -25,9 +25,10 @@ def run(args: argparse.Namespace) -> str:
     from pipeline.ray_session import ray_session
     from pipeline.settings import load_all
     from pipeline.store.atomic import write_json
+    from pipeline.store.resume import alone_in
 
     settings = load_all(args.params)
-    with ray_session():
+    with alone_in(args.out), ray_session():
         metrics = prepare(settings.prepare, settings.seed, args.out)
     if args.metrics:
         write_json(args.metrics, metrics)

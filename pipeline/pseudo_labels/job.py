@@ -43,7 +43,7 @@ from pipeline.ray_session import on_all_machines, share_cluster
 from pipeline.store.provenance import FINGERPRINT
 from pipeline.store.records import CaptionRecord, GroundingRecord, PhrasesRecord
 from pipeline.store.resume import keep_apart, keep_finished
-from pipeline.store.shards import PROVENANCE_KEY, ShardWriter, list_shards, read_shard
+from pipeline.store.shards import PROVENANCE_KEY, ShardWriter, list_shards, read_end, read_shard
 from pipeline.store.storage import Place, exists, side_by_side, size
 
 logger = logging.getLogger(__name__)
@@ -202,8 +202,9 @@ def _look(out: Place, wanted: Mapping[Place, Mapping[str, Any]], shards: Sequenc
 
     def look_up(shard: Place) -> ShardSummary | None:
         summary = listed.get(shard.name)
-        is_same = summary and summary.fingerprint == wanted[shard][FINGERPRINT] and summary.bytes == size(shard)
-        return summary if is_same else None
+        if summary is None or (summary.fingerprint, summary.bytes) != (wanted[shard][FINGERPRINT], size(shard)):
+            return None
+        return summary if summary.rows == read_end(shard)[0].num_rows else None
 
     found = dict(zip(shards, side_by_side(look_up, shards), strict=True))
     unlisted = [shard for shard, summary in found.items() if summary is None]

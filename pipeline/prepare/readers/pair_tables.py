@@ -30,6 +30,7 @@ from pipeline.prepare.raw import (
 from pipeline.prepare.readers.lines import PROBED_LINES, decode_text, json_lines, json_parts, open_text
 from pipeline.store.filesystem import describe, file_identity, list_files, open_file, redact
 from pipeline.store.records import CaptionRecord
+from pipeline.store.shards import refuse_bombs
 
 Values = Mapping[str, Any]
 CAPTION_COLUMNS = ("caption", "text", "TEXT")
@@ -462,6 +463,7 @@ def open_parquet(url: str) -> Iterator[pq.ParquetFile]:
     with open_file(url) as stream:
         try:
             file = pq.ParquetFile(stream, pre_buffer=False)
+            refuse_bombs(file.metadata)
         except (pa.ArrowException, OSError) as error:
             raise MissingInputError(
                 f"{redact(url)}: not a readable Parquet file: {describe(error, url)}; fetch it again"

@@ -27,6 +27,9 @@ _WORDS = re.compile(r"(\.[A-Za-z_]+)+")
 MAX_IMAGE_BYTES = 200 << 20
 MAX_TEXT_BYTES = 1 << 20
 """Larger members are not unpacked."""
+_MAX_HEADER_BYTES = 1 << 20
+"""Long names are headers of their own."""
+_BROKEN = (tarfile.TarError, OSError, EOFError, ValueError)
 
 
 def read_webdataset(context: SourceContext, *, shards: Url, caption: str = "txt") -> list[RawTable]:
@@ -34,7 +37,7 @@ def read_webdataset(context: SourceContext, *, shards: Url, caption: str = "txt"
 
     Members of one pair follow one another, as img2dataset and webdataset write them. Keys may have periods in them:
     the suffix is what follows the last. Of two pictures of a key the first makes the pair, the other is a reject;
-    ``KEY.WORDS.png`` beside it is not read, and counted.
+    ``KEY.WORDS.png`` beside it is not read, and counted. Pictures that are links, devices or sparse are rejects.
     Hidden files are passed over. With ``prepare.pictures: reference`` records point into the tars.
 
     Options:
@@ -63,59 +66,92 @@ def read_tar(url: str, caption: str) -> Iterator[RawPair | Reject]:
     is_plain = url.endswith(".tar")
     with open_file(url, compression=None if is_plain else compression) as file:
         try:
-            with tarfile.open(fileobj=file, mode="r:") as archive:
+            headers: Any = _ShortReads(file)
+            with tarfile.open(fileobj=headers, mode="r:") as archive:
                 yield from _pairs(archive, file, url if is_plain else None, caption)
-        except (tarfile.TarError, OSError, EOFError, ValueError) as error:
+        except _BROKEN as error:
             yield Reject(f"{redact(url)}: {describe(error, url)}", "row_malformed")
 
 
 def _pairs(archive: tarfile.TarFile, file: IO[bytes], url: str | None, caption: str) -> Iterator[RawPair | Reject]:
     """Join neighbours whose keys say that they are one pair."""
     key, members = "", dict[str, Any]()
-    for other, found in _groups(archive, file, caption):
-        if not members:
-            key, members = other, found
-            continue
-        joined = _joined(key, members, other, found, caption)
-        if joined is None:
-            yield from _pair(key, members, url, caption)
-            key, members = other, found
-        else:
-            key, members = joined
+    try:
+        for other, found in _groups(archive, file, caption):
+            if not members:
+                key, members = other, found
+                continue
+            joined = _joined(key, members, other, found, caption)
+            if joined is None:
+                yield from _pair(key, members, url, caption)
+                key, members = other, found
+            else:
+                key, members = joined
+    except _BROKEN:  # what is behind it is lost, and not what came before
+        yield from _pair(key, members, url, caption) if members else ()
+        raise
     if members:
         yield from _pair(key, members, url, caption)
+
+
+class _ShortReads:
+    """The file as tarfile reads headers from it: one that says that it is longer than any is not read."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.seek, self.tell, self._read = file.seek, file.tell, file.read
+
+    def read(self, size: int) -> bytes:
+        """Read so many bytes."""
+        if not 0 <= size <= _MAX_HEADER_BYTES:
+            raise tarfile.ReadError(f"a header of {size} bytes")
+        return self._read(size)
 
 
 def _groups(archive: tarfile.TarFile, file: IO[bytes], caption: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield keys with their members by suffix: what follows one another and differs by what ends the name alone.
 
-    Members that are not read stand as None.
+    Members that are not read stand as None, pictures of them as the reason for it.
     """
     key, members = "", dict[str, Any]()
-    # Members are dropped as they are passed: the list that tarfile keeps of them grows with the archive.
-    while (member := archive.next()) is not None:
-        archive.members = []  # type: ignore[attr-defined]
-        folder, _, name = member.name.rpartition("/")
-        if not member.isreg() or not name or name.startswith("."):  # folders, links, devices, hidden files
-            continue
-        stem, suffix = _split_name(name, caption)
-        current = f"{folder}/{stem}"
-        if current != key or suffix in members:  # the same key may come again: a pair of its own
-            if members:
-                yield key, members
-            key, members = current, {}
-        is_picture = suffix in IMAGE_SUFFIXES
-        members[suffix] = None
-        if member.size <= (MAX_IMAGE_BYTES if is_picture else MAX_TEXT_BYTES) and (
-            is_picture or suffix in ("json", caption)
-        ):
-            file.seek(member.offset_data)  # the archive's own way there makes three objects for each member
-            data = file.read(member.size)
-            if len(data) != member.size:
-                raise tarfile.ReadError(f"it ends inside of {member.name!r}")
-            members[suffix] = (data, member.offset_data)
+    try:
+        # Members are dropped as they are passed: the list that tarfile keeps of them grows with the archive.
+        while (member := archive.next()) is not None:
+            archive.members = []  # type: ignore[attr-defined]
+            folder, _, name = member.name.rpartition("/")
+            if member.isdir() or not name or name.startswith("."):
+                continue
+            stem, suffix = _split_name(name, caption)
+            content = _content(member, file, suffix, caption)
+            current = f"{folder}/{stem}"
+            if current != key or suffix in members:  # the same key may come again: a pair of its own
+                if members:
+                    yield key, members
+                key, members = current, {}
+            members[suffix] = content
+    except _BROKEN:
+        if members:
+            yield key, members
+        raise
     if members:
         yield key, members
+
+
+def _content(member: tarfile.TarInfo, file: IO[bytes], suffix: str, caption: str) -> tuple[bytes, int] | str | None:
+    """Return a member's bytes and their place, or what stands for them; ReadError where the file ends before."""
+    is_picture = suffix in IMAGE_SUFFIXES
+    if member.size < 0:
+        raise tarfile.ReadError(f"{member.name!r} has {member.size} bytes")
+    if not member.isreg() or member.issparse():  # what a link names may be outside, what is sparse unpacks to anything
+        return "row_malformed" if is_picture else None
+    if member.size > (MAX_IMAGE_BYTES if is_picture else MAX_TEXT_BYTES):
+        return "image_too_large" if is_picture else None
+    if not is_picture and suffix not in ("json", caption):
+        return None
+    file.seek(member.offset_data)  # the archive's own way there makes three objects for each member
+    data = file.read(member.size)
+    if len(data) != member.size:
+        raise tarfile.ReadError(f"it ends inside of {member.name!r}")
+    return data, member.offset_data
 
 
 def _split_name(name: str, caption: str) -> tuple[str, str]:
@@ -168,8 +204,8 @@ def _pair(key: str, members: dict[str, Any], url: str | None, caption: str) -> I
     if others and first not in IMAGE_SUFFIXES:  # nothing says which of them the caption describes
         yield from (Reject(f"{name}.{suffix}", "row_malformed") for suffix in pictures)
         return
-    if members[first] is None:
-        yield Reject(name, "image_too_large")
+    if not isinstance(members[first], tuple):
+        yield Reject(name, members[first] or "row_malformed")
     else:
         data, offset = members[first]
         image = RawImage(data=data, url=None if url is None else byte_range(url, offset, len(data)))

@@ -17,7 +17,7 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from pipeline.errors import ConfigError, MissingInputError, ShardError, StorageError
-from pipeline.inspection.exports import EXPORTS, export
+from pipeline.inspection.exports import EXPORTS, UNFINISHED, export
 from pipeline.inspection.search import Filter, find_rows
 from pipeline.prepare.raw import Reject, SourceContext, Url
 from pipeline.prepare.readers.coco import read_coco_detection
@@ -215,6 +215,38 @@ def test_no_room_is_told(labels: Path, tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(Path, "write_bytes", refuse)
     with pytest.raises(StorageError, match=r"out: cannot be written .*No space left"):
         export("coco", find_rows(labels, Filter()), tmp_path / "out", lambda _: None)
+
+
+@pytest.mark.parametrize("name", ["coco", "odvg", "webdataset"])
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+def test_an_export_that_failed_leaves_nothing_and_may_be_run_again(
+    name: str, error: BaseException, labels: Path, tmp_path: Path
+) -> None:
+    def fail(_: int) -> None:
+        raise error
+
+    with pytest.raises((StorageError, KeyboardInterrupt)):
+        export(name, find_rows(labels, Filter()), tmp_path / "out", fail)
+    assert list((tmp_path / "out").iterdir()) == []
+    assert export(name, find_rows(labels, Filter()), tmp_path / "out", lambda _: None) == 2
+    assert not (tmp_path / "out" / UNFINISHED).exists()
+
+
+def test_what_a_killed_export_left_goes_and_links_are_not_followed(labels: Path, tmp_path: Path) -> None:
+    """The folder is known by the mark in it."""
+    out, elsewhere = tmp_path / "out", tmp_path / "elsewhere"
+    for path in (out / UNFINISHED, out / "images" / "9.png", elsewhere / "mine.txt"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    (out / "more").symlink_to(elsewhere)
+    assert export("coco", find_rows(labels, Filter()), out, lambda _: None) == 2
+    assert {path.name for path in out.rglob("*")} == {
+        "annotations.json",
+        "images",
+        "000000000001.jpg",
+        "000000000002.png",
+    }
+    assert (elsewhere / "mine.txt").is_file()
 
 
 @pytest.mark.parametrize("name", ["coco", "odvg", "webdataset"])

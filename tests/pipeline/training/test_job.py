@@ -148,6 +148,19 @@ def test_mistake_in_one_of_two_workers_reaches_the_driver(
         run(workers=2, folder=tmp_path, mixture={"detection": 1.0}, loader_processes=1)
 
 
+def test_a_model_that_cannot_be_written_is_a_message_and_training_goes_on_later(run: Run, tmp_path: Path) -> None:
+    blocked = tmp_path / "model" / "tokenizer.json" / "mine"
+    blocked.mkdir(parents=True)
+    with pytest.raises(TrainingError, match=r"model: cannot be written .*Is a directory: .*run the same command again"):
+        run(steps=2, checkpoint_every=1)
+    assert not (tmp_path / "model" / "model.safetensors").exists()
+    assert not list((tmp_path / "model").glob(".*"))
+    blocked.rmdir()
+    blocked.parent.rmdir()
+    metrics, _ = run(steps=2, checkpoint_every=1)
+    assert metrics["steps"] == 2
+
+
 def test_pictures_that_cannot_be_read_are_reported(
     run: Run, tiny: SimpleNamespace, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

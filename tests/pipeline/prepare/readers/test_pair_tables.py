@@ -51,6 +51,15 @@ class TestImageParquet:
         assert isinstance(row, CaptionRecord)
         assert row.caption == "a dog"
 
+    @pytest.mark.parametrize("compression", ["zstd", "gzip"])
+    def test_a_file_that_unpacks_to_gigabytes_is_refused_unread(
+        self, compression: str, tmp_path: Path, context: SourceContext, read_rows: Read
+    ) -> None:
+        rows = [{"image": bytes(300 << 20), "text": "a dog"}]
+        url = self.write(tmp_path / "a.parquet", rows, compression=compression, use_dictionary=False)
+        with pytest.raises(MissingInputError, match=r"a\.parquet: .*columns of \d+ bytes would unpack to 3\d{8}"):
+            read_rows(*read_image_parquet(context, tables=url))
+
     def test_rows_without_bytes_or_caption_are_rejects(
         self, tmp_path: Path, picture: Encode, context: SourceContext, read_rows: Read
     ) -> None:
