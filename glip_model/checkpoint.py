@@ -70,7 +70,11 @@ def load_model(build: Callable[[GLIPConfig], Model], name: str | Path, revision:
 
 
 def load_strictly(model: nn.Module, weights: Mapping[str, Tensor], origin: str) -> None:
-    """Load weights under our own names; raise ValueError that names missing, unknown and misshapen ones."""
+    """Load weights under our own names.
+
+    Raises:
+        ValueError: some are missing, unknown, of another shape, or not finite; the message names them.
+    """
     expected = model.state_dict()
     problems = [f"missing {name}" for name in expected if name not in weights]
     problems += [f"unknown {name}" for name in weights if name not in expected]
@@ -82,7 +86,23 @@ def load_strictly(model: nn.Module, weights: Mapping[str, Tensor], origin: str) 
     if problems:
         named = "; ".join(problems[:NAMED_PROBLEMS]) + ("; …" if len(problems) > NAMED_PROBLEMS else "")
         raise ValueError(f"{origin}: {len(problems)} tensors do not fit the model: {named}")
+    check_finite(weights, origin)
     model.load_state_dict(dict(weights))
+
+
+def check_finite(weights: Mapping[str, Tensor], origin: str) -> None:
+    """Refuse weights that hold a NaN or an infinite number, of which a model makes scores that are none.
+
+    Raises:
+        ValueError: there are such weights; the message names some.
+    """
+    broken = [name for name, value in weights.items() if value.is_floating_point() and not value.isfinite().all()]
+    if broken:
+        named = ", ".join(broken[:NAMED_PROBLEMS]) + (", …" if len(broken) > NAMED_PROBLEMS else "")
+        raise ValueError(
+            f"{origin}: {len(broken)} of {len(weights)} tensors hold NaN or infinite numbers ({named}); the training "
+            "diverged or the file is damaged: take an earlier checkpoint, or copy the file anew"
+        )
 
 
 def read_tensors(path: str | Path, kind: str) -> Any:

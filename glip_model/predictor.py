@@ -69,7 +69,8 @@ class GLIPPredictor:
     ) -> GLIPPredictor:
         """Load model and tokenizer from one folder or hub id; ValueError when something is missing there."""
         folder = resolve_folder(name)
-        return cls(GLIP.from_pretrained(folder), load_tokenizer(folder), device, dtype, compile_model)
+        model = GLIP.from_pretrained(folder)
+        return cls(model, load_tokenizer(folder, model.config.text.vocab_size), device, dtype, compile_model)
 
     def predict(
         self,

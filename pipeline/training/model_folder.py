@@ -35,12 +35,14 @@ def starting_model(config: TrainingSettings, teacher: Path | None) -> tuple[GLIP
     """
     try:
         if teacher is not None:
-            return GLIP.from_pretrained(teacher), load_tokenizer(teacher)
+            model = GLIP.from_pretrained(teacher)
+            return model, load_tokenizer(teacher, model.config.text.vocab_size)
         torch.manual_seed(config.seed)  # the same start in every worker
         model = GLIP(config.model.glip_config())
         initialise_pretrained(model, config.model.backbone_weights, config.model.text_weights)
         source = config.model.text_weights
-        return model, load_tokenizer(model.config.text.name if source in (None, "hub") else str(source))
+        name = model.config.text.name if source in (None, "hub") else str(source)
+        return model, load_tokenizer(name, model.config.text.vocab_size)
     except (ValueError, OSError) as error:
         where = f"{teacher} cannot be loaded" if teacher is not None else "section model of params.yaml"
         raise TrainingError(f"{where}: {error}") from error

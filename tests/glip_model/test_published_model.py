@@ -187,7 +187,7 @@ def record(model: GLIP) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("name", CASES)
 def test_losses_and_positive_maps_are_the_published_ones(name: str) -> None:
     case = load_case(name)
-    tokenizer = load_tokenizer(TOKENIZER)
+    tokenizer = load_tokenizer(TOKENIZER, 30522)
     prompts = [
         Prompt((caption,), tuple([(start, end)] for start, end in spans))
         for caption, spans in zip(case.meta["captions"], case.meta["label_spans"], strict=True)

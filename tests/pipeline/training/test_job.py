@@ -193,7 +193,7 @@ def test_a_dev_set_judges_the_model_while_it_trains(
         assert names == [f"{kind}-00{i}.jpg" for kind in ("detection-0", "grounding-1") for i in (0, 1)]
     # The first five rows, judged once more by themselves, with the model that was saved.
     model = GLIP.from_pretrained(tmp_path / "judged")
-    again = dev(model, load_tokenizer(tmp_path / "judged"), tmp_path / "again")
+    again = dev(model, load_tokenizer(tmp_path / "judged", 30522), tmp_path / "again")
     assert again == pytest.approx(scores)
     # Judging leaves no trace of its own limits: in the model that was judged, nor in what is saved of it.
     settings = config.model.glip_config()
