@@ -101,9 +101,18 @@ class GLIP(nn.Module):
         Raises:
             ValueError: ``text_states`` are of another shape, or absent where prompts are encoded segment by segment.
         """
-        mask = batch.attention_mask
-        text = self._encode(batch)
-        levels = self.fpn(self.backbone(batch.pixel_values))
+        features = self.features(batch.pixel_values)
+        return self.ground(features, batch.input_ids, batch.attention_mask, batch.text_states)
+
+    def features(self, pixel_values: Tensor) -> list[Tensor]:
+        """Return the pyramid of pictures (B, 3, H, W), levels (B, C, h, w), finest first; no prompt matters to it."""
+        return cast(list[Tensor], self.fpn(self.backbone(pixel_values)))
+
+    def ground(
+        self, features: list[Tensor], input_ids: Tensor, mask: Tensor, text_states: Tensor | None = None
+    ) -> GLIPOutput:
+        """Predict how the cells of ``features`` align with prompts; arguments and errors as of ``forward``."""
+        text, levels = self._encode(input_ids, mask, text_states), features
         if self.text_projection is not None:
             text = self.text_projection(text)
         if self.text_offset is not None:
@@ -128,17 +137,16 @@ class GLIP(nn.Module):
     def _new_offset(self) -> nn.Parameter:
         return nn.Parameter(torch.zeros(self.config.text.max_tokens, self.config.text_size))
 
-    def _encode(self, batch: GroundingBatch) -> Tensor:
-        text = batch.text_states
-        if text is None:
+    def _encode(self, input_ids: Tensor, mask: Tensor, states: Tensor | None) -> Tensor:
+        if states is None:
             if self.config.text.encoding == "segments":
                 # Tokens do not tell where a segment ends; encoded as one string they would get other states.
                 raise ValueError("text.encoding is 'segments': the batch needs text_states, see TextStateCache")
-            return cast(Tensor, self.text_encoder(batch.input_ids, batch.attention_mask))
-        expected = (*batch.attention_mask.shape, self.config.text.hidden_size)
-        if text.shape != expected:
-            raise ValueError(f"text_states must be (B, T, hidden_size) = {expected}, got {tuple(text.shape)}")
-        return text
+            return cast(Tensor, self.text_encoder(input_ids, mask))
+        expected = (*mask.shape, self.config.text.hidden_size)
+        if states.shape != expected:
+            raise ValueError(f"text_states must be (B, T, hidden_size) = {expected}, got {tuple(states.shape)}")
+        return states
 
     def _run(
         self, layer: Callable[..., Any], levels: list[Tensor], text: Tensor, mask: Tensor

@@ -132,6 +132,20 @@ def test_detecting_is_grounding_chunk_by_chunk(tokenizer: Any, encoding: Any, li
         assert detections.char_spans == ()
 
 
+def test_pictures_are_looked_at_once_whatever_the_number_of_names(predictor: GLIPPredictor) -> None:
+    looks: list[int] = []
+    predictor.model.backbone.register_forward_hook(lambda _, given, __: looks.append(len(given[0])))
+    predictor.detect([picture(64, 64), picture(64, 96), picture(64, 64)], NAMES, max_prompt_categories=2)
+    assert looks == [2, 1]
+
+
+def test_no_more_prompts_run_together_than_there_are_pictures(predictor: GLIPPredictor) -> None:
+    asked: list[int] = []
+    predictor.model.head.register_forward_hook(lambda _, given, __: asked.append(len(given[1])))
+    predictor.detect([picture(64, 64), picture(64, 96), picture(64, 64)], NAMES, max_prompt_categories=2)
+    assert asked == [2, 2, 2, 2, 2, 3, 2]  # five prompts: two pictures at a time, then one picture with three prompts
+
+
 def test_more_names_than_a_prompt_holds_are_all_asked_for(predictor: GLIPPredictor) -> None:
     names = [f"{colour} {thing}" for colour in ("red", "blue", "green") for thing in NAMES]
     (found,) = predictor.detect([picture(64, 64)], names, max_detections=10_000)
