@@ -21,7 +21,7 @@ from glip_model.checkpoint import load_model, save_model
 from glip_model.config import GLIPConfig
 from glip_model.dyhead import DyConv
 from glip_model.fpn import FPN
-from glip_model.fusion import TowerTextLayer, VLFuse, clamp_half
+from glip_model.fusion import TowerTextLayer, VLFuse
 from glip_model.structures import GLIPOutput, GroundingBatch
 from glip_model.text_encoder import TextEncoder
 
@@ -64,13 +64,14 @@ class PredictionHead(nn.Module):
             nn.init.zeros_(convolution.bias)  # type: ignore[arg-type]
 
     def forward(self, levels: list[Tensor], text: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return token logits (B, A, T), box deltas (B, A, 4) and centerness (B, A)."""
+        """Return token logits (B, A, T), float32 under autocast too, box deltas (B, A, 4) and centerness (B, A)."""
         unit = F.normalize(text, dim=-1, eps=1e-12)
         # Only the text is normalised; it is halved before its projection but not in its bias.
         tokens = self.text_projection(unit / 2) / self.log_scale.exp()  # (B, T, C)
         bias = unit @ self.bias_lang + self.bias0  # (B, T)
         cells = torch.cat([level.flatten(2) for level in levels], 2).transpose(1, 2)  # (B, A, C)
-        logits = clamp_half(cells @ tokens.transpose(1, 2) + bias.unsqueeze(1))
+        with torch.autocast(cells.device.type, enabled=False):  # half of the digits would round before the sum
+            logits = cells.float() @ tokens.float().transpose(1, 2) + bias.float().unsqueeze(1)
         boxes = [(self.bbox_pred(x) * self.scales[i]).flatten(2) for i, x in enumerate(levels)]
         centerness = [self.centerness(x).flatten(2) for x in levels]
         return logits, torch.cat(boxes, 2).transpose(1, 2), torch.cat(centerness, 2).flatten(1)

@@ -308,6 +308,20 @@ def test_bfloat16_finds_about_the_same(predictor: GLIPPredictor) -> None:
     torch.testing.assert_close(rounded.scores[:5], exact.scores[:5], rtol=0, atol=0.05)
 
 
+def test_logits_are_summed_in_single_precision_under_autocast_too() -> None:
+    head = make_model().head
+    levels, text = [torch.randn(1, TINY.channels, 4, 4) for _ in range(TINY.num_levels)], torch.randn(1, 5, 16)
+    with torch.no_grad():
+        cells = torch.cat([level.flatten(2) for level in levels], 2).transpose(1, 2)
+        with torch.autocast("cpu", torch.bfloat16):
+            logits, _, _ = head(levels, text)
+            unit = torch.nn.functional.normalize(text, dim=-1)
+            tokens = head.text_projection(unit / 2) / head.log_scale.exp()  # in bfloat16, as all layers
+            bias = unit @ head.bias_lang + head.bias0
+    assert logits.dtype == torch.float32
+    torch.testing.assert_close(logits, cells @ tokens.float().mT + bias.float().unsqueeze(1))
+
+
 @pytest.mark.parametrize("encoding", ["joint", "segments"])
 def test_the_whole_model_is_one_graph(encoding: Any) -> None:
     config = replace(TINY, deformable=True, text=replace(TINY.text, encoding=encoding))
