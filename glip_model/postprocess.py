@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torchvision.ops import batched_nms
 
 from glip_model.alignment import phrase_scores
 from glip_model.anchors import anchor_grid
@@ -74,6 +73,8 @@ def _candidates(
 
 def _suppress(boxes: Tensor, scores: Tensor, phrases: Tensor, config: GLIPConfig) -> Tensor:
     """Return the indices that stay, best first."""
+    from torchvision.ops import batched_nms  # takes as long to import as all else
+
     # Inclusive corners: with one pixel added at the far side, plain IoU is the published "+1" IoU.
     inclusive = boxes + boxes.new_tensor([0.0, 0.0, 1.0, 1.0])
     # batched_nms moves phrases far apart; in single precision that would round the boxes of later phrases.
