@@ -47,6 +47,8 @@ class RawImage:
     """Further places to look when ``url`` names nothing: data sets are unpacked in more ways than one."""
     folder: str | None = None
     """Where ``url`` and ``choices`` start; a name that leaves it is refused. For names that stand in files."""
+    is_searched: bool = False
+    """Where none of these is there, it may be anywhere below ``folder``, see ``search.find_picture``."""
     height: int | None = None
     """As the annotations say; believed only when pictures are not opened."""
     width: int | None = None
@@ -137,14 +139,18 @@ class DroppedBox:
 CAPTION_NOT_UTF8 = "caption_not_utf8"
 
 
+LOOKS_HELD_OUT = "looks_held_out"
+
+
 @dataclass(frozen=True, slots=True)
 class Converted:
-    """A row that is used, but not as it stands in the data; counted besides the row."""
+    """A row that is used, but not as it stands in the data, or not without doubt; counted besides the row."""
 
     name: str
     """What the raw data calls the row."""
     what: str
-    """Such as ``CAPTION_NOT_UTF8``: its caption was taken for Windows-1252."""
+    """``CAPTION_NOT_UTF8``: its caption was taken for Windows-1252. ``LOOKS_HELD_OUT``: its data set's own split has it
+    in training, though it looks like a picture that models are judged by."""
 
 
 PictureRow = RawPair | RawDetection | RawGrounding

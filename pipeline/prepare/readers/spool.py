@@ -60,6 +60,11 @@ class Spool:
         self._base.executemany(statement, ((text_id(key), json.dumps(row)) for key, row in rows))
         self._base.execute("COMMIT")
 
+    def distinct(self, place: int) -> set[Any]:
+        """Return the different numbers and texts that annotations, kept as lists, have at a place."""
+        values = (json.loads(row)[place] for (row,) in self._base.execute("SELECT row FROM annotations"))
+        return {value for value in values if isinstance(value, int | float | str)}
+
     def annotated(self) -> Iterator[str]:
         """Yield the ids that annotations speak of, in the order in which they come first."""
         query = "SELECT picture FROM annotations WHERE picture NOT NULL GROUP BY picture ORDER BY min(rowid)"
