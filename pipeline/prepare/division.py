@@ -175,6 +175,7 @@ def _looks(images: Sequence[ImageRef], max_pixels: int) -> list[int | None]:
 def _read(folder: Path, vocabulary: dict[str, Category]) -> list[DetectionRecord]:
     """Read records with the ids of a vocabulary, by what a model reads of a name; it gets what it lacks."""
     records: dict[str, DetectionRecord] = {}
+    again = 0
     for path in list_files(folder, SHARDS):
         ids: dict[int, int] = {}
         for category in read_categories(path):
@@ -184,9 +185,11 @@ def _read(folder: Path, vocabulary: dict[str, Category]) -> list[DetectionRecord
             objects = tuple(replace(item, category_id=ids[item.category_id]) for item in record.objects)
             place = record.image.path or record.key
             if place in records:
-                logger.info("finetune: %s has boxes in several annotation files", place)
+                again += 1
                 objects = tuple(dict.fromkeys((*records[place].objects, *objects)))
             records[place] = replace(record, source=NAME, objects=objects)
+    if again:
+        logger.info("finetune: %d pictures have boxes in several annotation files; they have them all", again)
     return list(records.values())
 
 

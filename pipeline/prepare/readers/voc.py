@@ -101,9 +101,7 @@ def _table(
     def parts(rows_per_part: int) -> Iterator[Part]:
         for start in range(0, len(files), rows_per_part):
             some = files[start : start + rows_per_part]
-            identity = fingerprint(
-                {"files": [file_identity(file) for file in some], "settings": [images, settings, ids]}
-            )
+            identity = fingerprint({"files": [_identity(file) for file in some], "settings": [images, settings, ids]})
             name = f"{redact(some[0])} and {len(some) - 1} more"
             yield Part(name, identity, partial(_rows, some, images, ids, one_based, search), len(some))
 
@@ -177,6 +175,14 @@ def _files(annotations: Url, split: Url | None) -> list[str]:
         )
     logger.info("%s: %d of %d XML files are listed", redact(split), len(by_stem.keys() & set(names)), len(by_stem))
     return [by_stem.get(name, f"{annotations.rstrip('/')}/{name}.xml") for name in names]
+
+
+def _identity(file: str) -> str:
+    """Return what changes when a file does, or comes: lists name files that are not there."""
+    try:
+        return file_identity(file)
+    except MissingInputError:
+        return f"{redact(file)} missing"
 
 
 def _all_files(annotations: Url) -> list[str]:
