@@ -77,7 +77,10 @@ def find_layout(folder: Path) -> Layout:
     pattern = next((pattern for pattern in FORMATS if found[pattern]), None)
     if pattern is None:
         kinds = "".join(f"\n  {pattern:24}{what}" for pattern, what in FORMATS.items())
-        raise MissingInputError(f"{folder}: no annotations found; expected one of{kinds}")
+        raise MissingInputError(
+            f"{folder}: no annotations found; expected one of{kinds}\nLet your tool export one of them: YOLO's and "
+            "LabelMe's files, among others, are not read"
+        )
     used = found[pattern] + [path for other in _BESIDE.get(pattern, ()) for path in found[other]]
     pieces = list(_voc(folder, used) if pattern == _XML else _coco(folder, used))
     train, validation, test = ([p for p in pieces if p.role == role] for role in ("train", "validation", "test"))
@@ -93,12 +96,23 @@ def find_layout(folder: Path) -> Layout:
         "does not read": [piece.path for piece in test] + [path for path in files if path not in used],
     }
     description = "; ".join(f"{what} {_listed(folder, paths)}" for what, paths in told.items() if paths)
-    return Layout(_entries(train), _entries(validation), description)
+    places = [Path(piece.entry["images"]) for piece in pieces]
+    return Layout(_entries(train, places), _entries(validation, places), description)
 
 
-def _entries(pieces: list[_Piece]) -> tuple[SourceEntry, ...]:
-    # With names of their own, no picture that several files speak of is taken for a row that comes twice.
-    return tuple({**piece.entry, "name": f"{NAME} {i}" if i > 1 else NAME} for i, piece in enumerate(pieces, 1))
+def _entries(pieces: list[_Piece], places: list[Path]) -> tuple[SourceEntry, ...]:
+    """Return sources with names of their own, so that a picture of two files is not taken for a row that comes twice.
+
+    What is searched for in a folder above that of another part could be found among its pictures.
+    """
+    return tuple(
+        {
+            **piece.entry,
+            "name": f"{NAME} {i}" if i > 1 else NAME,
+            "search": not any(Path(piece.entry["images"]) in place.parents for place in places),
+        }
+        for i, piece in enumerate(pieces, 1)
+    )
 
 
 def _files(folder: Path) -> Iterator[Path]:
@@ -136,7 +150,7 @@ def _voc(folder: Path, files: list[Path]) -> Iterator[_Piece]:
 def _entry(folder: Path, annotations: Path, beside: Path, split: str) -> SourceEntry:
     """Return the options that all sources have."""
     images = _picture_folder(folder, beside, split)
-    return {"name": NAME, "data_set": NAME, "annotations": str(annotations), "images": str(images), "search": True}
+    return {"data_set": NAME, "annotations": str(annotations), "images": str(images)}
 
 
 def _picture_folder(folder: Path, beside: Path, split: str) -> Path:

@@ -164,6 +164,13 @@ def test_pictures_are_found_however_their_place_is_written(tmp_path: Path, said:
     assert pictures_of(find_layout(tmp_path).train, ["cup"]) == [stored]
 
 
+def test_pictures_of_one_part_are_not_looked_for_in_another(tmp_path: Path) -> None:
+    write_coco(tmp_path / "annotations/instances_train.json", tmp_path / "train", NAMES)
+    (tmp_path / "annotations/instances_val.json").write_text(json.dumps(coco(NAMES)))
+    layout = find_layout(tmp_path)
+    assert [source["search"] for source in (*layout.train, *layout.validation)] == [True, False]
+
+
 def test_a_picture_is_never_guessed(tmp_path: Path) -> None:
     write_pictures(tmp_path / "images", ["a/0.png", "b/0.png"])
     (tmp_path / "result.json").write_text(json.dumps(coco(["0.png", "c/0.png", "a/0.png"])))
