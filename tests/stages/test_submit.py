@@ -159,6 +159,7 @@ def finished(laptop: Laptop) -> str:
 
 
 def test_ctrl_c_leaves_the_job_alone_and_its_status_is_that_of_who_follows(laptop: Laptop) -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored, and so inherited, in a shell's background
     seen = laptop.project.with_name("seen")
     wait = f"[time.sleep(0.1) for _ in range(6000) if not os.path.exists({str(seen)!r})]"
     work = f"import os, time; print('at it', flush=True); {wait}; exit(7)"
