@@ -52,17 +52,16 @@ def export_coco(found: Iterable[Found], out: Path, on_row: Callable[[int], Any],
 
 
 def export_odvg(found: Iterable[Found], out: Path, on_row: Callable[[int], Any], roots: Sequence[str]) -> int:
-    """Write ``OUT/labels.jsonl``, a grounding line a picture, and ``OUT/images/``; returns the pictures written."""
+    """Write ``OUT/labels.jsonl``, a grounding line a picture, and ``OUT/images/``; returns the pictures written.
+
+    Only the boxes of pseudo-labels have a score: by it our reader tells them from those of people.
+    """
     count = 0
     with replacing(out / "labels.jsonl") as aside, aside.open("w", encoding="utf-8") as file:
         for count, record in _labelled(found, on_row):
             regions = [
-                {
-                    "bbox": list(box.xyxy),
-                    "phrase": phrase.text,
-                    "tokens_positive": phrase.char_spans,
-                    "score": box.score,
-                }
+                {"bbox": list(box.xyxy), "phrase": phrase.text, "tokens_positive": phrase.char_spans}
+                | ({"score": box.score} if box.score < 1 else {})
                 for phrase in record.phrases
                 for box in phrase.boxes
             ]

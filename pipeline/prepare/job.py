@@ -169,6 +169,7 @@ class _Folder:
                 min_box_side=0.0 if judged else MIN_BOX_SIDE,
                 # What is named as held out is kept away however it got into one's own data.
                 data_set=source.data_set if self._path is not None else "",
+                is_judged_by=judged,
             )
             code = code_sha256([write_part, source.reader])
             metadata = categories_to_metadata(table.categories) if table.record_type is DetectionRecord else {}
@@ -283,12 +284,13 @@ def _metrics(result: PartResult) -> dict[str, Any]:
 
 
 def _tell_what_is_odd(folder: str, result: PartResult) -> None:
-    """Warn of rows and boxes that are left out, and of a split that shows in training what models are judged by."""
+    """Warn of what is left out or used in another form, and of a split whose parts look alike."""
     lines = _rejects_by_reason(result)
-    if result.dropped_boxes:
-        lines.append("  boxes: " + ", ".join(f"{reason} {n}" for reason, n in sorted(result.dropped_boxes.items())))
+    for counts, what in ((result.dropped_boxes, "boxes dropped"), (result.converted, "used in another form")):
+        if counted := [f"{reason} {n}" for reason, n in sorted(counts.items()) if reason != LOOKS_HELD_OUT]:
+            lines.append(f"  {what}: {', '.join(counted)}")
     if lines:
-        logger.warning("prepare: %s: left out:\n%s", folder, "\n".join(lines))
+        logger.warning("prepare: %s: not all is as it stands in the data:\n%s", folder, "\n".join(lines))
     if result.rejects["held_out"]:
         logger.warning(
             "prepare: %s: %d pictures are left out, for they are, or look like, ones that models are judged by; where "

@@ -50,7 +50,7 @@ class RawImage:
     is_searched: bool = False
     """Where none of these is there, it may be anywhere below ``folder``, see ``search.find_picture``."""
     height: int | None = None
-    """As the annotations say; believed only when pictures are not opened."""
+    """As the annotations say. Boxes count in pixels of a picture of this size, see ``frames``."""
     width: int | None = None
     picture_id: str | None = None
     """The same for one picture in all data sets that show it, such as ``coco/139`` or ``flickr30k/1000092795``."""
@@ -76,7 +76,7 @@ class RawPhrase:
     char_spans: Sequence[Sequence[Any]]
     boxes: Sequence[Sequence[Any]] = ()
     scores: Sequence[Any] | None = None
-    """Per box, where a machine drew them; None for people's, which score 1."""
+    """Per box, where a machine drew them; None for people's, which score 1. Scores below 1 make a pseudo-label."""
     is_plural: bool | None = None
     split: str | None = None
     """See ``records.Phrase``."""
@@ -87,6 +87,8 @@ class _RawPicture:
     name: str
     """What the raw data calls the row, for messages."""
     image: RawImage
+    converted: tuple[str, ...] = ()
+    """What the reader did to the row to make sense of it, see ``Converted``."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -113,6 +115,9 @@ class RawGrounding(_RawPicture):
 
     caption: Any
     phrases: Sequence[RawPhrase]
+    key: Any = None
+    """Of the record, with ``source``, where the row was a record before; None derives it from the content."""
+    source: Any = None
     occurrence: int = 0
     """Counts rows that say the same and that the data set yet counts as several, as benchmarks do."""
 
@@ -137,9 +142,17 @@ class DroppedBox:
 
 
 CAPTION_NOT_UTF8 = "caption_not_utf8"
-
-
+"""The row's text was in another encoding, see ``lines.decode_line``, and no character of it is lost."""
+CAPTION_DAMAGED = "caption_damaged"
+"""The row's text had bytes or halves of characters that mean nothing; U+FFFD, blanks or wrong letters stand there."""
+NAMES_NOT_UTF8 = "names_not_utf8"
+"""The row's XML was in another encoding than it says."""
+BOXES_FROM_POLYGONS = "boxes_from_polygons"
+"""Objects of the row have a polygon or mask and no box; theirs is the smallest around it."""
 LOOKS_HELD_OUT = "looks_held_out"
+"""Its data set's own split has the row in training, though it looks like a picture that models are judged by."""
+MEMBERS_UNREAD = "members_unread"
+"""Beside the picture of the pair lies another, by its name a mask or the like, that is not read; once for each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,12 +162,11 @@ class Converted:
     name: str
     """What the raw data calls the row."""
     what: str
-    """``CAPTION_NOT_UTF8``: its caption was taken for Windows-1252. ``LOOKS_HELD_OUT``: its data set's own split has it
-    in training, though it looks like a picture that models are judged by."""
+    """Such as ``CAPTION_NOT_UTF8``."""
 
 
 PictureRow = RawPair | RawDetection | RawGrounding
-RawRow = PictureRow | Reject | DroppedBox | Converted | Record
+RawRow = PictureRow | Reject | DroppedBox | Record
 """What a part yields. A reader may reject a row for itself, and one that makes its pictures yields finished records."""
 
 

@@ -11,7 +11,17 @@ from functools import partial
 from typing import Any
 
 from pipeline.errors import MissingInputError
-from pipeline.prepare.raw import RawDetection, RawImage, RawObject, RawPair, RawTable, Reject, SourceContext, Url
+from pipeline.prepare.raw import (
+    BOXES_FROM_POLYGONS,
+    RawDetection,
+    RawImage,
+    RawObject,
+    RawPair,
+    RawTable,
+    Reject,
+    SourceContext,
+    Url,
+)
 from pipeline.prepare.readers.json_stream import JsonStream
 from pipeline.prepare.readers.spool import Spool, text_id
 from pipeline.store.filesystem import file_identity, redact
@@ -153,7 +163,42 @@ _CATEGORY = 1
 
 
 def _object_values(row: Values) -> tuple[Any, ...]:
-    return row.get("bbox"), row.get("category_id"), row.get("iscrowd") in _CROWD, row.get("area")
+    found = corners(row.get("bbox"))
+    around = () if found else around_mask(row.get("segmentation"))
+    is_crowd = row.get("iscrowd") in _CROWD
+    return found or around, row.get("category_id"), is_crowd, row.get("area"), bool(around)
+
+
+def around_mask(segmentation: Any) -> tuple[float, ...]:
+    """Return the corners of the smallest box around COCO's polygons or run lengths; nothing where it is neither."""
+    if isinstance(segmentation, dict):
+        return _around_runs(segmentation)
+    rings = listed(segmentation)
+    rings = rings if any(isinstance(ring, list) for ring in rings) else [rings]
+    try:
+        numbers = [float(value) for ring in rings for value in ring]
+    except (TypeError, ValueError, OverflowError):
+        return ()
+    if len(numbers) < 4 or any(len(ring) % 2 for ring in rings):
+        return ()
+    xs, ys = numbers[::2], numbers[1::2]
+    return min(xs), min(ys), max(xs), max(ys)
+
+
+def _around_runs(segmentation: Values) -> tuple[float, ...]:
+    from pycocotools import mask  # waits for no other reader
+
+    size, counts = listed(segmentation.get("size")), segmentation.get("counts")
+    if len(size) != 2 or any(type(side) is not int or not 0 < side < 1 << 16 for side in size):
+        return ()
+    try:
+        runs = {"size": size, "counts": counts}
+        if isinstance(counts, list):
+            runs = mask.frPyObjects(runs, *size)
+        x, y, width, height = map(float, mask.toBbox(runs) if mask.area(runs) else (0, 0, 0, 0))
+    except Exception:  # of Cython code, which names no errors
+        return ()
+    return (x, y, x + width, y + height) if width > 0 < height else ()
 
 
 def _detection_rows(
@@ -169,8 +214,8 @@ def _detection_rows(
             yield image
             continue
         objects = [
-            RawObject(xyxy=corners(bbox), category_id=whole_number(category), is_crowd=is_crowd, area=area)
-            for bbox, category, is_crowd, area in boxes
+            RawObject(xyxy=box, category_id=whole_number(category), is_crowd=is_crowd, area=area)
+            for box, category, is_crowd, area, _ in boxes
         ]
         yield RawDetection(
             name=picture_name(values),
@@ -178,6 +223,7 @@ def _detection_rows(
             objects=objects,
             negative_category_ids=values.get("neg_category_ids"),
             not_exhaustive_category_ids=values.get("not_exhaustive_category_ids"),
+            converted=(BOXES_FROM_POLYGONS,) if any(is_derived for *_, is_derived in boxes) else (),
         )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import logging
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
@@ -12,8 +13,20 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from pipeline.errors import MissingInputError
-from pipeline.prepare.raw import Part, RawDetection, RawImage, RawObject, RawTable, Reject, SourceContext, Url
-from pipeline.prepare.readers.lines import open_text
+from pipeline.prepare.raw import (
+    BOXES_FROM_POLYGONS,
+    CAPTION_DAMAGED,
+    NAMES_NOT_UTF8,
+    Part,
+    RawDetection,
+    RawImage,
+    RawObject,
+    RawTable,
+    Reject,
+    SourceContext,
+    Url,
+)
+from pipeline.prepare.readers.lines import decode_line, open_text, split_mark
 from pipeline.store.filesystem import describe, file_identity, list_files, read_many, redact
 from pipeline.store.provenance import fingerprint
 from pipeline.store.records import Category, DetectionRecord
@@ -22,6 +35,13 @@ logger = logging.getLogger(__name__)
 
 MAX_XML_BYTES = 16 << 20
 _ANY_XML = "*.[xX][mM][lL]"
+_DECLARED = re.compile(rb"""\s*<\?xml\b[^>]*?\bencoding\s*=\s*["']([A-Za-z][\w.:-]*)["'][^>]*\?>""")
+_BESIDE = re.compile(r"[A-Za-z][^\x00-\x7f]|[^\x00-\x7f][A-Za-z]")
+"""Chinese characters stand beside no Latin letters, accented ones do."""
+_USUAL = re.compile(r"[\u0080-\u017f\u0300-\U0010ffff]")
+"""Characters but ASCII and those with which pairs of GB2312 are confused: hardly anyone writes these alone."""
+_POINT = re.compile(r"[xy]\d*")
+_LONG = re.compile(r"[\u0800-\U0010ffff]")
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "JPEG")
 
 
@@ -76,14 +96,61 @@ class _PlainTree(ElementTree.TreeBuilder):
         raise ValueError("it declares a document type, which annotations have no use for")
 
 
-def parse_voc(data: bytes) -> ElementTree.Element:
-    """Parse an XML file; ValueError when it is broken, too large, or declares a document type."""
+def parse_voc(data: bytes, notes: set[str] | None = None) -> ElementTree.Element:
+    """Parse an XML file; ValueError when it is broken, too large, or declares a document type.
+
+    Args:
+        data: its bytes, in the encoding that it declares, UTF-8 without one; else in GBK, as tools on Chinese Windows
+            write it, or in Windows-1252.
+        notes: gets ``NAMES_NOT_UTF8`` where the encoding had to be guessed.
+    """
     if len(data) > MAX_XML_BYTES:
         raise ValueError(f"{len(data)} bytes of XML; at most {MAX_XML_BYTES} are read")
     try:
-        return ElementTree.fromstring(data, ElementTree.XMLParser(target=_PlainTree()))
+        text, is_guess = _decode_xml(data)
+        root = ElementTree.fromstring(text, ElementTree.XMLParser(target=_PlainTree()))
     except (ElementTree.ParseError, LookupError) as error:
         raise ValueError(f"not readable as XML: {error}") from error
+    if is_guess and notes is not None:
+        notes.add(NAMES_NOT_UTF8)
+    return root
+
+
+def _decode_xml(data: bytes) -> tuple[str | bytes, bool]:
+    """Return a file as text, or as it is where the parser knows its encoding, and whether the encoding is a guess."""
+    if data.isascii() or split_mark(data)[0] != "utf-8" or b"\0" in data:
+        return data, False
+    plain = split_mark(data)[1]
+    matched = _DECLARED.match(plain)
+    body, declared = (plain[matched.end() :], matched[1].decode().lower()) if matched else (plain, "utf-8")
+    by_utf8 = _decoded(body, "utf-8")
+    if declared not in ("utf-8", "utf8"):
+        # GBK and GB18030 hold all of GB2312, and tools say one for the other. By chance GBK is no longer UTF-8.
+        is_chinese = declared.startswith("gb")
+        told = (
+            None
+            if is_chinese and _LONG.search(by_utf8 or "")
+            else _decoded(body, "gb18030" if is_chinese else declared)
+        )
+        if told is not None:
+            return told, False
+    by_gb2312, by_gbk = _decoded(body, "gb2312"), _decoded(body, "gbk")
+    is_odd = by_gb2312 is not None and not _BESIDE.search(by_gb2312) and not _USUAL.search(by_utf8 or "")
+    if by_utf8 is not None and not is_odd:
+        return by_utf8, declared not in ("utf-8", "utf8")
+    if by_gb2312 is None and by_gbk is not None and not _BESIDE.search(by_gbk):
+        by_gb2312 = by_gbk
+    text, note = (by_gb2312, None) if by_gb2312 is not None else decode_line(body)
+    if note == CAPTION_DAMAGED:
+        raise ValueError(f"not readable as XML: neither {declared} nor GBK nor Windows-1252")
+    return text, True
+
+
+def _decoded(data: bytes, encoding: str) -> str | None:
+    try:
+        return data.decode(encoding)
+    except UnicodeDecodeError:
+        return None
 
 
 def _table(
@@ -112,18 +179,20 @@ def _rows(
     files: Sequence[str], images: str, ids: Mapping[str, int], one_based: bool, search: bool
 ) -> Iterator[RawDetection | Reject]:
     for file, data in zip(files, read_many(files), strict=True):
+        notes: set[str] = set()
         try:
             if not isinstance(data, bytes):
                 raise data
-            root = parse_voc(data)
+            root = parse_voc(data, notes)
         except ValueError as error:
             yield Reject(f"{redact(file)}: {describe(error, file)}", "row_malformed")
             continue
         base = _stem(file)
         folder = file.rpartition("/")[0].rpartition("/")[2]
         named = (root.findtext("filename") or "").strip()
-        # What the file calls its picture may lack the suffix, be a name of before, or not be there at all.
-        places = [named] if "." in named else []
+        # What the file calls its picture may be a path of another machine, lack the suffix, be a name of before, or not
+        # be there at all.
+        places = [named, *named.split("\\")[1:][-1:]] if "." in named else []
         places += [f"{stem}.{suffix}" for stem in (base, f"{folder}/{base}") for suffix in IMAGE_SUFFIXES]
         image = RawImage(
             folder=images,
@@ -133,17 +202,33 @@ def _rows(
             height=read_side(root, "height"),
             width=read_side(root, "width"),
         )
-        objects = [
-            RawObject(xyxy=read_corners(item, one_based), category_id=ids.get((item.findtext("name") or "").strip()))
-            for item in root.iter("object")
-        ]
-        yield RawDetection(name=base, image=image, objects=objects)
+        objects = []
+        for item in root.iter("object"):
+            box = read_corners(item, one_based)
+            if not box and (box := _polygon_corners(item, one_based)):
+                notes.add(BOXES_FROM_POLYGONS)
+            objects.append(RawObject(xyxy=box, category_id=ids.get((item.findtext("name") or "").strip())))
+        yield RawDetection(name=base, image=image, objects=objects, converted=tuple(sorted(notes)))
 
 
 def read_corners(item: ElementTree.Element, one_based: bool) -> tuple[float, ...]:
     """Return the box of an object as edges in pixels, see ``read_pascal_voc``; nothing where it has no numbers."""
+    return _edges([item.findtext(f"bndbox/{side}") for side in ("xmin", "ymin", "xmax", "ymax")], one_based)
+
+
+def _polygon_corners(item: ElementTree.Element, one_based: bool) -> tuple[float, ...]:
+    """Return the box around an object's polygon, whose points are tags x1, y1, x2 … or pairs of x and y."""
+    points = [(tag.tag[:1], tag.text) for tag in item.iterfind("polygon//*") if _POINT.fullmatch(tag.tag)]
     try:
-        x1, y1, x2, y2 = (float(item.findtext(f"bndbox/{side}") or "") for side in ("xmin", "ymin", "xmax", "ymax"))
+        xs, ys = ([float(text or "") for name, text in points if name == axis] for axis in "xy")
+    except ValueError:
+        return ()
+    return _edges([min(xs), min(ys), max(xs), max(ys)], one_based) if xs and len(xs) == len(ys) else ()
+
+
+def _edges(corners: Sequence[str | float | None], one_based: bool) -> tuple[float, ...]:
+    try:
+        x1, y1, x2, y2 = (float(side or "") if isinstance(side, str | None) else side for side in corners)
     except ValueError:
         return ()
     first = 1 if one_based else 0

@@ -9,8 +9,7 @@ from functools import partial
 from typing import IO, Any
 
 from pipeline.prepare.raw import (
-    CAPTION_NOT_UTF8,
-    Converted,
+    MEMBERS_UNREAD,
     Part,
     RawImage,
     RawPair,
@@ -34,7 +33,8 @@ def read_webdataset(context: SourceContext, *, shards: Url, caption: str = "txt"
     """Tar shards whose members ``KEY.jpg`` (or png, webp …), ``KEY.txt`` and ``KEY.json`` make a pair.
 
     Members of one pair follow one another, as img2dataset and webdataset write them. Keys may have periods in them:
-    the suffix is what follows the last. Of two pictures of a key the first makes the pair, the other is a reject.
+    the suffix is what follows the last. Of two pictures of a key the first makes the pair, the other is a reject;
+    ``KEY.WORDS.png`` beside it is not read, and counted.
     Hidden files are passed over. With ``prepare.pictures: reference`` records point into the tars.
 
     Options:
@@ -52,7 +52,7 @@ def read_webdataset(context: SourceContext, *, shards: Url, caption: str = "txt"
     return [RawTable(CaptionRecord, parts)]
 
 
-def read_tar(url: str, caption: str) -> Iterator[RawPair | Reject | Converted]:
+def read_tar(url: str, caption: str) -> Iterator[RawPair | Reject]:
     """Yield the pairs of a tar in their order; where it breaks off, a reject says so.
 
     Args:
@@ -69,9 +69,7 @@ def read_tar(url: str, caption: str) -> Iterator[RawPair | Reject | Converted]:
             yield Reject(f"{redact(url)}: {describe(error, url)}", "row_malformed")
 
 
-def _pairs(
-    archive: tarfile.TarFile, file: IO[bytes], url: str | None, caption: str
-) -> Iterator[RawPair | Reject | Converted]:
+def _pairs(archive: tarfile.TarFile, file: IO[bytes], url: str | None, caption: str) -> Iterator[RawPair | Reject]:
     """Join neighbours whose keys say that they are one pair."""
     key, members = "", dict[str, Any]()
     for other, found in _groups(archive, file, caption):
@@ -144,7 +142,7 @@ def _joined(
         return None
     inner, whole = (members, found) if long == key else (found, members)
     named = {f"{between[1:]}.{suffix}": content for suffix, content in inner.items()}
-    if whole.keys() & named.keys() or (_pictures(inner) and _caption(inner, caption) is not None):
+    if whole.keys() & named.keys() or (_pictures(inner) and _caption(inner, caption)[0] is not None):
         return None
     return short, whole | named
 
@@ -152,10 +150,14 @@ def _joined(
 def _pictures(members: dict[str, Any]) -> list[str]:
     """Return the suffixes of pictures: ``jpg`` and its like, else such as ``img.jpg``."""
     plain = [suffix for suffix in members if suffix in IMAGE_SUFFIXES]
-    return plain or [suffix for suffix in members if suffix.rpartition(".")[2] in IMAGE_SUFFIXES]
+    return plain or [suffix for suffix in members if _is_picture(suffix)]
 
 
-def _pair(key: str, members: dict[str, Any], url: str | None, caption: str) -> Iterator[RawPair | Reject | Converted]:
+def _is_picture(suffix: str) -> bool:
+    return suffix.rpartition(".")[2] in IMAGE_SUFFIXES
+
+
+def _pair(key: str, members: dict[str, Any], url: str | None, caption: str) -> Iterator[RawPair | Reject]:
     """Yield a pair; a reject for every picture beyond the first, or for members that make none."""
     name = key.lstrip("/")
     pictures = _pictures(members)
@@ -171,17 +173,20 @@ def _pair(key: str, members: dict[str, Any], url: str | None, caption: str) -> I
     else:
         data, offset = members[first]
         image = RawImage(data=data, url=None if url is None else byte_range(url, offset, len(data)))
-        yield RawPair(name=name, image=image, caption=_caption(members, caption))
-        if members.get(caption) and not decode_text(members[caption][0])[1]:
-            yield Converted(name, CAPTION_NOT_UTF8)
+        text, note = _caption(members, caption)
+        notes = [note] if note else []
+        notes += [MEMBERS_UNREAD for suffix in members.keys() - set(pictures) if _is_picture(suffix)]
+        yield RawPair(name=name, image=image, caption=text, converted=tuple(notes))
     yield from (Reject(f"{name}.{suffix}: a second picture of {name}", "row_malformed") for suffix in others)
 
 
-def _caption(members: dict[str, Any], caption: str) -> Any:
-    text = members.get(caption)
-    if text is not None:
-        return decode_text(text[0])[0]
+def _caption(members: dict[str, Any], caption: str) -> tuple[Any, str | None]:
+    """Return the caption and what was done to its text."""
+    if (text := members.get(caption)) is not None:
+        return decode_text(text[0])
+    if not members.get("json"):  # a member that is too large stands without its bytes
+        return None, None
     field = caption.partition(":")[2] or "caption"
-    # A member that is too large stands without its bytes.
-    values = parse_json(members["json"][0]) if members.get("json") else None
-    return values.get(field) if isinstance(values, dict) else None
+    text, note = decode_text(members["json"][0])
+    values = parse_json(text)
+    return (values.get(field), note) if isinstance(values, dict) else (None, None)

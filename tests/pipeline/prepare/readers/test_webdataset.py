@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import MissingInputError
-from pipeline.prepare.raw import CAPTION_NOT_UTF8, Converted, RawPair, Reject, SourceContext, Url
+from pipeline.prepare.raw import CAPTION_NOT_UTF8, MEMBERS_UNREAD, Converted, RawPair, Reject, SourceContext, Url
 from pipeline.prepare.readers import webdataset
 from pipeline.prepare.readers.webdataset import read_tar, read_webdataset
 from pipeline.store.images import load_image
@@ -124,7 +124,19 @@ def test_words_behind_the_key_are_members_of_its_pair(tmp_path: Path, picture: E
     assert [(row.name, row.caption, row.image.data) for row in rows if isinstance(row, RawPair)] == [
         (key, key, data) for key in "fab"
     ]
+    assert [row.converted for row in rows if isinstance(row, RawPair)] == [(), (MEMBERS_UNREAD,) * 2, ()]
     assert [left, right] == [Reject("c.left.jpg", "row_malformed"), Reject("c.right.jpg", "row_malformed")]
+
+
+def test_a_picture_that_may_be_of_a_pair_is_counted(
+    tmp_path: Path, picture: Encode, context: SourceContext, read_rows: Callable[..., list[Any]]
+) -> None:
+    members = [("mr.jpg", picture()), ("mr.txt", b"one"), ("mr.smith.jpg", picture((50, 50))), ("n.jpg", picture())]
+    write_tar(tmp_path / "a.tar", [*members, ("n.txt", b"two")])
+    (table,) = read_webdataset(context, shards=Url(tmp_path / "a.tar"))
+    first, told, second = read_rows(table)
+    assert (first.caption, first.width, second.caption) == ("one", 40, "two")
+    assert told == Converted("mr", MEMBERS_UNREAD)
 
 
 def test_what_is_not_understood_is_a_reject(tmp_path: Path, picture: Encode) -> None:
@@ -145,11 +157,15 @@ def test_what_is_not_understood_is_a_reject(tmp_path: Path, picture: Encode) -> 
 
 def test_captions_in_another_encoding_are_decoded_and_counted(tmp_path: Path, picture: Encode) -> None:
     members = [("a.jpg", picture()), ("a.txt", "café".encode("latin-1")), ("b.jpg", picture()), ("b.txt", b"b")]
-    first, told, second = read_tar(str(write_tar(tmp_path / "a.tar", members)), "txt")
+    first, second = read_tar(str(write_tar(tmp_path / "a.tar", members)), "txt")
     assert isinstance(first, RawPair)
     assert isinstance(second, RawPair)
     assert (first.caption, second.caption) == ("café", "b")
-    assert told == Converted("a", CAPTION_NOT_UTF8)
+    assert (first.converted, second.converted) == ((CAPTION_NOT_UTF8,), ())
+    members = [("a.jpg", picture()), ("a.json", b'{"caption": "caf\xe9"}')]
+    (third,) = read_tar(str(write_tar(tmp_path / "b.tar", members)), "txt")
+    assert isinstance(third, RawPair)
+    assert (third.caption, third.converted) == ("café", (CAPTION_NOT_UTF8,))
 
 
 def test_incomplete_and_broken_pairs_are_rejects(
