@@ -129,7 +129,7 @@ def hold_out(records: Sequence[DetectionRecord], share: float, max_pixels: int) 
     if len(boxed) < 2:
         raise MissingInputError(
             f"--data: {len(boxed)} pictures with boxes that can be used; expected at least two, to learn from and to "
-            "judge by"
+            "judge by: annotate more, or mend what was left out for the reasons above"
         )
     wanted = min(max(math.ceil(share * len(boxed)), 1), len(boxed) - 1)
     groups = group_alike(_looks([record.image for record in records], max_pixels))
