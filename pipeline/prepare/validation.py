@@ -171,9 +171,8 @@ def _convert(
         return
     try:
         picture = _unread(row.image, rules) if rules.pictures == "unread" else _look(fetched or row.image, rules)
-        frame = _frame(row, picture, rules)
     except ImageError as error:
-        yield Reject(f"{row.name}: {error}" if error.reason == "size_mismatch" else row.name, error.reason)
+        yield Reject(row.name, error.reason)
         return
     if rules.held_out is not None and rules.held_out.has(picture.sighting):
         yield Reject(row.name, "held_out")
@@ -182,6 +181,11 @@ def _convert(
         notes = (*notes, LOOKS_HELD_OUT)
     if sightings is not None:
         sightings.append(picture.sighting)
+    try:
+        frame = _frame(row, picture, rules)
+    except ImageError as error:
+        yield Reject(f"{row.name}: {error}", error.reason)
+        return
     for made in _make(row, picture, frame, caption, rules):
         yield made
         if not isinstance(made, Reject | DroppedBox):

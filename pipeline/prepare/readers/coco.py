@@ -42,7 +42,8 @@ def read_coco_detection(
     """COCO instances JSON beside a folder of pictures; crowd boxes are kept and marked.
 
     It reads exports of labelling tools as well. Objects have the ``area`` that the file gives, which in COCO's own is
-    that of their mask. Boxes are clipped to their picture, and change in no other way.
+    that of their mask; those without a box get the one around their polygons or mask. Boxes are clipped to their
+    picture, and change in no other way but where the file gives another size than the picture has, see ``frames``.
 
     Options:
         annotations: the JSON file.

@@ -11,6 +11,7 @@ from PIL import Image
 
 from glip_model.images import decode_image
 from pipeline.prepare.frames import BOXES_SCALED, BOXES_TAKEN_UPRIGHT, BOXES_TURNED
+from pipeline.prepare.held_out import Sighting
 from pipeline.prepare.raw import (
     Converted,
     DroppedBox,
@@ -141,6 +142,12 @@ def test_a_size_of_another_shape_is_a_reject(stated: tuple[int, int], orientatio
     image = RawImage(data=data, height=stated[0], width=stated[1])
     row = RawGrounding(name="row", image=image, caption="a", phrases=[phrase])
     assert reasons(row) == ["size_mismatch"]
+
+
+def test_a_picture_whose_size_is_not_certain_is_still_held_out() -> None:
+    sightings: list[Sighting] = []
+    (reject,) = to_records([detection(drawn(), 77, 200, BOX)], RULES, sightings)
+    assert (type(reject), len(sightings)) == (Reject, 1)
 
 
 def test_of_a_turned_picture_that_is_nearly_a_square_only_its_own_sizes_are_certain() -> None:
