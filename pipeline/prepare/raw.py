@@ -47,6 +47,8 @@ class RawImage:
     """Further places to look when ``url`` names nothing: data sets are unpacked in more ways than one."""
     folder: str | None = None
     """Where ``url`` and ``choices`` start; a name that leaves it is refused. For names that stand in files."""
+    is_searched: bool = False
+    """Where none of these is there, it may be anywhere below ``folder``, see ``search.find_picture``."""
     height: int | None = None
     """As the annotations say. Boxes count in pixels of a picture of this size, see ``frames``."""
     width: int | None = None
@@ -147,13 +149,15 @@ NAMES_NOT_UTF8 = "names_not_utf8"
 """The row's XML was in another encoding than it says."""
 BOXES_FROM_POLYGONS = "boxes_from_polygons"
 """Objects of the row have a polygon or mask and no box; theirs is the smallest around it."""
+LOOKS_HELD_OUT = "looks_held_out"
+"""Its data set's own split has the row in training, though it looks like a picture that models are judged by."""
 MEMBERS_UNREAD = "members_unread"
 """Beside the picture of the pair lies another, by its name a mask or the like, that is not read; once for each."""
 
 
 @dataclass(frozen=True, slots=True)
 class Converted:
-    """A row that is used, but not as it stands in the data; counted besides the row."""
+    """A row that is used, but not as it stands in the data, or not without doubt; counted besides the row."""
 
     name: str
     """What the raw data calls the row."""

@@ -22,6 +22,7 @@ from pipeline.prepare.frames import Frame, find_frame
 from pipeline.prepare.held_out import HeldOut, Sighting, perceptual_hash
 from pipeline.prepare.raw import (
     CAPTION_DAMAGED,
+    LOOKS_HELD_OUT,
     Converted,
     DroppedBox,
     PictureRow,
@@ -32,6 +33,7 @@ from pipeline.prepare.raw import (
     RawRow,
     Reject,
 )
+from pipeline.prepare.search import find_picture
 from pipeline.store.filesystem import join_inside, read_many
 from pipeline.store.records import (
     Box,
@@ -71,6 +73,8 @@ class Rules:
     """Ids of the vocabulary, for detection rows."""
     held_out: HeldOut | None = None
     """Pictures that must not be shown in training."""
+    data_set: str = ""
+    """Sources with the same are parts of one data set, whose own split stands; empty where nobody said so."""
     min_box_side: float = MIN_BOX_SIDE
     """Pixels; 0 in data that models are judged by, where every box that is one counts."""
     is_judged_by: bool = False
@@ -123,22 +127,31 @@ def _fetch(batch: Sequence[RawRow]) -> dict[int, RawImage | ImageError]:
                 waiting[i] = _places(row.image)
             except ImageError as error:
                 found[i] = error
-    while waiting := {i: places for i, places in waiting.items() if places and not isinstance(found.get(i), RawImage)}:
-        asked = {i: places.pop(0) for i, places in waiting.items()}
+
+    def read(asked: dict[int, str]) -> None:
         for (i, url), data in zip(asked.items(), read_many(list(asked.values())), strict=True):
             found[i] = data if isinstance(data, ImageError) else replace(rows[i].image, data=data, url=url)
+
+    while waiting := {i: places for i, places in waiting.items() if places and not isinstance(found.get(i), RawImage)}:
+        read({i: places.pop(0) for i, places in waiting.items()})
+    lost = {i: row.image for i, row in rows.items() if row.image.is_searched and isinstance(found.get(i), ImageError)}
+    read({i: place for i, image in lost.items() if (place := find_picture(image.folder or ".", _names(image)))})
     return found
 
 
 def _places(image: RawImage) -> list[str]:
     """Return where a picture may be; ImageError when one of the names leaves its folder."""
-    names = [name for name in (image.url, *image.choices) if name is not None]
+    names = _names(image)
     if image.folder is None:
         return names
     # A path of somebody's Windows machine says nothing of ours but the name at its end.
     names = [re.split(r"[\\/]", name)[-1] if _WINDOWS.match(name) else name for name in names]
     names += [unquote(name) for name in names if "%" in name]  # labelling tools name pictures as in URLs
     return [join_inside(image.folder, name) for name in names]
+
+
+def _names(image: RawImage) -> list[str]:
+    return [name for name in (image.url, *image.choices) if name is not None]
 
 
 def _convert(
@@ -157,13 +170,15 @@ def _convert(
         yield Reject(row.name, "caption_too_long")
         return
     try:
-        picture = _unread(row.image) if rules.pictures == "unread" else _look(fetched or row.image, rules)
+        picture = _unread(row.image, rules) if rules.pictures == "unread" else _look(fetched or row.image, rules)
     except ImageError as error:
         yield Reject(row.name, error.reason)
         return
     if rules.held_out is not None and rules.held_out.has(picture.sighting):
         yield Reject(row.name, "held_out")
         return
+    if rules.held_out is not None and rules.data_set and rules.held_out.resembles(picture.sighting):
+        notes = (*notes, LOOKS_HELD_OUT)
     if sightings is not None:
         sightings.append(picture.sighting)
     try:
@@ -297,16 +312,19 @@ def _look(image: RawImage | ImageError, rules: Rules) -> _Picture:
     (height, width), small = check_image(data, rules.max_pixels, CHECKED_SIDE)
     by_reference = rules.pictures == "reference" and image.url is not None
     ref = ImageRef(path=image.url) if by_reference else ImageRef(bytes=data)
-    return _Picture(ref, height, width, data, Sighting(image.picture_id, perceptual_hash(small)))
+    sighting = Sighting(image.picture_id, perceptual_hash(small), rules.data_set)
+    return _Picture(ref, height, width, data, sighting)
 
 
-def _unread(image: RawImage) -> _Picture:
+def _unread(image: RawImage, rules: Rules) -> _Picture:
     if image.url is None:
         raise ImageError("image_missing", "a picture inside a table cannot stay unread; set prepare.pictures: embed")
     height, width, place = image.height, image.width, _places(replace(image, choices=()))[0]
     if not (_is_size(height) and _is_size(width)):
         raise ImageError("image_unreadable", "the annotations do not say the picture's size; set prepare.pictures")
-    return _Picture(ImageRef(path=place), height, width, place.encode(), Sighting(image.picture_id, None))
+    return _Picture(
+        ImageRef(path=place), height, width, place.encode(), Sighting(image.picture_id, None, rules.data_set)
+    )
 
 
 def _is_size(side: Any) -> TypeGuard[int]:

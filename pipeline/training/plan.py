@@ -41,7 +41,10 @@ class Mixture:
         self.names = tuple(sorted(name for name, weight in weights.items() if weight > 0))
         for name in self.names:
             if not sizes.get(name):
-                raise TrainingError(f"mixture gives {name!r} weight {weights[name]}, but it has no usable rows")
+                raise TrainingError(
+                    f"mixture gives {name!r} weight {weights[name]}, but it has no usable rows; metrics/prepare.json "
+                    "and the labels' metrics count what was left out, and why"
+                )
         shares = np.array([weights[name] for name in self.names], dtype=np.float64)
         inner = np.cumsum(shares / shares.sum())[:-1].tolist()
         self._edges = [0, *(min(int(edge * CIRCLE), CIRCLE - 1) for edge in inner), CIRCLE]

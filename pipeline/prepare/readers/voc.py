@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import glob
+import logging
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
+from pathlib import Path
 from xml.etree import ElementTree
 
 from pipeline.errors import MissingInputError
@@ -28,7 +31,10 @@ from pipeline.store.filesystem import describe, file_identity, list_files, read_
 from pipeline.store.provenance import fingerprint
 from pipeline.store.records import Category, DetectionRecord
 
+logger = logging.getLogger(__name__)
+
 MAX_XML_BYTES = 16 << 20
+_ANY_XML = "*.[xX][mM][lL]"
 _DECLARED = re.compile(rb"""\s*<\?xml\b[^>]*?\bencoding\s*=\s*["']([A-Za-z][\w.:-]*)["'][^>]*\?>""")
 _BESIDE = re.compile(r"[A-Za-z][^\x00-\x7f]|[^\x00-\x7f][A-Za-z]")
 """Chinese characters stand beside no Latin letters, accented ones do."""
@@ -47,20 +53,22 @@ def read_pascal_voc(
     split: Url | None = None,
     names: tuple[str, ...] | None = None,
     one_based: bool = True,
+    search: bool = False,
 ) -> list[RawTable]:
     """Pascal VOC's XML files beside a folder of pictures; ``difficult`` objects are kept like others.
 
     Options:
         annotations: folder of the XML files, or a glob.
         images: folder of the pictures.
-        split: list of file names without suffix, such as ``ImageSets/Main/train.txt``; left out, all files.
+        split: list of file names, such as ``ImageSets/Main/train.txt``; left out, all files.
         names: the vocabulary; left out, the names that occur, for which every file is read once before.
         one_based: corners count pixels from 1 and include the last one, as VOC defines them, so a box from 1 to 10 is
             10 pixels wide and begins at the edge. False takes them as they are: some labelling tools write edges.
+        search: a picture that is not where its file says is looked for below ``images`` by its name.
     """
     files = _files(annotations, split)
     vocabulary = _vocabulary(names if names is not None else _names_in(files))
-    return [_table(files, images, vocabulary, {}, one_based, f"{split} {one_based}")]
+    return [_table(files, images, vocabulary, {}, one_based, f"{split} {one_based} {search}", search)]
 
 
 def read_imagenet_boxes(
@@ -78,11 +86,6 @@ def read_imagenet_boxes(
     files = _files(annotations, None)
     identity = f"{file_identity(synsets)} {one_based}"
     return [_table(files, images, _vocabulary(sorted(set(words.values()))), words, one_based, identity)]
-
-
-def read_names(annotations: Url) -> list[str]:
-    """Return the names of objects in a folder of XML files, sorted."""
-    return _names_in(_files(annotations, None))
 
 
 class _PlainTree(ElementTree.TreeBuilder):
@@ -157,6 +160,7 @@ def _table(
     words: Mapping[str, str],
     one_based: bool,
     settings: str,
+    search: bool = False,
 ) -> RawTable:
     ids = {category.name: category.id for category in vocabulary}
     ids |= {wnid: ids[name] for wnid, name in words.items()}
@@ -164,17 +168,15 @@ def _table(
     def parts(rows_per_part: int) -> Iterator[Part]:
         for start in range(0, len(files), rows_per_part):
             some = files[start : start + rows_per_part]
-            identity = fingerprint(
-                {"files": [file_identity(file) for file in some], "settings": [images, settings, ids]}
-            )
+            identity = fingerprint({"files": [_identity(file) for file in some], "settings": [images, settings, ids]})
             name = f"{redact(some[0])} and {len(some) - 1} more"
-            yield Part(name, identity, partial(_rows, some, images, ids, one_based), len(some))
+            yield Part(name, identity, partial(_rows, some, images, ids, one_based, search), len(some))
 
     return RawTable(DetectionRecord, parts, len(files), vocabulary)
 
 
 def _rows(
-    files: Sequence[str], images: str, ids: Mapping[str, int], one_based: bool
+    files: Sequence[str], images: str, ids: Mapping[str, int], one_based: bool, search: bool
 ) -> Iterator[RawDetection | Reject]:
     for file, data in zip(files, read_many(files), strict=True):
         notes: set[str] = set()
@@ -185,7 +187,7 @@ def _rows(
         except ValueError as error:
             yield Reject(f"{redact(file)}: {describe(error, file)}", "row_malformed")
             continue
-        base = file.rpartition("/")[2].removesuffix(".xml")
+        base = _stem(file)
         folder = file.rpartition("/")[0].rpartition("/")[2]
         named = (root.findtext("filename") or "").strip()
         # What the file calls its picture may be a path of another machine, lack the suffix, be a name of before, or not
@@ -196,6 +198,7 @@ def _rows(
             folder=images,
             url=places[0],
             choices=tuple(dict.fromkeys(places[1:])),
+            is_searched=search,
             height=read_side(root, "height"),
             width=read_side(root, "width"),
         )
@@ -242,21 +245,58 @@ def read_side(root: ElementTree.Element, name: str) -> int | None:
 
 def _files(annotations: Url, split: Url | None) -> list[str]:
     """Return the XML files that are asked for, in order."""
+    files = _all_files(annotations)
     if split is None:
-        if annotations.endswith(".xml"):
-            return list_files(annotations)
-        try:
-            return list_files(f"{annotations.rstrip('/')}/*.xml")
-        except MissingInputError:
-            return list_files(f"{annotations.rstrip('/')}/*/*.xml")
+        return files
+    by_stem = {_stem(file): file for file in files}
     with open_text(split) as file:
-        # Lists for one class have a second column: 1 shows it, -1 does not.
-        rows = [line.split() for line in file if line.strip()]
-    stems = [row[0] for row in rows if len(row) < 2 or row[1] != "-1"]
-    bad = next((stem for stem in stems if not stem.replace("_", "").replace("-", "").replace(".", "").isalnum()), None)
+        names = [name for line in file if (name := _listed_name(line.strip(), by_stem))]
+    unknown = [name for name in names if name not in by_stem]
+    bad = next((name for name in unknown if len(unknown) == len(names) or "/" in name), None)
     if bad is not None:
-        raise MissingInputError(f"{redact(split)}: expected a list of file names without suffix, found {bad!r}")
-    return [f"{annotations.rstrip('/')}/{stem}.xml" for stem in stems]
+        raise MissingInputError(
+            f"{redact(split)}: expected a list of file names without suffix, found {bad!r}; there is no {bad}.xml in "
+            f"{redact(annotations)}"
+        )
+    logger.info("%s: %d of %d XML files are listed", redact(split), len(by_stem.keys() & set(names)), len(by_stem))
+    return [by_stem.get(name, f"{annotations.rstrip('/')}/{name}.xml") for name in names]
+
+
+def _identity(file: str) -> str:
+    """Return what changes when a file does, or comes: lists name files that are not there."""
+    try:
+        return file_identity(file)
+    except MissingInputError:
+        return f"{redact(file)} missing"
+
+
+def _all_files(annotations: Url) -> list[str]:
+    if annotations.endswith(".xml"):
+        return list_files(annotations)
+    # The folder itself may be called like a pattern.
+    folder = glob.escape(annotations.rstrip("/")) if Path(annotations).is_dir() else annotations.rstrip("/")
+    try:
+        return list_files(f"{folder}/{_ANY_XML}")
+    except MissingInputError:
+        return list_files(f"{folder}/*/{_ANY_XML}")
+
+
+def _stem(file: str) -> str:
+    name = file.rpartition("/")[2]
+    return name[:-4] if name.lower().endswith(".xml") else name
+
+
+def _listed_name(line: str, known: Mapping[str, str]) -> str | None:
+    """Return the name in a line of a list; None where the line lists nothing.
+
+    Names may have blanks in them, or the picture's suffix. Lists for one class have a second column: 1 shows it, 0 only
+    where that is difficult to see, -1 does not.
+    """
+    if line not in known and line.endswith((" 1", " 0", " -1", "\t1", "\t0", "\t-1")):
+        name, shown = line.rsplit(None, 1)
+        line = name if shown != "-1" else ""
+    without, _, suffix = line.rpartition(".")
+    return (without if line not in known and without in known and suffix.isalnum() else line) or None
 
 
 def _names_in(files: Sequence[str]) -> list[str]:

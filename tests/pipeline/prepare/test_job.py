@@ -395,6 +395,27 @@ class TestPrepare:
         assert "held_out" not in metrics
         assert not (tmp_path / "out/held_out").exists()
 
+    def test_parts_of_one_data_set_lose_nothing_to_one_another(
+        self, raw: Raw, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        for i in range(2):
+            raw.picture(f"{i}.png", 300 + 60 * i, 200)
+        with Image.open(raw.folder / "images/0.png") as picture:  # as the next frame of a fixed camera looks
+            picture.convert("RGB").save(raw.folder / "images/next.jpg")
+        own = {"data_set": "mine"}
+        sources = {
+            "dev": (raw.source("coco_detection", ["0.png"], **own),),
+            "human": (raw.source("coco_detection", ["next.jpg", "1.png"], **own),),
+        }
+        metrics = prepare(config(**sources), 0, tmp_path / "out")
+        assert (metrics["human/detection"]["rows"], metrics["human/detection"]["rejects"]) == (2, {})
+        assert metrics["human/detection"]["converted"] == {"looks_held_out": 1}
+        assert "1 of 2 pictures look like ones of the same data set that models are judged by" in caplog.text
+        sources["held_out"] = (raw.source("coco_detection", ["1.png", "0.png", "0.png"], **own),)  # named as such: go
+        metrics = prepare(config(**sources), 0, tmp_path / "out")
+        assert metrics["human/detection"]["rejects"] == {"held_out": 2}
+        assert "give both sources the same data_set" in caplog.text
+
     def test_shards_of_an_earlier_run_do_not_stay(self, raw: Raw, tmp_path: Path) -> None:
         names = [f"{i}.png" for i in range(5)]
         for i, name in enumerate(names):

@@ -89,6 +89,10 @@ def test_a_split_and_a_vocabulary_choose(data: Voc, context: SourceContext, read
         rows = read_rows(table, rows_per_part)
         assert rows[0] == DroppedBox("c", "category_unknown")
         assert [len(row.objects) for row in rows[1::2]] == [1, 1]
+    (data.folder / "train.txt").write_text("c\nabsent\n")
+    (table,) = read_pascal_voc(context, **data.options, split=Url(data.folder / "train.txt"))
+    found, absent = read_rows(table)
+    assert (len(found.objects), absent.reason) == (2, "row_malformed")
     (data.folder / "train.txt").write_text("../../secret\n")
     with pytest.raises(MissingInputError, match=r"expected a list of file names without suffix, found"):
         read_pascal_voc(context, **data.options, split=Url(data.folder / "train.txt"))
