@@ -55,6 +55,7 @@ bench: $(READY) ## speed and memory as ratios against named baselines (about an 
 	$(BIN)/python tests/benchmarks/scoring_speed.py
 	$(BIN)/python tests/benchmarks/evaluate_speed.py
 	$(BIN)/python tests/benchmarks/model_speed.py
+	$(BIN)/python tests/benchmarks/names_speed.py
 	$(BIN)/python tests/benchmarks/label_speed.py
 
 clean: ## remove what a run writes; the environment stays

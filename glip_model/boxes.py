@@ -11,7 +11,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torchvision.ops import clip_boxes_to_image
 
 DELTA_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
 MAX_LOG_SIZE = math.log(1000.0 / 16)
@@ -63,8 +62,8 @@ def generalised_iou(left: Tensor, right: Tensor) -> Tensor:
 
 def clip_boxes(boxes_xyxy: Tensor, image_size: tuple[int, int]) -> Tensor:
     """Clip (…, 4) boxes to [0, W - 1] × [0, H - 1] of a picture given as (height, width)."""
-    clipped: Tensor = clip_boxes_to_image(boxes_xyxy, (image_size[0] - 1, image_size[1] - 1))
-    return clipped
+    height, width = image_size
+    return boxes_xyxy.clamp(min=0).minimum(boxes_xyxy.new_tensor([width - 1, height - 1] * 2))
 
 
 def encode_boxes(boxes_xyxy: Tensor, anchors: Tensor) -> Tensor:

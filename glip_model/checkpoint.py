@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import pickle
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 
 from glip_model.config import GLIPConfig
 from glip_model.pretrained import resolve_folder
+from glip_model.whole_files import whole_file, whole_files
 
 Model = TypeVar("Model", bound=nn.Module)
 CONFIG_FILE = "config.json"
@@ -27,28 +27,19 @@ NAMED_PROBLEMS = 20
 def save_model(model: nn.Module, config: GLIPConfig, folder: str | Path, tokenizer: Any = None) -> None:
     """Write config, tokenizer and weights; a reader of the folder needs nothing else.
 
-    Each file appears whole or not at all, the weights last.
+    They appear when all are written, the weights last.
+
+    Raises:
+        OSError: the folder cannot be written.
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n"
-    _write_whole(folder / CONFIG_FILE, lambda path: path.write_text(text, encoding="utf-8"))
-    if tokenizer is not None:
-        tokenizer.save_pretrained(folder)
     weights = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
-    _write_whole(folder / WEIGHTS_FILE, lambda path: save_file(weights, path, metadata={"format": "pt"}))
-
-
-def _write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.touch()
-    mode = aside.stat().st_mode  # as the user's umask has it; safetensors makes its files private
-    try:
-        write(aside)
-        aside.chmod(mode)
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
+    with whole_files(Path(folder), WEIGHTS_FILE) as aside:
+        (aside / CONFIG_FILE).write_text(text, encoding="utf-8")
+        if tokenizer is not None:
+            tokenizer.save_pretrained(aside)
+        with whole_file(aside / WEIGHTS_FILE) as path:
+            save_file(weights, path, metadata={"format": "pt"})
 
 
 def load_model(build: Callable[[GLIPConfig], Model], name: str | Path, revision: str | None = None) -> Model:
@@ -79,7 +70,11 @@ def load_model(build: Callable[[GLIPConfig], Model], name: str | Path, revision:
 
 
 def load_strictly(model: nn.Module, weights: Mapping[str, Tensor], origin: str) -> None:
-    """Load weights under our own names; raise ValueError that names missing, unknown and misshapen ones."""
+    """Load weights under our own names.
+
+    Raises:
+        ValueError: some are missing, unknown, of another shape, or not finite; the message names them.
+    """
     expected = model.state_dict()
     problems = [f"missing {name}" for name in expected if name not in weights]
     problems += [f"unknown {name}" for name in weights if name not in expected]
@@ -91,7 +86,23 @@ def load_strictly(model: nn.Module, weights: Mapping[str, Tensor], origin: str) 
     if problems:
         named = "; ".join(problems[:NAMED_PROBLEMS]) + ("; …" if len(problems) > NAMED_PROBLEMS else "")
         raise ValueError(f"{origin}: {len(problems)} tensors do not fit the model: {named}")
+    check_finite(weights, origin)
     model.load_state_dict(dict(weights))
+
+
+def check_finite(weights: Mapping[str, Tensor], origin: str) -> None:
+    """Refuse weights that hold a NaN or an infinite number, of which a model makes scores that are none.
+
+    Raises:
+        ValueError: there are such weights; the message names some.
+    """
+    broken = [name for name, value in weights.items() if value.is_floating_point() and not value.isfinite().all()]
+    if broken:
+        named = ", ".join(broken[:NAMED_PROBLEMS]) + (", …" if len(broken) > NAMED_PROBLEMS else "")
+        raise ValueError(
+            f"{origin}: {len(broken)} of {len(weights)} tensors hold NaN or infinite numbers ({named}); the training "
+            "diverged or the file is damaged: take an earlier checkpoint, or copy the file anew"
+        )
 
 
 def read_tensors(path: str | Path, kind: str) -> Any:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchvision.ops import deform_conv2d
 
 TAPS = 9
 """Sampling points of a 3×3 kernel."""
@@ -37,6 +36,8 @@ def deformable_conv2d(
     # At least float32 up to the matrix product: sampling positions lose whole cells in half precision.
     x, offset, modulation = (part if part.dtype == torch.float64 else part.float() for part in (x, offset, modulation))
     if x.is_cuda:
+        from torchvision.ops import deform_conv2d  # takes as long to import as all else
+
         with torch.autocast("cuda", enabled=False):
             y: Tensor = deform_conv2d(x, offset, weight, bias, stride=stride, padding=1, mask=modulation)
             return y

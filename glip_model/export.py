@@ -12,6 +12,7 @@ from glip_model.anchors import anchor_grid
 from glip_model.boxes import decode_boxes
 from glip_model.glip import GLIP
 from glip_model.structures import GroundingBatch
+from glip_model.whole_files import whole_files
 
 OPSET = 18
 OUTPUTS = ("token_logits", "boxes_xyxy", "centerness")
@@ -66,6 +67,7 @@ def export_onnx(model: GLIP, path: str | Path, num_tokens: int) -> None:
     Raises:
         ValueError: the model reads fewer tokens.
         ImportError: onnx is not installed.
+        OSError: the file cannot be written.
     """
     config = model.config
     if not 3 <= num_tokens <= config.text.max_tokens:
@@ -73,12 +75,13 @@ def export_onnx(model: GLIP, path: str | Path, num_tokens: int) -> None:
     has_states = config.text.encoding == "segments"
     text = torch.randn(1, num_tokens, config.text.hidden_size) if has_states else torch.full((1, num_tokens), 1000)
     example = (torch.randn(1, 3, 320, 480), text, torch.ones(1, num_tokens, dtype=torch.bool))
-    with warnings.catch_warnings():
+    path = Path(path)
+    with warnings.catch_warnings(), whole_files(path.parent, path.name) as folder:
         warnings.simplefilter("ignore")  # the exporter's own
         torch.onnx.export(
             ExportedGLIP(model).eval(),
             example,
-            str(path),
+            str(folder / path.name),
             # torch.export reasons about every size as a symbol: minutes for a small model, no end for a published one.
             dynamo=False,
             opset_version=OPSET,

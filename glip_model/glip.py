@@ -21,7 +21,7 @@ from glip_model.checkpoint import load_model, save_model
 from glip_model.config import GLIPConfig
 from glip_model.dyhead import DyConv
 from glip_model.fpn import FPN
-from glip_model.fusion import TowerTextLayer, VLFuse, clamp_half
+from glip_model.fusion import TowerTextLayer, VLFuse
 from glip_model.structures import GLIPOutput, GroundingBatch
 from glip_model.text_encoder import TextEncoder
 
@@ -64,13 +64,14 @@ class PredictionHead(nn.Module):
             nn.init.zeros_(convolution.bias)  # type: ignore[arg-type]
 
     def forward(self, levels: list[Tensor], text: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return token logits (B, A, T), box deltas (B, A, 4) and centerness (B, A)."""
+        """Return token logits (B, A, T), float32 under autocast too, box deltas (B, A, 4) and centerness (B, A)."""
         unit = F.normalize(text, dim=-1, eps=1e-12)
         # Only the text is normalised; it is halved before its projection but not in its bias.
         tokens = self.text_projection(unit / 2) / self.log_scale.exp()  # (B, T, C)
         bias = unit @ self.bias_lang + self.bias0  # (B, T)
         cells = torch.cat([level.flatten(2) for level in levels], 2).transpose(1, 2)  # (B, A, C)
-        logits = clamp_half(cells @ tokens.transpose(1, 2) + bias.unsqueeze(1))
+        with torch.autocast(cells.device.type, enabled=False):  # half of the digits would round before the sum
+            logits = cells.float() @ tokens.float().transpose(1, 2) + bias.float().unsqueeze(1)
         boxes = [(self.bbox_pred(x) * self.scales[i]).flatten(2) for i, x in enumerate(levels)]
         centerness = [self.centerness(x).flatten(2) for x in levels]
         return logits, torch.cat(boxes, 2).transpose(1, 2), torch.cat(centerness, 2).flatten(1)
@@ -101,9 +102,18 @@ class GLIP(nn.Module):
         Raises:
             ValueError: ``text_states`` are of another shape, or absent where prompts are encoded segment by segment.
         """
-        mask = batch.attention_mask
-        text = self._encode(batch)
-        levels = self.fpn(self.backbone(batch.pixel_values))
+        features = self.features(batch.pixel_values)
+        return self.ground(features, batch.input_ids, batch.attention_mask, batch.text_states)
+
+    def features(self, pixel_values: Tensor) -> list[Tensor]:
+        """Return the pyramid of pictures (B, 3, H, W), levels (B, C, h, w), finest first; no prompt matters to it."""
+        return cast(list[Tensor], self.fpn(self.backbone(pixel_values)))
+
+    def ground(
+        self, features: list[Tensor], input_ids: Tensor, mask: Tensor, text_states: Tensor | None = None
+    ) -> GLIPOutput:
+        """Predict how the cells of ``features`` align with prompts; arguments and errors as of ``forward``."""
+        text, levels = self._encode(input_ids, mask, text_states), features
         if self.text_projection is not None:
             text = self.text_projection(text)
         if self.text_offset is not None:
@@ -128,17 +138,16 @@ class GLIP(nn.Module):
     def _new_offset(self) -> nn.Parameter:
         return nn.Parameter(torch.zeros(self.config.text.max_tokens, self.config.text_size))
 
-    def _encode(self, batch: GroundingBatch) -> Tensor:
-        text = batch.text_states
-        if text is None:
+    def _encode(self, input_ids: Tensor, mask: Tensor, states: Tensor | None) -> Tensor:
+        if states is None:
             if self.config.text.encoding == "segments":
                 # Tokens do not tell where a segment ends; encoded as one string they would get other states.
                 raise ValueError("text.encoding is 'segments': the batch needs text_states, see TextStateCache")
-            return cast(Tensor, self.text_encoder(batch.input_ids, batch.attention_mask))
-        expected = (*batch.attention_mask.shape, self.config.text.hidden_size)
-        if text.shape != expected:
-            raise ValueError(f"text_states must be (B, T, hidden_size) = {expected}, got {tuple(text.shape)}")
-        return text
+            return cast(Tensor, self.text_encoder(input_ids, mask))
+        expected = (*mask.shape, self.config.text.hidden_size)
+        if states.shape != expected:
+            raise ValueError(f"text_states must be (B, T, hidden_size) = {expected}, got {tuple(states.shape)}")
+        return states
 
     def _run(
         self, layer: Callable[..., Any], levels: list[Tensor], text: Tensor, mask: Tensor

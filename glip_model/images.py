@@ -45,8 +45,13 @@ _DECODER_ERRORS = (
 MIN_RANGE = 1 / 8
 """Deeper pictures whose values span a smaller part of their full scale are stretched, see ``to_rgb``."""
 
-_ORIENTATION, _LYING = 0x0112, range(5, 9)
-"""The EXIF tag that says how a camera was held, and its values for pictures that are turned by a quarter."""
+OUTLIERS = 1 / 10_000
+"""Share of the pixels of a deeper picture, at either end, whose values say nothing of its scale."""
+
+_ORIENTATION = 0x0112
+"""The EXIF tag that says how a camera was held."""
+LYING = range(5, 9)
+"""Its values for pictures that are turned by a quarter."""
 
 
 class ImageError(ValueError):
@@ -78,6 +83,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     floats up to 1, otherwise 2^n - 1 of the fewest bits n >= 8 that hold the greatest value, so that a 12-bit picture
     in a 16-bit file keeps its brightness. With values below 0, or that span less than ``MIN_RANGE`` of that scale
     (thermal cameras), the smallest value becomes black and the greatest white. NaN and -inf become black, inf white.
+    The share ``OUTLIERS`` of the pixels at either end does not count as smallest or greatest: hot and dead pixels.
     """
     if image.mode == "F" or image.mode.startswith("I"):
         return _deep_to_grey(image).convert("RGB")
@@ -90,7 +96,9 @@ def to_rgb(image: Image.Image) -> Image.Image:
 def _deep_to_grey(image: Image.Image) -> Image.Image:
     values = np.asarray(image).astype(np.float64)
     finite = values[np.isfinite(values)]
-    low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
+    first = int(finite.size * OUTLIERS)
+    last = finite.size - 1 - first
+    low, high = np.partition(finite, (first, last))[[first, last]].tolist() if finite.size else (0.0, 0.0)
     is_unit = image.mode == "F" and high <= 1
     scale = 1.0 if is_unit else float(2 ** max(8, math.ceil(high).bit_length()) - 1)
     is_stretched = low < 0 or 0 < high - low < MIN_RANGE * scale
@@ -120,13 +128,20 @@ def check_image(data: bytes, max_pixels: int, side: int) -> tuple[tuple[int, int
     with _picture_errors():
         image = _open(data, max_pixels)
         width, height = image.size
-        is_lying = image.getexif().get(_ORIENTATION) in _LYING
+        is_lying = image.getexif().get(_ORIENTATION) in LYING
         # A JPEG is read to its end, so that a truncated one is found, but its blocks are unpacked to a few pixels only.
         is_reduced = image.draft("RGB", (side, side)) is not None
         upright = to_rgb(ImageOps.exif_transpose(image))
         if not is_reduced:
             return (upright.height, upright.width), upright
         return ((width, height) if is_lying else (height, width)), upright
+
+
+def read_orientation(data: bytes, max_pixels: int) -> int:
+    """Return the EXIF orientation by which ``decode_image`` turns a picture, 1 to 8; errors as there."""
+    with _picture_errors():
+        orientation = _open(data, max_pixels).getexif().get(_ORIENTATION)
+        return next((value for value in range(2, 9) if value == orientation), 1)
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from glip_model.backbone import fetch_timm_weights, load_backbone_weights
-from glip_model.checkpoint import NAMED_PROBLEMS, read_tensors
+from glip_model.checkpoint import NAMED_PROBLEMS, check_finite, read_tensors
 from glip_model.glip import GLIP
 from glip_model.pretrained import resolve_source
 
@@ -84,4 +84,5 @@ def _read_weights(path: str) -> dict[str, Tensor]:
             content = content[key]
     if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
         raise ValueError(f"{path}: expected a state dict (names to tensors), got something else")
+    check_finite(content, path)
     return dict(content)

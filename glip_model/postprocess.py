@@ -6,18 +6,17 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torchvision.ops import batched_nms
 
 from glip_model.alignment import phrase_scores
 from glip_model.anchors import anchor_grid
 from glip_model.boxes import clip_boxes, decode_boxes
 from glip_model.config import GLIPConfig
-from glip_model.structures import Detections, GLIPOutput, GroundingBatch
+from glip_model.structures import Detections, GLIPOutput
 
 
 def read_off(
     output: GLIPOutput,
-    batch: GroundingBatch,
+    sizes: Sequence[tuple[int, int]],
     positive_maps: Sequence[Tensor],
     original_sizes: Sequence[tuple[int, int]],
     config: GLIPConfig,
@@ -25,8 +24,8 @@ def read_off(
     """Turn a batch's raw predictions into detections.
 
     Args:
-        output: predictions for ``batch``.
-        batch: gives the unpadded sizes.
+        output: predictions for B pictures.
+        sizes: per picture (height, width) as the model saw it, without padding.
         positive_maps: per picture (P, T') bool, T' at most T.
         original_sizes: (height, width) that the boxes are scaled to.
         config: thresholds and limits.
@@ -38,16 +37,15 @@ def read_off(
     anchors = anchor_grid(output.level_sizes, config.strides, config.anchor_scale, output.box_deltas.device)
     tokens = output.token_logits.shape[2]
     results = []
-    for i, (positive_map, original) in enumerate(zip(positive_maps, original_sizes, strict=True)):
+    for i, (size, positive_map, original) in enumerate(zip(sizes, positive_maps, original_sizes, strict=True)):
         padded = torch.nn.functional.pad(positive_map, (0, tokens - positive_map.shape[1])).to(anchors.device)
         scores = phrase_scores(output.token_logits[i : i + 1], padded[None])[0]  # (A, P)
         boxes, scores, phrases = _candidates(
             scores, output.centerness[i].float(), output.box_deltas[i].float(), anchors, output.level_sizes, config
         )
-        boxes = clip_boxes(boxes, batch.image_sizes[i])
+        boxes = clip_boxes(boxes, size)
         kept = _suppress(boxes, scores, phrases, config)
-        height, width = batch.image_sizes[i]
-        scale = boxes.new_tensor([original[1] / width, original[0] / height] * 2)
+        scale = boxes.new_tensor([original[1] / size[1], original[0] / size[0]] * 2)
         results.append(Detections((boxes[kept] * scale).cpu(), scores[kept].cpu(), phrases[kept].cpu()))
     return results
 
@@ -75,6 +73,8 @@ def _candidates(
 
 def _suppress(boxes: Tensor, scores: Tensor, phrases: Tensor, config: GLIPConfig) -> Tensor:
     """Return the indices that stay, best first."""
+    from torchvision.ops import batched_nms  # takes as long to import as all else
+
     # Inclusive corners: with one pixel added at the far side, plain IoU is the published "+1" IoU.
     inclusive = boxes + boxes.new_tensor([0.0, 0.0, 1.0, 1.0])
     # batched_nms moves phrases far apart; in single precision that would round the boxes of later phrases.

@@ -13,13 +13,14 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from glip_model.alignment import TokenizedPrompt, tokenize_prompt
 from glip_model.config import GLIPConfig
 from glip_model.glip import GLIP
 from glip_model.images import ImageLike, open_image
 from glip_model.postprocess import read_off
-from glip_model.preprocess import collate, image_to_tensor, padded_size, resize_size
+from glip_model.preprocess import image_to_tensor, pad_pictures, pad_prompts, padded_size, resize_size
 from glip_model.pretrained import resolve_folder
 from glip_model.prompts import Prompt, caption_prompt, category_prompt, chunk_categories
 from glip_model.structures import CharSpans, Detections
@@ -55,7 +56,10 @@ class GLIPPredictor:
         self.model = model.to(self.device).to(memory_format=torch.channels_last).eval()
         self.tokenizer = tokenizer
         self.dtype = dtype
-        self._forward = torch.compile(self.model, dynamic=False) if compile_model else self.model
+        self._features, self._ground = self.model.features, self.model.ground
+        if compile_model:
+            self._features = torch.compile(self._features, dynamic=False)
+            self._ground = torch.compile(self._ground, dynamic=False)
         # Inference never changes the encoder, so its states can be kept whether or not it was trained.
         self._text_states = TextStateCache(self.model.text_encoder, tokenizer)
 
@@ -69,7 +73,8 @@ class GLIPPredictor:
     ) -> GLIPPredictor:
         """Load model and tokenizer from one folder or hub id; ValueError when something is missing there."""
         folder = resolve_folder(name)
-        return cls(GLIP.from_pretrained(folder), load_tokenizer(folder), device, dtype, compile_model)
+        model = GLIP.from_pretrained(folder)
+        return cls(model, load_tokenizer(folder, model.config.text.vocab_size), device, dtype, compile_model)
 
     def predict(
         self,
@@ -152,10 +157,10 @@ class GLIPPredictor:
         """
         if len(images) != len(prompts):
             raise ValueError(f"{len(images)} pictures need as many prompts, got {len(prompts)}")
-        found = self._run(images, [self.tokenize(prompt) for prompt in prompts], self._config(max_detections))
+        asked = [[self.tokenize(prompt)] for prompt in prompts]
         return [
-            replace(detections, phrases=prompt.phrases, char_spans=prompt.char_spans)
-            for detections, prompt in zip(found, prompts, strict=True)
+            replace(found, phrases=prompt.phrases, char_spans=prompt.char_spans)
+            for [found], prompt in zip(self._run(images, asked, self._config(max_detections)), prompts, strict=True)
         ]
 
     def detect(
@@ -167,6 +172,8 @@ class GLIPPredictor:
         max_detections: int | None = None,
     ) -> list[Detections]:
         """Find categories in every picture, names packed into as few prompts as fit.
+
+        What a picture looks like to the backbone is computed once, whatever the number of prompts.
 
         Args:
             images: RGB pictures of any sizes, one batch.
@@ -185,14 +192,12 @@ class GLIPPredictor:
             raise ValueError("detect needs at least one category name, got none")
         config = self._config(max_detections)
         chunks = chunk_categories(names, self.tokenizer, config.text.max_tokens, max_prompt_categories)
-        parts: list[list[Detections]] = [[] for _ in images]
-        for chunk in chunks:
-            prompt = self.tokenize(category_prompt([names[i] for i in chunk]))
-            index = torch.tensor(chunk)
-            for found, detections in zip(parts, self._run(images, [prompt] * len(images), config), strict=True):
-                found.append(replace(detections, phrase_index=index[detections.phrase_index]))
+        prompts = [self.tokenize(category_prompt([names[i] for i in chunk])) for chunk in chunks]
         limit = config.max_detections if limit_total else None
-        return [replace(_merge(found, limit), phrases=tuple(names)) for found in parts]
+        return [
+            replace(_merge(found, chunks, limit), phrases=tuple(names))
+            for found in self._run(images, [prompts] * len(images), config)
+        ]
 
     def tokenize(self, prompt: Prompt) -> TokenizedPrompt:
         """Tokenise a prompt with the model's token limit."""
@@ -209,29 +214,46 @@ class GLIPPredictor:
 
     @torch.inference_mode()
     def _run(
-        self, images: Sequence[Image.Image], prompts: Sequence[TokenizedPrompt], config: GLIPConfig
-    ) -> list[Detections]:
+        self, images: Sequence[Image.Image], prompts: Sequence[Sequence[TokenizedPrompt]], config: GLIPConfig
+    ) -> list[list[Detections]]:
+        """Ask every picture its prompts, as many of each; return what each finds, in order."""
         groups: dict[tuple[int, int], list[int]] = {}
         sizes = [
             resize_size(image.height, image.width, config.test_short_side, config.test_long_side) for image in images
         ]
         for i, size in enumerate(sizes):
             groups.setdefault(padded_size(size, config.size_divisor), []).append(i)
-        found: dict[int, Detections] = {}
+        found: list[list[Detections]] = [[] for _ in images]
         with self._precision():
-            states = self._text_states([prompt.prompt.segments for prompt in prompts])
             for rows in groups.values():
                 tensors = [image_to_tensor(_resize(images[i], sizes[i]), config.backbone) for i in rows]
-                batch = collate(
-                    tensors,
-                    [prompts[i] for i in rows],
-                    size_divisor=config.size_divisor,
-                    text_states=[states[i] for i in rows],
-                ).to(self.device)
-                originals = [(images[i].height, images[i].width) for i in rows]
-                maps = [prompts[i].positive_map for i in rows]
-                found.update(zip(rows, read_off(self._forward(batch), batch, maps, originals, config), strict=True))
-        return [found[i] for i in range(len(images))]
+                features = self._features(pad_pictures(tensors, config.size_divisor).to(self.device))
+                # No more pictures with a prompt each run together than there are pictures.
+                at_once = len(images) // len(rows)
+                for start in range(0, len(prompts[rows[0]]), at_once):
+                    turns = [
+                        (i, prompt)
+                        for turn in zip(*(prompts[i][start : start + at_once] for i in rows), strict=True)
+                        for i, prompt in zip(rows, turn, strict=True)
+                    ]
+                    asked = [prompt for _, prompt in turns]
+                    repeated = [torch.cat([level] * (len(turns) // len(rows))) for level in features]
+                    detections = read_off(
+                        self._ground(repeated, *self._encode(asked)),
+                        [sizes[i] for i, _ in turns],
+                        [prompt.positive_map for prompt in asked],
+                        [(images[i].height, images[i].width) for i, _ in turns],
+                        config,
+                    )
+                    for (i, _), answer in zip(turns, detections, strict=True):
+                        found[i].append(answer)
+        return found
+
+    def _encode(self, prompts: Sequence[TokenizedPrompt]) -> tuple[Tensor, Tensor, Tensor]:
+        """Return tokens, mask and encoder states of prompts as ``GLIP.ground`` takes them."""
+        states = pad_sequence(self._text_states([prompt.prompt.segments for prompt in prompts]), batch_first=True)
+        input_ids, mask = pad_prompts(prompts)
+        return input_ids.to(self.device), mask.to(self.device), states
 
     def _precision(self) -> Any:
         if self.dtype == torch.float32:
@@ -254,10 +276,13 @@ def _resize(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     return image.resize((size[1], size[0]), Image.Resampling.BILINEAR)
 
 
-def _merge(parts: Sequence[Detections], limit: int | None) -> Detections:
-    """Put the detections of several prompts together, best first, at most ``limit`` where there is one."""
+def _merge(parts: Sequence[Detections], chunks: Sequence[Sequence[int]], limit: int | None) -> Detections:
+    """Put the detections of several prompts together, best first, at most ``limit`` where there is one.
+
+    ``chunks`` says of each prompt which names it holds.
+    """
     scores = torch.cat([part.scores for part in parts])
     order = scores.argsort(descending=True, stable=True)[:limit]
     boxes = torch.cat([part.boxes_xyxy for part in parts])
-    index = torch.cat([part.phrase_index for part in parts])
+    index = torch.cat([torch.tensor(chunk)[part.phrase_index] for part, chunk in zip(parts, chunks, strict=True)])
     return Detections(boxes[order], scores[order], index[order])

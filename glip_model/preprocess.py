@@ -79,21 +79,33 @@ def collate(
     for name, parts in (("prompts", prompts), ("targets", targets), ("text_states", text_states)):
         if parts is not None and len(parts) != len(images):
             raise ValueError(f"{len(images)} pictures need one of everything each, got {len(parts)} {name}")
-    sizes = tuple((int(image.shape[1]), int(image.shape[2])) for image in images)
-    height, width = padded_size((max(h for h, _ in sizes), max(w for _, w in sizes)), size_divisor)
-    pixel_values = torch.zeros(len(images), 3, height, width)
-    for i, image in enumerate(images):
-        pixel_values[i, :, : image.shape[1], : image.shape[2]] = image
-    input_ids = pad_sequence([prompt.input_ids for prompt in prompts], batch_first=True)
-    mask = pad_sequence([torch.ones(len(prompt.input_ids), dtype=torch.bool) for prompt in prompts], batch_first=True)
+    input_ids, mask = pad_prompts(prompts)
     return GroundingBatch(
-        pixel_values=pixel_values,
-        image_sizes=sizes,
+        pixel_values=pad_pictures(images, size_divisor),
+        image_sizes=tuple((int(image.shape[1]), int(image.shape[2])) for image in images),
         input_ids=input_ids,
         attention_mask=mask,
         text_states=None if text_states is None else pad_sequence(list(text_states), batch_first=True),
         targets=None if targets is None else tuple(_pad_target(target, input_ids.shape[1]) for target in targets),
     )
+
+
+def pad_pictures(images: Sequence[Tensor], size_divisor: int) -> Tensor:
+    """Return pictures (3, h, w) as (B, 3, H, W), padded as ``collate`` does."""
+    height, width = padded_size(
+        (max(image.shape[1] for image in images), max(image.shape[2] for image in images)), size_divisor
+    )
+    padded = torch.zeros(len(images), 3, height, width)
+    for i, image in enumerate(images):
+        padded[i, :, : image.shape[1], : image.shape[2]] = image
+    return padded
+
+
+def pad_prompts(prompts: Sequence[TokenizedPrompt]) -> tuple[Tensor, Tensor]:
+    """Return the tokens of prompts (B, T) int64, padded with zeros, and their mask (B, T) bool."""
+    input_ids = [prompt.input_ids for prompt in prompts]
+    mask = [torch.ones(len(ids), dtype=torch.bool) for ids in input_ids]
+    return pad_sequence(input_ids, batch_first=True), pad_sequence(mask, batch_first=True)
 
 
 def _pad_target(target: GroundingTarget, tokens: int) -> GroundingTarget:

@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from torchvision.ops import stochastic_depth
 
 from glip_model.cached import cached_by_size
 from glip_model.config import SwinConfig
@@ -78,9 +77,18 @@ class SwinBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, H, W, C) to (B, H, W, C)."""
-        x = x + stochastic_depth(self._attend(self.norm1(x)), self.drop_path, "row", self.training)
-        updated: Tensor = x + stochastic_depth(self.mlp(self.norm2(x)), self.drop_path, "row", self.training)
+        x = x + self._drop(self._attend(self.norm1(x)))
+        updated: Tensor = x + self._drop(self.mlp(self.norm2(x)))
         return updated
+
+    def _drop(self, x: Tensor) -> Tensor:
+        """Leave out the update of some pictures while training: stochastic depth."""
+        if not (self.training and self.drop_path):
+            return x
+        from torchvision.ops import stochastic_depth  # takes as long to import as all else
+
+        kept: Tensor = stochastic_depth(x, self.drop_path, "row")
+        return kept
 
     def _attend(self, x: Tensor) -> Tensor:
         batch, height, width, dim = x.shape

@@ -15,6 +15,10 @@ from glip_model.pretrained import resolve_source
 
 SEPARATOR = ". "
 """Stands between the segments of a prompt."""
+KNOWN_WORDS = "a photo of a dog"
+"""Every tokenizer of English captions has tokens for some of these words."""
+PADDED_TOKENS = 128
+"""Embedding tables may be longer than the vocabulary by less than this, to be a multiple of a round number."""
 _CACHED_ROWS, _CACHED_WIDTH = 8, 8
 """Strings that the cache encodes at once, and the step of their padded length. Matrix products round differently for
 other shapes; with a few fixed ones the states of a string do not depend on which strings happened to be with it."""
@@ -64,11 +68,16 @@ class TextEncoder(nn.Module):
         return states
 
 
-def load_tokenizer(source: str | Path) -> Any:
+def load_tokenizer(source: str | Path, vocab_size: int) -> Any:
     """Load a fast WordPiece tokenizer from a folder, ``package:`` path or hub id, without truncation or padding.
 
+    Args:
+        source: where its files are.
+        vocab_size: tokens that the model knows.
+
     Raises:
-        ValueError: there is none, or it is not a fast one, so characters cannot be mapped to tokens.
+        ValueError: there is none, it is not a fast one, so characters cannot be mapped to tokens, or it is not the
+            model's.
     """
     from transformers import AutoTokenizer
 
@@ -82,7 +91,30 @@ def load_tokenizer(source: str | Path) -> Any:
     tokenizer.backend_tokenizer.no_truncation()
     tokenizer.backend_tokenizer.no_padding()
     tokenizer.model_max_length = int(1e9)
+    if not vocab_size - PADDED_TOKENS < len(tokenizer) <= vocab_size:
+        raise ValueError(
+            f"{source}: its tokenizer has {len(tokenizer)} tokens, but the model knows {vocab_size}; put the tokenizer "
+            "files (tokenizer.json, tokenizer_config.json) of the model there"
+        )
+    check_known_words(tokenizer, source)
+    ids = tokenizer(KNOWN_WORDS)["input_ids"]
+    if (ids[0], ids[-1]) != (tokenizer.cls_token_id, tokenizer.sep_token_id):
+        raise ValueError(f"{source}: its tokenizer does not put a text between [CLS] and [SEP], as BERT's does")
     return tokenizer
+
+
+def check_known_words(tokenizer: Any, source: str | Path) -> None:
+    """Refuse a tokenizer without words, as is made of a folder without a vocabulary: all prompts are alike to it.
+
+    Raises:
+        ValueError: it knows none of ``KNOWN_WORDS``.
+    """
+    ids = tokenizer(KNOWN_WORDS, add_special_tokens=False)["input_ids"]
+    if all(token == tokenizer.unk_token_id for token in ids):
+        raise ValueError(
+            f"{source}: the tokenizer there knows none of the words {KNOWN_WORDS!r}; are its files (tokenizer.json or "
+            "vocab.txt) missing? put those of the model there"
+        )
 
 
 class TextStateCache:

@@ -6,9 +6,12 @@ Commands import what they work with when they run, so that ``--help`` answers at
 from __future__ import annotations
 
 import argparse
+import errno
 import logging
 import os
+import signal
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -27,9 +30,33 @@ USER_ERROR_STATUS = 2
 """Exit status for a mistake that the message tells how to mend."""
 INTERRUPTED_STATUS = 130
 """Exit status after Ctrl-C, as shells expect it."""
+TERMINATED_STATUS = 143
+"""Exit status after SIGTERM, as shells expect it."""
+
+_OF_THE_MACHINE = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "make room"),
+    **dict.fromkeys((errno.EMFILE, errno.ENFILE), "allow more open files (ulimit -n 4096)"),
+    **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM, errno.EBUSY), "name a place where you may write"),
+    **dict.fromkeys((errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG), "name another place"),
+    **dict.fromkeys((errno.EIO, errno.ESTALE, errno.ENODEV, errno.ENXIO), "see to the disk"),
+}
+"""What errors of the operating system ask of a user, wherever they are met."""
 
 EXTRA_OF = {"onnx": "export", "onnxruntime": "export", "timm": "timm"} | dict.fromkeys(
-    ("duckdb", "dvc", "imagehash", "nltk", "pyarrow", "pycocotools", "pydantic", "ray", "s3fs", "spacy", "upath"),
+    (
+        "duckdb",
+        "dvc",
+        "imagehash",
+        "nltk",
+        "pathspec",
+        "pyarrow",
+        "pycocotools",
+        "pydantic",
+        "ray",
+        "s3fs",
+        "spacy",
+        "upath",
+    ),
     "pipeline",
 )
 """Package, by the name it is imported by, to the extra of the installation that brings it."""
@@ -87,8 +114,9 @@ def call(run: Callable[[argparse.Namespace], str | None], args: argparse.Namespa
     quiet_libraries()
     start = time.monotonic()
     try:
-        with named_extras():
+        with _ended_by_sigterm(), named_extras():
             line = run(args)
+            sys.stdout.flush()
         if line:
             logger.info("%s; %.0f s", line, time.monotonic() - start)
     except PipelineError as error:
@@ -97,11 +125,51 @@ def call(run: Callable[[argparse.Namespace], str | None], args: argparse.Namespa
     except KeyboardInterrupt:
         print("interrupted; run the same command again to go on", file=sys.stderr)
         return INTERRUPTED_STATUS
+    except _Terminated:
+        print("terminated; run the same command again to go on", file=sys.stderr)
+        return TERMINATED_STATUS
     except BrokenPipeError:
         # The reader went away (`glip inspect … | head`): nothing to report, and nowhere to report it.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard_stdout()
         return 0
+    except OSError as error:
+        cause = getattr(error, "cause", error)  # Ray wraps those of its workers
+        if cause.errno not in _OF_THE_MACHINE:
+            raise
+        print(f"error: {cause}; {_OF_THE_MACHINE[cause.errno]}, then run the same command again", file=sys.stderr)
+        try:
+            sys.stdout.flush()
+        except OSError:  # it is what cannot be written
+            _discard_stdout()
+        return USER_ERROR_STATUS
     return 0
+
+
+class _Terminated(BaseException):
+    """SIGTERM came."""
+
+
+@contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """Let SIGTERM end the block as Ctrl-C does, so that nothing unfinished is left beside files, and Ray ends."""
+
+    def end(*_: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # another one would end the clearing up
+        raise _Terminated
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _discard_stdout() -> None:
+    """Keep what is left in the buffer from being written, and from failing, when the process ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @contextmanager

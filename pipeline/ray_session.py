@@ -6,6 +6,7 @@ import ipaddress
 import json
 import logging
 import os
+import signal
 import socket
 import sys
 import time
@@ -67,10 +68,11 @@ def ray_session() -> Iterator[None]:
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
     address = os.environ.get("RAY_ADDRESS")
     wanted = _wanted_resources() if address else {}
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     if address:
         _join(address)
     else:
-        with _native_stderr_discarded():
+        with _native_stderr_discarded(), _ended_by(on_sigterm):
             ray.init(
                 address="local",  # and not a cluster that somebody else started on this machine
                 num_cpus=os.cpu_count(),
@@ -79,6 +81,8 @@ def ray_session() -> Iterator[None]:
                 logging_level=logging.ERROR,
                 log_to_driver=False,
             )
+    if callable(on_sigterm):
+        signal.signal(signal.SIGTERM, on_sigterm)  # Ray sets its own
     try:
         if wanted:
             _grow(wanted)
@@ -259,6 +263,17 @@ def warn_of_open_port(host: str, what: str, encrypted: bool) -> None:
         what,
         host,
     )
+
+
+@contextmanager
+def _ended_by(on_sigterm: Any) -> Iterator[None]:
+    """Let SIGTERM have the effect it had before Ray, which exits with 1 or 15 while it starts."""
+    try:
+        yield
+    except SystemExit as error:
+        if callable(on_sigterm) and error.code in (1, signal.SIGTERM):
+            on_sigterm(signal.SIGTERM, None)
+        raise
 
 
 @contextmanager

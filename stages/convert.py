@@ -40,14 +40,9 @@ def run(args: argparse.Namespace) -> str:
         raise MissingInputError(f"{args.checkpoint}: no such file")
     try:
         model = load_published(args.checkpoint, PRESETS[args.preset]() if args.preset else None)
-        tokenizer = load_tokenizer(args.tokenizer)
+        tokenizer = load_tokenizer(args.tokenizer, model.config.text.vocab_size)
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    if len(tokenizer) != model.config.text.vocab_size:
-        raise ConfigError(
-            f"{args.tokenizer} knows {len(tokenizer)} tokens, the checkpoint {model.config.text.vocab_size}; "
-            "it needs the tokenizer of bert-base-uncased"
-        )
     model.save_pretrained(args.out, tokenizer)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     return f"convert: {args.checkpoint.name}, {parameters:,} parameters → {args.out}"

@@ -34,11 +34,12 @@ def run(args: argparse.Namespace) -> str:
     from pipeline.ray_session import ray_session
     from pipeline.settings import load
     from pipeline.store.atomic import write_csv, write_json
+    from pipeline.store.resume import alone_in
     from pipeline.store.storage import to_place
 
     config = load(args.params, EvaluateConfig)
     out = to_place(args.out)
-    with ray_session():
+    with alone_in(out), ray_session():
         found = predict_benchmarks(config, args.model, to_place(args.records), out)
     scores = [(benchmark, score_predictions(benchmark, out)) for benchmark in found]
     metrics = collect(scores)

@@ -30,7 +30,6 @@ def run(args: argparse.Namespace) -> str:
 
     try:
         model = GLIP.from_pretrained(args.model)
-        args.onnx.parent.mkdir(parents=True, exist_ok=True)
         export_onnx(model, args.onnx, args.tokens)
     except ValueError as error:
         raise ConfigError(str(error)) from error

@@ -3,17 +3,13 @@
     glip finetune --data my_pictures/ --from models/glip_t --out models/mine
     glip predict photo.jpg --text "what you labelled." --model models/mine
 
---data is a folder with boxes in one of these layouts, found by itself:
+--data is a folder of pictures with boxes, in COCO's format as Roboflow, CVAT, Label Studio and COCO's authors have it,
+or in Pascal VOC's; pipeline/prepare/readers/README.md has the names that are known. --dry-run says what is found.
 
-    train/_annotations.coco.json, valid/…     exports of Roboflow and others in COCO's format
-    _annotations.coco.json                    the same in one folder
-    annotations/instances_train*.json, …val*  COCO's own layout, pictures in train*/, val*/ or images/
-    annotations/instances_*.json              one file, pictures in images/ or beside
-    Annotations/*.xml with JPEGImages/        Pascal VOC, with or without ImageSets/Main/train.txt and val.txt
-
-Where nothing says what to judge by, 15 % of the pictures are held out. Category names are what the model is asked for,
-so name things as people do: "fire truck" rather than "cls_07". --from is a model of this project; published checkpoints
-become one by glip convert.
+A part to judge by (valid/, instances_val*.json, ImageSets/Main/val.txt) is taken as it is. Where there is none, 15 % of
+the pictures with boxes are held out; those that look alike stay on one side. Category names are what the model is asked
+for, so name things as people do: "fire truck" rather than "cls_07". --from is a model of this project; published
+checkpoints become one by glip convert.
 
 The model is judged before and after, by COCO's AP on the pictures held out. Length and sizes follow from the data and
 the model. --tuning linear or prompt moves a few weights alone: quicker, rarely as good. Interrupted, the same
@@ -27,6 +23,7 @@ import json
 import logging
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -58,6 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workers", type=int, default=1, help="processes, one for each GPU (default: %(default)s)")
     parser.add_argument("--val-share", type=float, default=0.15, help="held out to judge by (default: %(default)s)")
     parser.add_argument("--work", type=Path, help="folder for records and predictions (default: OUT/work)")
+    parser.add_argument("--dry-run", action="store_true", help="read and divide the data, train nothing")
     add_params(parser)
 
 
@@ -65,11 +63,14 @@ def run(args: argparse.Namespace) -> str:
     """Prepare, judge, tune, judge again."""
     from glip_model.checkpoint import CONFIG_FILE
     from glip_model.config import GLIPConfig
+    from glip_model.text_encoder import load_tokenizer
+    from pipeline.prepare.division import check_names, divide
     from pipeline.prepare.job import prepare
     from pipeline.prepare.layouts import find_layout
     from pipeline.ray_session import ray_session
     from pipeline.settings import load, load_all
     from pipeline.store.atomic import write_json
+    from pipeline.store.resume import alone_in
     from pipeline.training.finetune import RUN, Choices, finetune_config, with_length
     from pipeline.training.job import Paths, train
     from pipeline.training.settings import TrainingSettings
@@ -77,24 +78,34 @@ def run(args: argparse.Namespace) -> str:
     start = _start(args.start)
     if args.out.resolve() == start.resolve():
         raise ConfigError(f"--out is {args.out}, the model to start from; name another folder")
+    if not 0 < args.val_share < 1:
+        raise ConfigError(f"--val-share is {args.val_share}; expected a share between 0 and 1, such as 0.15")
     work = args.work or args.out / "work"
-    layout = find_layout(args.data, work, args.val_share)
+    layout = find_layout(args.data)
     logger.info("finetune: %s", layout.description)
-    sizes = GLIPConfig.from_dict(json.loads((start / CONFIG_FILE).read_text(encoding="utf-8")))
+    try:
+        sizes = GLIPConfig.from_dict(json.loads((start / CONFIG_FILE).read_text(encoding="utf-8-sig")))
+        tokenizer = load_tokenizer(start, sizes.text.vocab_size)
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise ConfigError(f"--from {start}: not usable as a model: {error}") from error
     choices = Choices(args.tuning, args.steps, args.learning_rate, args.batch_size, args.workers)
     settings = load_all(args.params)
     config = finetune_config(load(args.params, TrainingSettings), sizes, choices)
     judging = _judging(settings.evaluate, args.workers)
-    with ray_session():
-        rows = prepare(_preparing(settings.prepare, layout), config.seed, work / "records")
-        config = with_length(config, rows["human/detection"]["rows"])
+    with alone_in(args.out), ray_session():
+        preparing = _preparing(settings.prepare, layout)
+        check = partial(check_names, tokenizer=tokenizer, max_tokens=sizes.text.max_tokens)
+        prepare(preparing, config.seed, work / "read", check)
+        counts = divide(work / "read", work / "records", args.val_share, preparing.max_image_pixels)
+        if args.dry_run:
+            return f"finetune: would learn from {counts['train']} pictures, judged on {counts['validation']} others"
+        config = with_length(config, counts["train"])
         before = _judge(judging, start, work, "before")
         paths = Paths(
             human=(work / "records/human").resolve(), pseudo_labels=None, teacher=start, out=args.out.resolve()
         )
         trained = train(RUN, config, paths, work / "losses.csv")
         after = _judge(judging, args.out, work, "after")
-    counts = {"train": rows["human/detection"]["rows"], "validation": rows["dev/detection"]["rows"]}
     write_json(args.out / RESULT_FILE, {"before": before, "after": after, "pictures": counts, **trained})
     print(f"{counts['train']} pictures, {trained['steps']} steps; judged on {counts['validation']} others")
     for name, found in (("before", before), ("after", after)):
@@ -123,13 +134,14 @@ def _preparing(base: PrepareConfig, layout: Layout) -> PrepareConfig:
     return replace(
         base,
         data_root=".",
-        human=(layout.train,),
+        human=layout.train,
         web=(),
-        dev=(layout.validation,),
+        dev=layout.validation,
         test=(),
         held_out=(),
         mixtures={},
         pictures="reference",
+        max_reject_share=1.0,  # what is left out is told; few pictures are better than none
     )
 
 
@@ -152,7 +164,7 @@ def _judge(config: EvaluateConfig, model: Path, work: Path, name: str) -> Mappin
 
     out = work / "predictions" / name
     [benchmark] = predict_benchmarks(config, model, work / "records", out)
-    return score_predictions(benchmark, out).metrics[ALL]
+    return score_predictions(benchmark, out).metrics.get(ALL, {})
 
 
 run_if_program(__name__)

@@ -127,6 +127,7 @@ def _show_figures(args: argparse.Namespace, place: Place) -> None:
 
 def _show_row(args: argparse.Namespace, place: Place, against: Place | None) -> None:
     from glip_model.images import ImageError
+    from glip_model.whole_files import save_picture
     from pipeline.inspection.search import find_record, format_record
     from pipeline.inspection.versions import draw_both
     from pipeline.store.drawing import draw_phrases
@@ -145,8 +146,7 @@ def _show_row(args: argparse.Namespace, place: Place, against: Place | None) -> 
         raise ShardError(f"{args.place}: row {args.row}: {error.reason}: {error}") from error
     picture = draw_both(image, record, other) if other else draw_phrases(image, record.phrases, record.caption)
     try:
-        args.save.parent.mkdir(parents=True, exist_ok=True)
-        picture.save(args.save)
+        save_picture(picture, args.save)
     except (ValueError, OSError) as error:
         raise ConfigError(
             f"--save {args.save}: {error}; name a file ending in .png or .jpg where you may write"

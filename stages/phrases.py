@@ -32,12 +32,14 @@ def run(args: argparse.Namespace) -> str:
     from pipeline.ray_session import ray_session
     from pipeline.settings import load
     from pipeline.store.atomic import write_json
+    from pipeline.store.resume import alone_in
     from pipeline.store.storage import to_place
 
     config = load(args.params, PhrasesConfig)
-    with ray_session():
-        metrics = extract_phrases(config, to_place(args.records), to_place(args.out))
-    stats = count_phrases(to_place(args.out), args.names)
+    out = to_place(args.out)
+    with alone_in(out), ray_session():
+        metrics = extract_phrases(config, to_place(args.records), out)
+    stats = count_phrases(out, args.names)
     metrics |= {"unique_phrases": stats.unique, "phrases_said_once": stats.said_once}
     if args.names:
         metrics |= {"names": stats.names, "names_covered": stats.names_covered}

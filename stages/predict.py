@@ -14,6 +14,7 @@ import argparse
 import json
 import logging
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -50,6 +51,7 @@ def run(args: argparse.Namespace) -> str | None:
 
     from glip_model.images import ImageError, open_image
     from glip_model.predictor import GLIPPredictor
+    from glip_model.whole_files import save_picture, whole_file
 
     try:
         predictor = GLIPPredictor.from_pretrained(
@@ -58,11 +60,12 @@ def run(args: argparse.Namespace) -> str | None:
     except ValueError as error:
         raise ConfigError(str(error)) from error
     prompt, options = _prompt(args)
-    if args.save:
-        args.save.mkdir(parents=True, exist_ok=True)
     broken = 0
-    lines = (args.save / DETECTIONS_FILE).open("w", encoding="utf-8") if args.save else sys.stdout
-    try:
+    with ExitStack() as stack:
+        lines: TextIO = sys.stdout
+        if args.save:
+            path = stack.enter_context(whole_file(args.save / DETECTIONS_FILE))
+            lines = stack.enter_context(path.open("w", encoding="utf-8"))
         with progress(len(args.pictures), "predict", "pictures") as bar:
             for number, source in enumerate(args.pictures):
                 try:
@@ -76,11 +79,9 @@ def run(args: argparse.Namespace) -> str | None:
                 else:
                     _write(lines, source, image, found)
                     if args.save:
-                        found.draw(image, args.text or args.caption).save(args.save / _file_name(number, source))
+                        drawn = found.draw(image, args.text or args.caption)
+                        save_picture(drawn, args.save / _file_name(number, source))
                 bar.update()
-    finally:
-        if args.save:
-            lines.close()
     if broken:
         raise PipelineError(f"{broken} of {len(args.pictures)} pictures could not be read; they are named above")
     return f"predict: {len(args.pictures)} pictures → {args.save}" if args.save else None

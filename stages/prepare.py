@@ -6,6 +6,7 @@ Run: glip prepare --out data/records --metrics metrics/prepare.json
 from __future__ import annotations
 
 import argparse
+from collections import Counter
 from pathlib import Path
 
 from pipeline.cli import add_params, run_if_program
@@ -24,21 +25,30 @@ def run(args: argparse.Namespace) -> str:
     from pipeline.ray_session import ray_session
     from pipeline.settings import load_all
     from pipeline.store.atomic import write_json
+    from pipeline.store.resume import alone_in
 
     settings = load_all(args.params)
-    with ray_session():
+    with alone_in(args.out), ray_session():
         metrics = prepare(settings.prepare, settings.seed, args.out)
     if args.metrics:
         write_json(args.metrics, metrics)
-    rows = sum(folder["rows"] for folder in metrics.values())
-    held_out = sum(folder["rejects"].get("held_out", 0) for folder in metrics.values())
-    rejects = sum(sum(folder["rejects"].values()) for folder in metrics.values()) - held_out
-    boxes = sum(folder["boxes"] for folder in metrics.values())
-    dropped = sum(sum(folder["dropped_boxes"].values()) for folder in metrics.values())
-    figures = f"{rows} rows, {rejects} rejected, {boxes} boxes, {dropped} dropped"
+    rows, boxes = (sum(folder[name] for folder in metrics.values()) for name in ("rows", "boxes"))
+    rejects, dropped, converted = (
+        sum((Counter(folder.get(name, {})) for folder in metrics.values()), Counter[str]())
+        for name in ("rejects", "dropped_boxes", "converted")
+    )
+    held_out = rejects.pop("held_out", 0)
+    figures = f"{rows} rows, {_by_reason(rejects, 'rejected')}, {boxes} boxes, {_by_reason(dropped, 'dropped')}"
+    if converted:
+        figures += f", {_by_reason(converted, 'converted')}"
     if held_out:
         figures += f", {held_out} held out because models are judged by their pictures"
     return f"prepare: {figures} → {args.out}"
+
+
+def _by_reason(counts: Counter[str], what: str) -> str:
+    reasons = ", ".join(f"{count} {reason}" for reason, count in counts.most_common())
+    return f"{counts.total()} {what}" + (f" ({reasons})" if reasons else "")
 
 
 run_if_program(__name__)

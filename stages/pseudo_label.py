@@ -30,11 +30,12 @@ def run(args: argparse.Namespace) -> str:
     from pipeline.ray_session import ray_session
     from pipeline.settings import load_all
     from pipeline.store.atomic import write_json
+    from pipeline.store.resume import alone_in
     from pipeline.store.storage import to_place
 
     settings = load_all(args.params)
     inputs = Inputs(to_place(args.records), to_place(args.phrases), args.teacher, to_place(args.out))
-    with ray_session():
+    with alone_in(inputs.out), ray_session():
         metrics = pseudo_label(inputs, settings.pseudo_label, settings.prepare.max_image_pixels)
     if args.metrics:
         write_json(args.metrics, metrics)

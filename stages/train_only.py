@@ -43,6 +43,7 @@ def run(args: argparse.Namespace, validate: Validate | None = None) -> str | Non
     from pipeline.ray_session import ray_session
     from pipeline.settings import load
     from pipeline.store.atomic import write_json
+    from pipeline.store.resume import alone_in
     from pipeline.store.storage import to_place
     from pipeline.training.dry_run import describe_run
     from pipeline.training.job import Paths, train
@@ -56,7 +57,6 @@ def run(args: argparse.Namespace, validate: Validate | None = None) -> str | Non
         return None
     if args.human is None or args.out is None:
         raise ConfigError("training needs --human and --out; only --dry-run does without")
-    args.out.mkdir(parents=True, exist_ok=True)
     paths = Paths(
         human=args.human.resolve(),
         pseudo_labels=args.pseudo_labels.resolve() if args.pseudo_labels else None,
@@ -64,7 +64,7 @@ def run(args: argparse.Namespace, validate: Validate | None = None) -> str | Non
         out=args.out.resolve(),
         checkpoints_elsewhere=to_place(args.checkpoints).absolute() if args.checkpoints else None,
     )
-    with ray_session():
+    with alone_in(paths.out), ray_session():
         metrics = train(args.name, config, paths, args.log, validate)
     if args.metrics:
         write_json(args.metrics, metrics)

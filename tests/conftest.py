@@ -93,7 +93,7 @@ def tiny_glip() -> GLIPConfig:
 @pytest.fixture(scope="session")
 def tokenizer(tiny_glip: GLIPConfig) -> Any:
     """Give bert-base-uncased's WordPiece vocabulary, carried by an installed package."""
-    return load_tokenizer(tiny_glip.text.name)
+    return load_tokenizer(tiny_glip.text.name, 30522)
 
 
 @pytest.fixture(scope="session")

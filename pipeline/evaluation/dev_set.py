@@ -13,6 +13,7 @@ from PIL import Image
 from glip_model.drawing import LabelledBox, draw_boxes
 from glip_model.glip import GLIP
 from glip_model.predictor import GLIPPredictor
+from glip_model.whole_files import save_picture
 from pipeline.errors import MissingInputError
 from pipeline.evaluation.benchmark import TASKS, Benchmark, list_benchmarks, predict_shard, predictions_of
 from pipeline.evaluation.labelled import found_boxes, label_names, true_boxes
@@ -65,8 +66,7 @@ class DevSet:
                 if value is not None:
                     scores[f"{benchmark.name}/{LEADING[benchmark.task]}"] = value
                 for row, picture in _drawn(benchmark, predictions, self.pictures):
-                    samples.mkdir(parents=True, exist_ok=True)
-                    picture.save(samples / f"{benchmark.task}-{number}-{row:03d}.jpg", quality=90)
+                    save_picture(picture, samples / f"{benchmark.task}-{number}-{row:03d}.jpg", quality=90)
         return scores
 
 

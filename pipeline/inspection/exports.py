@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import tarfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,8 @@ from pipeline.store.images import read_encoded
 from pipeline.store.records import Box, GroundingRecord
 
 PICTURES = "images"
+UNFINISHED = ".unfinished-export"
+"""File in a folder that an export is being written to, or was when it was killed."""
 MAX_PIXELS = 1_000_000_000
 """Larger pictures are not copied from beside the shards."""
 _SUFFIXES = {b"\xff\xd8": "jpg", b"\x89P": "png", b"RI": "webp", b"GI": "gif", b"BM": "bmp"}
@@ -52,17 +56,16 @@ def export_coco(found: Iterable[Found], out: Path, on_row: Callable[[int], Any],
 
 
 def export_odvg(found: Iterable[Found], out: Path, on_row: Callable[[int], Any], roots: Sequence[str]) -> int:
-    """Write ``OUT/labels.jsonl``, a grounding line a picture, and ``OUT/images/``; returns the pictures written."""
+    """Write ``OUT/labels.jsonl``, a grounding line a picture, and ``OUT/images/``; returns the pictures written.
+
+    Only the boxes of pseudo-labels have a score: by it our reader tells them from those of people.
+    """
     count = 0
     with replacing(out / "labels.jsonl") as aside, aside.open("w", encoding="utf-8") as file:
         for count, record in _labelled(found, on_row):
             regions = [
-                {
-                    "bbox": list(box.xyxy),
-                    "phrase": phrase.text,
-                    "tokens_positive": phrase.char_spans,
-                    "score": box.score,
-                }
+                {"bbox": list(box.xyxy), "phrase": phrase.text, "tokens_positive": phrase.char_spans}
+                | ({"score": box.score} if box.score < 1 else {})
                 for phrase in record.phrases
                 for box in phrase.boxes
             ]
@@ -104,29 +107,37 @@ def export_fiftyone(found: Iterable[Found], out: Path, on_row: Callable[[int], A
 
     Raises:
         MissingInputError: FiftyOne is not installed.
+        ConfigError: it has a data set of this name.
     """
     try:
         import fiftyone
     except ImportError as error:
         raise MissingInputError("--export fiftyone needs FiftyOne; run: pip install fiftyone") from error
-    dataset = fiftyone.Dataset(out.name, persistent=True)
+    try:
+        dataset = fiftyone.Dataset(out.name, persistent=True)
+    except ValueError as error:
+        raise ConfigError(f"--out {out}: FiftyOne takes no data set of this name ({error})") from error
     count = 0
-    for count, record in _labelled(found, on_row):
-        sides = (record.width, record.height) * 2
-        detections = [
-            fiftyone.Detection(
-                label=phrase.text,
-                confidence=box.score,
-                bounding_box=[value / side for value, side in zip(_xywh(box.xyxy), sides, strict=True)],
-            )
-            for phrase in record.phrases
-            for box in phrase.boxes
-        ]
-        path = out / PICTURES / _write_picture(record, out, count, roots)
-        sample = fiftyone.Sample(filepath=str(path.resolve()), tags=[record.source])
-        sample["caption"], sample["key"] = record.caption, record.key
-        sample["pseudo_labels"] = fiftyone.Detections(detections=detections)
-        dataset.add_sample(sample)
+    try:
+        for count, record in _labelled(found, on_row):
+            sides = (record.width, record.height) * 2
+            detections = [
+                fiftyone.Detection(
+                    label=phrase.text,
+                    confidence=box.score,
+                    bounding_box=[value / side for value, side in zip(_xywh(box.xyxy), sides, strict=True)],
+                )
+                for phrase in record.phrases
+                for box in phrase.boxes
+            ]
+            path = out / PICTURES / _write_picture(record, out, count, roots)
+            sample = fiftyone.Sample(filepath=str(path.resolve()), tags=[record.source])
+            sample["caption"], sample["key"] = record.caption, record.key
+            sample["pseudo_labels"] = fiftyone.Detections(detections=detections)
+            dataset.add_sample(sample)
+    except BaseException:
+        dataset.delete()
+        raise
     return count
 
 
@@ -143,26 +154,44 @@ def export(
 ) -> int:
     """Write labels in another format; see the functions above.
 
-    Pictures that do not lie in the shards are copied from below ``roots`` alone.
+    Pictures that do not lie in the shards are copied from below ``roots`` alone. An export that fails leaves OUT empty.
 
     Raises:
         ConfigError: there is something at OUT already.
         ShardError: a picture cannot be read.
         StorageError: OUT cannot be written.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ConfigError(f"--out {out}: there is something already; name a new folder")
     try:
-        (out / PICTURES).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"--out {out}: {error}") from error
-    try:
-        count = EXPORTS[name](found, out, on_row, roots)
+        with _filled(out):
+            return EXPORTS[name](found, out, on_row, roots)
     except OSError as error:
         raise StorageError(f"{out}: cannot be written ({error}); make room, or name another folder") from error
-    if name == "webdataset":
-        (out / PICTURES).rmdir()
-    return count
+
+
+@contextmanager
+def _filled(out: Path) -> Iterator[None]:
+    """Make a new or empty folder, or one of an export that was killed, for a block to fill; else empty it again."""
+    mark = out / UNFINISHED
+    if out.exists() and not mark.is_file() and (not out.is_dir() or any(out.iterdir())):
+        raise ConfigError(f"--out {out}: there is something already; name a new folder")
+    _empty(out)
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        mark.touch()
+        yield
+    except BaseException:
+        with suppress(OSError):
+            _empty(out)
+        raise
+    mark.unlink()
+
+
+def _empty(folder: Path) -> None:
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 def _labelled(found: Iterable[Found], on_row: Callable[[int], Any]) -> Iterator[tuple[int, GroundingRecord]]:
@@ -212,6 +241,7 @@ def _write_picture(record: GroundingRecord, out: Path, number: int, roots: Seque
     """Write a picture under a number, because keys are untrusted; return its name."""
     data = _picture(record, roots)
     name = f"{number:012d}.{_suffix(data)}"
+    (out / PICTURES).mkdir(exist_ok=True)
     (out / PICTURES / name).write_bytes(data)
     return name
 

@@ -66,7 +66,6 @@ def write_gallery(
     page = environment.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(
         title=title, script=script, digest=digest, data=_script_safe_json(pairs), count=len(pairs)
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as aside:
         aside.write_text(page, encoding="utf-8")
     return len(pairs)

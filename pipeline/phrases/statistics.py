@@ -5,7 +5,6 @@ The counting is DuckDB's, which goes to disk when tens of millions of phrases do
 
 from __future__ import annotations
 
-import csv
 import json
 import re
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import MissingInputError, ShardError
+from pipeline.store.atomic import write_csv
 from pipeline.store.dataset import connect, open_dataset
 from pipeline.store.storage import Place
 
@@ -79,9 +79,7 @@ def count_phrases(folder: Place, names: Path | None = None) -> PhraseStatistics:
 
 def write_curve(stats: PhraseStatistics, path: Path) -> None:
     """Write the frequency curve as CSV with the columns ``rank`` and ``times``."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", encoding="utf-8", newline="") as file:
-        csv.writer(file, lineterminator="\n").writerows([("rank", "times"), *stats.curve])
+    write_csv(path, [("rank", "times"), *stats.curve], end="\n")
 
 
 def read_names(path: Path) -> list[list[str]]:

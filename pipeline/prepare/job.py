@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -23,7 +23,7 @@ from pipeline.prepare.parts import (
     look_at_shard,
     write_part,
 )
-from pipeline.prepare.raw import RawTable
+from pipeline.prepare.raw import LOOKS_HELD_OUT, RawTable
 from pipeline.prepare.settings import PrepareConfig
 from pipeline.prepare.sources import Role, Source, open_sources, warn_of_scenes_beside_own_data
 from pipeline.prepare.validation import MIN_BOX_SIDE, Rules
@@ -44,12 +44,20 @@ _SHOWN_IN_TRAINING = ("human", "web")
 _JUDGED_BY = ("dev", "test", "held_out")
 
 
-def prepare(config: PrepareConfig, seed: int, out: Path) -> dict[str, Any]:
+def prepare(
+    config: PrepareConfig, seed: int, out: Path, check: Callable[[Mapping[Role, Sequence[Source]]], None] | None = None
+) -> dict[str, Any]:
     """Write the records of all roles below ``out``; Ray must be running.
 
     Data that models are judged by comes first, so that none of its pictures gets into training. Parts that an earlier
     run finished, with the same files, settings and code, are kept. A row whose key an earlier row of its folder has is
     rejected as ``duplicate_key``.
+
+    Args:
+        config: the sources and what is done with them.
+        seed: of what sources draw.
+        out: folder for records.
+        check: may refuse the opened sources before anything of them is read.
 
     Returns:
         Metrics: rows, boxes, rejects and dropped boxes by reason, of every folder; where there are any, rows that were
@@ -62,6 +70,8 @@ def prepare(config: PrepareConfig, seed: int, out: Path) -> dict[str, Any]:
     """
     sources = {role: open_sources(role, config, seed) for role in get_args(Role)}
     warn_of_scenes_beside_own_data(sources)
+    if check is not None:
+        check(sources)
     for folder in FOLDERS:
         (out / folder).mkdir(parents=True, exist_ok=True)
     sightings: list[Sighting] = []
@@ -86,6 +96,7 @@ def prepare(config: PrepareConfig, seed: int, out: Path) -> dict[str, Any]:
                 sightings += result.sightings
                 if role != "held_out":
                     metrics[folder] = _metrics(result)
+                _tell_what_is_odd(folder, result)
             _remove_leftovers(out / role, {out / folder for folder in tables})
     if num_kept:
         logger.info("prepare: %d parts were finished already", num_kept)
@@ -156,6 +167,9 @@ class _Folder:
                 max_pixels=config.max_image_pixels,
                 categories=frozenset(category.id for category in table.categories),
                 min_box_side=0.0 if judged else MIN_BOX_SIDE,
+                # What is named as held out is kept away however it got into one's own data.
+                data_set=source.data_set if self._path is not None else "",
+                is_judged_by=judged,
             )
             code = code_sha256([write_part, source.reader])
             metadata = categories_to_metadata(table.categories) if table.record_type is DetectionRecord else {}
@@ -163,7 +177,14 @@ class _Folder:
                 depends_on = {
                     "part": part.identity,
                     "repeat": source.repeat,
-                    "rules": [rules.source, rules.pictures, rules.max_pixels, rules.min_box_side, metadata],
+                    "rules": [
+                        rules.source,
+                        rules.pictures,
+                        rules.max_pixels,
+                        rules.min_box_side,
+                        rules.data_set,
+                        metadata,
+                    ],
                     "shards": [config.rows_per_shard, config.shard_mb, SCHEMA_VERSION, KIND[table.record_type]],
                     "held_out": self._held_out.digest() if self._held_out else None,
                     "code": code,
@@ -262,15 +283,47 @@ def _metrics(result: PartResult) -> dict[str, Any]:
     return metrics | ({"converted": dict(result.converted)} if result.converted else {})
 
 
-def _reject_summary(folder: str, total: int, result: PartResult, limit: float) -> str:
-    rejects = {reason: count for reason, count in result.rejects.items() if reason != "held_out"}
-    lines = [
+def _tell_what_is_odd(folder: str, result: PartResult) -> None:
+    """Warn of what is left out or used in another form, and of a split whose parts look alike."""
+    lines = _rejects_by_reason(result)
+    for counts, what in ((result.dropped_boxes, "boxes dropped"), (result.converted, "used in another form")):
+        if counted := [f"{reason} {n}" for reason, n in sorted(counts.items()) if reason != LOOKS_HELD_OUT]:
+            lines.append(f"  {what}: {', '.join(counted)}")
+    if lines:
+        logger.warning("prepare: %s: not all is as it stands in the data:\n%s", folder, "\n".join(lines))
+    if result.rejects["held_out"]:
+        logger.warning(
+            "prepare: %s: %d pictures are left out, for they are, or look like, ones that models are judged by; where "
+            "both are parts of one data set whose own split shall stand, give both sources the same data_set",
+            folder,
+            result.rejects["held_out"],
+        )
+    if result.converted[LOOKS_HELD_OUT]:
+        logger.warning(
+            "prepare: %s: %d of %d pictures look like ones of the same data set that models are judged by; they stay, "
+            "for the split is the data set's own, but scores may be flattered: a fixed camera or the frames of a video "
+            "are better divided by place or day",
+            folder,
+            result.converted[LOOKS_HELD_OUT],
+            result.rows,
+        )
+
+
+def _rejects_by_reason(result: PartResult) -> list[str]:
+    return [
         f"  {reason}: {count}"
         + (f", for example {', '.join(result.examples[reason])}" if reason in result.examples else "")
-        for reason, count in sorted(rejects.items())
+        for reason, count in sorted(result.rejects.items())
+        if reason != "held_out"
     ]
-    return (
-        f"{folder}: {sum(rejects.values())} of {total} rows rejected, more than prepare.max_reject_share = {limit}:\n"
-        + "\n".join(lines)
-        + "\nmend the data or raise the limit, then run: dvc repro prepare"
+
+
+def _reject_summary(folder: str, total: int, result: PartResult, limit: float) -> str:
+    rejects = result.rejects.total() - result.rejects["held_out"]
+    return "\n".join(
+        [
+            f"{folder}: {rejects} of {total} rows rejected, more than prepare.max_reject_share = {limit}:",
+            *_rejects_by_reason(result),
+            "mend the data or raise the limit, then run: dvc repro prepare",
+        ]
     )

@@ -1,148 +1,182 @@
-"""Folders of annotated pictures as people have them: which files are what, and what to judge by where none says so."""
+"""Folders of annotated pictures as people have them: which files there are, and what part each of them is.
+
+Only names are looked at; what stands in the files is up to their readers.
+"""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import math
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
 
 from pipeline.errors import MissingInputError
-from pipeline.prepare.raw import Url
-from pipeline.prepare.readers.voc import read_names
 from pipeline.prepare.settings import SourceEntry
 
 NAME = "own"
 """What records of such a folder are called."""
-KNOWN = (
-    "a COCO file train/_annotations.coco.json or _annotations.coco.json beside its pictures, "
-    "annotations/instances_train*.json or annotations/instances_*.json with pictures in train*/, images/ or beside, or "
-    "Pascal VOC's XML files in Annotations/ with pictures in JPEGImages/ or images/"
-)
-_ROBOFLOW = "_annotations.coco.json"
-_TRAIN_FILES = (f"train/{_ROBOFLOW}", _ROBOFLOW, "annotations/instances_train*.json", "annotations/instances_*.json")
-_VALIDATION_FILES = (f"valid/{_ROBOFLOW}", f"val/{_ROBOFLOW}", "annotations/instances_val*.json")
-_XML_FOLDERS = ("Annotations", "annotations")
-_PICTURE_FOLDERS = ("JPEGImages", "images", "Images", ".")
+_PLACES = ("annotations", "", "train", "valid", "val", "validation", "dev", "test")
+"""Folders that annotation files may be in; of upper or lower case."""
+_XML = "*.xml"
+FORMATS = {
+    "_annotations.coco.json": "COCO as Roboflow exports it: in train/ and valid/, or all in one folder",
+    "instances*.json": "COCO as its authors and CVAT have it: annotations/instances_train*.json, instances_val*.json",
+    "result.json": "COCO as Label Studio exports it, pictures in images/",
+    "*coco*.json": "COCO of other tools",
+    "annotations.json": "COCO of other tools",
+    "train*.json": "COCO of other tools, with val*.json or test*.json",
+    _XML: "Pascal VOC or labelImg, in Annotations/ or beside the pictures, parted by folders or ImageSets/Main/*.txt",
+}
+"""Names of annotation files and what has them. Of several formats in a folder, the first counts."""
+_BESIDE = {"train*.json": ("val*.json", "dev*.json", "test*.json")}
+_PATTERNS = (*FORMATS, *_BESIDE["train*.json"])
+_PICTURE_FOLDERS = ("images", "jpegimages", "img", "imgs", "pictures")
+_SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif")
+_SHOWN = 5
+"""Names in a message."""
+_ROLES = {
+    "train": re.compile(r"train"),
+    "validation": re.compile(r"(?<![a-z])(mini)?val(?!u)|(?<![a-z])dev(?![a-z])"),
+    "test": re.compile(r"(?<![a-z])test"),
+    "": re.compile(""),
+}
 
 
 @dataclass(frozen=True)
 class Layout:
     """Sources of ``prepare`` for a folder."""
 
-    train: SourceEntry
-    validation: SourceEntry
+    train: tuple[SourceEntry, ...]
+    validation: tuple[SourceEntry, ...]
+    """Empty where the folder does not say what to judge by."""
     description: str
     """What was found, for people."""
 
 
-def find_layout(folder: Path, work: Path, validation_share: float) -> Layout:
-    """Find out what a folder holds; without a validation part, some of its pictures become one.
+@dataclass(frozen=True)
+class _Piece:
+    """A source, what it is by its name, and where it stands in the folder."""
 
-    Args:
-        folder: with the data.
-        work: folder for lists of what belongs to which part.
-        validation_share: share of the pictures that are held out where the folder does not say which.
+    role: str
+    entry: SourceEntry
+    path: Path
+
+
+def find_layout(folder: Path) -> Layout:
+    """Find out what a folder holds.
 
     Raises:
-        MissingInputError: the folder has none of the known layouts, or too little in it.
+        MissingInputError: it is not there, or has none of the known layouts.
     """
-    train = _first(folder, _TRAIN_FILES)
-    if train is not None:
-        validation = _first(folder, _VALIDATION_FILES)
-        if validation is not None and validation != train:
-            found = f"{train.relative_to(folder)}, judged on {validation.relative_to(folder)}"
-            return Layout(_coco(folder, train, work), _coco(folder, validation, work), found)
-        return _split_coco(folder, train, work, validation_share)
-    for name in _XML_FOLDERS:
-        if any((folder / name).glob("*.xml")):
-            return _voc(folder, folder / name, work, validation_share)
-    raise MissingInputError(f"{folder}: no annotations found; expected {KNOWN}")
-
-
-def _first(folder: Path, patterns: Sequence[str]) -> Path | None:
-    return next((path for pattern in patterns for path in sorted(folder.glob(pattern))), None)
-
-
-def _coco(folder: Path, annotations: Path, work: Path, pictures: set[Any] | None = None, part: str = "") -> SourceEntry:
-    """Write a copy of a COCO file with some of its pictures, None all; return the source that reads it."""
-    values = _read_json(annotations)
-    images = [row for row in values["images"] if pictures is None or row.get("id") in pictures]
-    used = {row.get("category_id") for row in values["annotations"]}
-    copy = work / f"{part or annotations.parent.name}_{annotations.name}"
-    kept = {
-        "images": images,
-        "annotations": [r for r in values["annotations"] if pictures is None or r.get("image_id") in pictures],
-        # Labelling tools list the data set itself as a category, which no box has.
-        "categories": [row for row in values["categories"] if row.get("id") in used],
+    folder = folder.resolve()
+    if not folder.is_dir():
+        raise MissingInputError(f"{folder}: no such folder; expected one of annotated pictures")
+    files = list(_files(folder))
+    found = {pattern: [path for path in files if fnmatchcase(path.name.lower(), pattern)] for pattern in _PATTERNS}
+    pattern = next((pattern for pattern in FORMATS if found[pattern]), None)
+    if pattern is None:
+        kinds = "".join(f"\n  {pattern:24}{what}" for pattern, what in FORMATS.items())
+        raise MissingInputError(
+            f"{folder}: no annotations found; expected one of{kinds}\nLet your tool export one of them: YOLO's and "
+            "LabelMe's files, among others, are not read"
+        )
+    used = found[pattern] + [path for other in _BESIDE.get(pattern, ()) for path in found[other]]
+    pieces = list(_voc(folder, used) if pattern == _XML else _coco(folder, used))
+    train, validation, test = ([p for p in pieces if p.role == role] for role in ("train", "validation", "test"))
+    train += [piece for piece in pieces if not piece.role]
+    if not train:
+        train, validation, test = validation + test, [], []
+    if not validation:
+        validation, test = test, []
+    told = {
+        "reads": [piece.path for piece in train],
+        "judges by": [piece.path for piece in validation],
+        "pictures in": [Path(piece.entry["images"]) for piece in train + validation],
+        "does not read": [piece.path for piece in test] + [path for path in files if path not in used],
     }
-    work.mkdir(parents=True, exist_ok=True)
-    copy.write_text(json.dumps(kept), encoding="utf-8")
-    place = _picture_folder(folder, annotations, str(images[0].get("file_name")))
-    return {"reader": "coco_detection", "name": NAME, "annotations": str(copy), "images": str(place)}
+    description = "; ".join(f"{what} {_listed(folder, paths)}" for what, paths in told.items() if paths)
+    places = [Path(piece.entry["images"]) for piece in pieces]
+    return Layout(_entries(train, places), _entries(validation, places), description)
 
 
-def _split_coco(folder: Path, annotations: Path, work: Path, share: float) -> Layout:
-    rows = {row.get("id"): str(row.get("file_name")) for row in _read_json(annotations)["images"]}
-    held_out = _held_out(list(rows.values()), share, annotations)
-    train, validation = (
-        _coco(folder, annotations, work, {key for key, name in rows.items() if (name in held_out) is wanted}, part)
-        for part, wanted in (("train", False), ("validation", True))
+def _entries(pieces: list[_Piece], places: list[Path]) -> tuple[SourceEntry, ...]:
+    """Return sources with names of their own, so that a picture of two files is not taken for a row that comes twice.
+
+    What is searched for in a folder above that of another part could be found among its pictures.
+    """
+    return tuple(
+        {
+            **piece.entry,
+            "name": f"{NAME} {i}" if i > 1 else NAME,
+            "search": not any(Path(piece.entry["images"]) in place.parents for place in places),
+        }
+        for i, piece in enumerate(pieces, 1)
     )
-    found = f"{annotations.relative_to(folder)}, {len(held_out)} of {len(rows)} pictures held out to judge by"
-    return Layout(train, validation, found)
 
 
-def _voc(folder: Path, annotations: Path, work: Path, share: float) -> Layout:
-    lists = [folder / "ImageSets/Main" / f"{name}.txt" for name in ("train", "val")]
-    if all(path.is_file() for path in lists):
-        found = f"{annotations.name}/*.xml in the parts of ImageSets/Main"
-    else:
-        stems = sorted(path.stem for path in annotations.glob("*.xml"))
-        held_out = _held_out(stems, share, annotations)
-        lists = [work / "train.txt", work / "validation.txt"]
-        work.mkdir(parents=True, exist_ok=True)
-        for path, wanted in zip(lists, (False, True), strict=True):
-            path.write_text("".join(f"{s}\n" for s in stems if (s in held_out) is wanted), encoding="utf-8")
-        found = f"{annotations.name}/*.xml, {len(held_out)} of {len(stems)} pictures held out to judge by"
-    images = next(folder / name for name in _PICTURE_FOLDERS if (folder / name).is_dir())
-    places = {"annotations": str(annotations.resolve()), "images": str(images.resolve())}
-    common = {"reader": "pascal_voc", "name": NAME, **places, "names": list(read_names(Url(annotations.resolve())))}
-    train, validation = ({**common, "split": str(path.resolve())} for path in lists)
-    return Layout(train, validation, found)
+def _files(folder: Path) -> Iterator[Path]:
+    """Yield what may be annotation files, in the order of ``_PLACES``."""
+    for place in _PLACES:
+        for each in [folder] if not place else _folders(folder, place):
+            deeper = [each] if place != "annotations" or any(each.glob("*.*")) else sorted(each.iterdir())
+            for path in sorted(path for inner in deeper if inner.is_dir() for path in inner.iterdir()):
+                if path.suffix.lower() in (".json", ".xml") and path.is_file():
+                    yield path
 
 
-def _held_out(names: Sequence[str], share: float, where: Path) -> set[str]:
-    """Choose pictures to judge by: by their names' hashes, so that they stay the same when others are added."""
-    if len(names) < 2:
-        raise MissingInputError(f"{where}: {len(names)} pictures; expected at least two, to learn from and to judge by")
-    order = sorted(names, key=lambda name: hashlib.sha256(name.encode()).digest())
-    return set(order[: min(max(math.ceil(share * len(names)), 1), len(names) - 1)])
+def _coco(folder: Path, files: list[Path]) -> Iterator[_Piece]:
+    for path in files:
+        split = path.stem.lower().removeprefix("instances_")
+        entry = _entry(folder, path, path.parent, split)
+        yield _Piece(_role(folder, path), {"reader": "coco_detection", **entry, "only_used": True}, path)
 
 
-def _picture_folder(folder: Path, annotations: Path, name: str) -> Path:
-    """Find the folder that a file's pictures are in, by the first of them."""
-    split = annotations.stem.removeprefix("instances_")
-    names = (".", split, f"images/{split}", split.rstrip("0123456789"), "images")
-    places = [annotations.parent, *(folder / each for each in names)]
-    for place in places:
-        if (place / name).is_file():
-            return place.resolve()
-    looked = ", ".join(dict.fromkeys(str(place) for place in places))
-    raise MissingInputError(f"{annotations}: its first picture {name} is in none of {looked}")
+def _voc(folder: Path, files: list[Path]) -> Iterator[_Piece]:
+    for place in dict.fromkeys(path.parent for path in files):
+        entry = {"reader": "pascal_voc", **_entry(folder, place, place, place.name.lower())}
+        lists = {path.stem.lower(): path for path in folder.glob("ImageSets/Main/*.txt")}
+        train, validation = (
+            next((lists[name] for name in names if name in lists), None)
+            for names in (("train", "trainval"), ("val", "test"))
+        )
+        if train is None or validation is None or place.name.lower() != "annotations":
+            yield _Piece(_role(folder, place), entry, place / _XML)
+            continue
+        yield _Piece("train", {**entry, "split": str(train)}, train)
+        yield _Piece("validation", {**entry, "split": str(validation)}, validation)
 
 
-def _read_json(path: Path) -> Any:
-    try:
-        values = json.loads(path.read_bytes())
-        lists = [values[name] for name in ("images", "annotations", "categories")]
-    except (ValueError, KeyError, TypeError) as error:
-        raise MissingInputError(f"{path}: not readable as a COCO file: {error!r}") from error
-    if not all(isinstance(rows, list) and all(isinstance(row, dict) for row in rows) for rows in lists):
-        raise MissingInputError(f"{path}: expected lists of images, annotations and categories, as in COCO")
-    if not values["images"]:
-        raise MissingInputError(f"{path}: no pictures in a list 'images'")
-    return values
+def _entry(folder: Path, annotations: Path, beside: Path, split: str) -> SourceEntry:
+    """Return the options that all sources have."""
+    images = _picture_folder(folder, beside, split)
+    return {"data_set": NAME, "annotations": str(annotations), "images": str(images)}
+
+
+def _picture_folder(folder: Path, beside: Path, split: str) -> Path:
+    """Return the folder that pictures are below: beside the annotations, of that part or of all."""
+    if any(path.suffix.lower() in _SUFFIXES for path in beside.iterdir()):
+        return beside
+    above = [place for place in (beside, folder) if place.name.lower() != "annotations"]
+    pictures = [each for place in above for name in _PICTURE_FOLDERS for each in _folders(place, name)]
+    names = dict.fromkeys((split, split.rstrip("0123456789")))
+    of_split = [each for place in (*pictures, folder) for name in names for each in _folders(place, name)]
+    for place in (*of_split, *pictures):
+        if any(path.suffix.lower() in _SUFFIXES for path in place.rglob("*")):
+            return place
+    return folder
+
+
+def _folders(place: Path, name: str) -> list[Path]:
+    """Return the folders below another that are called so, in upper or lower case."""
+    return sorted(path for path in place.iterdir() if path.name.lower() == name and path.is_dir())
+
+
+def _role(folder: Path, path: Path) -> str:
+    name = str(path.relative_to(folder)).lower()
+    return next(role for role, pattern in _ROLES.items() if pattern.search(name))
+
+
+def _listed(folder: Path, paths: list[Path]) -> str:
+    names = [str(path.relative_to(folder)) if path != folder else folder.name for path in dict.fromkeys(paths)]
+    return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")

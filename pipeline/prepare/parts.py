@@ -23,6 +23,8 @@ from pipeline.store.shards import PROVENANCE_KEY, ShardWriter, keep_rows, read_m
 
 EXAMPLES_SHOWN = 3
 """Names of rejected rows that a message gives per reason."""
+PSEUDO_LABELS = "pseudo_labels"
+"""Counted under ``converted``: rows in which a machine drew boxes, as their scores say."""
 RECEIPT_KEY = "glip.prepare"
 """In the metadata of a part's last shard: what became of its rows. It appears with the shard, so a part is finished
 exactly when its receipt is there."""
@@ -212,6 +214,7 @@ def _count(rows: Iterator[Record | Reject | DroppedBox | Converted], result: Par
                 result.boxes += len(row.objects)
             elif isinstance(row, GroundingRecord):
                 result.boxes += sum(len(phrase.boxes) for phrase in row.phrases)
+                result.converted.update([PSEUDO_LABELS] if row.is_pseudo_label else [])
             yield row
 
 

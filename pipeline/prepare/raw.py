@@ -47,8 +47,10 @@ class RawImage:
     """Further places to look when ``url`` names nothing: data sets are unpacked in more ways than one."""
     folder: str | None = None
     """Where ``url`` and ``choices`` start; a name that leaves it is refused. For names that stand in files."""
+    is_searched: bool = False
+    """Where none of these is there, it may be anywhere below ``folder``, see ``search.find_picture``."""
     height: int | None = None
-    """As the annotations say; believed only when pictures are not opened."""
+    """As the annotations say. Boxes count in pixels of a picture of this size, see ``frames``."""
     width: int | None = None
     picture_id: str | None = None
     """The same for one picture in all data sets that show it, such as ``coco/139`` or ``flickr30k/1000092795``."""
@@ -74,7 +76,7 @@ class RawPhrase:
     char_spans: Sequence[Sequence[Any]]
     boxes: Sequence[Sequence[Any]] = ()
     scores: Sequence[Any] | None = None
-    """Per box, where a machine drew them; None for people's, which score 1."""
+    """Per box, where a machine drew them; None for people's, which score 1. Scores below 1 make a pseudo-label."""
     is_plural: bool | None = None
     split: str | None = None
     """See ``records.Phrase``."""
@@ -85,6 +87,8 @@ class _RawPicture:
     name: str
     """What the raw data calls the row, for messages."""
     image: RawImage
+    converted: tuple[str, ...] = ()
+    """What the reader did to the row to make sense of it, see ``Converted``."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -111,6 +115,9 @@ class RawGrounding(_RawPicture):
 
     caption: Any
     phrases: Sequence[RawPhrase]
+    key: Any = None
+    """Of the record, with ``source``, where the row was a record before; None derives it from the content."""
+    source: Any = None
     occurrence: int = 0
     """Counts rows that say the same and that the data set yet counts as several, as benchmarks do."""
 
@@ -135,20 +142,31 @@ class DroppedBox:
 
 
 CAPTION_NOT_UTF8 = "caption_not_utf8"
+"""The row's text was in another encoding, see ``lines.decode_line``, and no character of it is lost."""
+CAPTION_DAMAGED = "caption_damaged"
+"""The row's text had bytes or halves of characters that mean nothing; U+FFFD, blanks or wrong letters stand there."""
+NAMES_NOT_UTF8 = "names_not_utf8"
+"""The row's XML was in another encoding than it says."""
+BOXES_FROM_POLYGONS = "boxes_from_polygons"
+"""Objects of the row have a polygon or mask and no box; theirs is the smallest around it."""
+LOOKS_HELD_OUT = "looks_held_out"
+"""Its data set's own split has the row in training, though it looks like a picture that models are judged by."""
+MEMBERS_UNREAD = "members_unread"
+"""Beside the picture of the pair lies another, by its name a mask or the like, that is not read; once for each."""
 
 
 @dataclass(frozen=True, slots=True)
 class Converted:
-    """A row that is used, but not as it stands in the data; counted besides the row."""
+    """A row that is used, but not as it stands in the data, or not without doubt; counted besides the row."""
 
     name: str
     """What the raw data calls the row."""
     what: str
-    """Such as ``CAPTION_NOT_UTF8``: its caption was taken for Windows-1252."""
+    """Such as ``CAPTION_NOT_UTF8``."""
 
 
 PictureRow = RawPair | RawDetection | RawGrounding
-RawRow = PictureRow | Reject | DroppedBox | Converted | Record
+RawRow = PictureRow | Reject | DroppedBox | Record
 """What a part yields. A reader may reject a row for itself, and one that makes its pictures yields finished records."""
 
 

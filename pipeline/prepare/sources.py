@@ -87,6 +87,8 @@ class Source:
     """Reader and options, for the metadata of shards."""
     reader: Reader
     tables: tuple[RawTable, ...]
+    data_set: str
+    """What sources have in common that are parts of one data set; empty where the settings name none."""
 
 
 def open_sources(role: Role, config: PrepareConfig, seed: int) -> list[Source]:
@@ -141,9 +143,9 @@ def _open(entry: SourceEntry, repeat: int, role: Role, where: str, config: Prepa
     reader = find_reader(entry["reader"], where)
     signature = inspect.signature(reader, eval_str=True)
     _, *parameters = signature.parameters.values()  # the first is the context
-    hints: dict[str, Any] = {"reader": str, "name": str, "repeat": int}
+    hints: dict[str, Any] = {"reader": str, "name": str, "data_set": str, "repeat": int}
     hints |= {p.name: p.annotation for p in parameters}
-    defaults = {"name": entry["reader"], "repeat": 1}
+    defaults = {"name": entry["reader"], "data_set": "", "repeat": 1}
     defaults |= {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
     options = parse_options(hints, defaults, entry, where)
     name, own = options["name"], {p.name: _rooted(options[p.name], config.data_root, where) for p in parameters}
@@ -156,7 +158,7 @@ def _open(entry: SourceEntry, repeat: int, role: Role, where: str, config: Prepa
                 f"{wanted} records"
             )
     described = ", ".join(f"{key}: {_public(value)}" for key, value in entry.items() if key != "repeat")
-    return Source(name, repeat, described, reader, tables)
+    return Source(name, repeat, described, reader, tables, options["data_set"])
 
 
 def find_reader(name: str, where: str) -> Reader:

@@ -2,21 +2,27 @@
 
 A row that cannot be used becomes a ``Reject``, a box a ``DroppedBox``; neither ends a run. What is left holds what
 ``records`` promises: boxes inside their picture, spans inside their caption and with text in them, captions that every
-encoding can hold, sizes as the picture has them once it stands upright, keys that depend on the content alone.
+encoding can hold, sizes as the picture has them once it stands upright and boxes in its pixels, keys that depend on the
+content alone.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, Literal, TypeGuard
+from urllib.parse import unquote
 
-from glip_model.images import ImageError, check_image
+from glip_model.images import ImageError, check_image, read_orientation
+from pipeline.prepare.frames import Frame, find_frame
 from pipeline.prepare.held_out import HeldOut, Sighting, perceptual_hash
 from pipeline.prepare.raw import (
+    CAPTION_DAMAGED,
+    LOOKS_HELD_OUT,
     Converted,
     DroppedBox,
     PictureRow,
@@ -27,6 +33,7 @@ from pipeline.prepare.raw import (
     RawRow,
     Reject,
 )
+from pipeline.prepare.search import find_picture
 from pipeline.store.filesystem import join_inside, read_many
 from pipeline.store.records import (
     Box,
@@ -49,6 +56,9 @@ READ_AHEAD = 64
 """Pictures fetched at a time; a remote store answers them side by side."""
 CHECKED_SIDE = 64
 """Pixels of the small picture that is looked at."""
+_WINDOWS = re.compile(r"[A-Za-z]:[\\/]|\\|\.\.\\")
+MAX_NAME_CHARS = 200
+"""Of the key and the source that a row brings along."""
 
 
 @dataclass(frozen=True)
@@ -63,8 +73,12 @@ class Rules:
     """Ids of the vocabulary, for detection rows."""
     held_out: HeldOut | None = None
     """Pictures that must not be shown in training."""
+    data_set: str = ""
+    """Sources with the same are parts of one data set, whose own split stands; empty where nobody said so."""
     min_box_side: float = MIN_BOX_SIDE
     """Pixels; 0 in data that models are judged by, where every box that is one counts."""
+    is_judged_by: bool = False
+    """Models are judged by the rows, so that pseudo-labels are rejects."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,23 +127,40 @@ def _fetch(batch: Sequence[RawRow]) -> dict[int, RawImage | ImageError]:
                 waiting[i] = _places(row.image)
             except ImageError as error:
                 found[i] = error
-    while waiting := {i: places for i, places in waiting.items() if places and not isinstance(found.get(i), RawImage)}:
-        asked = {i: places.pop(0) for i, places in waiting.items()}
+
+    def read(asked: dict[int, str]) -> None:
         for (i, url), data in zip(asked.items(), read_many(list(asked.values())), strict=True):
             found[i] = data if isinstance(data, ImageError) else replace(rows[i].image, data=data, url=url)
+
+    while waiting := {i: places for i, places in waiting.items() if places and not isinstance(found.get(i), RawImage)}:
+        read({i: places.pop(0) for i, places in waiting.items()})
+    lost = {i: row.image for i, row in rows.items() if row.image.is_searched and isinstance(found.get(i), ImageError)}
+    read({i: place for i, image in lost.items() if (place := find_picture(image.folder or ".", _names(image)))})
     return found
 
 
 def _places(image: RawImage) -> list[str]:
     """Return where a picture may be; ImageError when one of the names leaves its folder."""
-    names = [name for name in (image.url, *image.choices) if name is not None]
-    return names if image.folder is None else [join_inside(image.folder, name) for name in names]
+    names = _names(image)
+    if image.folder is None:
+        return names
+    # A path of somebody's Windows machine says nothing of ours but the name at its end.
+    names = [re.split(r"[\\/]", name)[-1] if _WINDOWS.match(name) else name for name in names]
+    names += [unquote(name) for name in names if "%" in name]  # labelling tools name pictures as in URLs
+    return [join_inside(image.folder, name) for name in names]
+
+
+def _names(image: RawImage) -> list[str]:
+    return [name for name in (image.url, *image.choices) if name is not None]
 
 
 def _convert(
     row: PictureRow, fetched: RawImage | ImageError | None, rules: Rules, sightings: list[Sighting] | None
-) -> Iterator[Record | Reject | DroppedBox]:
+) -> Iterator[Record | Reject | DroppedBox | Converted]:
     caption = "" if isinstance(row, RawDetection) else clean_caption(row.caption)
+    notes = row.converted
+    if not isinstance(row, RawDetection) and caption != row.caption and CAPTION_DAMAGED not in notes:
+        notes += (CAPTION_DAMAGED,)
     if isinstance(row, RawPair):
         caption = caption.strip()
     if not isinstance(row, RawDetection) and not caption.strip():
@@ -139,22 +170,56 @@ def _convert(
         yield Reject(row.name, "caption_too_long")
         return
     try:
-        picture = _unread(row.image) if rules.pictures == "unread" else _look(fetched or row.image, rules)
+        picture = _unread(row.image, rules) if rules.pictures == "unread" else _look(fetched or row.image, rules)
     except ImageError as error:
         yield Reject(row.name, error.reason)
         return
     if rules.held_out is not None and rules.held_out.has(picture.sighting):
         yield Reject(row.name, "held_out")
         return
+    if rules.held_out is not None and rules.data_set and rules.held_out.resembles(picture.sighting):
+        notes = (*notes, LOOKS_HELD_OUT)
     if sightings is not None:
         sightings.append(picture.sighting)
+    try:
+        frame = _frame(row, picture, rules)
+    except ImageError as error:
+        yield Reject(f"{row.name}: {error}", error.reason)
+        return
+    for made in _make(row, picture, frame, caption, rules):
+        yield made
+        if not isinstance(made, Reject | DroppedBox):
+            yield from (Converted(row.name, what) for what in (*notes, *frame.converted))
+
+
+def _make(
+    row: PictureRow, picture: _Picture, frame: Frame, caption: str, rules: Rules
+) -> Iterator[Record | Reject | DroppedBox]:
     if isinstance(row, RawPair):
         key = content_key(rules.source, picture.content, caption)
         yield CaptionRecord(caption=caption, **_head(picture, key, rules))
     elif isinstance(row, RawDetection):
-        yield from _detection(row, picture, rules)
+        yield from _detection(row, picture, frame, rules)
     else:
-        yield from _grounding(row, picture, caption, rules)
+        yield from _grounding(row, picture, frame, caption, rules)
+
+
+def _frame(row: PictureRow, picture: _Picture, rules: Rules) -> Frame:
+    """Return the pixels that the boxes of a row count in; ImageError when that is not certain."""
+    size = picture.height, picture.width
+    if rules.pictures == "unread" or isinstance(row, RawPair):
+        return Frame(size)
+    height, width = row.image.height, row.image.width
+    stated = (height, width) if _is_size(height) and _is_size(width) else None
+    if isinstance(row, RawDetection):
+        boxes = [item.xyxy for item in row.objects if not item.is_relative]
+    else:
+        boxes = [box for phrase in row.phrases for box in phrase.boxes]
+    frame = find_frame(stated, size, read_orientation(picture.content, rules.max_pixels), boxes)
+    if frame is None:
+        told = "no size" if stated is None else f"{width}×{height}"
+        raise ImageError("size_mismatch", f"annotated at {told}, the picture is {picture.width}×{picture.height}")
+    return frame
 
 
 def _head(picture: _Picture, key: str, rules: Rules) -> dict[str, Any]:
@@ -167,10 +232,12 @@ def _head(picture: _Picture, key: str, rules: Rules) -> dict[str, Any]:
     }
 
 
-def _detection(row: RawDetection, picture: _Picture, rules: Rules) -> Iterator[DetectionRecord | DroppedBox]:
+def _detection(
+    row: RawDetection, picture: _Picture, frame: Frame, rules: Rules
+) -> Iterator[DetectionRecord | DroppedBox]:
     objects = []
     for item in row.objects:
-        corners = _in_pixels(item.xyxy, picture) if item.is_relative else item.xyxy
+        corners = frame.place(item.xyxy, item.is_relative)
         box = read_box(corners, picture.height, picture.width, rules.min_box_side)
         if isinstance(box, str):
             yield DroppedBox(row.name, box)
@@ -178,6 +245,7 @@ def _detection(row: RawDetection, picture: _Picture, rules: Rules) -> Iterator[D
             yield DroppedBox(row.name, "category_unknown")
         else:
             is_crowd, area = bool(item.is_crowd), read_area(item.area)
+            area = None if area is None else area * frame.scale[0] * frame.scale[1]
             objects.append(DetectedObject(category_id=item.category_id, xyxy=box, is_crowd=is_crowd, area=area))
     key = content_key(rules.source, picture.content)
     yield DetectionRecord(
@@ -193,16 +261,8 @@ def _known_ids(ids: Any, rules: Rules) -> tuple[int, ...]:
     return tuple(number for number in found if type(number) is int and number in rules.categories)
 
 
-def _in_pixels(shares: Sequence[Any], picture: _Picture) -> Sequence[Any]:
-    try:
-        sides = (picture.width, picture.height, picture.width, picture.height)
-        return [share * side for share, side in zip(shares, sides, strict=True)]
-    except (TypeError, ValueError):
-        return ()
-
-
 def _grounding(
-    row: RawGrounding, picture: _Picture, caption: str, rules: Rules
+    row: RawGrounding, picture: _Picture, frame: Frame, caption: str, rules: Rules
 ) -> Iterator[GroundingRecord | Reject | DroppedBox]:
     phrases = []
     for raw in row.phrases:
@@ -210,10 +270,11 @@ def _grounding(
         if not spans:
             yield from (DroppedBox(row.name, "span_empty") for _ in raw.boxes)
             continue
-        scores: Sequence[Any] = raw.scores if raw.scores is not None else [1.0] * len(raw.boxes)
+        # Boxes that lack a score where others have one are dropped.
+        scores = [1.0] * len(raw.boxes) if raw.scores is None else [*raw.scores, *[None] * len(raw.boxes)]
         boxes = []
         for corners, score in zip(raw.boxes, scores, strict=False):
-            box = read_box(corners, picture.height, picture.width, rules.min_box_side)
+            box = read_box(frame.place(corners), picture.height, picture.width, rules.min_box_side)
             if isinstance(box, str):
                 yield DroppedBox(row.name, box)
             elif not isinstance(score, int | float) or not 0 <= score <= 1:
@@ -231,7 +292,15 @@ def _grounding(
     content = repr([(phrase.char_spans, [box.xyxy for box in phrase.boxes]) for phrase in phrases])
     again = [str(row.occurrence)] if row.occurrence else []
     key = content_key(rules.source, picture.content, caption, content, *again)
-    yield GroundingRecord(caption=caption, phrases=tuple(phrases), **_head(picture, key, rules))
+    head = _head(picture, key, rules)
+    if _is_name(row.key) and _is_name(row.source):
+        head |= {"key": row.key, "source": row.source}
+    record = GroundingRecord(caption=caption, phrases=tuple(phrases), **head)
+    yield Reject(row.name, "pseudo_label") if rules.is_judged_by and record.is_pseudo_label else record
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and 0 < len(value) <= MAX_NAME_CHARS and value.isprintable()
 
 
 def _look(image: RawImage | ImageError, rules: Rules) -> _Picture:
@@ -243,16 +312,19 @@ def _look(image: RawImage | ImageError, rules: Rules) -> _Picture:
     (height, width), small = check_image(data, rules.max_pixels, CHECKED_SIDE)
     by_reference = rules.pictures == "reference" and image.url is not None
     ref = ImageRef(path=image.url) if by_reference else ImageRef(bytes=data)
-    return _Picture(ref, height, width, data, Sighting(image.picture_id, perceptual_hash(small)))
+    sighting = Sighting(image.picture_id, perceptual_hash(small), rules.data_set)
+    return _Picture(ref, height, width, data, sighting)
 
 
-def _unread(image: RawImage) -> _Picture:
+def _unread(image: RawImage, rules: Rules) -> _Picture:
     if image.url is None:
         raise ImageError("image_missing", "a picture inside a table cannot stay unread; set prepare.pictures: embed")
     height, width, place = image.height, image.width, _places(replace(image, choices=()))[0]
     if not (_is_size(height) and _is_size(width)):
         raise ImageError("image_unreadable", "the annotations do not say the picture's size; set prepare.pictures")
-    return _Picture(ImageRef(path=place), height, width, place.encode(), Sighting(image.picture_id, None))
+    return _Picture(
+        ImageRef(path=place), height, width, place.encode(), Sighting(image.picture_id, None, rules.data_set)
+    )
 
 
 def _is_size(side: Any) -> TypeGuard[int]:

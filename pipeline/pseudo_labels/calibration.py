@@ -8,7 +8,6 @@ is shown the caption of another one that names nothing of its own.
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -21,6 +20,7 @@ from glip_model.boxes import pairwise_iou
 from pipeline.errors import RejectLimitError
 from pipeline.pseudo_labels.labeller import PseudoLabeller
 from pipeline.pseudo_labels.settings import PseudoLabelConfig
+from pipeline.store.atomic import write_csv
 from pipeline.store.records import CaptionRecord, GroundingRecord, Phrase, PhrasesRecord
 
 IOU_THRESHOLD = 0.5
@@ -117,11 +117,7 @@ def summarise(rows: Sequence[Mapping[str, float | None]], min_score: float) -> d
 
 def write_curves(rows: Sequence[Mapping[str, float | None]], path: Path) -> None:
     """Write the rows as CSV."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    write_csv(path, [list(rows[0]), *(list(row.values()) for row in rows)], end="\n")
 
 
 def _label(

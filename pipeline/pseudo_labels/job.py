@@ -11,7 +11,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -25,7 +25,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from pipeline.cli import progress, quiet_libraries
 from pipeline.errors import PipelineError, RejectLimitError, ShardError, StorageError
 from pipeline.pseudo_labels.decoding import PictureDecoder
-from pipeline.pseudo_labels.labeller import PseudoLabeller
+from pipeline.pseudo_labels.labeller import NOTHING_FOUND, PseudoLabeller
 from pipeline.pseudo_labels.manifest import (
     ShardSummary,
     describe_labelling,
@@ -43,13 +43,15 @@ from pipeline.ray_session import on_all_machines, share_cluster
 from pipeline.store.provenance import FINGERPRINT
 from pipeline.store.records import CaptionRecord, GroundingRecord, PhrasesRecord
 from pipeline.store.resume import keep_apart, keep_finished
-from pipeline.store.shards import PROVENANCE_KEY, ShardWriter, list_shards, read_shard
+from pipeline.store.shards import PROVENANCE_KEY, ShardWriter, list_shards, read_end, read_shard
 from pipeline.store.storage import Place, exists, side_by_side, size
 
 logger = logging.getLogger(__name__)
 
 BROKEN_INPUT_REASONS = ("image_missing", "image_unreadable", "image_too_large", "image_timeout", "caption_empty")
 """Row rejects that count against ``max_reject_share``; finding nothing in a picture is no fault of the input."""
+PICTURES_THAT_TELL = 500
+"""Where there is nothing in as many pictures, and in no other one, it is the teacher or the settings that are wrong."""
 SHARDS_AT_ONCE = 2
 """Of one actor: while the teacher works on one, the other is read, decoded or written."""
 CRASHES = 4
@@ -163,7 +165,8 @@ def pseudo_label(inputs: Inputs, config: PseudoLabelConfig, max_image_pixels: in
     Raises:
         ConfigError: ``inputs.out`` is one of the others.
         MissingInputError: teacher, pairs or phrases are not there.
-        ShardError: an input shard or the teacher is broken, or a shard cannot be written; others are finished first.
+        ShardError: an input shard or the teacher is broken, or a shard cannot be written; others are finished first. Or
+            nothing at all is found in the first pictures.
         RejectLimitError: too large a share of rows is broken.
     """
     keep_apart(inputs.out, inputs.records, inputs.phrases)
@@ -175,6 +178,7 @@ def pseudo_label(inputs: Inputs, config: PseudoLabelConfig, max_image_pixels: in
     made = _run(inputs, config, max_image_pixels, todo) if todo else {}
     seconds = time.monotonic() - start
     summaries = [kept[place] if place in kept else made[place.name] for place in wanted]
+    _check_found(summaries, inputs, config)
     metrics = to_metrics(summaries)
     metrics["images_per_s"] = round(sum(summary.rows for summary in made.values()) / seconds, 1) if made else None
     write_manifest(inputs.out, next(iter(wanted.values())), summaries)
@@ -202,8 +206,9 @@ def _look(out: Place, wanted: Mapping[Place, Mapping[str, Any]], shards: Sequenc
 
     def look_up(shard: Place) -> ShardSummary | None:
         summary = listed.get(shard.name)
-        is_same = summary and summary.fingerprint == wanted[shard][FINGERPRINT] and summary.bytes == size(shard)
-        return summary if is_same else None
+        if summary is None or (summary.fingerprint, summary.bytes) != (wanted[shard][FINGERPRINT], size(shard)):
+            return None
+        return summary if summary.rows == read_end(shard)[0].num_rows else None
 
     found = dict(zip(shards, side_by_side(look_up, shards), strict=True))
     unlisted = [shard for shard, summary in found.items() if summary is None]
@@ -240,12 +245,31 @@ def _run(
             else:
                 summary = ShardSummary(**json.loads(result["summary"]))
                 made[summary.name] = summary
+                _check_found(made.values(), inputs, config)
             bar.update(1)
     lost = sorted(set(todo) - set(made))
     if lost:
         reasons = sorted(errors) or [f"{name}: no worker came back with it" for name in lost]
         raise ShardError(f"{len(lost)} shards cannot be labelled, the others are done:\n" + "\n".join(reasons))
     return made
+
+
+def _check_found(summaries: Collection[ShardSummary], inputs: Inputs, config: PseudoLabelConfig) -> None:
+    """Refuse to go on where a teacher finds nothing at all.
+
+    Raises:
+        ShardError: no phrase has a box in so many pictures; the message says what to look at.
+    """
+    if any(summary.boxes for summary in summaries):
+        return
+    figures = to_metrics(tuple(summaries))
+    asked = figures["row_rejects"].get(NOTHING_FOUND, 0)
+    if asked >= PICTURES_THAT_TELL:
+        raise ShardError(
+            f"{inputs.out}: the teacher {inputs.teacher} found nothing that is kept in {asked} pictures; phrases are "
+            f"left out as: {figures['phrase_rejects']}; lower pseudo_label.min_score (={config.min_score}), or look at "
+            "what the teacher finds in one of them: glip predict PICTURE --text NAME --model TEACHER --min-score 0"
+        )
 
 
 def _set_up_ray_data() -> None:

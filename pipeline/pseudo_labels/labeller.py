@@ -20,6 +20,9 @@ from pipeline.pseudo_labels.settings import PseudoLabelConfig
 from pipeline.pseudo_labels.teachers import Teacher
 from pipeline.store.records import CaptionRecord, GroundingRecord, ImageRef, Phrase, PhrasesRecord
 
+NOTHING_FOUND = "no_boxes"
+"""Reject reason of a row for whose phrases the teacher was asked, and no box of it was kept."""
+
 
 class PseudoLabeller:
     """A teacher, and what is kept of its output; may be called by several threads.
@@ -100,7 +103,7 @@ class PseudoLabeller:
                 mirrored=reflection,
             )
             if not any(phrase.boxes for phrase in labelled[i]):
-                reasons[i] = "no_boxes"
+                reasons[i] = NOTHING_FOUND
         records = [
             GroundingRecord(**vars(pair), phrases=labelled.get(i, row.phrases), reject_reason=reasons[i])
             for i, (pair, row) in enumerate(zip(pairs, phrases, strict=True))

@@ -13,6 +13,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic import NonNegativeInt, TypeAdapter
+
 from pipeline.errors import MissingInputError, ShardError
 from pipeline.pseudo_labels.decoding import PictureDecoder
 from pipeline.pseudo_labels.labeller import PseudoLabeller
@@ -33,18 +35,21 @@ class ShardSummary:
     """Figures of one finished shard."""
 
     name: str
-    rows: int
-    phrases: int
-    boxes: int
-    row_rejects: Mapping[str, int]
-    phrase_rejects: Mapping[str, int]
+    rows: NonNegativeInt
+    phrases: NonNegativeInt
+    boxes: NonNegativeInt
+    row_rejects: Mapping[str, NonNegativeInt]
+    phrase_rejects: Mapping[str, NonNegativeInt]
     fingerprint: str | None
-    bytes: int
+    bytes: NonNegativeInt
     sha256: str
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON; ``ShardSummary(**values)`` is the way back."""
         return dataclasses.asdict(self)
+
+
+_SUMMARY = TypeAdapter(ShardSummary)
 
 
 def describe_labelling(teacher: str, config: PseudoLabelConfig, max_image_pixels: int) -> dict[str, Any]:
@@ -132,12 +137,12 @@ def to_metrics(summaries: Sequence[ShardSummary]) -> dict[str, Any]:
 
 
 def read_manifest(folder: Place) -> dict[str, ShardSummary]:
-    """Return the summaries of a complete folder by shard; none where it is not complete."""
+    """Return the summaries of a complete folder by shard; none where it is not complete, or says what cannot be."""
     place = find_manifest(folder)
     try:
         shards = json.loads(patiently(place.read_text, place))["shards"] if place else []
-        return {entry["name"]: ShardSummary(**entry) for entry in shards}
-    except (ValueError, KeyError, TypeError):  # of an older version
+        return {entry["name"]: _SUMMARY.validate_python(entry) for entry in shards}
+    except (OSError, ValueError, RecursionError, KeyError, TypeError):  # of an older version, or of nobody
         return {}
 
 

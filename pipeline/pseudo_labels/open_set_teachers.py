@@ -13,8 +13,10 @@ from transformers import AutoImageProcessor, AutoModelForZeroShotObjectDetection
 
 from glip_model.alignment import phrase_scores, tokenize_prompt
 from glip_model.boxes import clip_boxes
+from glip_model.checkpoint import check_finite
 from glip_model.prompts import Prompt
 from glip_model.structures import Detections
+from glip_model.text_encoder import check_known_words
 
 LEAST_SCORE = 0.05
 MOST_DETECTIONS = 300
@@ -26,11 +28,13 @@ class _OpenSetTeacher:
 
     def __init__(self, folder: Path, device: str) -> None:
         model: Any = AutoModelForZeroShotObjectDetection.from_pretrained(folder, use_safetensors=True)
+        check_finite(model.state_dict(), str(folder))
         self._model, self._device = model.to(device).eval(), device
         self._images, self._tokenizer = (
             AutoImageProcessor.from_pretrained(folder),
             AutoTokenizer.from_pretrained(folder),
         )
+        check_known_words(self._tokenizer, folder)
 
     def _ask(self, images: Sequence[Image.Image], texts: Sequence[str], limit: int, padding: str) -> tuple[Any, Tensor]:
         """Return what the model says, and the boxes of it."""

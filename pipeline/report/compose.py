@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from glip_model.whole_files import save_picture
 from pipeline.errors import MissingInputError
 from pipeline.evaluation.benchmark import Benchmark, list_benchmarks
 from pipeline.report.gallery import choose_gallery, side_by_side
@@ -113,4 +114,5 @@ def _save_picture(judged: Judged, out: Path) -> None:
     """Save the rows where the student gains most, for the README; nothing where there is nobody to compare with."""
     for student, other in pairs(judged.models)[:1]:
         numbers = choose_gallery(judged, (student, other), SIDE_BY_SIDE_ROWS + 1)[:SIDE_BY_SIDE_ROWS]
-        side_by_side(judged, numbers, (other, student)).save(out / f"{other}_vs_{student}.png", optimize=True)
+        picture = side_by_side(judged, numbers, (other, student))
+        save_picture(picture, out / f"{other}_vs_{student}.png", optimize=True)

@@ -12,18 +12,19 @@ import json
 import os
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from upath import UPath
 
+from glip_model.whole_files import whole_file
 from pipeline.errors import StorageError
 from pipeline.store.filesystem import READ_ERRORS, STORE_ERRORS, describe
 from pipeline.store.storage import Place, patiently
 
 _WRITE_ERRORS: tuple[type[Exception], ...] = (OSError, *STORE_ERRORS)
-_FULL_OR_CLOSED = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
+_FULL_OR_CLOSED = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG})
 
 
 @contextmanager
@@ -35,18 +36,13 @@ def replacing(place: Place) -> Iterator[Path]:
             stay what they are.
     """
     if isinstance(place, Path):
-        aside = place.with_name(f".{place.name}.{os.getpid()}")
-        with storage_errors(place):
-            place.parent.mkdir(parents=True, exist_ok=True)
-            aside.touch()  # where nothing can be written, it is told before the work
-        try:
+        with ExitStack() as stack:
+            with storage_errors(place):
+                aside = stack.enter_context(whole_file(place))
             with storage_errors(place, _FULL_OR_CLOSED):
                 yield aside
             with storage_errors(place):
-                aside.replace(place)
-        finally:
-            with suppress(OSError):
-                aside.unlink()
+                stack.close()
         return
     with tempfile.TemporaryDirectory(prefix="glip-upload-") as folder:
         aside = Path(folder) / place.name
@@ -63,10 +59,10 @@ def write_json(place: Place, value: Any) -> None:
         aside.write_text(text + "\n", encoding="utf-8")
 
 
-def write_csv(place: Place, rows: Iterable[Sequence[Any]]) -> None:
-    """Write a table, the names of its columns being the first row; StorageError as ``replacing``."""
+def write_csv(place: Place, rows: Iterable[Sequence[Any]], end: str = "\r\n") -> None:
+    """Write a table, the names of its columns being the first row, with ``end`` behind each; else as ``write_json``."""
     with replacing(place) as aside, aside.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows(rows)
+        csv.writer(file, lineterminator=end).writerows(rows)
 
 
 def create(place: Place, content: bytes) -> bool:

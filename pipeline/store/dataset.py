@@ -16,8 +16,8 @@ import pyarrow.fs
 
 from pipeline.errors import ShardError
 from pipeline.store.filesystem import READ_ERRORS, describe
-from pipeline.store.shards import list_shards
-from pipeline.store.storage import Place, exists
+from pipeline.store.shards import list_shards, read_end
+from pipeline.store.storage import Place, exists, side_by_side
 
 
 def open_dataset(place: Place) -> pyarrow.dataset.Dataset:
@@ -25,9 +25,10 @@ def open_dataset(place: Place) -> pyarrow.dataset.Dataset:
 
     Raises:
         MissingInputError: there are no shards.
-        ShardError: the first one is broken.
+        ShardError: one is broken, or unpacks to far more than it is.
     """
     shards = [place] if exists(place) else list_shards(place)
+    side_by_side(read_end, shards)
     filesystem, paths = arrow_filesystem(shards)
     try:
         return pyarrow.dataset.dataset(paths, format=_checked_parquet(), filesystem=filesystem)

@@ -28,10 +28,12 @@ ROW_REJECT_REASONS = (
     "image_too_large",
     "image_outside_folder",
     "image_timeout",
+    "size_mismatch",
     "caption_empty",
     "caption_too_long",
     "no_phrases",
     "no_boxes",
+    "pseudo_label",
     "duplicate_key",
     "held_out",
     "row_malformed",
@@ -73,7 +75,7 @@ class CaptionRecord(_PictureRecord):
 
 @dataclass(frozen=True, kw_only=True)
 class ScoredBox:
-    """One box of a phrase; human boxes score 1."""
+    """One box of a phrase; human boxes score 1, those of a pseudo-label less."""
 
     xyxy: Box
     score: float = 1.0
@@ -114,6 +116,11 @@ class GroundingRecord(_PictureRecord):
     caption: str
     phrases: tuple[Phrase, ...]
     reject_reason: str | None = None
+
+    @property
+    def is_pseudo_label(self) -> bool:
+        """Whether a machine drew any of the boxes, which its score tells."""
+        return any(box.score < 1 for phrase in self.phrases for box in phrase.boxes)
 
 
 @dataclass(frozen=True, kw_only=True)

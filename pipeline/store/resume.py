@@ -7,12 +7,16 @@ contradict each other, however a stage was killed.
 
 from __future__ import annotations
 
+import fcntl
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any, TypeVar
 
-from pipeline.errors import ConfigError, ShardError
-from pipeline.store.atomic import sweep, write_json
+from pipeline.errors import ConfigError, OwnershipError, ShardError, StorageError
+from pipeline.store.atomic import storage_errors, sweep, write_json
 from pipeline.store.provenance import FINGERPRINT
 from pipeline.store.shards import read_fingerprint, rows_sha256
 from pipeline.store.storage import Place, exists, list_files, remove, side_by_side
@@ -36,6 +40,50 @@ def keep_apart(out: Place, *inputs: Place) -> None:
     for place in inputs:
         if place.resolve() == out.resolve():
             raise ConfigError(f"{out}: the stage reads shards from there; let it write to another place")
+
+
+@contextmanager
+def alone_in(out: Place) -> Iterator[None]:
+    """Keep other runs from writing to an output folder on disk while the block runs; it is made where it is not there.
+
+    The folder may be a link, folders in it may not: a stage would remove and write files behind them. Where a disk
+    knows no locks of folders, as NFS, nobody is kept out; of stores neither.
+
+    Raises:
+        OwnershipError: another run is at work there.
+        ConfigError: a folder in it is a link.
+        StorageError: it cannot be made, or is another one in the end.
+    """
+    if not isinstance(out, Path):
+        yield
+        return
+    is_new = not out.is_dir()
+    with storage_errors(out):
+        out.mkdir(parents=True, exist_ok=True)
+        lock = os.open(out, os.O_RDONLY)
+    try:
+        with suppress(OSError):
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # let go by the system, however this process ends
+            except BlockingIOError:
+                message = f"{out}: another run is writing there; wait for its end, or name another place"
+                raise OwnershipError(message) from None
+        for folder, names, _ in os.walk(out):
+            for link in (Path(folder, name) for name in names):
+                if link.is_symlink():
+                    raise ConfigError(f"{link}: a link to {link.resolve()}, in a folder that is written; remove it")
+        yield
+        if not out.is_dir() or not os.path.samestat(out.stat(), os.fstat(lock)):
+            raise StorageError(
+                f"{out}: was removed or replaced while the stage wrote there; run the same command again"
+            )
+    except BaseException:
+        if is_new:  # a mistake that is found before the work leaves no folder
+            with suppress(OSError):
+                out.rmdir()
+        raise
+    finally:
+        os.close(lock)
 
 
 def keep_finished(

@@ -45,6 +45,8 @@ ROWS_SHA256_KEY = "glip.rows_sha256"
 ROW_GROUP_ROWS = 256
 ROW_GROUP_BYTES = 32 << 20
 """Rows, and bytes of pictures, that a reader unpacks at once: a row group ends with whichever comes first."""
+_BOMB_BYTES, _BOMB_RATIO = 256 << 20, 100
+"""Columns that unpack to more than so many times what they are are harmless up to so many bytes."""
 
 
 def shard_name(number: int, split: int = 0) -> str:
@@ -173,6 +175,7 @@ def read_table(path: Place, columns: Sequence[str] | None = None) -> pa.Table:
         file = pq.ParquetFile(read_source(path), page_checksum_verification=True)
         kind = _decode_metadata(file.metadata.metadata).get(KIND_KEY)
         check_columns(path, kind, file.schema_arrow, columns)
+        refuse_bombs(file.metadata)
         names = file.schema_arrow.names
         table = file.read(columns=None if columns is None else [column for column in columns if column in names])
         table.validate(full=True)
@@ -208,6 +211,7 @@ def read_end(path: Place) -> tuple[pq.FileMetaData, dict[str, str]]:
 
     with shard_errors(path):
         end = patiently(read, path)
+        refuse_bombs(end)
         return end, _decode_metadata(end.metadata)
 
 
@@ -310,6 +314,21 @@ def check_columns(path: Place, kind: str | None, found: pa.Schema, columns: Sequ
         known, expected = found.field(column).type, promised.field(column).type
         if known not in (expected, OLDER_TYPES.get(column)):
             raise ShardError(f"{path}: column {column!r} is {known}, expected {expected}; write the shard anew")
+
+
+def refuse_bombs(end: pq.FileMetaData) -> None:
+    """Raise ArrowInvalid where the end of a Parquet file says that it unpacks to far more than pictures and texts do.
+
+    Nothing is unpacked for it.
+    """
+    groups = [end.row_group(i) for i in range(end.num_row_groups)]
+    chunks = [group.column(i) for group in groups for i in range(group.num_columns)]
+    sizes = [(chunk.total_compressed_size, chunk.total_uncompressed_size) for chunk in chunks]
+    swollen = sum(unpacked for packed, unpacked in sizes if unpacked > _BOMB_RATIO * packed)
+    if swollen > _BOMB_BYTES:
+        raise pa.ArrowInvalid(f"columns of {sum(packed for packed, _ in sizes)} bytes would unpack to {swollen}")
+    if end.num_rows > max(_BOMB_BYTES, _BOMB_RATIO * sum(packed for packed, _ in sizes)):
+        raise pa.ArrowInvalid(f"{end.num_rows} rows cannot be in {sum(packed for packed, _ in sizes)} bytes")
 
 
 def _decode_metadata(metadata: Mapping[bytes, bytes] | None) -> dict[str, str]:

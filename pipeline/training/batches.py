@@ -27,7 +27,7 @@ from pipeline.training.loading import load_ahead
 from pipeline.training.plan import SamplePlan, group_by_orientation, plan_samples
 from pipeline.training.rows import Rows
 from pipeline.training.settings import RunConfig, SamplesConfig, TrainConfig
-from pipeline.training.streaming import StreamPlan
+from pipeline.training.streaming import OrientedPlan, StreamPlan
 
 MAX_UNREADABLE_IN_A_ROW = 20
 """Rows tried in place of one whose picture cannot be read."""
@@ -133,7 +133,7 @@ class BatchMaker:
         inputs = collate(images, prompts, size_divisor=self._model_config.size_divisor, targets=targets)
         return TrainingBatch(inputs, keys, tuple(prompt.prompt.segments for prompt in prompts)), sum(unreadable)
 
-    def _make_plan(self, run: RunConfig, samples: SamplesConfig) -> SamplePlan | StreamPlan:
+    def _make_plan(self, run: RunConfig, samples: SamplesConfig) -> SamplePlan | StreamPlan | OrientedPlan:
         """Settle the order of rows: all of it, or how to find any place in it where the data streams."""
         sizes = {name: len(source) for name, source in self._sources.items()}
         weights = sample_weights(run, sizes)
@@ -143,9 +143,14 @@ class BatchMaker:
         groups = {name: source.groups for name, source in self._sources.items()}
         streams = StreamPlan(groups, weights, self._batch_size, samples, self._seed)
         lanes = streams.lanes_of(self._offset, self._share)
+        is_oriented = samples.group_by_orientation
+        # Samples that change places may lie in two windows.
+        held = (1 + is_oriented) * samples.shuffle_window * lanes / samples.shuffle_lanes
         for source in self._sources.values():
-            source.hold(math.ceil(samples.shuffle_window * lanes / samples.shuffle_lanes), lanes)
-        return streams
+            source.hold(math.ceil(held), lanes)
+        if not is_oriented:
+            return streams
+        return OrientedPlan(streams, self._sources, self._batch_size, samples.shuffle_lanes)
 
     def _prepare(self, number: int, short_side: int) -> tuple[str, Tensor, TokenizedPrompt, GroundingTarget, int]:
         """Make the sample of that number; a row that shows nothing or cannot be read gives way to another.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from pipeline.store.atomic import replacing
+from pipeline.store.atomic import write_json
 
 DIVERGED_FILE = "diverged.json"
 """In the model's folder: the steps that were skipped last."""
@@ -47,8 +46,7 @@ def write_divergence(path: Path, skipped: Sequence[SkippedStep]) -> None:
         }
         for shares in zip(*by_worker, strict=True)
     ]
-    with replacing(path) as aside:
-        aside.write_text(json.dumps({"skipped": steps}, indent=1), encoding="utf-8")
+    write_json(path, {"skipped": steps})
 
 
 def _plain(losses: Mapping[str, float]) -> dict[str, float | str]:

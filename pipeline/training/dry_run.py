@@ -150,7 +150,10 @@ def _rows(name: str, run: RunConfig, human: Path, pseudo: Path | None) -> dict[s
     rows = count_rows(human, pseudo, run.mixture)
     for source, count in rows.items():
         if not count:
-            raise ConfigError(f"train.runs.{name}.mixture gives {source!r} weight, but it has no usable rows")
+            raise ConfigError(
+                f"train.runs.{name}.mixture gives {source!r} weight, but it has no usable rows; metrics/prepare.json "
+                "and the labels' metrics count what was left out, and why"
+            )
     return rows
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import datetime
 import logging
@@ -28,7 +27,7 @@ from pipeline.cli import progress, quiet_libraries
 from pipeline.errors import MissingInputError, PipelineError, TrainingError
 from pipeline.ray_session import cores_per_worker
 from pipeline.settings import to_yaml
-from pipeline.store.atomic import replacing
+from pipeline.store.atomic import storage_errors, write_csv
 from pipeline.store.storage import Place
 from pipeline.training.batches import Worker
 from pipeline.training.checkpoints import Checkpoints, discard_checkpoints, has_checkpoints
@@ -41,7 +40,6 @@ from pipeline.training.model_folder import (
     AVERAGE_FOLDER,
     SCRATCH_FOLDER,
     remove_unfinished,
-    save_whole,
     starting_model,
 )
 from pipeline.training.progress import Progress
@@ -343,7 +341,8 @@ def _train_worker(
 def _save(trainer: Trainer, tokenizer: Any, worker: Worker, out: Path) -> None:
     model = trainer.whole_model()  # on every worker: what is spread over them comes together
     if worker.rank == 0 and model is not None:
-        save_whole(model, tokenizer, out)
+        with storage_errors(out):
+            model.save_pretrained(out, tokenizer)
 
 
 def _pin(board: Any, entry: Progress) -> None:
@@ -362,7 +361,4 @@ def _write_log(path: Path, entries: list[Progress]) -> None:
     ]
     speed = ["learning_rate", "images_per_s", "data_wait_share", "memory_gb", "seconds_left"]
     names = ["step", *entries[0].losses, *speed, *dict.fromkeys(name for entry in entries for name in entry.scores)]
-    with replacing(path) as aside, aside.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, names, extrasaction="ignore")
-        writer.writeheader()
-        writer.writerows(rows)
+    write_csv(path, [names, *([row.get(name, "") for name in names] for row in rows)])

@@ -20,7 +20,7 @@ import torch.distributed as dist
 from glip_model.glip import GLIP
 from pipeline.errors import PipelineError
 from pipeline.training.batches import Worker
-from pipeline.training.model_folder import BEST_FOLDER, SAMPLES_FOLDER, save_whole
+from pipeline.training.model_folder import BEST_FOLDER, SAMPLES_FOLDER
 from pipeline.training.update import Updater
 
 logger = logging.getLogger(__name__)
@@ -79,7 +79,7 @@ class Judge:
             scores = self._validate(model, self._tokenizer, samples)
             score = fmean(scores.values()) if scores else math.nan
             if score > self.best:
-                save_whole(model, self._tokenizer, self._out / BEST_FOLDER)
+                model.save_pretrained(self._out / BEST_FOLDER, self._tokenizer)
                 self.best = score
         except (PipelineError, ValueError, OSError, RuntimeError) as error:  # of memory, too
             logger.warning("evaluation after step %d failed, training goes on: %s", step, error)

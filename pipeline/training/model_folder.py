@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from glip_model.checkpoint import CONFIG_FILE, WEIGHTS_FILE
 from glip_model.glip import GLIP
 from glip_model.initialise import initialise_pretrained
 from glip_model.text_encoder import load_tokenizer
+from glip_model.whole_files import ASIDE_FOLDER
 from pipeline.errors import TrainingError
 from pipeline.training.divergence import DIVERGED_FILE
 from pipeline.training.settings import TrainingSettings
@@ -25,7 +25,6 @@ BEST_FOLDER = "best"
 """Model that scored best of those that were evaluated during training."""
 SAMPLES_FOLDER = "samples"
 """Pictures drawn at evaluations during training, a folder for each."""
-_ASIDE = ".saving-"
 
 
 def starting_model(config: TrainingSettings, teacher: Path | None) -> tuple[GLIP, Any]:
@@ -36,25 +35,17 @@ def starting_model(config: TrainingSettings, teacher: Path | None) -> tuple[GLIP
     """
     try:
         if teacher is not None:
-            return GLIP.from_pretrained(teacher), load_tokenizer(teacher)
+            model = GLIP.from_pretrained(teacher)
+            return model, load_tokenizer(teacher, model.config.text.vocab_size)
         torch.manual_seed(config.seed)  # the same start in every worker
         model = GLIP(config.model.glip_config())
         initialise_pretrained(model, config.model.backbone_weights, config.model.text_weights)
         source = config.model.text_weights
-        return model, load_tokenizer(model.config.text.name if source in (None, "hub") else str(source))
+        name = model.config.text.name if source in (None, "hub") else str(source)
+        return model, load_tokenizer(name, model.config.text.vocab_size)
     except (ValueError, OSError) as error:
         where = f"{teacher} cannot be loaded" if teacher is not None else "section model of params.yaml"
         raise TrainingError(f"{where}: {error}") from error
-
-
-def save_whole(model: GLIP, tokenizer: Any, out: Path) -> None:
-    """Write the model into its folder file by file, weights last, so that weights mean a finished training."""
-    aside = out / f"{_ASIDE}{os.getpid()}"
-    model.save_pretrained(aside, tokenizer)
-    files = sorted(aside.iterdir(), key=lambda path: path.suffix == ".safetensors")
-    for path in files:
-        os.replace(path, out / path.name)
-    aside.rmdir()
 
 
 def remove_unfinished(out: Path, is_resumed: bool = False) -> None:
@@ -65,5 +56,5 @@ def remove_unfinished(out: Path, is_resumed: bool = False) -> None:
     for name in (CONFIG_FILE, WEIGHTS_FILE, DIVERGED_FILE):
         (out / name).unlink(missing_ok=True)
     evaluated = () if is_resumed else (out / BEST_FOLDER, out / SAMPLES_FOLDER)
-    for folder in (out / SCRATCH_FOLDER, out / AVERAGE_FOLDER, *evaluated, *out.glob(f"{_ASIDE}*")):
+    for folder in (out / SCRATCH_FOLDER, out / AVERAGE_FOLDER, *evaluated, *out.glob(f"{ASIDE_FOLDER}*")):
         shutil.rmtree(folder, ignore_errors=True)

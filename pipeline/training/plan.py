@@ -41,7 +41,10 @@ class Mixture:
         self.names = tuple(sorted(name for name, weight in weights.items() if weight > 0))
         for name in self.names:
             if not sizes.get(name):
-                raise TrainingError(f"mixture gives {name!r} weight {weights[name]}, but it has no usable rows")
+                raise TrainingError(
+                    f"mixture gives {name!r} weight {weights[name]}, but it has no usable rows; metrics/prepare.json "
+                    "and the labels' metrics count what was left out, and why"
+                )
         shares = np.array([weights[name] for name in self.names], dtype=np.float64)
         inner = np.cumsum(shares / shares.sum())[:-1].tolist()
         self._edges = [0, *(min(int(edge * CIRCLE), CIRCLE - 1) for edge in inner), CIRCLE]
@@ -122,19 +125,24 @@ def plan_samples(sizes: Mapping[str, int], weights: Mapping[str, float], total: 
 
 
 def group_by_orientation(plan: SamplePlan, sources: Mapping[str, Rows], batch_size: int) -> SamplePlan:
-    """Move samples so that every batch has wide pictures alone or tall ones alone, but for the last ones.
-
-    Both kinds keep their order, and a batch comes when its last sample would have: a row moves by a few batches.
-    """
+    """Move samples so that every batch has wide pictures alone or tall ones alone, as ``order_by_orientation`` does."""
     tall = np.zeros(len(plan), dtype=bool)
     for i, name in enumerate(plan.names):
         mine = plan.sources == i
         tall[mine] = sources[name].is_tall()[plan.rows[mine]]
+    order = order_by_orientation(tall, batch_size)
+    return SamplePlan(plan.names, plan.sources[order], plan.rows[order])
+
+
+def order_by_orientation(tall: NDArray[np.bool_], batch_size: int) -> NDArray[np.int64]:
+    """Return samples, told which are tall, in an order whose batches have one kind each, but for the last ones.
+
+    Both kinds keep their order, and a batch comes when its last sample would have: a sample moves by a few batches.
+    """
     whole, rest = [], []
     for kind in (np.flatnonzero(tall), np.flatnonzero(~tall)):
         end = len(kind) - len(kind) % batch_size
         whole.append(kind[:end].reshape(-1, batch_size))
         rest.append(kind[end:])
     batches = np.concatenate(whole)
-    order = np.concatenate([batches[np.argsort(batches[:, -1])].ravel(), *rest])
-    return SamplePlan(plan.names, plan.sources[order], plan.rows[order])
+    return np.concatenate([batches[np.argsort(batches[:, -1])].ravel(), *rest])

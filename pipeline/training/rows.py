@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -29,6 +30,11 @@ class _Group:
     """In the table, of all rows of the group; -1 for those that cannot be shown."""
     context: Any
     """What they are shown with."""
+
+    @functools.cached_property
+    def is_tall(self) -> NDArray[np.bool_]:
+        """Tell of every row of the table whether its picture is at least as high as it is wide."""
+        return np.asarray(self.table["height"]) >= np.asarray(self.table["width"])
 
 
 class Rows:
@@ -69,9 +75,7 @@ class Rows:
 
     def sample(self, row: int, rng: np.random.Generator) -> Sample | None:
         """Show a row with a prompt that ``rng`` chooses; None where it cannot be shown."""
-        number, place = self.groups.locate(row if self._numbers is None else int(self._numbers[row]))
-        group = self._read[number]
-        place = int(group.places[place])
+        group, place = self._find(row)
         if place < 0:
             return None
         return self._prompter.show(group.table.slice(place, 1).to_pylist()[0], group.context, rng)
@@ -92,15 +96,20 @@ class Rows:
         return self._prompter.digest(by_shard)
 
     def is_tall(self) -> NDArray[np.bool_]:
-        """Tell of every row whether its picture is at least as high as it is wide.
+        """Tell of every row that can be shown whether its picture is at least as high as it is wide; all in memory."""
+        assert not isinstance(self._read, Recent)
+        return np.concatenate([group.is_tall for group in self._read])
 
-        Raises:
-            TrainingError: the rows are streamed; it would take reading all shards.
-        """
-        if isinstance(self._read, Recent):
-            raise TrainingError("train.samples.group_by_orientation needs all rows in memory; set shuffle_window to 0")
-        tables = [group.table for group in self._read]
-        return np.concatenate([np.asarray(table["height"]) >= np.asarray(table["width"]) for table in tables])
+    def is_tall_at(self, row: int) -> bool | None:
+        """Tell of one row whether its picture is at least as high as it is wide; None where it cannot be shown."""
+        group, place = self._find(row)
+        return None if place < 0 else bool(group.is_tall[place])
+
+    def _find(self, row: int) -> tuple[_Group, int]:
+        """Return the group of a row, in memory, and its place in the group's table, -1 where it cannot be shown."""
+        number, place = self.groups.locate(row if self._numbers is None else int(self._numbers[row]))
+        group = self._read[number]
+        return group, int(group.places[place])
 
     def _read_one(self, group: int) -> _Group:
         return self._read_together([group])[0]

@@ -138,18 +138,14 @@ class SamplesConfig:
     pack_human_captions: bool
     """Pack captions of human data too; false, as published, packs those of pseudo-labels alone."""
     group_by_orientation: bool
-    """Make batches of wide pictures and batches of tall ones, as published: less padding."""
+    """Make batches of wide pictures and batches of tall ones, as published: less padding. Where shards are streamed, of
+    what each lane gives to a batch."""
     shuffle_window: Natural
     """Rows that are shuffled together, over all workers; shards are then streamed and no more than the row groups of
     these rows is in memory. 0 loads all rows and shuffles them all."""
     shuffle_lanes: Count
     """Parts of a batch, each of which reads rows of its own where data is streamed; a multiple of ``train.num_workers``
     lets every worker read its share of the data alone. Must divide ``batch_size``; the order depends on it."""
-
-    def __post_init__(self) -> None:
-        """Check what depends on another setting."""
-        if self.shuffle_window and self.group_by_orientation:
-            raise ConfigError("group_by_orientation needs all rows in memory; set it to false or shuffle_window to 0")
 
 
 @section

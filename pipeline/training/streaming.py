@@ -11,17 +11,21 @@ other lanes.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import TrainingError
 from pipeline.store.row_groups import Recent, RowGroups
-from pipeline.training.plan import CIRCLE, Mixture
+from pipeline.training.plan import CIRCLE, Mixture, order_by_orientation
+from pipeline.training.rows import Rows
 from pipeline.training.settings import SamplesConfig
 
 _KEPT_ORDERS = 8
 _KEPT_WINDOWS = 1024
+ORIENTED_STEPS = 64
+"""Steps whose samples change places with one another; the last share of a lane in them may mix both kinds."""
 
 
 class StreamPlan:
@@ -119,3 +123,61 @@ class StreamPlan:
     def _shuffle_window(self, key: tuple[int, int, int, int, int]) -> NDArray[np.int32]:
         *place, length = key
         return np.random.default_rng([self._seed, *place]).permutation(length).astype(np.int32)
+
+
+class OrientedPlan:
+    """A streamed plan whose lanes have, in every step, wide pictures alone or tall ones alone: less padding.
+
+    The samples that a lane shows in ``ORIENTED_STEPS`` steps change places with one another, so that every one is shown
+    as often as before. The published loaders, too, grouped what each GPU was given.
+
+    Args:
+        plan: whose samples change places.
+        sources: of the plan.
+        batch_size: over all workers.
+        lanes: of a batch.
+    """
+
+    def __init__(self, plan: StreamPlan, sources: Mapping[str, Rows], batch_size: int, lanes: int) -> None:
+        self._plan, self._sources, self._batch_size = plan, sources, batch_size
+        self._width = batch_size // lanes
+        self._orders = Recent(self._order, _KEPT_ORDERS * lanes)
+
+    def __getitem__(self, number: int) -> tuple[str, int]:
+        """Return source and row of a sample."""
+        return self._plan[self._from(number)[0]]
+
+    def stand_ins(self, number: int, size: int, rng: np.random.Generator) -> Iterator[int]:
+        """Yield rows in place of a sample's: the others of its window, those of its orientation first."""
+        own, is_tall = self._from(number)
+        source = self._sources[self._plan[own][0]]
+        others = list(self._plan.stand_ins(own, size, rng))
+        yield from (row for row in others if source.is_tall_at(row) == is_tall)
+        yield from (row for row in others if source.is_tall_at(row) is (not is_tall))
+
+    def _from(self, number: int) -> tuple[int, bool]:
+        """Return whose place a sample takes, and whether that one's picture is tall."""
+        step, place = divmod(number, self._batch_size)
+        lane, within = divmod(place, self._width)
+        stretch, turn = divmod(step, ORIENTED_STEPS)
+        order, tall = self._orders[stretch, lane]
+        moved = int(order[turn * self._width + within])
+        return self._number(stretch, lane, moved), bool(tall[moved])
+
+    def _number(self, stretch: int, lane: int, turn: int) -> int:
+        """Return the number of a lane's sample, counted from the beginning of a stretch of steps."""
+        step, within = divmod(turn, self._width)
+        return (stretch * ORIENTED_STEPS + step) * self._batch_size + lane * self._width + within
+
+    def _order(self, key: tuple[int, int]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        stretch, lane = key
+        turns = range(ORIENTED_STEPS * self._width)
+        tall = np.array([self._is_tall(self._number(stretch, lane, turn)) for turn in turns])
+        return order_by_orientation(tall, self._width), tall
+
+    def _is_tall(self, number: int) -> bool:
+        """Tell whether what a sample will show is tall: its row, or the first to stand in that can be shown."""
+        name, row = self._plan[number]
+        source = self._sources[name]
+        others = self._plan.stand_ins(number, 0, np.random.default_rng(0))  # draws nothing
+        return next((tall for each in chain([row], others) if (tall := source.is_tall_at(each)) is not None), False)

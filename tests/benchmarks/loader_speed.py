@@ -91,7 +91,7 @@ def measure(folder: Path, is_streamed: bool, processes: int, batch_size: int, st
     model = config.model.glip_config()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # fewer cores than processes, for one
-        tokenizer = load_tokenizer(model.text.name)
+        tokenizer = load_tokenizer(model.text.name, 30522)
         begin = time.perf_counter()
         sources = make_sources(folder, None, run.mixture, samples, tokenizer)
         batches = BatchMaker(sources, train, run, model, tokenizer, 0, Worker()).ahead(0)

@@ -121,7 +121,7 @@ def test_a_missing_folder_is_made_with_its_parents(tmp_path: Path) -> None:
 def test_a_tokenizer_is_saved_beside_the_weights(tokenizer: Any, tmp_path: Path) -> None:
     make_model().save_pretrained(tmp_path, tokenizer)
     text = "a dog chases a red frisbee"
-    assert load_tokenizer(tmp_path)(text)["input_ids"] == tokenizer(text)["input_ids"]
+    assert load_tokenizer(tmp_path, 30522)(text)["input_ids"] == tokenizer(text)["input_ids"]
     GLIP.from_pretrained(tmp_path)
 
 
@@ -162,14 +162,16 @@ def test_the_weights_appear_last_and_whole(tmp_path: Path, monkeypatch: pytest.M
     replace_file = os.replace
 
     def note(source: Path, target: Path) -> None:
-        assert source.parent == target.parent  # a rename within a folder cannot be caught half way
+        assert target.parent in source.parents  # a rename within a disk cannot be caught half way
         assert source.stat().st_size > 0
-        appeared.append(target.name)
+        if target.parent == tmp_path:
+            appeared.append(target.name)
         replace_file(source, target)
 
-    monkeypatch.setattr(checkpoint.os, "replace", note)
+    monkeypatch.setattr(os, "replace", note)
     make_model().save_pretrained(tmp_path, tokenizer)
     assert appeared[-1] == WEIGHTS_FILE
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(appeared)
     assert CONFIG_FILE in appeared
 
 
@@ -232,6 +234,15 @@ def test_missing_unknown_and_misshapen_weights_are_all_named(folder: Path) -> No
         GLIP.from_pretrained(folder)
     for problem in ("missing head.bias0", "unknown surprise", "head.scales is (5,), expected (3,)"):
         assert problem in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_weights_that_are_not_finite_are_refused_by_name(folder: Path, value: float) -> None:
+    weights = load_file(folder / WEIGHTS_FILE)
+    weights["head.scales"][1] = value
+    save_file(weights, folder / WEIGHTS_FILE)
+    with pytest.raises(ValueError, match=f"^{folder}: 1 of .* NaN or infinite numbers \\(head.scales\\); the training"):
+        GLIP.from_pretrained(folder)
 
 
 def test_a_wholly_different_model_is_refused_in_a_line_and_changes_nothing() -> None:

@@ -100,3 +100,29 @@ def test_8_bit_pictures_without_transparency_stay_as_they_are(shape: tuple[int, 
     np.testing.assert_array_equal(pixels, np.broadcast_to(values if values.ndim == 3 else values[..., None], (5, 7, 3)))
     opaque = Image.fromarray(pixels).convert("RGBA")
     np.testing.assert_array_equal(decoded(opaque, "PNG"), pixels)
+
+
+def test_hot_and_dead_pixels_do_not_darken_a_picture() -> None:
+    values = np.full((100, 200), 2048, np.uint16)
+    values[:50] = 0
+    plain = np.asarray(decode_image(encode_png(values), 10**6))
+    assert (plain[0, 0, 0], plain[99, 0, 0]) == (0, 128)
+    values[99, 199], values[98, 198] = 65535, 65535
+    found = np.array(decode_image(encode_png(values), 10**6))
+    assert found[99, 199].tolist() == [255, 255, 255]
+    found[98:, 198:] = plain[98:, 198:]
+    np.testing.assert_array_equal(found, plain)
+
+
+def test_a_dead_pixel_does_not_end_the_stretching_of_a_thermal_picture() -> None:
+    values = np.full((100, 200), 30_000, np.uint16)
+    values[:50] = 31_000
+    values[0, 0] = 0
+    found = np.asarray(decode_image(encode_png(values), 10**6))
+    assert (found[1, 1, 0], found[99, 0, 0], found[0, 0, 0]) == (255, 0, 0)
+
+
+def encode_png(values: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(values).save(buffer, "PNG")
+    return buffer.getvalue()

@@ -132,6 +132,20 @@ def test_detecting_is_grounding_chunk_by_chunk(tokenizer: Any, encoding: Any, li
         assert detections.char_spans == ()
 
 
+def test_pictures_are_looked_at_once_whatever_the_number_of_names(predictor: GLIPPredictor) -> None:
+    looks: list[int] = []
+    predictor.model.backbone.register_forward_hook(lambda _, given, __: looks.append(len(given[0])))
+    predictor.detect([picture(64, 64), picture(64, 96), picture(64, 64)], NAMES, max_prompt_categories=2)
+    assert looks == [2, 1]
+
+
+def test_no_more_prompts_run_together_than_there_are_pictures(predictor: GLIPPredictor) -> None:
+    asked: list[int] = []
+    predictor.model.head.register_forward_hook(lambda _, given, __: asked.append(len(given[1])))
+    predictor.detect([picture(64, 64), picture(64, 96), picture(64, 64)], NAMES, max_prompt_categories=2)
+    assert asked == [2, 2, 2, 2, 2, 3, 2]  # five prompts: two pictures at a time, then one picture with three prompts
+
+
 def test_more_names_than_a_prompt_holds_are_all_asked_for(predictor: GLIPPredictor) -> None:
     names = [f"{colour} {thing}" for colour in ("red", "blue", "green") for thing in NAMES]
     (found,) = predictor.detect([picture(64, 64)], names, max_detections=10_000)
@@ -292,6 +306,20 @@ def test_bfloat16_finds_about_the_same(predictor: GLIPPredictor) -> None:
     (rounded,) = half.predict(picture(64, 64), NAMES[:2])
     assert rounded.scores.dtype == torch.float32
     torch.testing.assert_close(rounded.scores[:5], exact.scores[:5], rtol=0, atol=0.05)
+
+
+def test_logits_are_summed_in_single_precision_under_autocast_too() -> None:
+    head = make_model().head
+    levels, text = [torch.randn(1, TINY.channels, 4, 4) for _ in range(TINY.num_levels)], torch.randn(1, 5, 16)
+    with torch.no_grad():
+        cells = torch.cat([level.flatten(2) for level in levels], 2).transpose(1, 2)
+        with torch.autocast("cpu", torch.bfloat16):
+            logits, _, _ = head(levels, text)
+            unit = torch.nn.functional.normalize(text, dim=-1)
+            tokens = head.text_projection(unit / 2) / head.log_scale.exp()  # in bfloat16, as all layers
+            bias = unit @ head.bias_lang + head.bias0
+    assert logits.dtype == torch.float32
+    torch.testing.assert_close(logits, cells @ tokens.float().mT + bias.float().unsqueeze(1))
 
 
 @pytest.mark.parametrize("encoding", ["joint", "segments"])

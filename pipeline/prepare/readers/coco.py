@@ -11,7 +11,17 @@ from functools import partial
 from typing import Any
 
 from pipeline.errors import MissingInputError
-from pipeline.prepare.raw import RawDetection, RawImage, RawObject, RawPair, RawTable, Reject, SourceContext, Url
+from pipeline.prepare.raw import (
+    BOXES_FROM_POLYGONS,
+    RawDetection,
+    RawImage,
+    RawObject,
+    RawPair,
+    RawTable,
+    Reject,
+    SourceContext,
+    Url,
+)
 from pipeline.prepare.readers.json_stream import JsonStream
 from pipeline.prepare.readers.spool import Spool, text_id
 from pipeline.store.filesystem import file_identity, redact
@@ -26,13 +36,22 @@ _FREQUENCIES = ("r", "c", "f")
 _PICTURE_KEYS = {"images": "id", "annotations": "image_id"}
 
 
-def read_coco_detection(context: SourceContext, *, annotations: Url, images: Url) -> list[RawTable]:
+def read_coco_detection(
+    context: SourceContext, *, annotations: Url, images: Url, search: bool = False, only_used: bool = False
+) -> list[RawTable]:
     """COCO instances JSON beside a folder of pictures; crowd boxes are kept and marked.
 
     It reads exports of labelling tools as well. Objects have the ``area`` that the file gives, which in COCO's own is
-    that of their mask. Boxes are clipped to their picture, and change in no other way.
+    that of their mask; those without a box get the one around their polygons or mask. Boxes are clipped to their
+    picture, and change in no other way but where the file gives another size than the picture has, see ``frames``.
+
+    Options:
+        annotations: the JSON file.
+        images: folder of the pictures.
+        search: a picture that is not where the file says is looked for below ``images`` by its name.
+        only_used: the vocabulary is the categories that have a box; some tools list the data set itself as one.
     """
-    return [detection_table(CocoFile(annotations), images)]
+    return [detection_table(CocoFile(annotations), images, search=search, only_used=only_used)]
 
 
 def read_coco_captions(context: SourceContext, *, annotations: Url, images: Url) -> list[RawTable]:
@@ -51,6 +70,8 @@ def detection_table(
     names: Mapping[int, str] | None = None,
     without: frozenset[int] = frozenset(),
     picture_id: Callable[[Values], str | None] | None = None,
+    search: bool = False,
+    only_used: bool = False,
 ) -> RawTable:
     """Return the boxes of a COCO-style file.
 
@@ -61,15 +82,20 @@ def detection_table(
         names: by category id, in place of the file's own names.
         without: ids that are no categories to ask for.
         picture_id: of a picture's values, what it is called in all data sets; None knows pictures of COCO.
+        search: as for ``read_coco_detection``.
+        only_used: likewise.
 
     Raises:
         MissingInputError: it has no pictures or no categories.
     """
     spool = file.spool(_object_values)
-    rows = partial(_detection_rows, images, places or picture_places, picture_id or coco_picture_id)
-    identity = f"{file.identity} {redact(images)} {names} {sorted(without)}"
+    rows = partial(_detection_rows, images, places or picture_places, picture_id or coco_picture_id, search)
+    identity = f"{file.identity} {redact(images)} {names} {sorted(without)} {search}"
     parts = partial(spool.parts, file.label, identity, rows)
     categories = tuple(category for category in file.categories(names) if category.id not in without)
+    if only_used:
+        used = set(map(whole_number, spool.distinct(_CATEGORY)))
+        categories = tuple(category for category in categories if category.id in used)
     return RawTable(DetectionRecord, parts, len(spool), categories)
 
 
@@ -133,24 +159,64 @@ class CocoFile:
         return tuple(found[number] for number in sorted(found))
 
 
+_CATEGORY = 1
+"""Place of the category among what is kept of an annotation."""
+
+
 def _object_values(row: Values) -> tuple[Any, ...]:
-    return row.get("bbox"), row.get("category_id"), row.get("iscrowd") in _CROWD, row.get("area")
+    found = corners(row.get("bbox"))
+    around = () if found else around_mask(row.get("segmentation"))
+    is_crowd = row.get("iscrowd") in _CROWD
+    return found or around, row.get("category_id"), is_crowd, row.get("area"), bool(around)
+
+
+def around_mask(segmentation: Any) -> tuple[float, ...]:
+    """Return the corners of the smallest box around COCO's polygons or run lengths; nothing where it is neither."""
+    if isinstance(segmentation, dict):
+        return _around_runs(segmentation)
+    rings = listed(segmentation)
+    rings = rings if any(isinstance(ring, list) for ring in rings) else [rings]
+    try:
+        numbers = [float(value) for ring in rings for value in ring]
+    except (TypeError, ValueError, OverflowError):
+        return ()
+    if len(numbers) < 4 or any(len(ring) % 2 for ring in rings):
+        return ()
+    xs, ys = numbers[::2], numbers[1::2]
+    return min(xs), min(ys), max(xs), max(ys)
+
+
+def _around_runs(segmentation: Values) -> tuple[float, ...]:
+    from pycocotools import mask  # waits for no other reader
+
+    size, counts = listed(segmentation.get("size")), segmentation.get("counts")
+    if len(size) != 2 or any(type(side) is not int or not 0 < side < 1 << 16 for side in size):
+        return ()
+    try:
+        runs = {"size": size, "counts": counts}
+        if isinstance(counts, list):
+            runs = mask.frPyObjects(runs, *size)
+        x, y, width, height = map(float, mask.toBbox(runs) if mask.area(runs) else (0, 0, 0, 0))
+    except Exception:  # of Cython code, which names no errors
+        return ()
+    return (x, y, x + width, y + height) if width > 0 < height else ()
 
 
 def _detection_rows(
     images: Url,
     places: Callable[[Values], Sequence[str]],
     picture_id: Callable[[Values], str | None],
+    search: bool,
     pictures: list[tuple[Any, list[Any]]],
 ) -> Iterator[RawDetection | Reject]:
     for values, boxes in pictures:
-        image = raw_image(values, images, places, picture_id)
+        image = raw_image(values, images, places, picture_id, search)
         if isinstance(image, Reject):
             yield image
             continue
         objects = [
-            RawObject(xyxy=corners(bbox), category_id=whole_number(category), is_crowd=is_crowd, area=area)
-            for bbox, category, is_crowd, area in boxes
+            RawObject(xyxy=box, category_id=whole_number(category), is_crowd=is_crowd, area=area)
+            for box, category, is_crowd, area, _ in boxes
         ]
         yield RawDetection(
             name=picture_name(values),
@@ -158,6 +224,7 @@ def _detection_rows(
             objects=objects,
             negative_category_ids=values.get("neg_category_ids"),
             not_exhaustive_category_ids=values.get("not_exhaustive_category_ids"),
+            converted=(BOXES_FROM_POLYGONS,) if any(is_derived for *_, is_derived in boxes) else (),
         )
 
 
@@ -176,6 +243,7 @@ def raw_image(
     images: Url,
     places: Callable[[Values], Sequence[str]],
     picture_id: Callable[[Values], str | None] | None = None,
+    search: bool = False,
 ) -> RawImage | Reject:
     """Return where the picture of an ``images`` entry may be; a reject where it has no id or no name."""
     names = list(dict.fromkeys(_encodable(place) for place in places(values)))
@@ -185,6 +253,7 @@ def raw_image(
         folder=images,
         url=names[0],
         choices=tuple(names[1:]),
+        is_searched=search,
         height=whole_number(values.get("height")),
         width=whole_number(values.get("width")),
         picture_id=(picture_id or coco_picture_id)(values),

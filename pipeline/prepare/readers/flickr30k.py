@@ -22,7 +22,7 @@ from typing import Literal, NamedTuple
 from glip_model.images import ImageError
 from pipeline.errors import MissingInputError
 from pipeline.prepare.raw import Part, RawGrounding, RawImage, RawPhrase, RawTable, Reject, SourceContext, Url
-from pipeline.prepare.readers.lines import decode_text, open_text, split_mark
+from pipeline.prepare.readers.lines import decode_line, open_text, split_mark
 from pipeline.prepare.readers.voc import parse_voc, read_corners, read_side
 from pipeline.store.filesystem import file_identity, join_inside, read_many, redact
 from pipeline.store.records import GroundingRecord
@@ -159,7 +159,7 @@ def _picture_rows(
     image = RawImage(url=place, height=found.height, width=found.width, picture_id=f"flickr30k/{picture}")
     by_chain = {chain: merge(boxes) for chain, boxes in found.by_chain.items()} if is_merged else found.by_chain
     said: Counter[str] = Counter()
-    for i, line in enumerate(lines):
+    for i, (line, note) in enumerate(lines):
         name = f"{picture}, sentence {i}"
         try:
             caption, mentions = parse_sentence(line)
@@ -174,12 +174,19 @@ def _picture_rows(
             )
             for mention in mentions
         ]
-        yield RawGrounding(name=name, image=image, caption=caption, phrases=phrases, occurrence=said[caption])
+        yield RawGrounding(
+            name=name,
+            image=image,
+            caption=caption,
+            phrases=phrases,
+            occurrence=said[caption],
+            converted=(note,) if note else (),
+        )
         said[caption] += 1
 
 
-def split_lines(data: bytes) -> list[str]:
-    """Return the lines that are not blank, each decoded for itself: some files have UTF-8 and Latin-1 side by side.
+def split_lines(data: bytes) -> list[tuple[str, str | None]]:
+    """Return the lines that are not blank, each as ``decode_line``: some files have UTF-8 and Latin-1 side by side.
 
     Raises:
         ValueError: the file is too large to be one of sentences.
@@ -187,7 +194,7 @@ def split_lines(data: bytes) -> list[str]:
     if len(data) > MAX_FILE_BYTES:
         raise ValueError(f"{len(data)} bytes of sentences")
     lines = split_mark(data)[1].split(b"\n")
-    return [decode_text(line)[0] for line in lines if line.strip()]
+    return [decode_line(line) for line in lines if line.strip()]
 
 
 def parse_sentence(line: str) -> tuple[str, list[Mention]]:

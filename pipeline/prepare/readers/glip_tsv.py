@@ -35,7 +35,7 @@ from pipeline.prepare.raw import (
 )
 from pipeline.prepare.readers.coco import listed
 from pipeline.prepare.readers.json_stream import JsonStream
-from pipeline.prepare.readers.lines import PROBED_LINES, open_text, parse_json
+from pipeline.prepare.readers.lines import PROBED_LINES, decode_line, open_text, parse_json
 from pipeline.prepare.readers.spool import temporary_database, text_id
 from pipeline.store.filesystem import describe, file_identity, join_inside, open_file, redact
 from pipeline.store.provenance import fingerprint
@@ -194,11 +194,12 @@ def _rows(
                 of = "its line" if place == NOWHERE else "the picture of its row"
                 yield Reject(f"{redact(labels_url)}, {of} is not there", "row_malformed")
                 continue
-            key, values = _columns(labels, place)
+            key, values, notes = _columns(labels, place)
             image = RawImage(data=_picture(pictures, picture))
             name = key[:_NAME_CHARS] or f"{redact(labels_url)}, byte {place}"
             if is_caption and isinstance(values, dict):
-                yield RawGrounding(name=name, image=image, caption=values.get("caption"), phrases=_phrases(values))
+                caption, phrases = values.get("caption"), _phrases(values)
+                yield RawGrounding(name=name, image=image, caption=caption, phrases=phrases, converted=notes)
             elif not is_caption and (objects := _objects(values)) is not None:
                 found = [_object(item, ids) for item in objects]
                 yield RawDetection(name=name, image=image, objects=found)
@@ -206,12 +207,13 @@ def _rows(
                 yield Reject(name, "row_malformed")
 
 
-def _columns(file: IO[Any], offset: int) -> tuple[str, Any]:
-    """Return the key and the parsed label of the row at an offset, which are its first two columns."""
+def _columns(file: IO[Any], offset: int) -> tuple[str, Any, tuple[str, ...]]:
+    """Return key and parsed label of the row at an offset, its first two columns, and what was done to their text."""
     file.seek(offset)
     line: bytes = file.readline()
     key, label, *_ = [*line.rstrip(b"\r\n").split(b"\t"), b"", b""]
-    return key.decode("utf-8", "replace"), parse_json(label.decode("utf-8", "replace"))
+    text, note = decode_line(label)
+    return key.decode("utf-8", "replace"), parse_json(text), (note,) if note else ()
 
 
 def _picture(file: IO[Any], offset: int) -> bytes:

@@ -7,7 +7,7 @@ import csv
 import json
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import chain
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 from fsspec.core import url_to_fs
 
 from pipeline.errors import MissingInputError
-from pipeline.prepare.raw import Part, RawRow
+from pipeline.prepare.raw import CAPTION_DAMAGED, CAPTION_NOT_UTF8, Part, RawRow
 from pipeline.store.filesystem import open_file, redact
 
 WHOLE = (0, -1)
@@ -35,6 +35,8 @@ LONGEST_MARK = 4
 _PIECE = re.compile(r"[^\r]*\r\n?|[^\r]+")
 MAX_CELL_CHARS = 1 << 24
 """Longer cells of a CSV are a quotation mark that nobody closed."""
+_BROKEN = "\N{REPLACEMENT CHARACTER}"
+_FOREIGN = re.compile(r"[^\x00-\x7f]{3}")
 
 
 def split_mark(data: bytes) -> tuple[str, bytes]:
@@ -45,17 +47,34 @@ def split_mark(data: bytes) -> tuple[str, bytes]:
     return "utf-8", data
 
 
-def decode_text(data: bytes) -> tuple[str, bool]:
-    """Return a whole text without its byte order mark, and whether it was in the encoding that it should have.
-
-    What is not UTF-8, nor what its mark says, is Windows-1252: like Latin-1 wherever that has a printable character,
-    and with quotation marks where it has none.
-    """
+def decode_text(data: bytes) -> tuple[str, str | None]:
+    """Return a whole text without its byte order mark, as ``decode_line``, in the encoding that its mark says."""
     encoding, text = split_mark(data)
+    return decode_line(text, encoding)
+
+
+def decode_line(data: bytes, encoding: str = "utf-8") -> tuple[str, str | None]:
+    """Return text, and what ``Converted`` says of it where it is not in the encoding that it should have.
+
+    What is not UTF-8 may be nearly so: with characters beyond 16 bits in two halves of three bytes each, as Java and
+    MySQL write them (CESU-8); or damaged, with no fewer whole characters than broken ones besides ASCII. Otherwise it
+    is Windows-1252: like Latin-1 wherever that has a printable character, and with quotation marks where it has none.
+    Where that makes long runs of letters that are not ASCII, it was some other encoding, and counts as damaged.
+    """
     try:
-        return text.decode(encoding), True
+        return data.decode(encoding), None
     except UnicodeDecodeError:
-        return text.decode("cp1252", "replace"), False
+        text = data.decode(encoding, "replace")
+    if encoding == "utf-8":
+        with suppress(UnicodeDecodeError):
+            halves = data.replace(b"\xc0\x80", b"\0").decode("utf-8", "surrogatepass")
+            text = halves.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+            return text, CAPTION_DAMAGED if _BROKEN in text else CAPTION_NOT_UTF8
+        num_broken = text.count(_BROKEN)
+        if sum(not character.isascii() for character in text) < 2 * num_broken:
+            text = data.decode("cp1252", "replace")
+            return text, CAPTION_DAMAGED if _BROKEN in text or _FOREIGN.search(text) else CAPTION_NOT_UTF8
+    return text, CAPTION_DAMAGED if _BROKEN in text else CAPTION_NOT_UTF8
 
 
 def line_ranges(url: str, bytes_per_part: int) -> Iterator[tuple[int, int]]:
@@ -108,15 +127,19 @@ def json_parts(
         yield Part(name, f"{identity} {start}-{stop}", partial(rows, url, start, stop))
 
 
-def json_lines(url: str, start: int, stop: int) -> Iterator[tuple[str, Any]]:
-    """Yield what messages call a line and its value, None where it is no JSON; of those that are not blank."""
+def json_lines(url: str, start: int, stop: int) -> Iterator[tuple[str, Any, tuple[str, ...]]]:
+    """Yield what messages call a line, its value and what was done to its text; of those that are not blank.
+
+    The value is None where it is no JSON.
+    """
     label = redact(url)
     for place, line in read_lines(url, start, stop):
         if line.strip():
-            yield f"{label}, byte {place}", parse_json(line)
+            text, note = decode_line(line)
+            yield f"{label}, byte {place}", parse_json(text), (note,) if note else ()
 
 
-def parse_json(text: str | bytes) -> Any:
+def parse_json(text: str) -> Any:
     """Return a JSON value; None for what is none."""
     try:
         return json.loads(text)
@@ -125,29 +148,38 @@ def parse_json(text: str | bytes) -> Any:
 
 
 @contextmanager
-def open_text(url: str) -> Iterator[Iterator[str]]:
+def open_text(url: str, notes: set[str] | None = None) -> Iterator[Iterator[str]]:
     """Open a file, plain or compressed, for its lines with their ends, without its byte order mark.
 
-    It is UTF-8 where no mark says another encoding; what is none in it is replaced.
+    It is UTF-8 where no mark says another encoding; lines that are not are read as ``decode_line`` does.
+
+    Args:
+        url: of the file.
+        notes: gets what was done to the lines.
     """
     with open_file(url, compression="infer") as stream:
         encoding, first = split_mark(stream.readline())
         blocks = chain([first], stream)
-        if encoding == "utf-8":
-            yield (line.decode("utf-8", "replace") for line in blocks)
-        else:
-            yield _split(codecs.iterdecode(blocks, encoding, "replace"))
+        yield _lines(blocks, notes) if encoding == "utf-8" else _split(codecs.iterdecode(blocks, encoding, "replace"))
+
+
+def _lines(blocks: Iterator[bytes], notes: set[str] | None) -> Iterator[str]:
+    for block in blocks:
+        text, note = decode_line(block)
+        if notes is not None and note is not None:
+            notes.add(note)
+        yield text
 
 
 @contextmanager
-def open_csv(url: str) -> Iterator[Iterator[str]]:
+def open_csv(url: str, notes: set[str] | None = None) -> Iterator[Iterator[str]]:
     """Open a file as ``open_text``, for the readers of ``csv``: carriage returns end lines, null characters go.
 
     Raises:
         MissingInputError: inside of the ``with``, ``csv`` could not read the lines.
     """
     csv.field_size_limit(MAX_CELL_CHARS)
-    with open_text(url) as lines:
+    with open_text(url, notes) as lines:
         try:
             yield (piece[0] for line in lines for piece in _PIECE.finditer(line.replace("\0", "")))
         except csv.Error as error:

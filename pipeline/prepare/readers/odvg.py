@@ -23,12 +23,14 @@ from pipeline.prepare.raw import (
     Url,
 )
 from pipeline.prepare.readers.coco import Values, coco_picture_id, listed, whole_number
-from pipeline.prepare.readers.lines import PROBED_LINES, WHOLE, json_lines, json_parts, parse_json, read_lines
+from pipeline.prepare.readers.lines import PROBED_LINES, WHOLE, json_lines, json_parts
 from pipeline.store.filesystem import file_identity, open_file, redact
 from pipeline.store.records import Category, DetectionRecord, GroundingRecord
 
 Kind = Literal["detection", "grounding"]
 KINDS: tuple[Kind, ...] = ("detection", "grounding")
+SUREST = 1 - 2**-24
+"""What a machine's score of 1 becomes, the next number that shards hold: 1 is for boxes of people."""
 
 
 def read_odvg(context: SourceContext, *, annotations: Url, images: Url, labels: Url | None = None) -> list[RawTable]:
@@ -36,7 +38,9 @@ def read_odvg(context: SourceContext, *, annotations: Url, images: Url, labels: 
 
     Regions of grounding lines are found in the caption by ``tokens_positive`` where they have it, else by the first
     place where their phrase stands, whatever the case. Regions of the same words make one phrase. Regions with a
-    ``score`` are a machine's, and keep it.
+    ``score`` are a machine's, and keep it: their rows are pseudo-labels, which nothing is judged by. Detection records
+    have no scores, so that detection lines with such instances are rejects. ``key`` and ``source`` of a line, as
+    ``glip inspect --export odvg`` writes them, stay those of its record.
 
     Options:
         annotations: the file, plain or compressed.
@@ -63,8 +67,7 @@ def read_odvg(context: SourceContext, *, annotations: Url, images: Url, labels: 
 def _kinds(annotations: Url) -> list[Kind]:
     """Return which kinds of lines the beginning of a file has; MissingInputError when it has neither."""
     found: set[str] = set()
-    for _, line in islice(read_lines(annotations, *WHOLE), PROBED_LINES):
-        values = parse_json(line)
+    for _, values, _ in islice(json_lines(annotations, *WHOLE), PROBED_LINES):
         found |= set(values) if isinstance(values, dict) else set()
     kinds: list[Kind] = [kind for kind in KINDS if kind in found]
     if not kinds:
@@ -100,7 +103,7 @@ def _is_word(character: str) -> bool:
 def _rows(
     images: str, kind: Kind, is_only_kind: bool, url: str, start: int, stop: int
 ) -> Iterator[RawDetection | RawGrounding | Reject]:
-    for label, values in json_lines(url, start, stop):
+    for label, values, notes in json_lines(url, start, stop):
         found = [name for name in KINDS if name in values] if isinstance(values, dict) else []
         if not is_only_kind and kind not in (found or KINDS[:1]):
             continue  # the other table has it; what is of neither kind is told once
@@ -112,16 +115,28 @@ def _rows(
         image = RawImage(
             folder=images,
             url=name,
-            height=values.get("height"),
-            width=values.get("width"),
+            height=whole_number(values.get("height")),
+            width=whole_number(values.get("width")),
             picture_id=coco_picture_id({"file_name": name}),
         )
         if kind == "detection":
-            yield RawDetection(name=name, image=image, objects=[_object(item) for item in _list(body, "instances")])
+            instances = _list(body, "instances")
+            if any(item.get("score") is not None for item in instances):
+                yield Reject(name, "pseudo_label")
+            else:
+                yield RawDetection(name=name, image=image, objects=[_object(item) for item in instances])
         else:
             caption = body.get("caption")
             phrases = _phrases(_list(body, "regions"), caption) if isinstance(caption, str) else []
-            yield RawGrounding(name=name, image=image, caption=caption, phrases=phrases)
+            yield RawGrounding(
+                name=name,
+                image=image,
+                caption=caption,
+                phrases=phrases,
+                key=values.get("key"),
+                source=values.get("source"),
+                converted=notes,
+            )
 
 
 def _list(body: Values, name: str) -> list[Values]:
@@ -147,6 +162,7 @@ def _phrases(regions: list[Values], caption: str) -> list[RawPhrase]:
         scores = item.get("score", 1.0)
         # A region of several boxes has a score, or one for each; boxes that lack theirs are dropped.
         several = scores if isinstance(scores, list) else [scores] * len(boxes)
+        several = [SUREST if score == 1 and "score" in item else score for score in several]
         known[2].extend((*several, *[None] * len(boxes))[: len(boxes)])
     return [
         RawPhrase(char_spans=spans, boxes=boxes, scores=scores if is_scored else None)

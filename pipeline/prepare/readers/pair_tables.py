@@ -7,6 +7,7 @@ import hashlib
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import PurePosixPath
@@ -18,8 +19,6 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import MissingInputError
 from pipeline.prepare.raw import (
-    CAPTION_NOT_UTF8,
-    Converted,
     Part,
     RawImage,
     RawPair,
@@ -31,6 +30,7 @@ from pipeline.prepare.raw import (
 from pipeline.prepare.readers.lines import PROBED_LINES, decode_text, json_lines, json_parts, open_csv
 from pipeline.store.filesystem import describe, file_identity, list_files, open_file, redact
 from pipeline.store.records import CaptionRecord
+from pipeline.store.shards import refuse_bombs
 
 Values = Mapping[str, Any]
 CAPTION_COLUMNS = ("caption", "text", "TEXT")
@@ -38,6 +38,8 @@ IMAGE_FIELDS = ("file_name", "image", "path")
 URL_COLUMNS = ("url", "URL")
 _COLUMN_NAME = re.compile(r"[^./\\]+")
 """What a column of URLs may be called; an address without its scheme is no name."""
+MAX_SHARD_DIGITS = 12
+"""Longer numbers of img2dataset's shards are not looked for where a table is not called by its own."""
 BATCH_ROWS = 64
 """Rows of a Parquet file that are unpacked at a time."""
 
@@ -107,7 +109,8 @@ def read_img2dataset_files(context: SourceContext, *, tables: Url, images: Url) 
         # Keys start with the number of their shard, as which its table is called, of five digits unless the user chose
         # otherwise; pictures are encoded as jpg likewise.
         stem = table.rpartition("/")[2].removesuffix(".parquet")
-        shards = dict.fromkeys([stem, key[:5]] if key.startswith(stem) else [key[:5]])
+        others = sorted(range(1, min(len(key), MAX_SHARD_DIGITS)), key=lambda length: abs(length - 5))
+        shards = dict.fromkeys([stem, key[:5]] if key.startswith(stem) else [key[:length] for length in others])
         names = [f"{shard}/{key}.{suffix}" for shard in shards for suffix in ("jpg", "png", "webp")]
         image = RawImage(folder=images, url=names[0], choices=tuple(names[1:]))
         yield RawPair(name=key, image=image, caption=text)
@@ -189,13 +192,13 @@ def read_captions_jsonl(
 def _read_json_lines(
     images: str, image_fields: Sequence[str], caption_fields: Sequence[str], url: str, start: int, stop: int
 ) -> Iterator[RawPair | Reject]:
-    for name, values in json_lines(url, start, stop):
+    for name, values, notes in json_lines(url, start, stop):
         picture = _first(values, image_fields)
         if not isinstance(picture, str):
             yield Reject(name, "row_malformed")
         else:
             image = RawImage(folder=images, url=picture)
-            yield RawPair(name=picture, image=image, caption=_first(values, caption_fields))
+            yield RawPair(name=picture, image=image, caption=_first(values, caption_fields), converted=notes)
 
 
 def _first(values: Any, names: Sequence[str]) -> Any:
@@ -315,24 +318,28 @@ def _numbered(number: str | None, columns: Sequence[str]) -> int | None:
 
 
 def _read_list(file: str, layout: _Layout, images: str | None, file_name: str) -> Iterator[RawPair | Reject]:
-    with _open_rows(file, layout.delimiter) as rows:
+    notes: set[str] = set()
+    with _open_rows(file, layout.delimiter, notes) as rows:
         if layout.has_header:
             next(rows, None)
+        notes.clear()
         for number, cells in enumerate(rows):
+            converted = tuple(sorted(notes))
+            notes.clear()
             # With more cells than columns a delimiter stood in one of them, and who knows in which.
             if len(cells) <= max(layout.url, layout.caption) or any(map(str.strip, cells[layout.width :])):
                 yield Reject(f"{redact(file)}, row {number}", "row_malformed")
                 continue
             address = cells[layout.url].strip()
             image = _downloaded(number, address, images, file_name)
-            yield RawPair(name=address, image=image, caption=cells[layout.caption])
+            yield RawPair(name=address, image=image, caption=cells[layout.caption], converted=converted)
 
 
 @contextmanager
-def _open_rows(file: str, delimiter: str) -> Iterator[Iterator[list[str]]]:
+def _open_rows(file: str, delimiter: str, notes: set[str] | None = None) -> Iterator[Iterator[list[str]]]:
     """Open a TSV, where quotes are plain characters, or a CSV, where they are not."""
     quoting: Literal[0, 3] = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
-    with open_csv(file) as lines:
+    with open_csv(file, notes) as lines:
         yield csv.reader(lines, delimiter=delimiter, quoting=quoting)
 
 
@@ -391,16 +398,15 @@ def _read_group(
     columns: Sequence[str],
     texts: Sequence[str],
     row: Callable[[str, int, Values, Any], Iterator[RawPair | Reject]],
-) -> Iterator[RawPair | Reject | Converted]:
+) -> Iterator[RawPair | Reject]:
     number = first
     try:
         with open_parquet(url) as file:
             for batch in file.iter_batches(BATCH_ROWS, row_groups=[group], columns=list(columns), use_threads=False):
                 for values in _plain_rows(batch):
-                    caption, is_sound = _decoded(_first(values, texts))
-                    yield from row(url, number, values, caption)
-                    if not is_sound:
-                        yield Converted(f"row {number}", CAPTION_NOT_UTF8)
+                    caption, notes = _decoded(_first(values, texts))
+                    for made in row(url, number, values, caption):
+                        yield replace(made, converted=notes) if isinstance(made, RawPair) else made
                     number += 1
     except (pa.ArrowException, MissingInputError, OSError, ValueError) as error:
         yield Reject(f"{redact(url)}, row {number}: {describe(error, url)}", "row_malformed")
@@ -438,12 +444,13 @@ def _as_bytes(kind: pa.DataType) -> pa.DataType:
     return pa.list_(_as_bytes(kind.value_type)) if pa.types.is_list(kind) else kind
 
 
-def _decoded(caption: Any) -> tuple[Any, bool]:
-    """Return a caption, or captions, as text, and whether they were UTF-8."""
+def _decoded(caption: Any) -> tuple[Any, tuple[str, ...]]:
+    """Return a caption, or captions, as text, and what was done to it."""
     if isinstance(caption, list):
         pairs = [_decoded(each) for each in caption]
-        return [text for text, _ in pairs], all(is_sound for _, is_sound in pairs)
-    return decode_text(caption) if isinstance(caption, bytes) else (caption, True)
+        return [text for text, _ in pairs], tuple(sorted({note for _, notes in pairs for note in notes}))
+    text, note = decode_text(caption) if isinstance(caption, bytes) else (caption, None)
+    return text, (note,) if note else ()
 
 
 @contextmanager
@@ -455,6 +462,7 @@ def open_parquet(url: str) -> Iterator[pq.ParquetFile]:
     with open_file(url) as stream:
         try:
             file = pq.ParquetFile(stream, pre_buffer=False)
+            refuse_bombs(file.metadata)
         except (pa.ArrowException, OSError) as error:
             raise MissingInputError(
                 f"{redact(url)}: not a readable Parquet file: {describe(error, url)}; fetch it again"

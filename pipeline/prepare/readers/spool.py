@@ -45,7 +45,7 @@ class Spool:
     def add_pictures(self, rows: Iterable[tuple[Any, Any]]) -> None:
         """Add pictures as pairs of id and plain values.
 
-        One without an id, or whose id came before, is kept, without annotations.
+        One without an id, or whose id came before, is kept, without annotations, and read without an ``id``.
         """
         # NULL, which any number of rows may have, in place of an id that is taken
         free = "NULLIF(?1, (SELECT id FROM pictures WHERE id = ?1))"
@@ -60,6 +60,11 @@ class Spool:
         self._base.executemany(statement, ((text_id(key), json.dumps(row)) for key, row in rows))
         self._base.execute("COMMIT")
 
+    def distinct(self, place: int) -> set[Any]:
+        """Return the different numbers and texts that annotations, kept as lists, have at a place."""
+        values = (json.loads(row)[place] for (row,) in self._base.execute("SELECT row FROM annotations"))
+        return {value for value in values if isinstance(value, int | float | str)}
+
     def annotated(self) -> Iterator[str]:
         """Yield the ids that annotations speak of, in the order in which they come first."""
         query = "SELECT picture FROM annotations WHERE picture NOT NULL GROUP BY picture ORDER BY min(rowid)"
@@ -70,12 +75,15 @@ class Spool:
         """Return pictures ``start`` to ``stop``, each with its annotations in their order."""
         self._base.execute("CREATE INDEX IF NOT EXISTS by_picture ON annotations (picture)")
         found: dict[int, tuple[Any, list[Any]]] = {}
-        query = """SELECT number, pictures.row, annotations.row FROM pictures
+        query = """SELECT number, id, pictures.row, annotations.row FROM pictures
                    LEFT JOIN annotations ON annotations.picture = pictures.id
                    WHERE number > ? AND number <= ? ORDER BY number, annotations.rowid"""
-        for number, picture, annotation in self._base.execute(query, (start, stop)):
+        for number, key, row, annotation in self._base.execute(query, (start, stop)):
             if number not in found:
-                found[number] = (json.loads(picture), [])
+                picture = json.loads(row)
+                if key is None and isinstance(picture, dict):
+                    picture.pop("id", None)
+                found[number] = (picture, [])
             if annotation is not None:
                 found[number][1].append(json.loads(annotation))
         return list(found.values())

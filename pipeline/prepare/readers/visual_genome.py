@@ -18,7 +18,7 @@ from pipeline.prepare.raw import (
     SourceContext,
     Url,
 )
-from pipeline.prepare.readers.coco import Values, corners, listed
+from pipeline.prepare.readers.coco import Values, corners, listed, whole_number
 from pipeline.prepare.readers.json_stream import JsonStream
 from pipeline.prepare.readers.spool import Spool, text_id
 from pipeline.store.filesystem import file_identity, redact
@@ -120,8 +120,8 @@ def _image(values: list[Any], images: str) -> RawImage:
         folder=images,
         url=places[0],
         choices=tuple(dict.fromkeys(places[1:])),
-        height=height,
-        width=width,
+        height=whole_number(height),
+        width=whole_number(width),
         picture_id=f"coco/{coco}" if isinstance(coco, int) else f"vg/{number}",
     )
 

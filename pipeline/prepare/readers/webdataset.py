@@ -9,8 +9,7 @@ from functools import partial
 from typing import IO, Any
 
 from pipeline.prepare.raw import (
-    CAPTION_NOT_UTF8,
-    Converted,
+    MEMBERS_UNREAD,
     Part,
     RawImage,
     RawPair,
@@ -28,13 +27,17 @@ _WORDS = re.compile(r"(\.[A-Za-z_]+)+")
 MAX_IMAGE_BYTES = 200 << 20
 MAX_TEXT_BYTES = 1 << 20
 """Larger members are not unpacked."""
+_MAX_HEADER_BYTES = 1 << 20
+"""Long names are headers of their own."""
+_BROKEN = (tarfile.TarError, OSError, EOFError, ValueError)
 
 
 def read_webdataset(context: SourceContext, *, shards: Url, caption: str = "txt") -> list[RawTable]:
     """Tar shards whose members ``KEY.jpg`` (or png, webp …), ``KEY.txt`` and ``KEY.json`` make a pair.
 
     Members of one pair follow one another, as img2dataset and webdataset write them. Keys may have periods in them:
-    the suffix is what follows the last. Of two pictures of a key the first makes the pair, the other is a reject.
+    the suffix is what follows the last. Of two pictures of a key the first makes the pair, the other is a reject;
+    ``KEY.WORDS.png`` beside it is not read, and counted. Pictures that are links, devices or sparse are rejects.
     Hidden files are passed over. With ``prepare.pictures: reference`` records point into the tars.
 
     Options:
@@ -52,7 +55,7 @@ def read_webdataset(context: SourceContext, *, shards: Url, caption: str = "txt"
     return [RawTable(CaptionRecord, parts)]
 
 
-def read_tar(url: str, caption: str) -> Iterator[RawPair | Reject | Converted]:
+def read_tar(url: str, caption: str) -> Iterator[RawPair | Reject]:
     """Yield the pairs of a tar in their order; where it breaks off, a reject says so.
 
     Args:
@@ -63,61 +66,92 @@ def read_tar(url: str, caption: str) -> Iterator[RawPair | Reject | Converted]:
     is_plain = url.endswith(".tar")
     with open_file(url, compression=None if is_plain else compression) as file:
         try:
-            with tarfile.open(fileobj=file, mode="r:") as archive:
+            headers: Any = _ShortReads(file)
+            with tarfile.open(fileobj=headers, mode="r:") as archive:
                 yield from _pairs(archive, file, url if is_plain else None, caption)
-        except (tarfile.TarError, OSError, EOFError, ValueError) as error:
+        except _BROKEN as error:
             yield Reject(f"{redact(url)}: {describe(error, url)}", "row_malformed")
 
 
-def _pairs(
-    archive: tarfile.TarFile, file: IO[bytes], url: str | None, caption: str
-) -> Iterator[RawPair | Reject | Converted]:
+def _pairs(archive: tarfile.TarFile, file: IO[bytes], url: str | None, caption: str) -> Iterator[RawPair | Reject]:
     """Join neighbours whose keys say that they are one pair."""
     key, members = "", dict[str, Any]()
-    for other, found in _groups(archive, file, caption):
-        if not members:
-            key, members = other, found
-            continue
-        joined = _joined(key, members, other, found, caption)
-        if joined is None:
-            yield from _pair(key, members, url, caption)
-            key, members = other, found
-        else:
-            key, members = joined
+    try:
+        for other, found in _groups(archive, file, caption):
+            if not members:
+                key, members = other, found
+                continue
+            joined = _joined(key, members, other, found, caption)
+            if joined is None:
+                yield from _pair(key, members, url, caption)
+                key, members = other, found
+            else:
+                key, members = joined
+    except _BROKEN:  # what is behind it is lost, and not what came before
+        yield from _pair(key, members, url, caption) if members else ()
+        raise
     if members:
         yield from _pair(key, members, url, caption)
+
+
+class _ShortReads:
+    """The file as tarfile reads headers from it: one that says that it is longer than any is not read."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.seek, self.tell, self._read = file.seek, file.tell, file.read
+
+    def read(self, size: int) -> bytes:
+        """Read so many bytes."""
+        if not 0 <= size <= _MAX_HEADER_BYTES:
+            raise tarfile.ReadError(f"a header of {size} bytes")
+        return self._read(size)
 
 
 def _groups(archive: tarfile.TarFile, file: IO[bytes], caption: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield keys with their members by suffix: what follows one another and differs by what ends the name alone.
 
-    Members that are not read stand as None.
+    Members that are not read stand as None, pictures of them as the reason for it.
     """
     key, members = "", dict[str, Any]()
-    # Members are dropped as they are passed: the list that tarfile keeps of them grows with the archive.
-    while (member := archive.next()) is not None:
-        archive.members = []  # type: ignore[attr-defined]
-        folder, _, name = member.name.rpartition("/")
-        if not member.isreg() or not name or name.startswith("."):  # folders, links, devices, hidden files
-            continue
-        stem, suffix = _split_name(name, caption)
-        current = f"{folder}/{stem}"
-        if current != key or suffix in members:  # the same key may come again: a pair of its own
-            if members:
-                yield key, members
-            key, members = current, {}
-        is_picture = suffix in IMAGE_SUFFIXES
-        members[suffix] = None
-        if member.size <= (MAX_IMAGE_BYTES if is_picture else MAX_TEXT_BYTES) and (
-            is_picture or suffix in ("json", caption)
-        ):
-            file.seek(member.offset_data)  # the archive's own way there makes three objects for each member
-            data = file.read(member.size)
-            if len(data) != member.size:
-                raise tarfile.ReadError(f"it ends inside of {member.name!r}")
-            members[suffix] = (data, member.offset_data)
+    try:
+        # Members are dropped as they are passed: the list that tarfile keeps of them grows with the archive.
+        while (member := archive.next()) is not None:
+            archive.members = []  # type: ignore[attr-defined]
+            folder, _, name = member.name.rpartition("/")
+            if member.isdir() or not name or name.startswith("."):
+                continue
+            stem, suffix = _split_name(name, caption)
+            content = _content(member, file, suffix, caption)
+            current = f"{folder}/{stem}"
+            if current != key or suffix in members:  # the same key may come again: a pair of its own
+                if members:
+                    yield key, members
+                key, members = current, {}
+            members[suffix] = content
+    except _BROKEN:
+        if members:
+            yield key, members
+        raise
     if members:
         yield key, members
+
+
+def _content(member: tarfile.TarInfo, file: IO[bytes], suffix: str, caption: str) -> tuple[bytes, int] | str | None:
+    """Return a member's bytes and their place, or what stands for them; ReadError where the file ends before."""
+    is_picture = suffix in IMAGE_SUFFIXES
+    if member.size < 0:
+        raise tarfile.ReadError(f"{member.name!r} has {member.size} bytes")
+    if not member.isreg() or member.issparse():  # what a link names may be outside, what is sparse unpacks to anything
+        return "row_malformed" if is_picture else None
+    if member.size > (MAX_IMAGE_BYTES if is_picture else MAX_TEXT_BYTES):
+        return "image_too_large" if is_picture else None
+    if not is_picture and suffix not in ("json", caption):
+        return None
+    file.seek(member.offset_data)  # the archive's own way there makes three objects for each member
+    data = file.read(member.size)
+    if len(data) != member.size:
+        raise tarfile.ReadError(f"it ends inside of {member.name!r}")
+    return data, member.offset_data
 
 
 def _split_name(name: str, caption: str) -> tuple[str, str]:
@@ -144,7 +178,7 @@ def _joined(
         return None
     inner, whole = (members, found) if long == key else (found, members)
     named = {f"{between[1:]}.{suffix}": content for suffix, content in inner.items()}
-    if whole.keys() & named.keys() or (_pictures(inner) and _caption(inner, caption) is not None):
+    if whole.keys() & named.keys() or (_pictures(inner) and _caption(inner, caption)[0] is not None):
         return None
     return short, whole | named
 
@@ -152,10 +186,14 @@ def _joined(
 def _pictures(members: dict[str, Any]) -> list[str]:
     """Return the suffixes of pictures: ``jpg`` and its like, else such as ``img.jpg``."""
     plain = [suffix for suffix in members if suffix in IMAGE_SUFFIXES]
-    return plain or [suffix for suffix in members if suffix.rpartition(".")[2] in IMAGE_SUFFIXES]
+    return plain or [suffix for suffix in members if _is_picture(suffix)]
 
 
-def _pair(key: str, members: dict[str, Any], url: str | None, caption: str) -> Iterator[RawPair | Reject | Converted]:
+def _is_picture(suffix: str) -> bool:
+    return suffix.rpartition(".")[2] in IMAGE_SUFFIXES
+
+
+def _pair(key: str, members: dict[str, Any], url: str | None, caption: str) -> Iterator[RawPair | Reject]:
     """Yield a pair; a reject for every picture beyond the first, or for members that make none."""
     name = key.lstrip("/")
     pictures = _pictures(members)
@@ -166,22 +204,25 @@ def _pair(key: str, members: dict[str, Any], url: str | None, caption: str) -> I
     if others and first not in IMAGE_SUFFIXES:  # nothing says which of them the caption describes
         yield from (Reject(f"{name}.{suffix}", "row_malformed") for suffix in pictures)
         return
-    if members[first] is None:
-        yield Reject(name, "image_too_large")
+    if not isinstance(members[first], tuple):
+        yield Reject(name, members[first] or "row_malformed")
     else:
         data, offset = members[first]
         image = RawImage(data=data, url=None if url is None else byte_range(url, offset, len(data)))
-        yield RawPair(name=name, image=image, caption=_caption(members, caption))
-        if members.get(caption) and not decode_text(members[caption][0])[1]:
-            yield Converted(name, CAPTION_NOT_UTF8)
+        text, note = _caption(members, caption)
+        notes = [note] if note else []
+        notes += [MEMBERS_UNREAD for suffix in members.keys() - set(pictures) if _is_picture(suffix)]
+        yield RawPair(name=name, image=image, caption=text, converted=tuple(notes))
     yield from (Reject(f"{name}.{suffix}: a second picture of {name}", "row_malformed") for suffix in others)
 
 
-def _caption(members: dict[str, Any], caption: str) -> Any:
-    text = members.get(caption)
-    if text is not None:
-        return decode_text(text[0])[0]
+def _caption(members: dict[str, Any], caption: str) -> tuple[Any, str | None]:
+    """Return the caption and what was done to its text."""
+    if (text := members.get(caption)) is not None:
+        return decode_text(text[0])
+    if not members.get("json"):  # a member that is too large stands without its bytes
+        return None, None
     field = caption.partition(":")[2] or "caption"
-    # A member that is too large stands without its bytes.
-    values = parse_json(members["json"][0]) if members.get("json") else None
-    return values.get(field) if isinstance(values, dict) else None
+    text, note = decode_text(members["json"][0])
+    values = parse_json(text)
+    return (values.get(field), note) if isinstance(values, dict) else (None, None)

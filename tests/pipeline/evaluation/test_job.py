@@ -80,7 +80,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         test_long_side=128,
     )
     folder = tmp_path_factory.mktemp("models") / "tiny"
-    GLIP(config).save_pretrained(folder, load_tokenizer(TOKENIZER))
+    GLIP(config).save_pretrained(folder, load_tokenizer(TOKENIZER, 30522))
     return folder
 
 

@@ -17,9 +17,9 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from pipeline.errors import ConfigError, MissingInputError, ShardError, StorageError
-from pipeline.inspection.exports import EXPORTS, export
+from pipeline.inspection.exports import EXPORTS, UNFINISHED, export
 from pipeline.inspection.search import Filter, find_rows
-from pipeline.prepare.raw import SourceContext, Url
+from pipeline.prepare.raw import Reject, SourceContext, Url
 from pipeline.prepare.readers.coco import read_coco_detection
 from pipeline.prepare.readers.odvg import read_odvg
 from pipeline.prepare.readers.webdataset import read_webdataset
@@ -112,6 +112,24 @@ def test_odvg_keeps_captions_spans_and_boxes(write: Write, context: SourceContex
     assert [[each.char_spans for each in row.phrases] for row in rows] == [[((2, 5),), ((9, 12),)], [((19, 22),)]]
     lines = [json.loads(line) for line in (out / "labels.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [region["score"] for region in lines[0]["grounding"]["regions"]] == [0.75, 0.5, 0.25]
+    assert [(row.key, row.source) for row in rows] == [(line["key"], line["source"]) for line in lines]
+    assert [(row.key, row.source) for row in rows] == [(shard[0].key, "web") for shard in SHARDS]
+    scores = [[box.score for phrase in row.phrases for box in phrase.boxes] for row in rows]
+    assert scores[0] == [0.75, 0.5, 0.25]
+    assert read_rows(table, is_judged_by=True) == [
+        Reject(name, "pseudo_label") for name in ("000000000001.jpg", "000000000002.png")
+    ]
+
+
+def test_boxes_of_people_have_no_score_in_odvg(tmp_path: Path, context: SourceContext, read_rows: Any) -> None:
+    drawn = phrase("dog", 2, boxes=(ScoredBox(xyxy=(1, 2, 10, 20)),))
+    write_shard(tmp_path / "labels" / shard_name(0), [row("one", drawn)], GroundingRecord)
+    export("odvg", find_rows(tmp_path / "labels", Filter()), tmp_path / "out", lambda rows: None)
+    assert '"score"' not in (tmp_path / "out" / "labels.jsonl").read_text()
+    (table,) = read_odvg(context, annotations=Url(tmp_path / "out/labels.jsonl"), images=Url(tmp_path / "out/images"))
+    for is_judged_by in (False, True):
+        (record,) = read_rows(table, is_judged_by=is_judged_by)
+        assert record.phrases[0].boxes == (ScoredBox(xyxy=(1, 2, 10, 20), score=1.0),)
 
 
 def test_webdataset_through_our_reader(write: Write, context: SourceContext, read_rows: Any) -> None:
@@ -197,6 +215,38 @@ def test_no_room_is_told(labels: Path, tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(Path, "write_bytes", refuse)
     with pytest.raises(StorageError, match=r"out: cannot be written .*No space left"):
         export("coco", find_rows(labels, Filter()), tmp_path / "out", lambda _: None)
+
+
+@pytest.mark.parametrize("name", ["coco", "odvg", "webdataset"])
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+def test_an_export_that_failed_leaves_nothing_and_may_be_run_again(
+    name: str, error: BaseException, labels: Path, tmp_path: Path
+) -> None:
+    def fail(_: int) -> None:
+        raise error
+
+    with pytest.raises((StorageError, KeyboardInterrupt)):
+        export(name, find_rows(labels, Filter()), tmp_path / "out", fail)
+    assert list((tmp_path / "out").iterdir()) == []
+    assert export(name, find_rows(labels, Filter()), tmp_path / "out", lambda _: None) == 2
+    assert not (tmp_path / "out" / UNFINISHED).exists()
+
+
+def test_what_a_killed_export_left_goes_and_links_are_not_followed(labels: Path, tmp_path: Path) -> None:
+    """The folder is known by the mark in it."""
+    out, elsewhere = tmp_path / "out", tmp_path / "elsewhere"
+    for path in (out / UNFINISHED, out / "images" / "9.png", elsewhere / "mine.txt"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    (out / "more").symlink_to(elsewhere)
+    assert export("coco", find_rows(labels, Filter()), out, lambda _: None) == 2
+    assert {path.name for path in out.rglob("*")} == {
+        "annotations.json",
+        "images",
+        "000000000001.jpg",
+        "000000000002.png",
+    }
+    assert (elsewhere / "mine.txt").is_file()
 
 
 @pytest.mark.parametrize("name", ["coco", "odvg", "webdataset"])

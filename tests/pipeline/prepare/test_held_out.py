@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageEnhance
 
 from glip_model.images import check_image
-from pipeline.prepare.held_out import MAX_DISTANCE, HeldOut, Sighting, perceptual_hash
+from pipeline.prepare.held_out import MAX_DISTANCE, HeldOut, Sighting, group_alike, perceptual_hash
 from pipeline.prepare.validation import CHECKED_SIDE
 
 PHOTOGRAPHS = Path(__file__).resolve().parents[4] / "shared" / "data" / "coco_tiny" / "train2017"
@@ -46,11 +46,12 @@ def test_every_way_to_differ_in_few_bits_is_found() -> None:
 
 
 def test_ids_decide_within_their_data_set_and_looks_elsewhere() -> None:
-    held_out = HeldOut([Sighting("coco/1", 5), Sighting(None, 1 << 40)])
+    held_out = HeldOut([Sighting("coco/1", 5), Sighting(None, 255 << 40)])
     assert held_out.has(Sighting("coco/1", None))
     assert not held_out.has(Sighting("coco/2", 5))  # another picture, however alike
     assert held_out.has(Sighting("vg/2", 5))
-    assert held_out.has(Sighting(None, 1 << 40))
+    assert held_out.has(Sighting(None, 255 << 40))
+    assert held_out.has(Sighting("coco/2", 255 << 40))  # nobody knows of which data set that one is
     assert not held_out.has(Sighting(None, None))
     assert not held_out.has(Sighting("vg/2", None))
     assert len(held_out) == 3
@@ -63,20 +64,36 @@ def test_nothing_held_out_is_never_met() -> None:
 
 
 ids = st.sampled_from([None, *(f"{name}/{i}" for name in ("coco", "vg") for i in range(3))])
-sightings = st.builds(Sighting, ids, st.none() | st.sampled_from([0, 1, 1 << 63, 2**64 - 1]))
+looks = st.none() | st.sampled_from([0, 1, 1 << 63, 2**64 - 1])
+sightings = st.builds(Sighting, ids, looks, st.sampled_from(["", "mine", "yours"]))
 
 
 @given(st.lists(sightings, max_size=6), sightings)
 def test_ids_and_looks_together_answer_as_their_description_says(known: list[Sighting], seen: Sighting) -> None:
-    def namespace(sighting: Sighting) -> str | None:
-        return sighting.picture_id.partition("/")[0] if sighting.picture_id else None
+    def is_alike(other: Sighting) -> bool:
+        both = seen.looks is not None and other.looks is not None
+        return both and ((seen.looks or 0) ^ (other.looks or 0)).bit_count() <= MAX_DISTANCE
 
-    if seen.picture_id is not None and namespace(seen) in {namespace(other) for other in known}:
-        expected = seen.picture_id in {other.picture_id for other in known}
-    else:
-        looks = [other.looks for other in known if other.looks is not None]
-        expected = seen.looks is not None and any((seen.looks ^ look).bit_count() <= MAX_DISTANCE for look in looks)
-    assert HeldOut(known).has(seen) == expected
+    def is_same(other: Sighting) -> bool:
+        return seen.picture_id == other.picture_id if seen.kind and seen.kind == other.kind else is_alike(other)
+
+    def is_of_own_set(other: Sighting) -> bool:
+        return bool(seen.data_set) and seen.data_set == other.data_set
+
+    assert HeldOut(known).has(seen) == any(is_same(other) and not is_of_own_set(other) for other in known)
+    assert HeldOut(known).resembles(seen) == any(is_same(other) or is_alike(other) for other in known)
+
+
+@given(st.lists(st.none() | st.sampled_from([0, 1, 15, 255, 4095, 1 << 63, 2**64 - 1]), max_size=8))
+def test_groups_link_what_looks_alike(looks: list[int | None]) -> None:
+    groups = group_alike(looks)
+    for (i, a), (k, b) in combinations(enumerate(looks), 2):
+        if a is None or b is None:
+            assert groups[i] != groups[k]
+        elif (a ^ b).bit_count() <= MAX_DISTANCE:
+            assert groups[i] == groups[k]
+    assert group_alike([0, 15, 255, 1 << 63 | 0xFFFFFF])[:3] == [0, 0, 0]  # 0 and 255 by way of 15
+    assert len(set(group_alike([0, 255, None, None]))) == 4
 
 
 def test_the_digest_knows_what_is_held_out_and_not_in_which_order() -> None:

@@ -26,11 +26,19 @@ from pipeline.prepare import job
 from pipeline.prepare.held_out import HeldOut, Sighting
 from pipeline.prepare.job import prepare
 from pipeline.prepare.parts import PartTask, drop_rows, find_duplicates, finished, write_part
-from pipeline.prepare.raw import DroppedBox, Part, RawImage, RawPair, Reject
+from pipeline.prepare.raw import Converted, DroppedBox, Part, RawImage, RawPair, Reject
 from pipeline.prepare.settings import PrepareConfig
 from pipeline.prepare.validation import Rules
 from pipeline.settings import load_all
-from pipeline.store.records import CaptionRecord, DetectedObject, DetectionRecord, ImageRef
+from pipeline.store.records import (
+    CaptionRecord,
+    DetectedObject,
+    DetectionRecord,
+    GroundingRecord,
+    ImageRef,
+    Phrase,
+    ScoredBox,
+)
 from pipeline.store.resume import MANIFEST_FILE
 from pipeline.store.shards import PROVENANCE_KEY, list_shards, read_metadata, read_shard, shard_name
 
@@ -73,6 +81,19 @@ def test_a_shard_holds_its_records_and_counts_the_rest(tmp_path: Path) -> None:
     assert result.rejects == {"image_missing": 5, "caption_empty": 1}
     assert result.examples == {"image_missing": ["0.jpg", "1.jpg", "2.jpg"], "caption_empty": ["x"]}
     assert result.dropped_boxes == {"box_degenerate": 2}
+
+
+def test_pseudo_labels_and_converted_rows_are_counted_besides_others(tmp_path: Path) -> None:
+    def labelled(key: str, *scores: float) -> GroundingRecord:
+        boxes = tuple(ScoredBox(xyxy=(1, 1, 9, 9), score=score) for score in scores)
+        phrase = Phrase(text="dog", char_spans=((0, 3),), boxes=boxes)
+        image = ImageRef(path=f"/{key}.jpg")
+        return GroundingRecord(key=key, image=image, height=10, width=10, source="s", caption="dog", phrases=(phrase,))
+
+    rows = [labelled("a", 1.0), labelled("b", 1.0, 0.5), labelled("c"), Converted("c", "boxes_turned")]
+    result = write_part(task(tmp_path, rows, record_type=GroundingRecord), None)
+    assert (result.rows, result.boxes) == (3, 3)
+    assert result.converted == {"pseudo_labels": 1, "boxes_turned": 1}
 
 
 def test_a_part_of_rejects_alone_is_written_empty(tmp_path: Path) -> None:
@@ -373,6 +394,27 @@ class TestPrepare:
         assert metrics["web"]["rejects"] == {"held_out": 2}
         assert "held_out" not in metrics
         assert not (tmp_path / "out/held_out").exists()
+
+    def test_parts_of_one_data_set_lose_nothing_to_one_another(
+        self, raw: Raw, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        for i in range(2):
+            raw.picture(f"{i}.png", 300 + 60 * i, 200)
+        with Image.open(raw.folder / "images/0.png") as picture:  # as the next frame of a fixed camera looks
+            picture.convert("RGB").save(raw.folder / "images/next.jpg")
+        own = {"data_set": "mine"}
+        sources = {
+            "dev": (raw.source("coco_detection", ["0.png"], **own),),
+            "human": (raw.source("coco_detection", ["next.jpg", "1.png"], **own),),
+        }
+        metrics = prepare(config(**sources), 0, tmp_path / "out")
+        assert (metrics["human/detection"]["rows"], metrics["human/detection"]["rejects"]) == (2, {})
+        assert metrics["human/detection"]["converted"] == {"looks_held_out": 1}
+        assert "1 of 2 pictures look like ones of the same data set that models are judged by" in caplog.text
+        sources["held_out"] = (raw.source("coco_detection", ["1.png", "0.png", "0.png"], **own),)  # named as such: go
+        metrics = prepare(config(**sources), 0, tmp_path / "out")
+        assert metrics["human/detection"]["rejects"] == {"held_out": 2}
+        assert "give both sources the same data_set" in caplog.text
 
     def test_shards_of_an_earlier_run_do_not_stay(self, raw: Raw, tmp_path: Path) -> None:
         names = [f"{i}.png" for i in range(5)]

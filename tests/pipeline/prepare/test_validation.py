@@ -15,7 +15,18 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from glip_model.images import ImageError
-from pipeline.prepare.raw import DroppedBox, RawDetection, RawGrounding, RawImage, RawObject, RawPair, RawPhrase, Reject
+from pipeline.prepare.raw import (
+    CAPTION_DAMAGED,
+    Converted,
+    DroppedBox,
+    RawDetection,
+    RawGrounding,
+    RawImage,
+    RawObject,
+    RawPair,
+    RawPhrase,
+    Reject,
+)
 from pipeline.prepare.validation import (
     MAX_CAPTION_CHARS,
     READ_AHEAD,
@@ -394,3 +405,24 @@ def test_order_stays_over_batches_of_reads(tmp_path: Path) -> None:
 def test_a_failed_read_says_why() -> None:
     with pytest.raises(ImageError, match="no such file"):
         load_image(convert(pair(url="/nowhere/a.jpg", height=5, width=5), pictures="unread")[0].image, 100)
+
+
+@pytest.mark.parametrize("name", ["a%20b%C3%A9.jpg", "a bé.jpg", "C:\\x\\a%20bé.jpg"])
+def test_a_picture_may_be_named_as_in_a_url(name: str, tmp_path: Path) -> None:
+    (tmp_path / "a bé.jpg").write_bytes(PICTURE)
+    (record,) = convert(pair(url=name, folder=str(tmp_path)), pictures="reference")
+    assert record.image.path == str(tmp_path / "a bé.jpg")
+    (reject,) = convert(pair(url="%2e%2e/secret.jpg", folder=str(tmp_path)))
+    assert reject == Reject("row", "image_outside_folder")
+
+
+def test_boxes_beyond_the_last_score_are_dropped() -> None:
+    phrase = RawPhrase(char_spans=[(0, 5)], boxes=[(1, 1, 9, 9), (2, 2, 9, 9)], scores=[0.5])
+    dropped, record = convert(grounding("a dog", phrase))
+    assert (dropped.reason, len(record.phrases[0].boxes)) == ("box_malformed", 1)
+
+
+def test_a_caption_that_had_to_be_mended_is_counted() -> None:
+    record, told = convert(pair("a\0dog \ud83d"))
+    assert (record.caption, told) == ("a dog \N{REPLACEMENT CHARACTER}", Converted("row", CAPTION_DAMAGED))
+    assert len(convert(pair(" a dog \n"))) == 1

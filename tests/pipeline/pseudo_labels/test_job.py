@@ -203,6 +203,24 @@ def test_broken_teacher_is_a_message(copy: Inputs, config: PseudoLabelConfig, tm
 
 
 @pytest.mark.ray
+@pytest.mark.usefixtures("ray_running")
+def test_a_teacher_that_finds_nothing_is_told(
+    copy: Inputs, config: PseudoLabelConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blind = dataclasses.replace(config, min_score=1.0)
+    told = r"out: the teacher .* found nothing that is kept in 4 pictures; .*'below_min_score': 6.*min_score \(=1.0\)"
+    monkeypatch.setattr(job, "PICTURES_THAT_TELL", 7)
+    assert pseudo_label(copy, blind, MAX_PIXELS)["boxes"] == 0  # of six pictures: too few to tell
+    monkeypatch.setattr(job, "PICTURES_THAT_TELL", 4)
+    with pytest.raises(ShardError, match="found nothing that is kept in 6 pictures"):
+        pseudo_label(copy, blind, MAX_PIXELS)  # nor is a finished run of before taken for good
+    shutil.rmtree(copy.out)
+    with pytest.raises(ShardError, match=told):
+        pseudo_label(copy, blind, MAX_PIXELS)
+    assert 2 <= len(list_shards(copy.out)) <= NUM_SHARDS
+
+
+@pytest.mark.ray
 def test_too_many_broken_rows_stop_the_stage_with_its_shards_kept(copy: Inputs, config: PseudoLabelConfig) -> None:
     before = times(copy.out)
     with pytest.raises(RejectLimitError, match=r"3 of 9 rows are broken .*max_reject_share = 0\.1; mend the data"):

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import MissingInputError
-from pipeline.pseudo_labels.manifest import ShardSummary, finished_summary
+from pipeline.pseudo_labels.manifest import ShardSummary, finished_summary, read_manifest, write_manifest
 from pipeline.pseudo_labels.teachers import describe_teacher
 from pipeline.store.provenance import FINGERPRINT, file_sha256, fingerprint
 from pipeline.store.records import GroundingRecord, ImageRef, Phrase, ScoredBox
+from pipeline.store.resume import MANIFEST_FILE
 from pipeline.store.shards import PROVENANCE_KEY, write_shard
 
 WHOLE = Phrase(text="dog", char_spans=((0, 3),), boxes=(ScoredBox(xyxy=(0, 0, 5, 5), score=0.9),) * 2)
@@ -59,6 +60,28 @@ def test_summary_counts_rows_phrases_boxes_and_reasons(shard: Path) -> None:
         sha256=file_sha256(shard),
     )
     assert ShardSummary(**json.loads(json.dumps(summary.to_dict()))) == summary
+
+
+def test_a_manifest_that_says_what_cannot_be_says_nothing(shard: Path, tmp_path: Path) -> None:
+    summary = finished_summary(shard, "f1")
+    assert summary is not None
+    write_manifest(tmp_path, {}, [summary])
+    assert read_manifest(tmp_path) == {shard.name: summary}
+    manifest = tmp_path / MANIFEST_FILE
+    sound = json.loads(manifest.read_text())
+    for name, value in (
+        ("rows", -1),
+        ("rows", "many"),
+        ("boxes", None),
+        ("row_rejects", [1]),
+        ("phrase_rejects", {"a": -1}),
+    ):
+        lying = {**sound, "shards": [{**sound["shards"][0], name: value}]}
+        manifest.write_text(json.dumps(lying))
+        assert read_manifest(tmp_path) == {}
+    for text in ("", "[]", '{"shards": 3}', '{"shards": [3]}', '{"shards": {"a": 1}}', "[" * 100_000):
+        manifest.write_text(text)
+        assert read_manifest(tmp_path) == {}
 
 
 def test_other_missing_or_foreign_shards_are_not_finished(shard: Path, tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,12 +14,13 @@ import pandas as pd
 import pytest
 from upath import UPath
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, OwnershipError, StorageError
 from pipeline.store.provenance import with_fingerprint
 from pipeline.store.records import CaptionRecord, ImageRef
 from pipeline.store.resume import (
     MANIFEST_FILE,
     OLD_MANIFEST_FILE,
+    alone_in,
     find_manifest,
     fingerprint_of,
     input_identity,
@@ -158,3 +161,51 @@ def test_a_stage_does_not_write_into_what_it_reads(tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match="let it write to another place"):
             keep_apart(out, tmp_path / "other", records)
     keep_apart(tmp_path / "out", tmp_path, UPath("memory://out"))
+
+
+def test_one_run_at_a_time_writes_to_a_folder(tmp_path: Path) -> None:
+    """The system knows who is at work: a run that was killed keeps nobody out, and nothing is left in the folder."""
+    out = tmp_path / "deep" / "out"
+    code = "import sys, time\nfrom pathlib import Path\nfrom pipeline.store.resume import alone_in\n"
+    code += "with alone_in(Path(sys.argv[1])):\n    print('in', flush=True)\n    time.sleep(600)"
+    with subprocess.Popen([sys.executable, "-c", code, str(out)], stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "in\n"
+        (tmp_path / "link").symlink_to(out)
+        for place in (out, tmp_path / "link"):
+            with pytest.raises(OwnershipError, match="another run is writing there; wait"), alone_in(place):
+                pytest.fail("the block must not begin")
+        other.kill()
+    with alone_in(tmp_path / "link"):
+        assert list(out.iterdir()) == []
+    with pytest.raises(KeyError), alone_in(tmp_path / "new"):
+        raise KeyError
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_folder_that_goes_while_it_is_written_to_is_told(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(StorageError, match="removed or replaced while"), alone_in(out):
+        out.rmdir()
+    with pytest.raises(StorageError, match="removed or replaced while"), alone_in(out):
+        out.rename(tmp_path / "away").with_name("out").mkdir()
+
+
+def test_nothing_is_written_or_removed_behind_links_of_an_output_folder(tmp_path: Path) -> None:
+    mine = tmp_path / "mine" / shard_name(0)
+    write(mine, OTHERS)
+    (tmp_path / "out" / "dev").mkdir(parents=True)
+    (tmp_path / "out" / "dev" / "detection").symlink_to(mine.parent)
+    with pytest.raises(ConfigError, match=r"dev/detection: a link to .*mine"), alone_in(tmp_path / "out"):
+        pytest.fail("the block must not begin")
+    shard = tmp_path / "shards" / shard_name(0)
+    shard.parent.mkdir()
+    shard.symlink_to(mine)
+    assert keep(shard.parent) == {}
+    assert not shard.exists()
+    assert mine.exists()
+
+
+def test_a_folder_on_disk_or_in_a_store_is_made(disk_or_store: Place) -> None:
+    with alone_in(disk_or_store / "out"):
+        write(disk_or_store / "out" / shard_name(0), MINE)

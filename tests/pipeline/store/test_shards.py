@@ -7,6 +7,7 @@ import dataclasses
 import os
 import random
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import MissingInputError, ShardError, StorageError
+from pipeline.store.dataset import open_dataset
 from pipeline.store.records import (
     SCHEMA_VERSION,
     SCHEMAS,
@@ -43,6 +45,8 @@ from pipeline.store.shards import (
     read_repeat,
     read_shard,
     read_table,
+    refuse_bombs,
+    shard_name,
     write_shard,
 )
 
@@ -366,3 +370,28 @@ def test_a_shard_without_vocabulary_says_so(tmp_path: Path) -> None:
     write_shard(path, [], CaptionRecord)
     with pytest.raises(ShardError, match="no vocabulary"):
         read_categories(path)
+
+
+# Bombs
+
+
+def test_a_shard_that_unpacks_to_gigabytes_is_refused_unread(tmp_path: Path) -> None:
+    path = tmp_path / shard_name(0)
+    image = ImageRef(bytes=bytes(300 << 20))
+    record = CaptionRecord(key="k", image=image, height=1, width=1, caption="a dog", source="s")
+    write_shard(path, [record], CaptionRecord)
+    assert path.stat().st_size < 100_000
+    before = pa.total_allocated_bytes()
+    for read in (read_table, read_metadata, open_dataset):
+        with pytest.raises(ShardError, match=r"columns of \d+ bytes would unpack to 3\d{8}"):
+            read(path)
+    assert pa.total_allocated_bytes() == before
+
+
+def test_more_rows_than_bytes_can_hold_are_refused() -> None:
+    group = SimpleNamespace(
+        num_columns=1, column=lambda _: SimpleNamespace(total_compressed_size=9, total_uncompressed_size=9)
+    )
+    end = SimpleNamespace(num_row_groups=1, row_group=lambda _: group, num_rows=10**12)
+    with pytest.raises(pa.ArrowInvalid, match="1000000000000 rows cannot be in 9 bytes"):
+        refuse_bombs(end)

@@ -148,6 +148,19 @@ def test_mistake_in_one_of_two_workers_reaches_the_driver(
         run(workers=2, folder=tmp_path, mixture={"detection": 1.0}, loader_processes=1)
 
 
+def test_a_model_that_cannot_be_written_is_a_message_and_training_goes_on_later(run: Run, tmp_path: Path) -> None:
+    blocked = tmp_path / "model" / "tokenizer.json" / "mine"
+    blocked.mkdir(parents=True)
+    with pytest.raises(TrainingError, match=r"model: cannot be written .*Is a directory: .*run the same command again"):
+        run(steps=2, checkpoint_every=1)
+    assert not (tmp_path / "model" / "model.safetensors").exists()
+    assert not list((tmp_path / "model").glob(".*"))
+    blocked.rmdir()
+    blocked.parent.rmdir()
+    metrics, _ = run(steps=2, checkpoint_every=1)
+    assert metrics["steps"] == 2
+
+
 def test_pictures_that_cannot_be_read_are_reported(
     run: Run, tiny: SimpleNamespace, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -180,7 +193,7 @@ def test_a_dev_set_judges_the_model_while_it_trains(
         assert names == [f"{kind}-00{i}.jpg" for kind in ("detection-0", "grounding-1") for i in (0, 1)]
     # The first five rows, judged once more by themselves, with the model that was saved.
     model = GLIP.from_pretrained(tmp_path / "judged")
-    again = dev(model, load_tokenizer(tmp_path / "judged"), tmp_path / "again")
+    again = dev(model, load_tokenizer(tmp_path / "judged", 30522), tmp_path / "again")
     assert again == pytest.approx(scores)
     # Judging leaves no trace of its own limits: in the model that was judged, nor in what is saved of it.
     settings = config.model.glip_config()

@@ -12,7 +12,7 @@ import torch
 
 from glip_model.glip import GLIP
 from pipeline.errors import TrainingError
-from pipeline.training.model_folder import remove_unfinished, save_whole, starting_model
+from pipeline.training.model_folder import remove_unfinished, starting_model
 from pipeline.training.settings import TrainingSettings
 
 
@@ -30,7 +30,7 @@ def test_a_student_starts_as_its_teacher(
     config: TrainingSettings, tmp_path: Path, make_model: Callable[..., GLIP], tokenizer: Any
 ) -> None:
     teacher = make_model()
-    save_whole(teacher, tokenizer, tmp_path)
+    teacher.save_pretrained(tmp_path, tokenizer)
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= {path.name for path in tmp_path.iterdir()}
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
     student, loaded = starting_model(config, tmp_path)
@@ -42,7 +42,7 @@ def test_a_student_starts_as_its_teacher(
 def test_broken_teacher_is_named(
     config: TrainingSettings, tmp_path: Path, make_model: Callable[..., GLIP], tokenizer: Any
 ) -> None:
-    save_whole(make_model(), tokenizer, tmp_path)
+    make_model().save_pretrained(tmp_path, tokenizer)
     (tmp_path / "model.safetensors").write_bytes(b"cut off")
     with pytest.raises(TrainingError, match="cannot be loaded"):
         starting_model(config, tmp_path)

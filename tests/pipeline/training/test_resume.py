@@ -49,7 +49,7 @@ class Training:
     def trainer(self, checkpoints: Path | None = None, rank: int = 0, workers: int = 1) -> Trainer:
         torch.manual_seed(7)
         model = GLIP(self.model)
-        tokenizer = load_tokenizer(self.model.text.name)
+        tokenizer = load_tokenizer(self.model.text.name, 30522)
         run = RunConfig(init="pretrained", steps=self.steps, mixture={"detection": 0.5, "grounding": 0.5})
         sources = make_sources(self.human, None, run.mixture, self.config.samples, tokenizer)
         kept = Checkpoints(checkpoints) if checkpoints else None

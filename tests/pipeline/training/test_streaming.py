@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import ConfigError, TrainingError
 from pipeline.training.plan import GOLDEN, count_below
 from pipeline.training.settings import SamplesConfig
-from pipeline.training.streaming import StreamPlan
+from pipeline.training.streaming import ORIENTED_STEPS, OrientedPlan, StreamPlan
 
 
 def groups_of(shards: list[list[int]]) -> Any:
@@ -130,12 +130,58 @@ def test_stand_ins_are_the_rest_of_the_window(make_plan: Any) -> None:
     assert sorted([plan[6][1], *found]) == sorted(plan[number][1] for number in range(5, 10))
 
 
+class Orientations:
+    """Stands for rows of which some are tall, some wide, and some cannot be shown."""
+
+    def __init__(self, rows: int, seed: int) -> None:
+        self._found = np.random.default_rng(seed).choice([True, False, None], rows, p=[0.4, 0.4, 0.2])
+
+    def is_tall_at(self, row: int) -> bool | None:
+        found: bool | None = self._found[row]
+        return found
+
+
+@given(
+    st.lists(SHARDS, min_size=1, max_size=2),
+    st.integers(1, 3),
+    st.integers(1, 4),
+    st.integers(2, 40),
+    st.integers(0, 9),
+)
+@settings(max_examples=30)
+def test_lanes_show_one_orientation_at_a_time_and_what_they_showed_before(
+    make_plan: Any, sizes: list[list[list[int]]], lanes: int, width: int, window: int, seed: int
+) -> None:
+    shards = {name: [*found, [lanes]] for name, found in zip("ab", sizes, strict=False)}
+    plan = make_plan(shards, lanes * width, window, lanes, seed=seed)
+    sources: Any = {name: Orientations(sum(map(sum, found)), seed) for name, found in shards.items()}
+    oriented = OrientedPlan(plan, sources, lanes * width, lanes)
+    for stretch in range(2):
+        for lane in range(lanes):
+            steps = range(stretch * ORIENTED_STEPS, (stretch + 1) * ORIENTED_STEPS)
+            numbers = [step * lanes * width + lane * width + place for step in steps for place in range(width)]
+            assert sorted(oriented[number] for number in numbers) == sorted(plan[number] for number in numbers)
+            mixed = []
+            for start in range(0, len(numbers), width):
+                shown = {shown_orientation(oriented, sources, number) for number in numbers[start : start + width]}
+                mixed.append(len(shown - {None}) > 1)
+            assert not any(mixed[:-1])
+
+
+def shown_orientation(plan: Any, sources: Any, number: int) -> bool | None:
+    """Look for the first row that can be shown, as the loader does."""
+    name, row = plan[number]
+    for each in [row, *plan.stand_ins(number, 0, np.random.default_rng(0))]:
+        found: bool | None = sources[name].is_tall_at(each)
+        if found is not None:
+            return found
+    return None
+
+
 def test_settings_that_cannot_be_are_errors(make_plan: Any, samples_config: SamplesConfig, train_config: Any) -> None:
     with pytest.raises(TrainingError, match=r"has 2 rows, fewer than train.samples.shuffle_lanes \(=4\)"):
         make_plan({"a": [[2]]}, 4, 8, 4)
     with pytest.raises(TrainingError, match="gives 'a' weight"):
         make_plan({"a": []}, 4, 8)
-    with pytest.raises(ConfigError, match="group_by_orientation needs all rows in memory"):
-        replace(samples_config, shuffle_window=8, group_by_orientation=True)
     with pytest.raises(ConfigError, match=r"shuffle_lanes \(=3\) must divide optim.batch_size \(=4\)"):
         replace(train_config, samples=replace(samples_config, shuffle_lanes=3))

@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import cloudpickle
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pycocotools import mask
 
 from pipeline.errors import MissingInputError
-from pipeline.prepare.raw import DroppedBox, RawDetection, Reject, SourceContext, Url
+from pipeline.prepare.raw import BOXES_FROM_POLYGONS, Converted, DroppedBox, RawDetection, Reject, SourceContext, Url
 from pipeline.prepare.readers.coco import (
     coco_picture_id,
     corners,
@@ -59,7 +61,7 @@ def test_boxes_become_corners_and_keep_category_and_crowd(
         },
         {"image_id": 1, "bbox": [0.5, 0.5, 5, 5], "category_id": 90, "iscrowd": 1},
     ]
-    images = [{"id": 1, "file_name": "a.jpg", "height": 999, "width": 999}]
+    images = [{"id": 1, "file_name": "a.jpg", "height": 30, "width": 40}]
     (table,) = read_coco_detection(context, **write(tmp_path, coco(images, annotations)))
     assert table.categories == (Category(id=3, name="dog"), Category(id=90, name="cat"))
     (record,) = read_rows(table)
@@ -180,8 +182,9 @@ def test_bad_rows_are_counted_and_the_rest_is_read(tmp_path: Path, context: Sour
     assert rows[:2] == [DroppedBox(str(tmp_path / "annotations.json"), "picture_unknown")] * 2
     assert rows[2:4] == [DroppedBox("a.jpg", "box_malformed")] * 2
     records = [row for row in rows if isinstance(row, DetectionRecord)]
-    assert [len(record.objects) for record in records] == [1, 0]
-    assert [row.reason for row in rows if isinstance(row, Reject)] == ["row_malformed"] * 3
+    # Whose boxes are those of an id that comes again, nobody knows: that picture must not teach that nothing is there.
+    assert [len(record.objects) for record in records] == [1]
+    assert [row.reason for row in rows if isinstance(row, Reject)] == ["row_malformed"] * 4
 
 
 @pytest.mark.parametrize(
@@ -415,3 +418,59 @@ def test_real_samples_are_read_to_the_last_box(context: SourceContext, read_rows
         ]
         ids = [row.image.picture_id for row in raws if isinstance(row, RawDetection)]
         assert ids == [f"coco/{image['id']}" for image in truth["images"]]
+
+
+RUNS = np.zeros((30, 40), np.uint8)
+RUNS[4:9, 7:15] = 1
+RUNS[20, 30] = 1
+
+
+@pytest.mark.parametrize(
+    ("segmentation", "box"),
+    [
+        ([[1, 1, 20, 1, 20, 21]], (1, 1, 20, 21)),
+        ([[1, 1, 20, 1, 20, 21], [30.5, 2, 31, 28.25, 5, 5]], (1, 1, 31, 28.25)),
+        ([1, 1, 20, 1, 20, 21], (1, 1, 20, 21)),
+        ({"counts": [34, 5, 25, 5, 1131], "size": [30, 40]}, (1, 4, 3, 9)),
+        ({"counts": mask.encode(np.asfortranarray(RUNS))["counts"].decode(), "size": [30, 40]}, (7, 4, 31, 21)),
+        ([], None),
+        ([[]], None),
+        (None, None),
+        ([[1, 2]], None),
+        ([[1, 1, 20, 1, 20]], None),
+        ([["a", 1, 20, 1]], None),
+        ([[1, 1, None, 5]], None),
+        ([5, [1, 1, 20, 20]], None),
+        ({"counts": [0, 9]}, None),
+        ({"counts": [0, 9], "size": [0, 0]}, None),
+        ({"counts": [-5, 9], "size": [30, 40]}, None),
+        ({"counts": "", "size": [30, 40]}, None),
+        ({"counts": {}, "size": [30, 40]}, None),
+        ({"counts": [0, 0], "size": [30, 40]}, None),
+        ({"counts": [0, 9], "size": [1 << 30, 1 << 30]}, None),
+    ],
+)
+@pytest.mark.parametrize("bbox", [{}, {"bbox": []}, {"bbox": None}, {"bbox": [1, 2, 3]}])
+def test_the_box_of_an_object_that_has_a_mask_alone_lies_around_it(
+    bbox: Any, segmentation: Any, box: Any, tmp_path: Path, picture: Encode, context: SourceContext, read_rows: Read
+) -> None:
+    (tmp_path / "a.jpg").write_bytes(picture())
+    found = [{"image_id": 1, "category_id": 3, "segmentation": segmentation, "area": 5} | bbox]
+    images = [{"id": 1, "file_name": "a.jpg"}]
+    (table,) = read_coco_detection(context, **write(tmp_path, coco(images, found)))
+    first, second = read_rows(table)
+    if box is None:
+        assert (first, second.objects) == (DroppedBox("a.jpg", "box_malformed"), ())
+    else:
+        assert [(item.xyxy, item.area) for item in first.objects] == [(box, 5.0)]
+        assert second == Converted("a.jpg", BOXES_FROM_POLYGONS)
+
+
+def test_a_box_that_is_one_stays_whatever_the_mask(
+    tmp_path: Path, picture: Encode, context: SourceContext, read_rows: Read
+) -> None:
+    (tmp_path / "a.jpg").write_bytes(picture())
+    found = [{"image_id": 1, "category_id": 3, "segmentation": [[1, 1, 9, 1, 9, 9]], "bbox": [2, 2, 5, 5]}]
+    (table,) = read_coco_detection(context, **write(tmp_path, coco([{"id": 1, "file_name": "a.jpg"}], found)))
+    (record,) = read_rows(table)
+    assert record.objects[0].xyxy == (2, 2, 7, 7)

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import MissingInputError
-from pipeline.prepare.raw import RawTable, Reject, SourceContext, Url
+from pipeline.prepare.raw import CAPTION_DAMAGED, CAPTION_NOT_UTF8, RawTable, Reject, SourceContext, Url
 from pipeline.prepare.readers.flickr30k import (
     MAX_FILE_BYTES,
     Mention,
@@ -312,7 +312,7 @@ def test_any_bytes_are_boxes_or_refused(data: bytes) -> None:
 
 @given(st.binary(max_size=200))
 def test_any_line_is_a_caption_with_spans_inside_or_refused(data: bytes) -> None:
-    for line in split_lines(b"[/EN#1/people a man] " + data):
+    for line, _ in split_lines(b"[/EN#1/people a man] " + data):
         with contextlib.suppress(ValueError):
             caption, mentions = parse_sentence(line)
             assert caption == " ".join(caption.split()) or mentions
@@ -321,7 +321,12 @@ def test_any_line_is_a_caption_with_spans_inside_or_refused(data: bytes) -> None
 
 def test_encodings_may_change_from_line_to_line() -> None:
     data = b"\xef\xbb\xbfcaf\xc3\xa9\r\ncaf\xe9\n\n \nit\x92s\x81\x85 one\n\xe2\x80\xa8"
-    assert split_lines(data) == ["café\r", "café", "it’s\ufffd… one", "\u2028"]
+    assert split_lines(data) == [
+        ("café\r", None),
+        ("café", CAPTION_NOT_UTF8),
+        ("it’s\ufffd… one", CAPTION_DAMAGED),
+        ("\u2028", None),
+    ]
 
 
 WORDS = st.lists(

@@ -12,8 +12,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import MissingInputError
+from pipeline.prepare.raw import CAPTION_DAMAGED, CAPTION_NOT_UTF8
 from pipeline.prepare.readers import lines as lines_module
-from pipeline.prepare.readers.lines import bytes_per_part, json_lines, line_ranges, open_csv, open_text, read_lines
+from pipeline.prepare.readers.lines import (
+    bytes_per_part,
+    decode_line,
+    decode_text,
+    json_lines,
+    line_ranges,
+    open_csv,
+    open_text,
+    read_lines,
+)
 
 contents = st.text(st.sampled_from("ab é\N{DOG FACE}\t"), max_size=12)
 
@@ -59,22 +69,57 @@ def test_parts_hold_about_as_many_lines_as_asked_for(tmp_path: Path) -> None:
 
 def test_json_lines_are_told_by_their_place_and_blank_ones_left_out(tmp_path: Path) -> None:
     path = tmp_path / "lines.jsonl"
-    path.write_bytes(b'{"a": 1}\n \nno json\n\xff\n' + b"[" * 100_000 + b"\n7")
+    path.write_bytes(b'{"a": 1}\n \nno json\n\xff\n' + b"[" * 100_000 + b'\n"caf\xe9"')
     label = f"{path}, byte"
     assert list(json_lines(str(path), 0, -1)) == [
-        (f"{label} 0", {"a": 1}),
-        (f"{label} 11", None),
-        (f"{label} 19", None),
-        (f"{label} 21", None),
-        (f"{label} 100022", 7),
+        (f"{label} 0", {"a": 1}, ()),
+        (f"{label} 11", None, ()),
+        (f"{label} 19", None, (CAPTION_NOT_UTF8,)),
+        (f"{label} 21", None, ()),
+        (f"{label} 100022", "café", (CAPTION_NOT_UTF8,)),
     ]
 
 
 def test_text_is_read_whatever_its_bytes_are(tmp_path: Path) -> None:
     path = tmp_path / "lines.txt.gz"
     path.write_bytes(gzip.compress("é\n".encode() + b"\xe9\nend"))
-    with open_text(str(path)) as lines:
-        assert list(lines) == ["é\n", "\N{REPLACEMENT CHARACTER}\n", "end"]
+    notes: set[str] = set()
+    with open_text(str(path), notes) as lines:
+        assert (next(lines), notes) == ("é\n", set())
+        assert (next(lines), notes) == ("é\n", {CAPTION_NOT_UTF8})
+        assert list(lines) == ["end"]
+
+
+EMOJI, HALF = b"\xed\xa0\xbd\xed\xb8\x80", b"\xed\xa0\xbd"
+
+
+@pytest.mark.parametrize(
+    ("data", "text", "note"),
+    [
+        ("a 😀 café".encode(), "a 😀 café", None),
+        (b"caf\xe9", "café", CAPTION_NOT_UTF8),
+        (b"it\x92s \x93Lap Leg\x94", "it’s “Lap Leg”", CAPTION_NOT_UTF8),
+        (b"smile " + EMOJI, "smile 😀", CAPTION_NOT_UTF8),
+        ("café ".encode() + EMOJI, "café 😀", CAPTION_NOT_UTF8),
+        (b"smile " + HALF, "smile \ufffd", CAPTION_DAMAGED),
+        (EMOJI + HALF, "😀\ufffd", CAPTION_DAMAGED),
+        (b"a\xc0\x80b", "a\0b", CAPTION_NOT_UTF8),
+        ("日本語".encode()[:-1], "日本\ufffd", CAPTION_DAMAGED),
+        ("café, naïve".encode() + b"\xe2\x80", "café, naïve\ufffd", CAPTION_DAMAGED),
+        (b"caf\xe9 \x81", "café \ufffd", CAPTION_DAMAGED),
+        ("кот".encode("cp1251"), "êîò", CAPTION_DAMAGED),
+        ("行人".encode("gbk"), "ÐÐÈË", CAPTION_DAMAGED),
+        (b"", "", None),
+    ],
+)
+def test_text_that_is_no_utf8_is_decoded_and_told(data: bytes, text: str, note: str | None) -> None:
+    assert decode_line(data) == decode_text(data) == (text, note)
+
+
+def test_a_mark_within_a_file_is_no_mark(tmp_path: Path) -> None:
+    (tmp_path / "lines.txt").write_bytes(b"a\n\xff\xfeb\n")
+    with open_text(str(tmp_path / "lines.txt")) as lines:
+        assert list(lines) == ["a\n", "ÿþb\n"]
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32", "utf-8"])

@@ -10,12 +10,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import MissingInputError
-from pipeline.prepare.raw import DroppedBox, RawGrounding, Reject, SourceContext, Url
+from pipeline.prepare.raw import CAPTION_NOT_UTF8, Converted, DroppedBox, RawGrounding, Reject, SourceContext, Url
 from pipeline.prepare.readers.odvg import find_phrase, read_odvg
 from pipeline.prepare.validation import Rules, to_records
 from pipeline.settings import load_all
@@ -159,6 +160,55 @@ def test_scores_of_regions_are_kept(tmp_path: Path, context: SourceContext, read
     dropped, record = read_rows(table, pictures="unread")
     assert dropped == DroppedBox("a.jpg", "box_malformed")
     assert [[box.score for box in phrase.boxes] for phrase in record.phrases] == [[0.5], [0.25, 0.75]]
+
+
+def test_a_score_of_1_is_still_a_machines(tmp_path: Path, context: SourceContext, read_rows: Read) -> None:
+    scored = [{"bbox": [1, 1, 9, 9], "phrase": "dog", "score": 1.0}, {"bbox": [2, 2, 9, 9], "phrase": "cat"}]
+    instances = [{"bbox": [1, 2, 30, 20], "label": 0, "score": 1}, {"bbox": [1, 2, 30, 20], "label": 0}]
+    rows = [line("grounding", {"caption": "dog, cat", "regions": scored}), line("detection", {"instances": instances})]
+    detection, grounding = read_odvg(context, **write(tmp_path, *rows), labels=Url(tmp_path / "labels.json"))
+    (record,) = read_rows(grounding, pictures="unread")
+    scores = [np.float32(box.score) for phrase in record.phrases for box in phrase.boxes]
+    assert scores == [np.nextafter(np.float32(1), np.float32(0)), 1.0]
+    assert read_rows(grounding, pictures="unread", is_judged_by=True) == [Reject("a.jpg", "pseudo_label")]
+    assert read_rows(detection, pictures="unread") == [Reject("a.jpg", "pseudo_label")]
+
+
+@pytest.mark.parametrize(
+    ("names", "is_kept"),
+    [
+        ({"key": "k", "source": "cc12m"}, True),
+        ({"key": "k"}, False),
+        ({"source": "cc12m"}, False),
+        ({"key": 5, "source": "cc12m"}, False),
+        ({"key": "", "source": "cc12m"}, False),
+        ({"key": "k" * 201, "source": "cc12m"}, False),
+        ({"key": "k", "source": "\x1b[31m"}, False),
+        ({"key": "\ud83d", "source": "cc12m"}, False),
+    ],
+)
+def test_key_and_source_stay_where_a_line_has_both(
+    names: dict[str, Any], is_kept: bool, tmp_path: Path, context: SourceContext, read_rows: Read
+) -> None:
+    regions = [{"bbox": [1, 1, 9, 9], "phrase": "dog"}]
+    row = line("grounding", {"caption": "a dog", "regions": regions}) | names
+    (table,) = read_odvg(context, **write(tmp_path, row))
+    (record,) = read_rows(table, pictures="unread")
+    assert ((record.key, record.source) == ("k", "cc12m")) is is_kept
+    assert is_kept or (len(record.key), record.source) == (20, "test")
+
+
+def test_lines_in_another_encoding_are_decoded_and_counted(
+    tmp_path: Path, picture: Callable[..., bytes], context: SourceContext, read_rows: Read
+) -> None:
+    (tmp_path / "a.jpg").write_bytes(picture())
+    body = {"caption": "a café", "regions": [{"bbox": [1, 1, 9, 9], "phrase": "café"}]}
+    options = write(tmp_path, line("grounding", body))
+    (tmp_path / "odvg.jsonl").write_bytes(json.dumps(line("grounding", body), ensure_ascii=False).encode("latin-1"))
+    (table,) = read_odvg(context, **options)
+    record, told = read_rows(table)
+    assert (record.caption, record.phrases[0].text) == ("a café", "café")
+    assert told == Converted("a.jpg", CAPTION_NOT_UTF8)
 
 
 def test_labels_may_be_text(tmp_path: Path, context: SourceContext, read_rows: Read) -> None:

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.errors import MissingInputError
-from pipeline.prepare.raw import CAPTION_NOT_UTF8, Converted, RawPair, Reject, SourceContext, Url
+from pipeline.prepare.raw import CAPTION_DAMAGED, CAPTION_NOT_UTF8, Converted, RawPair, Reject, SourceContext, Url
 from pipeline.prepare.readers.pair_tables import (
     read_captions_jsonl,
     read_image_parquet,
@@ -50,6 +50,15 @@ class TestImageParquet:
         (row,) = read_rows(table)
         assert isinstance(row, CaptionRecord)
         assert row.caption == "a dog"
+
+    @pytest.mark.parametrize("compression", ["zstd", "gzip"])
+    def test_a_file_that_unpacks_to_gigabytes_is_refused_unread(
+        self, compression: str, tmp_path: Path, context: SourceContext, read_rows: Read
+    ) -> None:
+        rows = [{"image": bytes(300 << 20), "text": "a dog"}]
+        url = self.write(tmp_path / "a.parquet", rows, compression=compression, use_dictionary=False)
+        with pytest.raises(MissingInputError, match=r"a\.parquet: .*columns of \d+ bytes would unpack to 3\d{8}"):
+            read_rows(*read_image_parquet(context, tables=url))
 
     def test_rows_without_bytes_or_caption_are_rejects(
         self, tmp_path: Path, picture: Encode, context: SourceContext, read_rows: Read
@@ -123,7 +132,7 @@ class TestImageParquet:
         (table,) = read_image_parquet(context, tables=Url(tmp_path / "a.parquet"))
         first, told, second, third = read_rows(table)
         assert [first.caption, second.caption] == ["café", "犬"]
-        assert told == Converted("row 0", CAPTION_NOT_UTF8)
+        assert told == Converted("0.jpg", CAPTION_NOT_UTF8)
         assert third == Reject("2.jpg", "caption_empty")
 
     def test_a_missing_column_and_a_broken_file_are_told(
@@ -183,6 +192,14 @@ def test_shards_of_img2dataset_have_any_number_of_digits(
         pq.write_table(pa.table({"key": [f"{shard}00007"], "caption": ["a dog"]}), tmp_path / f"{shard}.parquet")
     (table,) = read_img2dataset_files(context, tables=Url(tmp_path / "*.parquet"), images=Url(tmp_path))
     assert [row.caption for row in read_rows(table)] == ["a dog", "a dog"]
+    keys = [f"{shard}00007" for shard in ("000012", "0003")] + ["00004"]
+    pq.write_table(pa.table({"key": keys, "caption": ["six", "four", "none"]}), tmp_path / "all.parquet")
+    (table,) = read_img2dataset_files(context, tables=Url(tmp_path / "all.parquet"), images=Url(tmp_path))
+    assert [getattr(row, "caption", row) for row in read_rows(table)] == [
+        "six",
+        "four",
+        Reject("00004", "image_missing"),
+    ]
 
 
 URLS = [f"https://example.org/pictures/a%20{i}.jpg?x=1" for i in range(3)]
@@ -329,6 +346,50 @@ class TestUrlList:
         rows = [row for part in table.parts(10**6) for row in part.rows()]
         frame = pq.read_table(SHARED / "laion_sample/laion_2000.parquet").to_pydict()
         assert [row.caption for row in rows if isinstance(row, RawPair)] == frame["TEXT"]
+
+
+OTHERS = {
+    "a dog": (b"a dog", ()),
+    "café": ("café".encode("latin-1"), (CAPTION_NOT_UTF8,)),
+    "it’s 😀": ("it’s ".encode() + b"\xed\xa0\xbd\xed\xb8\x80", (CAPTION_NOT_UTF8,)),
+    "日本\ufffd": ("日本語".encode()[:-1], (CAPTION_DAMAGED,)),
+    "犬": ("犬".encode(), ()),
+}
+"""Captions by what they are read as, with their bytes and what is told of them."""
+
+
+@pytest.mark.parametrize("kind", ["csv", "tsv", "csv with quotes", "csv without header", "jsonl"])
+def test_captions_in_other_encodings_are_decoded_and_counted_in_every_kind_of_list(
+    kind: str, tmp_path: Path, picture: Encode, context: SourceContext, read_rows: Read
+) -> None:
+    delimiter, quote = b"\t" if kind == "tsv" else b",", b'"' if "quotes" in kind else b""
+    lines = [] if "without" in kind else [b"url" + delimiter + b"caption"]
+    for i, (data, _) in enumerate(OTHERS.values()):
+        (tmp_path / f"{i:09d}.jpg").write_bytes(picture())
+        lines.append(b"http://a/%d.jpg" % i + delimiter + quote + data + quote)
+    (tmp_path / f"a.{kind[:3]}").write_bytes(b"\n".join(lines))
+    if kind == "jsonl":
+        rows = [b'{"image": "%09d.jpg", "text": "%s"}' % (i, data) for i, (data, _) in enumerate(OTHERS.values())]
+        (tmp_path / "a.jsonl").write_bytes(b"\n".join(rows))
+        (table,) = read_captions_jsonl(context, captions=Url(tmp_path / "a.jsonl"), images=Url(tmp_path))
+    else:
+        (table,) = read_url_list(context, tables=Url(tmp_path / f"a.{kind[:3]}"), images=Url(tmp_path))
+    found = read_rows(table)
+    assert [row.caption for row in found if isinstance(row, CaptionRecord)] == list(OTHERS)
+    wanted: list[Any] = []
+    for text, (_, notes) in OTHERS.items():
+        wanted += [text, *notes]
+    assert [row.what if isinstance(row, Converted) else row.caption for row in found] == wanted
+
+
+def test_a_caption_with_half_a_character_is_counted(
+    tmp_path: Path, picture: Encode, context: SourceContext, read_rows: Read
+) -> None:
+    (tmp_path / "a.jpg").write_bytes(picture())
+    (tmp_path / "a.jsonl").write_text('{"image": "a.jpg", "text": "a dog \\ud83d"}\n')
+    (table,) = read_captions_jsonl(context, captions=Url(tmp_path / "a.jsonl"), images=Url(tmp_path))
+    record, told = read_rows(table)
+    assert (record.caption, told) == ("a dog \ufffd", Converted("a.jpg", CAPTION_DAMAGED))
 
 
 class TestCaptionsJsonl:

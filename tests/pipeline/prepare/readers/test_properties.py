@@ -28,7 +28,17 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from pipeline.errors import PipelineError
-from pipeline.prepare.raw import DroppedBox, RawDetection, RawGrounding, RawPair, RawTable, Reject, SourceContext, Url
+from pipeline.prepare.raw import (
+    Converted,
+    DroppedBox,
+    RawDetection,
+    RawGrounding,
+    RawPair,
+    RawTable,
+    Reject,
+    SourceContext,
+    Url,
+)
 from pipeline.prepare.sources import READERS
 from pipeline.prepare.validation import Rules, to_records
 from pipeline.store.records import DetectionRecord, GroundingRecord
@@ -426,7 +436,7 @@ def _read(tables: list[RawTable]) -> Tally:
                     rows += 1
                     num_boxes = _boxes_of(row)
                     boxes += num_boxes
-                    assert sum(not isinstance(item, DroppedBox) for item in out) == 1
+                    assert sum(not isinstance(item, DroppedBox | Converted) for item in out) == 1, out
                     lost = sum(isinstance(item, DroppedBox) for item in out)
                     if records:
                         assert _boxes_of(records[0]) + lost == num_boxes

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import MissingInputError
-from pipeline.prepare.raw import DroppedBox, SourceContext, Url
+from pipeline.prepare.raw import BOXES_FROM_POLYGONS, NAMES_NOT_UTF8, Converted, DroppedBox, SourceContext, Url
 from pipeline.prepare.readers import voc
 from pipeline.prepare.readers.coco import read_coco_detection
 from pipeline.prepare.readers.voc import parse_voc, read_imagenet_boxes, read_pascal_voc
@@ -89,6 +89,10 @@ def test_a_split_and_a_vocabulary_choose(data: Voc, context: SourceContext, read
         rows = read_rows(table, rows_per_part)
         assert rows[0] == DroppedBox("c", "category_unknown")
         assert [len(row.objects) for row in rows[1::2]] == [1, 1]
+    (data.folder / "train.txt").write_text("c\nabsent\n")
+    (table,) = read_pascal_voc(context, **data.options, split=Url(data.folder / "train.txt"))
+    found, absent = read_rows(table)
+    assert (len(found.objects), absent.reason) == (2, "row_malformed")
     (data.folder / "train.txt").write_text("../../secret\n")
     with pytest.raises(MissingInputError, match=r"expected a list of file names without suffix, found"):
         read_pascal_voc(context, **data.options, split=Url(data.folder / "train.txt"))
@@ -207,3 +211,110 @@ def test_one_data_set_reads_alike_from_coco_and_voc(context: SourceContext, boxe
     coco, pascal = boxes_by_picture(by_coco), boxes_by_picture(by_voc)
     assert coco.keys() == pascal.keys() == sizes.keys()
     assert coco == pascal
+
+
+DOG, PEDESTRIAN, RARE = "犬", "行人", "瑫"  # the last is in GBK and not in GB2312
+DECLARATION = '<?xml version="1.0" encoding="{}"?>\n'
+
+
+@pytest.mark.parametrize(
+    ("name", "encoding", "declared", "is_guess"),
+    [
+        (DOG, "gb2312", "gb2312", False),
+        (DOG, "gbk", "GBK", False),
+        (RARE, "gbk", "gb2312", False),
+        (PEDESTRIAN, "gb18030", "gb18030", False),
+        (DOG, "utf-8", "gb2312", True),
+        (DOG, "gb2312", None, True),  # C8 AE, which is a Latin letter with a dot in UTF-8
+        (PEDESTRIAN, "gb2312", None, True),
+        (RARE, "gbk", None, True),
+        (DOG, "gbk", "utf-8", True),
+        (DOG, "utf-8", None, False),
+        (DOG, "utf-8-sig", "utf-8", False),
+        (DOG, "utf-16", "utf-16", False),
+        (DOG, "big5", "big5", False),
+        ("いぬ", "shift_jis", "Shift_JIS", False),
+        ("être", "latin-1", None, True),
+        ("être", "latin-1", "iso-8859-1", False),
+        ("naïf", "cp1252", "utf-8", True),
+        ("café", "utf-8", None, False),
+        ("hươu", "utf-8", None, False),
+        ("пёс", "utf-8", None, False),
+        ("dog", "ascii", "us-ascii", False),
+    ],
+)
+def test_names_are_read_in_the_encoding_that_the_file_has(
+    name: str,
+    encoding: str,
+    declared: str | None,
+    is_guess: bool,
+    data: Voc,
+    context: SourceContext,
+    read_rows: Read,
+) -> None:
+    text = (DECLARATION.format(declared) if declared else "") + xml((name, (1, 1, 20, 20)))
+    data.write("a", text.encode(encoding))
+    (table,) = read_pascal_voc(context, **data.options)
+    assert [category.name for category in table.categories] == [name]
+    record, *told = read_rows(table)
+    assert len(record.objects) == 1
+    assert told == ([Converted("a", NAMES_NOT_UTF8)] if is_guess else [])
+
+
+@pytest.mark.parametrize(
+    "head", [DECLARATION.format("klingon"), DECLARATION.format("zlib"), "", "<?xml encoding='x'?>"]
+)
+def test_xml_in_no_known_encoding_is_a_reject(head: str, data: Voc, context: SourceContext, read_rows: Read) -> None:
+    data.write("a", head.encode() + b"<annotation><name>\x81\xff</name></annotation>")
+    (table,) = read_pascal_voc(context, **data.options, names=("dog",))
+    assert [row.reason for row in read_rows(table)] == ["row_malformed"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["pictures\\b.jpg", "C:\\Users\\x\\b.jpg", "C:/Users/x/b.jpg", "\\\\server\\x\\b.jpg", "..\\x\\b.jpg", "\\b.jpg"],
+)
+def test_paths_of_windows_lead_to_the_name_at_their_end(
+    name: str, data: Voc, context: SourceContext, read_rows: Read
+) -> None:
+    data.write("a", xml(name=name))
+    (data.folder / "JPEGImages" / "a.jpg").rename(data.folder / "JPEGImages" / "b.jpg")
+    (table,) = read_pascal_voc(context, **data.options, names=("dog",))
+    (row,) = read_rows(table, pictures="reference")
+    assert row.image.path == str(data.folder / "JPEGImages" / "b.jpg")
+
+
+def test_a_path_of_windows_below_the_folder_goes_first(
+    data: Voc, context: SourceContext, read_rows: Read, picture: Encode
+) -> None:
+    data.write("b", xml(name="old\\b.jpg"))
+    (data.folder / "JPEGImages" / "old").mkdir()
+    (data.folder / "JPEGImages" / "old" / "b.jpg").write_bytes(picture())
+    (table,) = read_pascal_voc(context, **data.options, names=("dog",))
+    (row,) = read_rows(table, pictures="reference")
+    assert row.image.path == str(data.folder / "JPEGImages" / "old" / "b.jpg")
+
+
+@pytest.mark.parametrize(
+    ("polygon", "box"),
+    [
+        ("<x1>3</x1><y1>4</y1><x2>21</x2><y2>5</y2><x3>9</x3><y3>17.5</y3>", (2, 3, 21, 17.5)),
+        ("<pt><x>3</x><y>4</y></pt><pt><x>21</x><y>17</y></pt><username>x</username>", (2, 3, 21, 17)),
+        ("<x1>3</x1><y1>4</y1><x2>21</x2>", None),
+        ("<x1>3</x1><y1>four</y1>", None),
+        ("<x1>nan</x1><y1>4</y1>", None),
+        ("", None),
+    ],
+)
+def test_the_box_of_an_object_that_is_a_polygon_lies_around_it(
+    polygon: str, box: Any, data: Voc, context: SourceContext, read_rows: Read
+) -> None:
+    content = f"<annotation><object><name>dog</name><polygon>{polygon}</polygon></object></annotation>"
+    data.write("a", content)
+    (table,) = read_pascal_voc(context, **data.options)
+    first, second = (*read_rows(table), None)[:2]
+    if box is None:
+        assert (first, second.objects) == (DroppedBox("a", "box_malformed"), ())
+    else:
+        assert first.objects[0].xyxy == box
+        assert second == Converted("a", BOXES_FROM_POLYGONS)

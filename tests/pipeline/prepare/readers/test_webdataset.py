@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import MissingInputError
-from pipeline.prepare.raw import CAPTION_NOT_UTF8, Converted, RawPair, Reject, SourceContext, Url
+from pipeline.prepare.raw import CAPTION_NOT_UTF8, MEMBERS_UNREAD, Converted, RawPair, Reject, SourceContext, Url
 from pipeline.prepare.readers import webdataset
 from pipeline.prepare.readers.webdataset import read_tar, read_webdataset
 from pipeline.store.images import load_image
@@ -124,7 +124,19 @@ def test_words_behind_the_key_are_members_of_its_pair(tmp_path: Path, picture: E
     assert [(row.name, row.caption, row.image.data) for row in rows if isinstance(row, RawPair)] == [
         (key, key, data) for key in "fab"
     ]
+    assert [row.converted for row in rows if isinstance(row, RawPair)] == [(), (MEMBERS_UNREAD,) * 2, ()]
     assert [left, right] == [Reject("c.left.jpg", "row_malformed"), Reject("c.right.jpg", "row_malformed")]
+
+
+def test_a_picture_that_may_be_of_a_pair_is_counted(
+    tmp_path: Path, picture: Encode, context: SourceContext, read_rows: Callable[..., list[Any]]
+) -> None:
+    members = [("mr.jpg", picture()), ("mr.txt", b"one"), ("mr.smith.jpg", picture((50, 50))), ("n.jpg", picture())]
+    write_tar(tmp_path / "a.tar", [*members, ("n.txt", b"two")])
+    (table,) = read_webdataset(context, shards=Url(tmp_path / "a.tar"))
+    first, told, second = read_rows(table)
+    assert (first.caption, first.width, second.caption) == ("one", 40, "two")
+    assert told == Converted("mr", MEMBERS_UNREAD)
 
 
 def test_what_is_not_understood_is_a_reject(tmp_path: Path, picture: Encode) -> None:
@@ -145,11 +157,15 @@ def test_what_is_not_understood_is_a_reject(tmp_path: Path, picture: Encode) -> 
 
 def test_captions_in_another_encoding_are_decoded_and_counted(tmp_path: Path, picture: Encode) -> None:
     members = [("a.jpg", picture()), ("a.txt", "café".encode("latin-1")), ("b.jpg", picture()), ("b.txt", b"b")]
-    first, told, second = read_tar(str(write_tar(tmp_path / "a.tar", members)), "txt")
+    first, second = read_tar(str(write_tar(tmp_path / "a.tar", members)), "txt")
     assert isinstance(first, RawPair)
     assert isinstance(second, RawPair)
     assert (first.caption, second.caption) == ("café", "b")
-    assert told == Converted("a", CAPTION_NOT_UTF8)
+    assert (first.converted, second.converted) == ((CAPTION_NOT_UTF8,), ())
+    members = [("a.jpg", picture()), ("a.json", b'{"caption": "caf\xe9"}')]
+    (third,) = read_tar(str(write_tar(tmp_path / "b.tar", members)), "txt")
+    assert isinstance(third, RawPair)
+    assert (third.caption, third.converted) == ("café", (CAPTION_NOT_UTF8,))
 
 
 def test_incomplete_and_broken_pairs_are_rejects(
@@ -200,7 +216,7 @@ def test_an_empty_tar_has_no_pairs(tmp_path: Path) -> None:
     assert list(read_tar(str(write_tar(tmp_path / "a.tar", [])), "txt")) == []
 
 
-def test_members_that_are_no_plain_files_are_passed_over(tmp_path: Path, picture: Encode) -> None:
+def test_pictures_that_are_no_plain_files_are_rejects(tmp_path: Path, picture: Encode) -> None:
     path = tmp_path / "a.tar"
     with tarfile.open(path, "w") as archive:
         for name, kind in (("a.jpg", tarfile.SYMTYPE), ("b.jpg", tarfile.CHRTYPE), ("c.jpg", tarfile.LNKTYPE)):
@@ -211,10 +227,56 @@ def test_members_that_are_no_plain_files_are_passed_over(tmp_path: Path, picture
             info = tarfile.TarInfo(name)
             info.size = len(data)
             archive.addfile(info, io.BytesIO(data))
-    (row,) = read_tar(str(path), "txt")
+    *links, row = read_tar(str(path), "txt")
+    assert [(each.name, each.reason) for each in links] == [(name, "row_malformed") for name in "abc"]
     assert isinstance(row, RawPair)
     assert row.name == "../../d"  # only a name: the picture is taken from the tar, and nothing is written anywhere
     assert row.image.data == picture()
+
+
+def header(name: str, size: int, kind: bytes = tarfile.REGTYPE, sparse: bool = False) -> bytes:
+    """Return a header that says what it likes."""
+    block = bytearray(tarfile.TarInfo(name).tobuf(tarfile.GNU_FORMAT))
+    block[124:136] = (b"\xff" if size < 0 else b"\x80") + (size % (1 << 88)).to_bytes(11, "big")
+    block[156:157] = kind
+    if sparse:  # one piece of 512 bytes in a file that says that it has a gigabyte
+        block[386:410] = b"%011o\0%011o\0" % (0, 512)
+        block[483:495] = b"%011o\0" % (1 << 30)
+    block[148:156] = b" " * 8
+    block[148:156] = b"%06o\0 " % sum(block)
+    return bytes(block)
+
+
+@pytest.mark.parametrize(
+    ("hostile", "told"),
+    [
+        (header("a.jpg", -512), "'a.jpg' has -512 bytes"),
+        (header("a.bin", -1024), "'a.bin' has -1024 bytes"),  # which leads back to the header before
+        (header("a.jpg", 1 << 20) + bytes(512), "it ends inside of 'a.jpg'"),
+        (header("././@LongLink", 1 << 30, tarfile.GNUTYPE_LONGNAME) + bytes(1024), "a header of 1073741824 bytes"),
+        (header("./PaxHeaders/a", 1 << 30, tarfile.XHDTYPE) + bytes(1024), "a header of 1073741824 bytes"),
+    ],
+)
+def test_sizes_that_lie_cost_what_is_behind_them_alone(
+    hostile: bytes, told: str, tmp_path: Path, picture: Encode
+) -> None:
+    path = write_tar(tmp_path / "a.tar", [("ok.jpg", picture()), ("ok.txt", b"a dog")])
+    with tarfile.open(path) as archive:
+        end = [member.offset_data + 512 * -(-member.size // 512) for member in archive][-1]
+    path.write_bytes(path.read_bytes()[:end] + hostile + bytes(1024))
+    pair, reject = read_tar(str(path), "txt")
+    assert (pair.name, pair.caption) == ("ok", "a dog")
+    assert reject.reason == "row_malformed"
+    assert told in reject.name
+
+
+def test_a_sparse_member_takes_nothing_of_its_neighbours(tmp_path: Path, picture: Encode) -> None:
+    path = write_tar(tmp_path / "a.tar", [("z.jpg", picture()), ("z.txt", b"a dog")])
+    piece = header("s.jpg", 512, tarfile.GNUTYPE_SPARSE, sparse=True) + bytes(512)
+    path.write_bytes(piece + path.read_bytes())
+    reject, pair = read_tar(str(path), "txt")
+    assert reject == Reject("s", "row_malformed")
+    assert (pair.name, pair.image.data) == ("z", picture())
 
 
 def test_members_beyond_the_limit_are_not_unpacked(

