@@ -216,9 +216,17 @@ def _downloaded(number: int, address: str, images: str | None, file_name: str) -
         row=number,
         md5=hashlib.md5(data, usedforsecurity=False).hexdigest(),
         sha256=hashlib.sha256(data).hexdigest(),
-        url_name=PurePosixPath(unquote(urlsplit(address).path)).name,
+        url_name=_name_in(address),
     )
     return RawImage(folder=images, url=name)
+
+
+def _name_in(address: str) -> str:
+    """Return what a URL's path ends with; nothing where it is no URL, such as ``http://[/a.jpg``."""
+    try:
+        return PurePosixPath(unquote(urlsplit(address).path)).name
+    except ValueError:
+        return ""
 
 
 class _Layout(NamedTuple):

@@ -135,7 +135,10 @@ def _decode_xml(data: bytes) -> tuple[str | bytes, bool]:
         if told is not None:
             return told, False
     by_gb2312, by_gbk = _decoded(body, "gb2312"), _decoded(body, "gbk")
-    is_odd = by_gb2312 is not None and not _BESIDE.search(by_gb2312) and not _USUAL.search(by_utf8 or "")
+    is_marked = len(plain) < len(data)
+    is_odd = (
+        not is_marked and by_gb2312 is not None and not _BESIDE.search(by_gb2312) and not _USUAL.search(by_utf8 or "")
+    )
     if by_utf8 is not None and not is_odd:
         return by_utf8, declared not in ("utf-8", "utf8")
     if by_gb2312 is None and by_gbk is not None and not _BESIDE.search(by_gbk):

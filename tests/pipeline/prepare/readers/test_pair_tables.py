@@ -434,3 +434,14 @@ class TestCaptionsJsonl:
         (tmp_path / "a.jsonl").touch()
         (table,) = read_captions_jsonl(context, captions=Url(tmp_path / "a.jsonl"), images=Url(tmp_path))
         assert read_rows(table) == []
+
+
+def test_an_address_that_is_none_costs_its_row_alone(
+    tmp_path: Path, picture: Callable[..., bytes], context: SourceContext, read_rows: Callable[..., list[Any]]
+) -> None:
+    (tmp_path / "b.jpg").write_bytes(picture())
+    (tmp_path / "a.csv").write_text("caption,url\na dog,http://[/a.jpg\na cat,http://x/b.jpg\n")
+    options = {"tables": Url(tmp_path / "a.csv"), "images": Url(tmp_path)}
+    (table,) = read_url_list(context, **options, file_name="{url_name}")
+    bad, record = read_rows(table)
+    assert (bad.reason, record.caption) == ("image_missing", "a cat")

@@ -318,3 +318,11 @@ def test_the_box_of_an_object_that_is_a_polygon_lies_around_it(
     else:
         assert first.objects[0].xyxy == box
         assert second == Converted("a", BOXES_FROM_POLYGONS)
+
+
+def test_a_byte_order_mark_settles_the_encoding() -> None:
+    notes: set[str] = set()
+    root = parse_voc(b"\xef\xbb\xbf<annotation><name>caf\xc3\xa9</name></annotation>", notes)
+    assert (root.findtext("name"), notes) == ("café", set())
+    assert parse_voc(b"\xef\xbb\xbf<annotation><name>dog</name></annotation>", notes).findtext("name") == "dog"
+    assert not notes
