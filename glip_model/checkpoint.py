@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import pickle
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -60,22 +59,31 @@ def load_model(build: Callable[[GLIPConfig], Model], name: str | Path, revision:
     for file in (CONFIG_FILE, WEIGHTS_FILE):
         if not (folder / file).is_file():
             raise ValueError(f"{folder}: no {file}; expected a folder written by save_pretrained")
+    model = build(read_config(folder))
     try:
-        model = build(GLIPConfig.from_dict(json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))))
         weights = load_file(folder / WEIGHTS_FILE)
-    except (ValueError, TypeError, AttributeError, RecursionError, SafetensorError) as error:
+    except (ValueError, SafetensorError) as error:
         raise ValueError(f"{folder}: not readable as a model: {error}") from error
     load_strictly(model, weights, str(folder))
     return model.eval()
 
 
+def read_config(folder: Path) -> GLIPConfig:
+    """Read the settings of a model's folder; ValueError where they are none, or of no model that can be built."""
+    try:
+        return GLIPConfig.from_dict(json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8-sig")))
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{folder}: not readable as a model: {CONFIG_FILE}: {error}") from error
+
+
 def load_strictly(model: nn.Module, weights: Mapping[str, Tensor], origin: str) -> None:
-    """Load weights under our own names.
+    """Load weights under our own names, or these with what DistributedDataParallel and torch.compile put before them.
 
     Raises:
         ValueError: some are missing, unknown, of another shape, or not finite; the message names them.
     """
     expected = model.state_dict()
+    weights = {name.replace("_orig_mod.", "").removeprefix("module."): value for name, value in weights.items()}
     problems = [f"missing {name}" for name in expected if name not in weights]
     problems += [f"unknown {name}" for name in weights if name not in expected]
     problems += [
@@ -115,5 +123,18 @@ def read_tensors(path: str | Path, kind: str) -> Any:
         if Path(path).suffix == ".safetensors":
             return load_file(path)
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, SafetensorError, pickle.UnpicklingError) as error:
-        raise ValueError(f"{path}: not readable as {kind}: {error}") from error
+    except Exception as error:  # torch's reader of pickles raises anything on what is none
+        raise ValueError(f"{path}: not readable as {kind}: {_first_line(error)}{_beginning(path)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), "") or repr(error)
+
+
+def _beginning(path: str | Path) -> str:
+    """Show how a file begins: a web page or a pointer of git-lfs instead of weights is seen so."""
+    try:
+        with Path(path).open("rb") as file:
+            return f"; it begins with {file.read(40)!r}"
+    except OSError:
+        return ""

@@ -154,6 +154,8 @@ def _picture_errors() -> Iterator[None]:
             yield
     except ImageError:
         raise
+    except UnidentifiedImageError as error:
+        raise ImageError("image_unreadable", "its bytes are none of a picture format that can be read") from error
     except Image.DecompressionBombError as error:
         raise ImageError("image_too_large", str(error)) from error
     except _DECODER_ERRORS as error:

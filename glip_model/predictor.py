@@ -52,7 +52,7 @@ class GLIPPredictor:
         dtype: torch.dtype = torch.float32,
         compile_model: bool = False,
     ) -> None:
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.device = _usable(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.model = model.to(self.device).to(memory_format=torch.channels_last).eval()
         self.tokenizer = tokenizer
         self.dtype = dtype
@@ -259,6 +259,18 @@ class GLIPPredictor:
         if self.dtype == torch.float32:
             return nullcontext()
         return torch.autocast(self.device.type, dtype=self.dtype)
+
+
+def _usable(device: str | torch.device) -> torch.device:
+    """Return a torch device; ValueError where this machine has none of that name."""
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(
+            f"device {str(device)!r} cannot be used here: {error}; expected cpu, cuda or cuda:N"
+        ) from error
+    return found
 
 
 def phrases_between_periods(text: str) -> list[CharSpans]:

@@ -9,6 +9,8 @@ from pathlib import Path
 PACKAGE_PREFIX = "package:"
 DATA_FILES = ["*.json", "*.safetensors", "vocab.txt", "merges.txt"]
 """What is fetched of a model on the hub."""
+_HUB_ID = re.compile(r"(?!models/|\.+/)[\w.-]+/[\w.-]+")
+"""``owner/model``; but ``models/NAME`` is where the project's own models are."""
 
 
 def resolve_source(name: str) -> str:
@@ -44,7 +46,7 @@ def resolve_folder(name: str | Path, revision: str | None = None) -> Path:
     path = Path(resolve_source(str(name)))
     if path.is_dir():
         return path
-    if isinstance(name, Path) or not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+    if isinstance(name, Path) or not _HUB_ID.fullmatch(name) or path.parent.is_dir():
         raise ValueError(f"{name}: no such folder; expected one written by save_pretrained, or a hub id owner/model")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError

@@ -66,8 +66,8 @@ def load_published(path: str | Path, config: GLIPConfig | None = None) -> GLIP:
     """
     content = read_tensors(path, "a published checkpoint")
     weights = content.get("model", content) if isinstance(content, Mapping) else None
-    if not isinstance(weights, Mapping):
-        raise ValueError(f"{path}: expected a dict with the weights under 'model', got {type(content).__name__}")
+    if not isinstance(weights, Mapping) or not all(isinstance(name, str) for name in weights):
+        raise ValueError(f"{path}: expected a dict with named weights under 'model', got {type(content).__name__}")
     try:
         config = config or PRESETS[guess_preset(weights)]()
         renamed = from_published(weights, config)

@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from glip_model.drawing import LabelledBox, draw_boxes
+from glip_model.images import ImageLike, open_image
 
 CharSpans = list[tuple[int, int]]
 """The half-open character pieces of one phrase in its caption, for example ``[(0, 5)]``."""
@@ -99,7 +100,7 @@ class GLIPOutput:
     token_logits: Tensor
     """(B, A, T) anchor-token alignment before the sigmoid; meaningless where the attention mask is False."""
     box_deltas: Tensor
-    """(B, A, 4) in the coding of ``boxes.BoxCodec``."""
+    """(B, A, 4) as ``boxes.decode_boxes`` reads them."""
     centerness: Tensor
     """(B, A) before the sigmoid."""
     level_sizes: tuple[tuple[int, int], ...]
@@ -181,12 +182,16 @@ class Detections:
             data={"class_name": np.array(self.labels, dtype=str)},
         )
 
-    def draw(self, image: Image.Image, caption: str = "") -> Image.Image:
-        """Return the picture with the boxes, a colour for every phrase, and a caption beneath unless it is empty."""
+    def draw(self, image: ImageLike, caption: str = "") -> Image.Image:
+        """Return the picture with the boxes, a colour for every phrase, and a caption beneath unless it is empty.
+
+        Raises:
+            ValueError: as of ``images.open_image``, by which the picture is opened.
+        """
         boxes = [
             LabelledBox((x1, y1, x2, y2), label, score, group)
             for (x1, y1, x2, y2), label, score, group in zip(
                 self.boxes_xyxy.tolist(), self.labels, self.scores.tolist(), self.phrase_index.tolist(), strict=True
             )
         ]
-        return draw_boxes(image, boxes, caption)
+        return draw_boxes(open_image(image), boxes, caption)

@@ -55,7 +55,7 @@ def ray_session() -> Iterator[None]:
     Inside a running session (a test, a notebook) it does nothing and leaves Ray running.
 
     Raises:
-        MissingInputError: no cluster answers at ``RAY_ADDRESS``.
+        MissingInputError: no cluster answers at ``RAY_ADDRESS``, or none can be started here.
         ConfigError: ``GLIP_RESOURCES`` says no resources.
     """
     if ray.is_initialized():
@@ -73,14 +73,7 @@ def ray_session() -> Iterator[None]:
         _join(address)
     else:
         with _native_stderr_discarded(), _ended_by(on_sigterm):
-            ray.init(
-                address="local",  # and not a cluster that somebody else started on this machine
-                num_cpus=os.cpu_count(),
-                object_store_memory=OBJECT_STORE_BYTES,
-                include_dashboard=False,
-                logging_level=logging.ERROR,
-                log_to_driver=False,
-            )
+            _start()
     if callable(on_sigterm):
         signal.signal(signal.SIGTERM, on_sigterm)  # Ray sets its own
     try:
@@ -91,6 +84,23 @@ def ray_session() -> Iterator[None]:
         if wanted:
             request_resources(bundles=[])  # idle machines may go
         ray.shutdown()
+
+
+def _start() -> None:
+    try:
+        ray.init(
+            address="local",  # and not a cluster that somebody else started on this machine
+            num_cpus=os.cpu_count(),
+            object_store_memory=OBJECT_STORE_BYTES,
+            include_dashboard=False,
+            logging_level=logging.ERROR,
+            log_to_driver=False,
+        )
+    except Exception as error:  # Ray has no type of its own for what does not start in time
+        raise MissingInputError(
+            f"Ray did not start on this machine: {error}; are memory, processes or the disk of /tmp short? Logs are "
+            "in /tmp/ray/session_latest/logs. Run the command again, or join a cluster by RAY_ADDRESS"
+        ) from error
 
 
 @dataclass(frozen=True)

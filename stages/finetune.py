@@ -19,7 +19,6 @@ command goes on. The work folder, OUT/work, may be deleted afterwards.
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 from collections.abc import Mapping
 from dataclasses import replace
@@ -61,8 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> str:
     """Prepare, judge, tune, judge again."""
-    from glip_model.checkpoint import CONFIG_FILE
-    from glip_model.config import GLIPConfig
+    from glip_model.checkpoint import read_config
     from glip_model.text_encoder import load_tokenizer
     from pipeline.prepare.division import check_names, divide
     from pipeline.prepare.job import prepare
@@ -84,9 +82,9 @@ def run(args: argparse.Namespace) -> str:
     layout = find_layout(args.data)
     logger.info("finetune: %s", layout.description)
     try:
-        sizes = GLIPConfig.from_dict(json.loads((start / CONFIG_FILE).read_text(encoding="utf-8-sig")))
+        sizes = read_config(start)
         tokenizer = load_tokenizer(start, sizes.text.vocab_size)
-    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+    except ValueError as error:
         raise ConfigError(f"--from {start}: not usable as a model: {error}") from error
     choices = Choices(args.tuning, args.steps, args.learning_rate, args.batch_size, args.workers)
     settings = load_all(args.params)

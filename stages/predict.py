@@ -4,7 +4,7 @@
     glip predict *.jpg --caption "two dogs chase a red frisbee" --model models/student
 
 --text names what to find, divided by periods; more names than one prompt holds are divided over several. --caption
-takes a sentence and finds its noun phrases by spaCy. Pictures are paths or URLs. Without --save the detections are
+takes a sentence and finds its noun phrases by spaCy. Pictures are paths, folders or URLs. Without --save detections are
 printed as one line of JSON per picture; with it every picture is written with its boxes, beside detections.jsonl.
 """
 
@@ -14,12 +14,13 @@ import argparse
 import json
 import logging
 import sys
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from pipeline.cli import add_params, progress, run_if_program
-from pipeline.errors import ConfigError, PipelineError
+from pipeline.errors import ConfigError, MissingInputError, PipelineError
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -33,7 +34,7 @@ DETECTIONS_FILE = "detections.jsonl"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of this command."""
-    parser.add_argument("pictures", nargs="+", help="paths or URLs")
+    parser.add_argument("pictures", nargs="+", help="paths or URLs; of a folder all pictures in it")
     asked = parser.add_mutually_exclusive_group(required=True)
     asked.add_argument("--text", help='what to find, divided by periods: "a cat. a remote control."')
     asked.add_argument("--caption", help="a sentence whose noun phrases are found")
@@ -60,14 +61,15 @@ def run(args: argparse.Namespace) -> str | None:
     except ValueError as error:
         raise ConfigError(str(error)) from error
     prompt, options = _prompt(args)
+    pictures = [picture for source in args.pictures for picture in _in_folder(source)]
     broken = 0
     with ExitStack() as stack:
         lines: TextIO = sys.stdout
         if args.save:
             path = stack.enter_context(whole_file(args.save / DETECTIONS_FILE))
             lines = stack.enter_context(path.open("w", encoding="utf-8"))
-        with progress(len(args.pictures), "predict", "pictures") as bar:
-            for number, source in enumerate(args.pictures):
+        with progress(len(pictures), "predict", "pictures") as bar:
+            for number, source in enumerate(pictures):
                 try:
                     image = open_image(source)
                     (found,) = predictor.predict(image, prompt, min_score=args.min_score, **options)
@@ -83,8 +85,8 @@ def run(args: argparse.Namespace) -> str | None:
                         save_picture(drawn, args.save / _file_name(number, source))
                 bar.update()
     if broken:
-        raise PipelineError(f"{broken} of {len(args.pictures)} pictures could not be read; they are named above")
-    return f"predict: {len(args.pictures)} pictures → {args.save}" if args.save else None
+        raise PipelineError(f"{broken} of {len(pictures)} pictures could not be read; they are named above")
+    return f"predict: {len(pictures)} pictures → {args.save}" if args.save else None
 
 
 def _prompt(args: argparse.Namespace) -> tuple[list[str] | str, dict[str, Any]]:
@@ -97,12 +99,47 @@ def _prompt(args: argparse.Namespace) -> tuple[list[str] | str, dict[str, Any]]:
             raise ConfigError(
                 '--text names nothing; write what to find, divided by periods: "a cat. a remote control."'
             )
-        return names, {}
+        return _told(names), {}
     from pipeline.phrases.noun_phrases import NounPhraseParser
     from pipeline.phrases.settings import PhrasesConfig
     from pipeline.settings import load
 
     return args.caption, {"parser": NounPhraseParser(load(args.params, PhrasesConfig)).char_spans}
+
+
+def _told(names: Sequence[str]) -> list[str]:
+    """Return names without repeats, and say how the text was understood."""
+    by_word: dict[str, str] = {}
+    for name in names:
+        by_word.setdefault(name.lower(), name)
+    once = list(by_word.values())
+    logger.info("predict: looks for %s", ", ".join(repr(name) for name in once))
+    if len(once) < len(names):
+        logger.warning("predict: names that come again in --text are asked for once")
+    joined = [name for name in once if any(mark in name for mark in ",;|")]
+    if joined:
+        logger.warning("predict: %r is one name; names are divided by periods: 'a dog. a cat.'", joined[0])
+    cut = [name for name in once if "." in name]
+    if cut:
+        logger.warning("predict: %r ends at a period; leave periods out of names: 'US flag'", cut[0])
+    return once
+
+
+def _in_folder(source: str) -> list[str]:
+    """Return the pictures of a folder, in order of their names; anything else is a picture itself."""
+    from PIL import Image
+
+    folder = Path(source)
+    if not folder.is_dir():
+        return [source]
+    suffixes = Image.registered_extensions()
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    found = [str(path) for path in files if path.suffix.lower() in suffixes]
+    if not found:
+        raise MissingInputError(f"{folder}: no pictures among its {len(files)} files; name pictures, or their folder")
+    if len(found) < len(files):
+        logger.warning("predict: %d files of %s are no pictures by their names", len(files) - len(found), folder)
+    return found
 
 
 def _write(lines: TextIO, source: str, image: Image.Image, found: Detections) -> None:

@@ -175,7 +175,7 @@ def pseudo_label(inputs: Inputs, config: PseudoLabelConfig, max_image_pixels: in
     kept = keep_finished("pseudo_label", [inputs.out], wanted, partial(_look, inputs.out, wanted))
     todo = {place.name: entry for place, entry in wanted.items() if place not in kept}
     start = time.monotonic()
-    made = _run(inputs, config, max_image_pixels, todo) if todo else {}
+    made = _run(inputs, config, max_image_pixels, todo, kept.values()) if todo else {}
     seconds = time.monotonic() - start
     summaries = [kept[place] if place in kept else made[place.name] for place in wanted]
     _check_found(summaries, inputs, config)
@@ -217,7 +217,11 @@ def _look(out: Place, wanted: Mapping[Place, Mapping[str, Any]], shards: Sequenc
 
 
 def _run(
-    inputs: Inputs, config: PseudoLabelConfig, max_image_pixels: int, todo: Mapping[str, Mapping[str, Any]]
+    inputs: Inputs,
+    config: PseudoLabelConfig,
+    max_image_pixels: int,
+    todo: Mapping[str, Mapping[str, Any]],
+    kept: Collection[ShardSummary],
 ) -> dict[str, ShardSummary]:
     """Stream the work list through the actor pool; return the summaries of the shards that were made."""
     wanted = min(config.num_actors, len(todo))
@@ -245,7 +249,7 @@ def _run(
             else:
                 summary = ShardSummary(**json.loads(result["summary"]))
                 made[summary.name] = summary
-                _check_found(made.values(), inputs, config)
+                _check_found([*kept, *made.values()], inputs, config)
             bar.update(1)
     lost = sorted(set(todo) - set(made))
     if lost:

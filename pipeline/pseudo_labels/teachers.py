@@ -81,7 +81,7 @@ def _folder(name: str) -> Path:
 
 def _model_type(folder: Path) -> str | None:
     """Return the ``model_type`` of a model of transformers; None of this project's own."""
-    config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+    config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8-sig"))
     found = config.get("model_type") if isinstance(config, dict) else None
     return None if found is None else str(found)
 

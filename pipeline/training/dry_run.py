@@ -14,8 +14,7 @@ from typing import Any
 
 import torch
 
-from glip_model.checkpoint import CONFIG_FILE, WEIGHTS_FILE
-from glip_model.config import GLIPConfig
+from glip_model.checkpoint import WEIGHTS_FILE, read_config
 from glip_model.glip import GLIP
 from pipeline.errors import ConfigError, MissingInputError
 from pipeline.settings import extended_files, load, load_all
@@ -136,7 +135,10 @@ def _structure(run: RunConfig, config: TrainingSettings, teacher: Path | None) -
     if run.init == "teacher" and teacher is not None:
         if not (teacher / WEIGHTS_FILE).is_file():
             raise MissingInputError(f"{teacher}: holds no model")
-        sizes = GLIPConfig.from_dict(json.loads((teacher / CONFIG_FILE).read_text(encoding="utf-8")))
+        try:
+            sizes = read_config(teacher)
+        except ValueError as error:
+            raise MissingInputError(str(error)) from error
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # initialisation of what has no values
         model = GLIP(sizes)

@@ -236,6 +236,16 @@ def test_missing_unknown_and_misshapen_weights_are_all_named(folder: Path) -> No
         assert problem in str(caught.value)
 
 
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "_orig_mod.module.", "module._orig_mod."])
+def test_weights_of_wrapped_models_are_taken(folder: Path, prefix: str) -> None:
+    weights = load_file(folder / WEIGHTS_FILE)
+    save_file({prefix + name: value for name, value in weights.items()}, folder / WEIGHTS_FILE)
+    text = (folder / "config.json").read_text(encoding="utf-8")
+    (folder / "config.json").write_text(text, encoding="utf-8-sig")
+    found = GLIP.from_pretrained(folder).state_dict()
+    assert same({name: found[name] for name in sorted(found)}, {name: weights[name] for name in sorted(weights)})
+
+
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
 def test_weights_that_are_not_finite_are_refused_by_name(folder: Path, value: float) -> None:
     weights = load_file(folder / WEIGHTS_FILE)

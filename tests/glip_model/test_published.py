@@ -202,7 +202,7 @@ def test_a_file_that_was_cut_off_is_an_error_with_its_path(path: Path) -> None:
 @pytest.mark.parametrize("content", [[1, 2], torch.zeros(3), "text", {"model": [1]}, {"model": None}])
 def test_a_file_without_a_state_dict_is_an_error_that_says_what_was_expected(content: Any, path: Path) -> None:
     torch.save(content, path)
-    with pytest.raises(ValueError, match=rf"^{path}: expected a dict with the weights under 'model'"):
+    with pytest.raises(ValueError, match=rf"^{path}: expected a dict with named weights under 'model'"):
         load_published(path)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +117,61 @@ def test_phrases_of_a_caption_are_found_by_the_parser(
     caption = "two dogs chase a red frisbee"
     assert glip("predict", pictures[0], "--caption", caption, "--model", folder, "--min-score", 0) == 0
     assert set(json.loads(capsys.readouterr().out)["labels"]) <= {"dogs", "red frisbee"}
+
+
+def test_of_a_folder_all_pictures_are_taken_and_other_files_told(
+    folder: Path, pictures: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: Any
+) -> None:
+    for number, picture in enumerate(pictures):
+        shutil.copy(picture, tmp_path / f"{number}{picture.suffix}")
+    (tmp_path / "notes.txt").write_text("no picture", encoding="utf-8")
+    assert glip("predict", tmp_path, "--text", "a cat", "--model", folder) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [Path(line["picture"]).stem for line in lines] == ["0", "1"]
+    assert f"1 files of {tmp_path} are no pictures" in caplog.text
+    (tmp_path / "none").mkdir()
+    assert glip("predict", tmp_path / "none", "--text", "a cat", "--model", folder) == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "names", "told"),
+    [
+        ("a dog. A dog. a cat", "'a dog', 'a cat'", "that come again"),
+        ("a dog, a cat", "'a dog, a cat'", "names are divided by periods"),
+        ("Dog | cat", "'Dog | cat'", "names are divided by periods"),
+        ("U.S. flag", "'U.S', 'flag'", "'U.S' ends at a period"),
+    ],
+)
+def test_what_text_was_understood_as_is_told(
+    folder: Path, pictures: list[Path], text: str, names: str, told: str, caplog: Any
+) -> None:
+    caplog.set_level("INFO")
+    assert glip("predict", pictures[0], "--text", text, "--model", folder) == 0
+    assert f"predict: looks for {names}" in caplog.text
+    assert told in caplog.text
+
+
+def test_models_and_devices_that_are_not_there_are_messages(
+    folder: Path, pictures: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert glip("predict", pictures[0], "--text", "a cat", "--model", "models/none") == 2
+    assert "models/none: no such folder" in capsys.readouterr().err
+    for device in ("tpu", "cuda:99"):
+        assert glip("predict", pictures[0], "--text", "a cat", "--model", folder, "--device", device) == 2
+        assert f"device '{device}' cannot be used here" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", [b"hello", b"<!DOCTYPE html>", b"version https://git-lfs.github.com/spec/v1\n"])
+def test_what_is_no_checkpoint_is_shown(content: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "glip.pth").write_bytes(content)
+    assert glip("convert", tmp_path / "glip.pth", tmp_path / "out") == 2
+    assert f"it begins with {content[:40]!r}" in capsys.readouterr().err
+
+
+def test_a_checkpoint_whose_names_are_numbers_is_a_message(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save({"model": {1: torch.zeros(2)}}, tmp_path / "glip.pth")
+    assert glip("convert", tmp_path / "glip.pth", tmp_path / "out") == 2
+    assert "expected a dict with named weights under 'model'" in capsys.readouterr().err
 
 
 def test_a_broken_picture_is_named_and_the_others_are_done(
