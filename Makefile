@@ -51,6 +51,7 @@ lock: $(READY) ## write requirements.lock anew from pyproject.toml
 bench: $(READY) ## speed and memory as ratios against named baselines (about an hour)
 	$(BIN)/python tests/benchmarks/data_speed.py
 	$(BIN)/python tests/benchmarks/loader_speed.py
+	$(BIN)/python tests/benchmarks/rows_memory.py
 	$(BIN)/python tests/benchmarks/trainer_speed.py
 	$(BIN)/python tests/benchmarks/scoring_speed.py
 	$(BIN)/python tests/benchmarks/evaluate_speed.py

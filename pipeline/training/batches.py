@@ -97,7 +97,8 @@ class BatchMaker:
         self._batch_size, self._share = batch_size, batch_size // worker.world_size
         self._offset = worker.rank * self._share
         self._processes = config.loader_processes
-        self._plan = self._make_plan(run, config.samples)
+        self.plan = self._make_plan(run, config.samples)
+        """Source and row of any sample."""
         self.unreadable = 0
         """Pictures that could not be read so far, each replaced by another row."""
 
@@ -158,10 +159,10 @@ class BatchMaker:
         Returns:
             Key, pixels, prompt, target, and how many pictures could not be read.
         """
-        name, planned = self._plan[number]
+        name, planned = self.plan[number]
         source, rng = self._sources[name], chance(self._seed, SAMPLE_STREAM, number)
         unreadable = 0
-        for row in chain([planned], self._plan.stand_ins(number, len(source), rng)):
+        for row in chain([planned], self.plan.stand_ins(number, len(source), rng)):
             sample = source.sample(row, rng)
             if sample is None:
                 continue

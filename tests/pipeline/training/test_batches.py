@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from pipeline.store.records import ImageRef
 from pipeline.training.batches import BatchMaker, TrainingBatch, Worker
 from pipeline.training.rows import make_sources
 from pipeline.training.settings import RunConfig, TrainConfig
+from pipeline.training.streaming import ORIENTED_STEPS
 
 Make = Callable[..., BatchMaker]
 
@@ -53,6 +55,7 @@ def same(a: TrainingBatch, b: TrainingBatch) -> bool:
 
 
 STREAMED = {"shuffle_window": 6, "shuffle_lanes": 2}
+ORIENTED = {**STREAMED, "group_by_orientation": True}
 
 
 @pytest.fixture
@@ -72,7 +75,7 @@ def many_shards(tmp_path: Path, tiny: SimpleNamespace) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(("processes", "samples"), [(0, {}), (0, STREAMED), (2, {}), (2, STREAMED)])
+@pytest.mark.parametrize(("processes", "samples"), [(0, {}), (0, STREAMED), (2, {}), (2, ORIENTED)])
 def test_batches_made_ahead_are_those_of_the_steps(
     make_batches: Make, many_shards: Path, processes: int, samples: dict[str, int]
 ) -> None:
@@ -93,6 +96,24 @@ def test_streamed_rows_come_once_a_pass_and_rejected_ones_never(make_batches: Ma
     assert set(shown) == {f"g{i}" for i in range(12) if i % 4}
 
 
+def test_lanes_of_streamed_batches_have_one_orientation(
+    make_batches: Make, tmp_path: Path, tiny: SimpleNamespace
+) -> None:
+    for number in range(4):
+        records = [tiny.detection_record(f"{number} {i}", ["apple"], i) for i in range(8)]
+        tall = [replace(record, key=f"tall {record.key}") for record in records[:3]]  # a square counts as tall
+        wide = [replace(record, height=tiny.SIDE - 1) for record in records[3:]]
+        tiny.write_detection(tmp_path / "detection", [*tall, *wide], number=number)
+    streamed = {"shuffle_window": 16, "shuffle_lanes": 2, "group_by_orientation": True}
+    maker = make_batches(tmp_path, {"detection": 1.0}, steps=ORIENTED_STEPS, **streamed)
+    batches = [maker.make(step).keys for step in range(ORIENTED_STEPS)]
+    lanes = [[key.startswith("tall") for key in keys[start : start + 2]] for keys in batches for start in (0, 2)]
+    assert sum(lane == [True, True] for lane in lanes) >= 40
+    assert sum(len(set(lane)) > 1 for lane in lanes) <= 2  # the last of each lane
+    counts = Counter(key for keys in batches for key in keys)
+    assert (min(counts.values()), max(counts.values())) == (8, 8)  # of 32 rows, in 64 steps of four
+
+
 def test_window_without_a_usable_row_is_an_error(make_batches: Make, tmp_path: Path, tiny: SimpleNamespace) -> None:
     rows = [replace(tiny.grounding_record(f"g{i}", ["sea"]), reject_reason="no_boxes") for i in range(4)]
     tiny.write_grounding(tmp_path / "grounding", rows)
@@ -106,7 +127,7 @@ def test_order_depends_on_the_seed(make_batches: Make, samples: dict[str, int]) 
     assert not same(make_batches(**samples).make(1), make_batches(seed=1, **samples).make(1))
 
 
-@pytest.mark.parametrize("samples", [{}, STREAMED], ids=["in memory", "streamed"])
+@pytest.mark.parametrize("samples", [{}, STREAMED, ORIENTED], ids=["in memory", "streamed", "oriented"])
 def test_workers_divide_the_batch(make_batches: Make, samples: dict[str, int]) -> None:
     whole = make_batches(**samples).make(3)
     halves = [make_batches(worker=Worker(rank, 2), **samples).make(3) for rank in range(2)]

@@ -94,7 +94,8 @@ def written(folder: Path, tiny: SimpleNamespace) -> Path:
 
 
 def streaming(config: TrainConfig, lanes: int = 2) -> TrainConfig:
-    return replace(config, samples=replace(config.samples, shuffle_window=8, shuffle_lanes=lanes))
+    samples = replace(config.samples, shuffle_window=8, shuffle_lanes=lanes, group_by_orientation=True)
+    return replace(config, samples=samples)
 
 
 def train_and_wait_for_the_end(training: Training, checkpoints: Path) -> None:
