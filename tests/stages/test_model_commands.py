@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -122,12 +121,10 @@ def test_phrases_of_a_caption_are_found_by_the_parser(
 def test_of_a_folder_all_pictures_are_taken_and_other_files_told(
     folder: Path, pictures: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: Any
 ) -> None:
-    for number, picture in enumerate(pictures):
-        shutil.copy(picture, tmp_path / f"{number}{picture.suffix}")
     (tmp_path / "notes.txt").write_text("no picture", encoding="utf-8")
     assert glip("predict", tmp_path, "--text", "a cat", "--model", folder) == 0
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert [Path(line["picture"]).stem for line in lines] == ["0", "1"]
+    assert [Path(line["picture"]).stem for line in lines] == ["<b> & co", "street"]
     assert f"1 files of {tmp_path} are no pictures" in caplog.text
     (tmp_path / "none").mkdir()
     assert glip("predict", tmp_path / "none", "--text", "a cat", "--model", folder) == 2
