@@ -96,7 +96,10 @@ def coco(**changes: Any) -> list[dict[str, Any]]:
     [
         ({"human": coco()}, "absent.json: no such file; mend the path in params.yaml"),
         ({"dev": coco(annotations=None)}, "prepare.dev[0].annotations is None; expected Url"),
-        ({"dev": coco(splits="val")}, "prepare.dev[0].splits is not a setting; settings here: reader, name, repeat"),
+        (
+            {"dev": coco(splits="val")},
+            "prepare.dev[0].splits is not a setting; settings here: reader, name, data_set, repeat",
+        ),
         ({"web": coco(reader="lviss")}, "prepare.web[0]: no reader 'lviss'; readers: "),
         ({"test": [{"annotations": "a"}]}, "prepare.test[0] must name a reader or a mixture"),
         ({"rows_per_shards": 3}, "prepare.rows_per_shards is not a setting; did you mean rows_per_shard?"),

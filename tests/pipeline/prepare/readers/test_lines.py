@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from pipeline.errors import MissingInputError
 from pipeline.prepare.raw import CAPTION_DAMAGED, CAPTION_NOT_UTF8
-from pipeline.prepare.readers import lines as lines_module
 from pipeline.prepare.readers.lines import (
+    MAX_CELL_CHARS,
     bytes_per_part,
     decode_line,
     decode_text,
@@ -150,9 +150,8 @@ def test_csv_lines_may_end_with_carriage_returns_outside_of_quotes(tmp_path: Pat
         assert list(csv.reader(lines)) == [["a", "b"], ["c", "d\re"], ["f", "g"]]
 
 
-def test_a_quote_that_nobody_closes_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lines_module, "MAX_CELL_CHARS", 100)
-    (tmp_path / "a.csv").write_text('a,"b\n' + "c,d\n" * 100)
+def test_a_quote_that_nobody_closes_is_told(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text('a,"b\n' + "c,d\n" * (MAX_CELL_CHARS // 4))
     with (
         pytest.raises(MissingInputError, match=r"a\.csv: not readable as CSV"),
         open_csv(str(tmp_path / "a.csv")) as rows,
