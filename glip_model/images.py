@@ -111,7 +111,7 @@ def _deep_to_grey(image: Image.Image) -> Image.Image:
     return Image.fromarray(grey)
 
 
-def check_image(data: bytes, max_pixels: int, side: int) -> tuple[tuple[int, int], Image.Image]:
+def check_image(data: bytes, max_pixels: int, side: int) -> tuple[tuple[int, int], Image.Image, int]:
     """Find out whether a picture can be decoded, without the cost of all its pixels where the format allows.
 
     Args:
@@ -120,7 +120,8 @@ def check_image(data: bytes, max_pixels: int, side: int) -> tuple[tuple[int, int
         side: least height and width in pixels of the picture that comes back, where the original has them.
 
     Returns:
-        (height, width) as ``decode_image`` would return it, and the upright RGB picture, perhaps smaller.
+        (height, width) as ``decode_image`` would return it; the upright RGB picture, perhaps smaller; the EXIF
+        orientation by which it was turned upright, 1 to 8.
 
     Raises:
         ImageError: as ``decode_image``.
@@ -128,20 +129,13 @@ def check_image(data: bytes, max_pixels: int, side: int) -> tuple[tuple[int, int
     with _picture_errors():
         image = _open(data, max_pixels)
         width, height = image.size
-        is_lying = image.getexif().get(_ORIENTATION) in LYING
+        orientation = next((value for value in range(2, 9) if value == image.getexif().get(_ORIENTATION)), 1)
         # A JPEG is read to its end, so that a truncated one is found, but its blocks are unpacked to a few pixels only.
         is_reduced = image.draft("RGB", (side, side)) is not None
         upright = to_rgb(ImageOps.exif_transpose(image))
         if not is_reduced:
-            return (upright.height, upright.width), upright
-        return ((width, height) if is_lying else (height, width)), upright
-
-
-def read_orientation(data: bytes, max_pixels: int) -> int:
-    """Return the EXIF orientation by which ``decode_image`` turns a picture, 1 to 8; errors as there."""
-    with _picture_errors():
-        orientation = _open(data, max_pixels).getexif().get(_ORIENTATION)
-        return next((value for value in range(2, 9) if value == orientation), 1)
+            return (upright.height, upright.width), upright, orientation
+        return ((width, height) if orientation in LYING else (height, width)), upright, orientation
 
 
 @contextmanager

@@ -17,10 +17,11 @@ from itertools import islice
 from typing import Any, Literal, TypeGuard
 from urllib.parse import unquote
 
-from glip_model.images import ImageError, check_image, read_orientation
-from pipeline.prepare.frames import Frame, find_frame
+from glip_model.images import ImageError, check_image
+from pipeline.prepare.frames import TOLERANCE, Frame, find_frame
 from pipeline.prepare.held_out import HeldOut, Sighting, perceptual_hash
 from pipeline.prepare.raw import (
+    BOXES_CLIPPED,
     CAPTION_DAMAGED,
     LOOKS_HELD_OUT,
     Converted,
@@ -91,6 +92,8 @@ class _Picture:
     content: bytes
     """What the key is made of."""
     sighting: Sighting
+    orientation: int = 1
+    """EXIF's, 1 to 8, by which the stored picture was turned."""
 
 
 def to_records(
@@ -188,13 +191,13 @@ def _convert(
         return
     for made in _make(row, picture, frame, caption, rules):
         yield made
-        if not isinstance(made, Reject | DroppedBox):
+        if not isinstance(made, Reject | DroppedBox | Converted):
             yield from (Converted(row.name, what) for what in (*notes, *frame.converted))
 
 
 def _make(
     row: PictureRow, picture: _Picture, frame: Frame, caption: str, rules: Rules
-) -> Iterator[Record | Reject | DroppedBox]:
+) -> Iterator[Record | Reject | DroppedBox | Converted]:
     if isinstance(row, RawPair):
         key = content_key(rules.source, picture.content, caption)
         yield CaptionRecord(caption=caption, **_head(picture, key, rules))
@@ -215,7 +218,7 @@ def _frame(row: PictureRow, picture: _Picture, rules: Rules) -> Frame:
         boxes = [item.xyxy for item in row.objects if not item.is_relative]
     else:
         boxes = [box for phrase in row.phrases for box in phrase.boxes]
-    frame = find_frame(stated, size, read_orientation(picture.content, rules.max_pixels), boxes)
+    frame = find_frame(stated, size, picture.orientation, boxes)
     if frame is None:
         told = "no size" if stated is None else f"{width}×{height}"
         raise ImageError("size_mismatch", f"annotated at {told}, the picture is {picture.width}×{picture.height}")
@@ -234,8 +237,9 @@ def _head(picture: _Picture, key: str, rules: Rules) -> dict[str, Any]:
 
 def _detection(
     row: RawDetection, picture: _Picture, frame: Frame, rules: Rules
-) -> Iterator[DetectionRecord | DroppedBox]:
+) -> Iterator[DetectionRecord | DroppedBox | Converted]:
     objects = []
+    num_clipped = 0
     for item in row.objects:
         corners = frame.place(item.xyxy, item.is_relative)
         box = read_box(corners, picture.height, picture.width, rules.min_box_side)
@@ -244,6 +248,7 @@ def _detection(
         elif not isinstance(item.category_id, int) or item.category_id not in rules.categories:
             yield DroppedBox(row.name, "category_unknown")
         else:
+            num_clipped += _is_clipped(corners, box)
             is_crowd, area = bool(item.is_crowd), read_area(item.area)
             area = None if area is None else area * frame.scale[0] * frame.scale[1]
             objects.append(DetectedObject(category_id=item.category_id, xyxy=box, is_crowd=is_crowd, area=area))
@@ -254,6 +259,8 @@ def _detection(
         not_exhaustive_category_ids=_known_ids(row.not_exhaustive_category_ids, rules),
         **_head(picture, key, rules),
     )
+    if num_clipped:
+        yield Converted(row.name, BOXES_CLIPPED)
 
 
 def _known_ids(ids: Any, rules: Rules) -> tuple[int, ...]:
@@ -263,8 +270,9 @@ def _known_ids(ids: Any, rules: Rules) -> tuple[int, ...]:
 
 def _grounding(
     row: RawGrounding, picture: _Picture, frame: Frame, caption: str, rules: Rules
-) -> Iterator[GroundingRecord | Reject | DroppedBox]:
+) -> Iterator[GroundingRecord | Reject | DroppedBox | Converted]:
     phrases = []
+    num_clipped = 0
     for raw in row.phrases:
         spans = read_spans(raw.char_spans, caption)
         if not spans:
@@ -273,13 +281,15 @@ def _grounding(
         # Boxes that lack a score where others have one are dropped.
         scores = [1.0] * len(raw.boxes) if raw.scores is None else [*raw.scores, *[None] * len(raw.boxes)]
         boxes = []
-        for corners, score in zip(raw.boxes, scores, strict=False):
-            box = read_box(frame.place(corners), picture.height, picture.width, rules.min_box_side)
+        for raw_box, score in zip(raw.boxes, scores, strict=False):
+            corners = frame.place(raw_box)
+            box = read_box(corners, picture.height, picture.width, rules.min_box_side)
             if isinstance(box, str):
                 yield DroppedBox(row.name, box)
             elif not isinstance(score, int | float) or not 0 <= score <= 1:
                 yield DroppedBox(row.name, "box_malformed")
             else:
+                num_clipped += _is_clipped(corners, box)
                 boxes.append(ScoredBox(xyxy=box, score=float(score)))
         text = " ".join(caption[start:end] for start, end in spans)
         phrases.append(
@@ -296,7 +306,12 @@ def _grounding(
     if _is_name(row.key) and _is_name(row.source):
         head |= {"key": row.key, "source": row.source}
     record = GroundingRecord(caption=caption, phrases=tuple(phrases), **head)
-    yield Reject(row.name, "pseudo_label") if rules.is_judged_by and record.is_pseudo_label else record
+    if rules.is_judged_by and record.is_pseudo_label:
+        yield Reject(row.name, "pseudo_label")
+        return
+    yield record
+    if num_clipped:
+        yield Converted(row.name, BOXES_CLIPPED)
 
 
 def _is_name(value: Any) -> bool:
@@ -309,11 +324,11 @@ def _look(image: RawImage | ImageError, rules: Rules) -> _Picture:
     data = image.data
     if data is None:
         raise ImageError("image_missing", "the row names no picture")
-    (height, width), small = check_image(data, rules.max_pixels, CHECKED_SIDE)
+    (height, width), small, orientation = check_image(data, rules.max_pixels, CHECKED_SIDE)
     by_reference = rules.pictures == "reference" and image.url is not None
     ref = ImageRef(path=image.url) if by_reference else ImageRef(bytes=data)
     sighting = Sighting(image.picture_id, perceptual_hash(small), rules.data_set)
-    return _Picture(ref, height, width, data, sighting)
+    return _Picture(ref, height, width, data, sighting, orientation)
 
 
 def _unread(image: RawImage, rules: Rules) -> _Picture:
@@ -356,6 +371,11 @@ def read_box(xyxy: Sequence[Any], height: int, width: int, min_side: float = MIN
     if side < min_side or side <= 0:
         return "box_degenerate"
     return clipped
+
+
+def _is_clipped(corners: Sequence[Any], box: Box) -> bool:
+    """Tell whether clipping moved a side by more than sides are rounded by."""
+    return any(abs(float(corner) - side) > TOLERANCE for corner, side in zip(corners, box, strict=True))
 
 
 def read_area(value: Any) -> float | None:

@@ -249,7 +249,8 @@ def _run(
             else:
                 summary = ShardSummary(**json.loads(result["summary"]))
                 made[summary.name] = summary
-                _check_found([*kept, *made.values()], inputs, config)
+                if not summary.boxes:
+                    _check_found([*kept, *made.values()], inputs, config)
             bar.update(1)
     lost = sorted(set(todo) - set(made))
     if lost:

@@ -14,7 +14,7 @@ MAX_PIXELS = 10_000
 def decoded(image: Image.Image, kind: str, **options: object) -> np.ndarray:
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)
-    (height, width), small = check_image(buffer.getvalue(), MAX_PIXELS, 64)
+    (height, width), small, _ = check_image(buffer.getvalue(), MAX_PIXELS, 64)
     pixels = np.asarray(decode_image(buffer.getvalue(), MAX_PIXELS))
     assert (height, width) == pixels.shape[:2]
     np.testing.assert_array_equal(np.asarray(small), pixels)

@@ -302,8 +302,10 @@ def corners(bbox: Any) -> tuple[float, ...]:
 
 
 def listed(value: Any) -> list[Any]:
-    """Return a list; an empty one for what is none."""
-    return value if isinstance(value, list) else []
+    """Return a list; what is none is one entry that no check lets pass, so that it is counted, or nothing if empty."""
+    if isinstance(value, list):
+        return value
+    return [] if value is None or value in ("", {}) else [None]
 
 
 def whole_number(value: Any) -> int | None:

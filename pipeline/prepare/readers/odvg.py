@@ -127,7 +127,7 @@ def _rows(
                 yield RawDetection(name=name, image=image, objects=[_object(item) for item in instances])
         else:
             caption = body.get("caption")
-            phrases = _phrases(_list(body, "regions"), caption) if isinstance(caption, str) else []
+            phrases = _phrases(_list(body, "regions"), caption if isinstance(caption, str) else "")
             yield RawGrounding(
                 name=name,
                 image=image,

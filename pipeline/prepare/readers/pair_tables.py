@@ -110,7 +110,7 @@ def read_img2dataset_files(context: SourceContext, *, tables: Url, images: Url) 
         # otherwise; pictures are encoded as jpg likewise.
         stem = table.rpartition("/")[2].removesuffix(".parquet")
         others = sorted(range(1, min(len(key), MAX_SHARD_DIGITS)), key=lambda length: abs(length - 5))
-        shards = dict.fromkeys([stem, key[:5]] if key.startswith(stem) else [key[:length] for length in others])
+        shards = dict.fromkeys([stem, key[:5]] if key.startswith(stem) else [*(key[:n] for n in others), stem])
         names = [f"{shard}/{key}.{suffix}" for shard in shards for suffix in ("jpg", "png", "webp")]
         image = RawImage(folder=images, url=names[0], choices=tuple(names[1:]))
         yield RawPair(name=key, image=image, caption=text)

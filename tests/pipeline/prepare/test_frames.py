@@ -13,6 +13,7 @@ from glip_model.images import decode_image
 from pipeline.prepare.frames import BOXES_SCALED, BOXES_TAKEN_UPRIGHT, BOXES_TURNED
 from pipeline.prepare.held_out import Sighting
 from pipeline.prepare.raw import (
+    BOXES_CLIPPED,
     Converted,
     DroppedBox,
     RawDetection,
@@ -172,9 +173,10 @@ def test_boxes_that_fit_the_picture_but_not_the_stated_size_speak_against_it() -
     ]
     assert reasons(detection(upright, 100, 200, bright(upright))) == ["size_mismatch"]
     # What fits into neither is a careless box, and what is a pixel over is rounded.
-    record, _ = convert(detection(drawn(), 50, 100, (90, 10, 500, 40)))
+    record, *notes = convert(detection(drawn(), 50, 100, (90, 10, 500, 40)))
+    assert [note.what for note in notes] == [BOXES_SCALED, BOXES_CLIPPED]
     assert boxes_of(record) == [(180, 20, 200, 80)]
-    record, _ = convert(detection(drawn(), 50, 100, (90, 10, 101, 40)))
+    record, *_ = convert(detection(drawn(), 50, 100, (90, 10, 101, 40)))
     assert boxes_of(record) == [(180, 20, 200, 80)]
 
 

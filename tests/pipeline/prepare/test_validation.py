@@ -16,6 +16,7 @@ from PIL import Image
 
 from glip_model.images import ImageError
 from pipeline.prepare.raw import (
+    BOXES_CLIPPED,
     CAPTION_DAMAGED,
     Converted,
     DroppedBox,
@@ -260,10 +261,13 @@ def test_boxes_below_a_pixel_stay_where_models_are_judged_and_empty_ones_nowhere
     raw = RawDetection(name="row", image=RawImage(data=PICTURE), objects=objects)
     caption = grounding("a dog", RawPhrase(char_spans=[(2, 5)], boxes=corners))
     for rules, count in (({}, 1), ({"min_box_side": 0.0}, 3)):
-        *dropped, record = convert(raw, **rules)
+        clipped = [Converted("row", BOXES_CLIPPED)] * (count == 3)  # one that is kept reaches outside
+        *dropped, record = convert(raw, **rules)[: 7 - count]
         assert (len(record.objects), len(dropped)) == (count, 6 - count)
-        *dropped, record = convert(caption, **rules)
+        assert convert(raw, **rules)[7 - count :] == clipped
+        *dropped, record = convert(caption, **rules)[: 7 - count]
         assert (len(record.phrases[0].boxes), len(dropped)) == (count, 6 - count)
+        assert convert(caption, **rules)[7 - count :] == clipped
 
 
 @pytest.mark.parametrize(
@@ -285,7 +289,8 @@ def test_boxes_below_a_pixel_stay_where_models_are_judged_and_empty_ones_nowhere
 )
 def test_an_area_is_kept_though_its_box_is_clipped_or_is_no_number_and_none(area: Any, kept: float | None) -> None:
     objects = [RawObject(xyxy=(-9, 1, 50, 5), category_id=3, area=area)]
-    (record,) = convert(RawDetection(name="row", image=RawImage(data=PICTURE), objects=objects))
+    record, clipped = convert(RawDetection(name="row", image=RawImage(data=PICTURE), objects=objects))
+    assert clipped == Converted("row", BOXES_CLIPPED)
     assert [(item.xyxy, item.area) for item in record.objects] == [((0.0, 1.0, 40.0, 5.0), kept)]
 
 
@@ -307,6 +312,12 @@ def test_ids_outside_of_the_vocabulary_are_left_out(ids: Any, kept: tuple[int, .
     assert (record.negative_category_ids, record.not_exhaustive_category_ids) == (kept, ())
     (record,) = convert(dataclasses.replace(raw, negative_category_ids=None, not_exhaustive_category_ids=ids))
     assert (record.negative_category_ids, record.not_exhaustive_category_ids) == ((), kept)
+
+
+def test_a_box_that_is_rounded_over_the_edge_is_not_counted_as_clipped() -> None:
+    objects = [RawObject(xyxy=(-1, 1, 41, 5), category_id=3)]
+    (record,) = convert(RawDetection(name="row", image=RawImage(data=PICTURE), objects=objects))
+    assert record.objects[0].xyxy == (0.0, 1.0, 40.0, 5.0)
 
 
 @given(st.tuples(*[st.floats(-1e4, 1e4)] * 4), st.integers(1, 500), st.integers(1, 500))

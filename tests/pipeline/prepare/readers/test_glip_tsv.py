@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from pipeline.errors import MissingInputError
-from pipeline.prepare.raw import DroppedBox, Reject, SourceContext, Url
+from pipeline.prepare.raw import BOXES_CLIPPED, Converted, DroppedBox, Reject, SourceContext, Url
 from pipeline.prepare.readers.glip_tsv import read_glip_tsv
 from pipeline.prepare.validation import Rules, to_records
 from pipeline.settings import load_all
@@ -80,12 +80,13 @@ def test_objects_become_boxes_of_the_label_map(
     (table,) = read_glip_tsv(context, annotations=url)
     assert table.categories == (Category(id=1, name="dog"), Category(id=2, name="cat"))
     for rows_per_part in (1, 2, 100):
-        first, dropped, second, third = read_rows(table, rows_per_part)
+        first, clipped, dropped, second, third = read_rows(table, rows_per_part)
         assert isinstance(first, DetectionRecord)
         assert [(item.category_id, item.xyxy) for item in first.objects] == [
             (1, (1.0, 2.0, 30.0, 20.0)),
             (2, (1.0, 1.0, 5.0, 30.0)),
         ]
+        assert clipped == Converted("k0", BOXES_CLIPPED)
         assert dropped == DroppedBox("k1", "category_unknown")
         assert ([item.category_id for item in second.objects], third.objects) == ([2], ())
         assert [row.width for row in (first, second, third)] == [40, 41, 42]
@@ -115,7 +116,7 @@ def test_of_several_names_of_an_id_the_last_is_asked_for(
     url = data_set.write(OBJECTS, labelmap={"dog": 1, "cat": 2, "bird": 1})
     (table,) = read_glip_tsv(context, annotations=url)
     assert table.categories == (Category(id=1, name="bird"), Category(id=2, name="cat"))
-    assert [item.category_id for item in read_rows(table)[1].objects] == [2, 1]
+    assert [item.category_id for item in read_rows(table)[2].objects] == [2, 1]
 
 
 def test_boxes_of_groups_are_crowds(data_set: DataSet, context: SourceContext, read_rows: Read) -> None:
@@ -131,7 +132,7 @@ def test_a_line_list_chooses_rows_and_each_comes_once(
     (table,) = read_glip_tsv(context, annotations=url)
     assert table.num_rows == 3
     for rows_per_part in (1, 2, 9):
-        rows = read_rows(table, rows_per_part)
+        rows = [row for row in read_rows(table, rows_per_part) if not isinstance(row, Converted)]
         assert [getattr(row, "width", "reject") for row in rows] == [40, 42, "reject"]
     for content, message in (("zero", "expected a line number a row"), ("\n", "no line numbers"), ("9" * 30, "a row")):
         with pytest.raises(MissingInputError, match=message):
@@ -324,9 +325,11 @@ def test_pictures_may_be_found_by_their_ids(data_set: DataSet, context: SourceCo
 def test_bad_rows_are_rejects(data_set: DataSet, context: SourceContext, read_rows: Read) -> None:
     bad: list[Any] = [VERSION_1, "{", "5", {"caption": CAPTION}, {**VERSION_1, "bboxes": 5, "scores": "x"}]
     (table,) = read_glip_tsv(context, annotations=data_set.write(bad))
-    first, *rest = read_rows(table)
+    first, *rest, dropped, last = read_rows(table)
     assert first.phrases
-    assert [row.reason for row in rest] == ["row_malformed", "row_malformed", "no_phrases", "no_phrases"]
+    assert [row.reason for row in rest] == ["row_malformed", "row_malformed", "no_phrases"]
+    assert dropped.reason == "box_malformed"
+    assert [phrase.boxes for phrase in last.phrases] == [()]
     (data_set.folder / "img.tsv").write_text("k0\t1\tnot base64!\n" * 5)
     (data_set.folder / "img.lineidx").write_text("\n".join(str(i * 17) for i in range(5)))
     (table,) = read_glip_tsv(context, annotations=Url(data_set.folder / "set.yaml"))

@@ -18,6 +18,7 @@ from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
+from xml.etree import ElementTree
 from xml.sax.saxutils import escape
 
 import pyarrow as pa
@@ -95,12 +96,86 @@ def _list(value: Any, *path: Any) -> list[Any]:
     return value if isinstance(value, list) else []
 
 
-def _lengths(rows: list[Any], *path: str) -> int:
-    return sum(len(_list(row, *path)) for row in rows)
+def _size(value: Any) -> int:
+    """Count the entries of what should be a list; what is none counts as one that is broken."""
+    return len(value) if isinstance(value, list) else int(value is not None and value not in ("", {}))
+
+
+def _lengths(rows: list[Any], name: str) -> int:
+    return sum(_size(row.get(name)) for row in rows if isinstance(row, dict))
 
 
 def _lines(name: str) -> Callable[[Files], int | None]:
     return lambda files: len(files[name]) if isinstance(files[name], list) else None
+
+
+def _odvg_boxes(files: Files) -> int:
+    count = 0
+    for row in _list(files["a.jsonl"]):
+        if isinstance(row, dict) and isinstance(row.get("detection"), dict):
+            count += _size(row["detection"].get("instances"))
+        if isinstance(row, dict) and isinstance(row.get("grounding"), dict):
+            regions = row["grounding"].get("regions")
+            for region in regions if isinstance(regions, list) else [None] * _size(regions):
+                boxes = region.get("bbox") if isinstance(region, dict) else None
+                is_several = isinstance(boxes, list) and boxes and isinstance(boxes[0], list)
+                count += len(boxes) if is_several else 1
+    return count
+
+
+def _tsv_labels(files: Files) -> list[Any]:
+    """Return the labels of the file's lines as they stand there; None for one that is not JSON."""
+    found = []
+    for line in _encode(files)["label.tsv"].removesuffix(b"\n").split(b"\n"):
+        cells = line.rstrip(b"\r").split(b"\t")
+        try:
+            found.append(json.loads(cells[1]))
+        except (IndexError, ValueError, RecursionError):
+            found.append(None)
+    return found
+
+
+def _glip_boxes(files: Files) -> int:
+    count = 0
+    for label in _tsv_labels(files):
+        objects = label.get("objects") if isinstance(label, dict) else label
+        if isinstance(label, dict) and "caption" in label:
+            boxes, scores = label.get("bboxes"), label.get("scores")
+            rows = boxes if isinstance(boxes, list) else [None] * _size(boxes)
+            firsts = [box[0] for box in rows if isinstance(box, list) and box] + _list(scores)
+            by_entity = any(isinstance(first, list) for first in firsts)
+            count += sum(_size(box) for box in rows) if by_entity else len(rows)
+        elif isinstance(objects, list):
+            count += len(objects)
+    return count
+
+
+def _csv_rows(files: Files, name: str) -> list[list[str]]:
+    text = _encode(files)[name].decode("utf-8", "replace").replace("\0", "")
+    return [row for row in csv.reader(io.StringIO(text, newline="")) if row]
+
+
+def _xml_objects(files: Files) -> int | None:
+    count = 0
+    for place, data in _encode(files).items():
+        if place.endswith(".xml"):
+            try:
+                count += len(ElementTree.fromstring(data.decode()).findall("object"))
+            except (ElementTree.ParseError, UnicodeDecodeError, ValueError):
+                return None
+    return count
+
+
+def _expressions(files: Files) -> int:
+    refs = [ref for ref in _list(files["refs.p"]) if isinstance(ref, dict) and ref.get("split") == "train"]
+    return _lengths(refs, "sentences")
+
+
+def _tar_keys(files: Files) -> int:
+    """Count the names without their known suffixes."""
+    with tarfile.open(fileobj=io.BytesIO(_encode(files)["a.tar"])) as archive:
+        names = [name for name in archive.getnames() if name.endswith((".png", ".txt"))]
+    return len({name[:-4] for name in names if not name.rpartition("/")[2].startswith(".")})
 
 
 BOXES = [[1, 2, 20, 10], [3, 3, 5.5, 6], [-4, 0, 60, 60]]
@@ -192,6 +267,7 @@ FAMILIES: dict[str, Family] = {
     "open_images": Family(
         {"boxes.csv": OPEN_IMAGES, "classes.csv": [["/m/1", "Dog"], ["/m/2", "Cat"]]},
         {"annotations": "@boxes.csv", "images": "@", "classes": "@classes.csv"},
+        num_boxes=lambda files: max(len(_csv_rows(files, "boxes.csv")) - 1, 0),
     ),
     "visual_genome_objects": Family(
         {
@@ -214,11 +290,13 @@ FAMILIES: dict[str, Family] = {
         {"xml/a.xml": _voc("dog"), "xml/b.xml": _voc("cat")},
         {"annotations": "@xml", "images": "@"},
         lambda files: 2,
+        _xml_objects,
     ),
     "imagenet_boxes": Family(
         {"xml/n1/a.xml": _voc("n1"), "xml/n1/b.xml": _voc("n2"), "synsets.txt": "n1 tench, fish\nn2 dog"},
         {"annotations": "@xml", "images": "@", "synsets": "@synsets.txt"},
         lambda files: 2,
+        _xml_objects,
     ),
     "flickr30k_entities": Family(
         {
@@ -233,19 +311,27 @@ FAMILIES: dict[str, Family] = {
     "refcoco": Family(
         {"refs.p": REFS, "instances.json": COCO},
         {"refs": "@refs.p", "instances": "@instances.json", "images": "@", "split": "train"},
+        _expressions,
+        may_reject_more=True,
     ),
     "glip_tsv": Family(
         {"a.yaml": GLIP_YAML, "img.tsv": GLIP_IMAGES, "label.tsv": [["a", GLIP_OBJECTS], ["b", GLIP_OBJECTS]]},
         {"annotations": "@a.yaml"},
+        lambda files: len(_tsv_labels(files)),
+        _glip_boxes,
     ),
     "glip_tsv of captions": Family(
         {"a.yaml": GLIP_YAML, "img.tsv": GLIP_IMAGES, "label.tsv": [["a", GLIP_CAPTION], ["b", GLIP_CAPTION]]},
         {"annotations": "@a.yaml"},
+        lambda files: len(_tsv_labels(files)),
+        _glip_boxes,
     ),
     "odvg": Family(
         {"a.jsonl": ODVG, "labels.json": {"0": "dog", "1": "cat"}},
         {"annotations": "@a.jsonl", "images": "@", "labels": "@labels.json"},
         _lines("a.jsonl"),
+        _odvg_boxes,
+        may_reject_more=True,  # a line may be of both kinds
     ),
     "captions_jsonl": Family(
         {"a.jsonl": [{"file_name": "a.jpg", "text": "a dog"}, {"image": "b.jpg", "caption": "a cat"}]},
@@ -255,10 +341,13 @@ FAMILIES: dict[str, Family] = {
     "url_list": Family(
         {"a.csv": [["caption", "url"], ["a dog", "http://x/a.jpg"], ["a cat", "http://x/b.jpg"]]},
         {"tables": "@a.csv", "images": "@", "file_name": "{url_name}"},
+        lambda files: sum(any("://" in cell for cell in row) for row in _csv_rows(files, "a.csv")),
+        may_reject_more=True,
     ),
     "image_parquet": Family(
         {"a.parquet": [{"image": {"bytes": BASE64, "path": "a.jpg"}, "text": text} for text in ("a dog", "a cat")]},
         {"tables": "@a.parquet"},
+        _lines("a.parquet"),
         may_reject_more=True,
     ),
     "img2dataset_files": Family(
@@ -266,7 +355,7 @@ FAMILIES: dict[str, Family] = {
         {"tables": "@00000.parquet", "images": "@"},
         _lines("00000.parquet"),
     ),
-    "webdataset": Family({"a.tar": TAR}, {"shards": "@a.tar"}, may_reject_more=True),
+    "webdataset": Family({"a.tar": TAR}, {"shards": "@a.tar"}, _tar_keys, may_reject_more=True),
 }
 
 # --- Wounds of values ---
