@@ -126,8 +126,8 @@ def warn_of_scenes_beside_own_data(sources: Mapping[Role, Sequence[Source]]) -> 
     if scenes and own:
         logger.warning(
             "prepare: %s: your own data, but %s: the embedded emoji scenes that ship with the project, so that %s; set "
-            "%s to your own data, or to [] for none. model.overrides and train.samples.short_sides of the project's "
-            "params.yaml are made for these small scenes as well",
+            "%s to your own data, or to [] for none. model.overrides of the project's params.yaml, its sizes above all,"
+            " are made for these small scenes as well",
             _named(own),
             _named(scenes),
             "models are judged by emoji" if {"dev", "test"} & set(scenes) else "models learn from emoji too",

@@ -39,7 +39,7 @@ def prepare_sample(
     """
     image = load_image(sample.image, MAX_TRAINING_PIXELS)
     boxes = torch.tensor(sample.boxes, dtype=torch.float32).reshape(-1, 4)
-    height, width = resize_size(image.height, image.width, short_side, config.long_side)
+    height, width = resize_size(image.height, image.width, short_side, config.sizes(model_config)[1])
     boxes = boxes * torch.tensor([width / image.width, height / image.height] * 2)
     if (width, height) != image.size:
         image = image.resize((width, height), Image.Resampling.BILINEAR)

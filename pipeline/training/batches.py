@@ -5,6 +5,7 @@ Every choice is a function of the seed and of the step's or the sample's number.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import closing
@@ -29,8 +30,12 @@ from pipeline.training.rows import Rows
 from pipeline.training.settings import RunConfig, SamplesConfig, TrainConfig
 from pipeline.training.streaming import OrientedPlan, StreamPlan
 
+logger = logging.getLogger(__name__)
+
 MAX_UNREADABLE_IN_A_ROW = 20
 """Rows tried in place of one whose picture cannot be read."""
+SHRUNK = 3
+"""How many times larger than in training pictures may be without a warning; photographs of 4K at 800 pixels are not."""
 # What is random gets a stream of its own, so that none shifts when another draws more.
 SIZE_STREAM, SAMPLE_STREAM, MODEL_STREAM = 1, 2, 3
 
@@ -94,6 +99,8 @@ class BatchMaker:
             )
         self._sources, self._samples, self._model_config = sources, config.samples, model_config
         self._tokenizer, self._seed, self._steps = tokenizer, seed, run.steps
+        self._short_sides, _ = config.samples.sizes(model_config)
+        _warn_of_small_sizes(sources, max(self._short_sides))
         self._batch_size, self._share = batch_size, batch_size // worker.world_size
         self._offset = worker.rank * self._share
         self._processes = config.loader_processes
@@ -127,7 +134,7 @@ class BatchMaker:
         """Make this worker's share of a step and count, but do not add up, its pictures that could not be read."""
         first = step * self._batch_size + self._offset
         # One size for all workers of a step, so that none waits for a larger picture.
-        sides = self._samples.short_sides
+        sides = self._short_sides
         short_side = sides[int(chance(self._seed, SIZE_STREAM, step).integers(len(sides)))]
         prepared = [self._prepare(number, short_side) for number in range(first, first + self._share)]
         keys, images, prompts, targets, unreadable = zip(*prepared, strict=True)
@@ -182,6 +189,21 @@ class BatchMaker:
             "others were rejected or have no boxes); raise train.samples.shuffle_window, or look at the shards: glip "
             "inspect"
         )
+
+
+def _warn_of_small_sizes(sources: Mapping[str, Rows], short_side: int) -> None:
+    """Warn where the pictures of a source lose most of their pixels: settings of other data are a likely cause."""
+    for name, source in sources.items():
+        side = source.median_short_side()
+        if side > SHRUNK * short_side:
+            logger.warning(
+                "pictures of the %s data have a short side of %d pixels (median), and training shrinks it to %d; for "
+                "such pictures set test_short_side and test_long_side of model.overrides, and "
+                "train.samples.short_sides to null",
+                name,
+                side,
+                short_side,
+            )
 
 
 def chance(*path: int) -> np.random.Generator:

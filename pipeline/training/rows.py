@@ -100,6 +100,12 @@ class Rows:
         assert not isinstance(self._read, Recent)
         return np.concatenate([group.is_tall for group in self._read])
 
+    def median_short_side(self) -> float:
+        """Return the median of the short sides, in pixels, of the pictures in the first row group; 0 without one."""
+        if not len(self.groups) or not len(table := self._read[0].table):
+            return 0.0
+        return float(np.median(np.minimum(np.asarray(table["height"]), np.asarray(table["width"]))))
+
     def is_tall_at(self, row: int) -> bool | None:
         """Tell of one row whether its picture is at least as high as it is wide; None where it cannot be shown."""
         group, place = self._find(row)

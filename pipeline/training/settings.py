@@ -112,9 +112,11 @@ class SamplesConfig:
         "shuffle_lanes",
     )
 
-    short_sides: tuple[int, ...]
-    """Training picks one of these sizes for the short side of each batch."""
-    long_side: int
+    short_sides: tuple[Count, ...] | None
+    """Training picks one of these sizes in pixels for the short side of each batch; null takes the model's
+    test_short_side."""
+    long_side: Count | None
+    """Pixels of the long side at most; null takes the model's test_long_side."""
     flip: Share
     """Probability of a horizontal flip."""
     max_prompt_tokens: Annotated[int, Field(ge=8, le=512)]
@@ -146,6 +148,10 @@ class SamplesConfig:
     shuffle_lanes: Count
     """Parts of a batch, each of which reads rows of its own where data is streamed; a multiple of ``train.num_workers``
     lets every worker read its share of the data alone. Must divide ``batch_size``; the order depends on it."""
+
+    def sizes(self, model: GLIPConfig) -> tuple[tuple[int, ...], int]:
+        """Return short sides and the longest side in pixels: the model's where the settings name none."""
+        return self.short_sides or (model.test_short_side,), self.long_side or model.test_long_side
 
 
 @section

@@ -210,3 +210,24 @@ def test_memory_does_not_grow_with_the_number_of_shards(
         gc.collect()
     assert peaks[0] > 1e6
     assert peaks[1] < 1.1 * peaks[0]
+
+
+def test_sizes_that_the_settings_leave_out_are_the_models(
+    human: Path,
+    tokenizer: Any,
+    train_config: TrainConfig,
+    tiny: SimpleNamespace,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    samples = replace(train_config.samples, short_sides=None, long_side=None)
+    config = replace(train_config, samples=samples)
+    run = RunConfig(init="pretrained", steps=2, mixture={"detection": 1.0})
+    sources = make_sources(human, None, run.mixture, samples, tokenizer)
+    for short_side in (32, 16):
+        model = replace(tiny.model_config(), test_short_side=short_side, test_long_side=2 * short_side)
+        batches = BatchMaker(sources, config, run, model, tokenizer, 0, Worker())
+        assert min(batches.make(0).inputs.image_sizes[0]) == short_side
+    (record,) = caplog.records  # pictures of 64 pixels are four times as large as the last model's
+    assert (
+        "of the detection data have a short side of 64 pixels (median), and training shrinks it to 16" in record.message
+    )
