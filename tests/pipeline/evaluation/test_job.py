@@ -51,6 +51,7 @@ CONFIG = EvaluateConfig(
     max_detections_lvis=3,
     referring_target="expression",
     max_prompt_categories_by_source={},
+    precision="float32",
 )
 CATEGORIES = [
     Category(id=7, name="dog"),
