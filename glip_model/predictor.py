@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -20,6 +19,7 @@ from glip_model.config import GLIPConfig
 from glip_model.glip import GLIP
 from glip_model.images import ImageLike, open_image
 from glip_model.postprocess import read_off
+from glip_model.precision import Precision, autocast, best_device, dtype_of
 from glip_model.preprocess import image_to_tensor, pad_pictures, pad_prompts, padded_size, resize_size
 from glip_model.pretrained import resolve_folder
 from glip_model.prompts import Prompt, caption_prompt, category_prompt, chunk_categories
@@ -39,7 +39,8 @@ class GLIPPredictor:
         model: put into eval mode and moved to ``device``.
         tokenizer: a fast tokenizer of the model's vocabulary.
         device: torch device; None takes the first GPU, or the CPU where there is none.
-        dtype: of the arithmetic; ``torch.bfloat16`` runs under autocast, weights and box arithmetic stay float32.
+        precision: ``bf16`` runs under autocast, weights, logits and box arithmetic stay float32; ``auto`` is that on a
+            GPU which computes in it, otherwise ``float32``.
         compile_model: compile the model with ``torch.compile``, on the first picture of every padded size and token
             count. That takes minutes each time: for pictures of one size, and many of them.
     """
@@ -49,13 +50,13 @@ class GLIPPredictor:
         model: GLIP,
         tokenizer: Any,
         device: str | torch.device | None = None,
-        dtype: torch.dtype = torch.float32,
+        precision: Precision = "auto",
         compile_model: bool = False,
     ) -> None:
-        self.device = _usable(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.device = _usable(device or best_device())
         self.model = model.to(self.device).to(memory_format=torch.channels_last).eval()
         self.tokenizer = tokenizer
-        self.dtype = dtype
+        self.dtype = dtype_of(precision, self.device)
         self._features, self._ground = self.model.features, self.model.ground
         if compile_model:
             self._features = torch.compile(self._features, dynamic=False)
@@ -68,13 +69,13 @@ class GLIPPredictor:
         cls,
         name: str | Path,
         device: str | torch.device | None = None,
-        dtype: torch.dtype = torch.float32,
+        precision: Precision = "auto",
         compile_model: bool = False,
     ) -> GLIPPredictor:
         """Load model and tokenizer from one folder or hub id; ValueError when something is missing there."""
         folder = resolve_folder(name)
         model = GLIP.from_pretrained(folder)
-        return cls(model, load_tokenizer(folder, model.config.text.vocab_size), device, dtype, compile_model)
+        return cls(model, load_tokenizer(folder, model.config.text.vocab_size), device, precision, compile_model)
 
     def predict(
         self,
@@ -224,7 +225,7 @@ class GLIPPredictor:
         for i, size in enumerate(sizes):
             groups.setdefault(padded_size(size, config.size_divisor), []).append(i)
         found: list[list[Detections]] = [[] for _ in images]
-        with self._precision():
+        with autocast(self.dtype, self.device):
             for rows in groups.values():
                 tensors = [image_to_tensor(_resize(images[i], sizes[i]), config.backbone) for i in rows]
                 features = self._features(pad_pictures(tensors, config.size_divisor).to(self.device))
@@ -254,11 +255,6 @@ class GLIPPredictor:
         states = pad_sequence(self._text_states([prompt.prompt.segments for prompt in prompts]), batch_first=True)
         input_ids, mask = pad_prompts(prompts)
         return input_ids.to(self.device), mask.to(self.device), states
-
-    def _precision(self) -> Any:
-        if self.dtype == torch.float32:
-            return nullcontext()
-        return torch.autocast(self.device.type, dtype=self.dtype)
 
 
 def _usable(device: str | torch.device) -> torch.device:

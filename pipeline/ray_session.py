@@ -21,6 +21,7 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # keeps a warn
 
 import ray
 from ray.autoscaler.sdk import request_resources
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.errors import ConfigError, MissingInputError, PipelineError, ShardError
 
@@ -188,6 +189,18 @@ def on_all_machines(function: Callable[..., T], *arguments: Sequence[Any]) -> li
     task = ray.remote(num_cpus=1)(function)
     found: list[T] = ray.get([task.remote(*each) for each in zip(*arguments, strict=True)])
     return found
+
+
+def on_gpu_machines(function: Callable[[], bool]) -> bool:
+    """Call a function on every machine that has GPUs, one of them in view; say whether there are some, and all say so.
+
+    It waits for the GPUs that others hold: whoever asks is to work on them.
+    """
+    nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("GPU")]
+    here = [NodeAffinitySchedulingStrategy(node, soft=True) for node in nodes]  # one may go meanwhile
+    task = ray.remote(num_cpus=0, num_gpus=0.01)(function)
+    answers = ray.get([task.options(scheduling_strategy=each).remote() for each in here])
+    return bool(answers) and all(answers)
 
 
 def _node_resources() -> list[dict[str, float]]:

@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> str:
     with PictureDecoder(settings.prepare.max_image_pixels, config.decode_timeout_s, os.cpu_count() or 1) as decoder:
 
         def make_labeller(settings: PseudoLabelConfig) -> PseudoLabeller:
-            return PseudoLabeller(open_teacher(args.teacher), settings, decoder.decode)
+            return PseudoLabeller(open_teacher(args.teacher, precision=settings.precision), settings, decoder.decode)
 
         with progress(len(records), "calibrate", "rows") as bar:
             positive, negative = collect_samples(records, make_labeller, config, bar.update)

@@ -78,7 +78,7 @@ def _measure(args: argparse.Namespace) -> Rates:
     settings = load_all(args.params)
     return measure(
         to_place(args.records),
-        open_teacher(args.teacher),
+        open_teacher(args.teacher, precision=settings.pseudo_label.precision),
         settings.pseudo_label,
         settings.phrases,
         settings.prepare.max_image_pixels,

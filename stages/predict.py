@@ -17,8 +17,9 @@ import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO, get_args
 
+from glip_model.precision import Precision
 from pipeline.cli import add_params, progress, run_if_program
 from pipeline.errors import ConfigError, MissingInputError, PipelineError
 
@@ -42,22 +43,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--min-score", type=float, default=0.3, help="boxes below are left out (default: %(default)s)")
     parser.add_argument("--save", type=Path, help="folder for pictures and JSON")
     parser.add_argument("--device", help="torch device (default: a GPU where there is one)")
-    parser.add_argument("--bf16", action="store_true", help="compute in bfloat16: faster, scores differ a little")
+    parser.add_argument(
+        "--precision",
+        choices=get_args(Precision),
+        default="auto",
+        help="bf16 is faster, its scores differ a little; auto: on a GPU that computes in it (default: %(default)s)",
+    )
     add_params(parser)
 
 
 def run(args: argparse.Namespace) -> str | None:
     """Predict picture by picture; one that cannot be read is reported and the others go on."""
-    import torch
-
     from glip_model.images import ImageError, open_image
+    from glip_model.precision import allow_tf32
     from glip_model.predictor import GLIPPredictor
     from glip_model.whole_files import save_picture, whole_file
 
+    allow_tf32()
     try:
-        predictor = GLIPPredictor.from_pretrained(
-            args.model, args.device, torch.bfloat16 if args.bf16 else torch.float32
-        )
+        predictor = GLIPPredictor.from_pretrained(args.model, args.device, args.precision)
     except ValueError as error:
         raise ConfigError(str(error)) from error
     prompt, options = _prompt(args)

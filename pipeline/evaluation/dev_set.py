@@ -51,7 +51,7 @@ class DevSet:
             tokenizer: of the model.
             samples: folder for sample pictures.
         """
-        predictor = GLIPPredictor(model, tokenizer, next(model.parameters()).device)
+        predictor = GLIPPredictor(model, tokenizer, next(model.parameters()).device, self.config.precision)
         scores = {}
         for number, whole in enumerate(self.benchmarks()):
             with tempfile.TemporaryDirectory() as folder:

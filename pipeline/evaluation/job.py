@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 import ray
 import torch
 
+from glip_model.precision import allow_tf32, settle
 from glip_model.predictor import GLIPPredictor
 from pipeline.cli import progress, quiet_libraries
 from pipeline.errors import BenchmarkError, PipelineError
@@ -22,7 +24,7 @@ from pipeline.evaluation.benchmark import TASKS, Benchmark, list_benchmarks, pre
 from pipeline.evaluation.predictions import write_predictions
 from pipeline.evaluation.settings import EvaluateConfig
 from pipeline.evaluation.work import ShardTask, is_complete, plan
-from pipeline.ray_session import RESTARTS, run_pool, share_cluster
+from pipeline.ray_session import RESTARTS, on_gpu_machines, run_pool, share_cluster
 from pipeline.store.provenance import describe_model
 from pipeline.store.resume import keep_apart, keep_finished
 from pipeline.store.storage import Place, side_by_side
@@ -36,13 +38,14 @@ class PredictActor:
     def __init__(self, model: Path, config: EvaluateConfig, num_threads: int) -> None:
         quiet_libraries()
         torch.set_num_threads(num_threads)
+        allow_tf32()
         self._model, self._config = model, config
 
     @cached_property
     def _predictor(self) -> GLIPPredictor:
         # Not in __init__: an error there would reach the stage as the death of an actor, without its message.
         try:
-            return GLIPPredictor.from_pretrained(self._model, "cuda" if torch.cuda.is_available() else "cpu")
+            return GLIPPredictor.from_pretrained(self._model, precision=self._config.precision)
         except (ValueError, OSError) as error:
             raise BenchmarkError(
                 f"{self._model}: not a usable model ({error}); run: dvc repro train@{self._model.name}"
@@ -79,6 +82,7 @@ def predict_benchmarks(config: EvaluateConfig, model: Path, records: Place, out:
     """
     keep_apart(out, records)
     described = describe_model(model)
+    config = replace(config, precision=settle(config.precision, on_gpu_machines))
     found, absent = list_benchmarks(records, config.splits)
     if absent:
         logger.info("evaluate: no records of %s; their metrics are left out", ", ".join(absent))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar, Literal
 
+from glip_model.precision import Precision
 from pipeline.settings import Count, section
 
 
@@ -12,7 +13,7 @@ from pipeline.settings import Count, section
 class EvaluateConfig:
     """Section ``evaluate``."""
 
-    ADDED: ClassVar[tuple[str, ...]] = ("max_prompt_categories_by_source",)
+    ADDED: ClassVar[tuple[str, ...]] = ("max_prompt_categories_by_source", "precision")
 
     splits: tuple[Literal["dev", "test"], ...]
     batch_size: Count
@@ -28,6 +29,9 @@ class EvaluateConfig:
     it, such as the head that MDETR's files name."""
     max_prompt_categories_by_source: Mapping[str, Count]
     """Instead of ``max_prompt_categories`` for single data sets: COCO's 80 names were asked for in one prompt."""
+    precision: Precision
+    """Of the model's matrix products and convolutions: ``float32`` (TensorFloat-32 on a GPU), ``bf16``, or ``auto``:
+    bf16 where all GPUs compute in it, otherwise float32. Predictions of another precision are made anew."""
 
     def names_a_prompt(self, source: str) -> int:
         """Return how many category names of a data set go into one prompt at most."""

@@ -32,7 +32,7 @@ def plan(config: EvaluateConfig, model: Mapping[str, Any], benchmark: Benchmark,
     """Yield the shards of a benchmark.
 
     Args:
-        config: section ``evaluate``.
+        config: section ``evaluate``, its precision settled: ``auto`` is not the same on all machines.
         model: see ``describe_model``.
         benchmark: its shards of records.
         out: see ``predictions_of``.
@@ -59,7 +59,11 @@ def is_complete(predictions: Place) -> bool | None:
 
 def _deciding_settings(config: EvaluateConfig, benchmark: Benchmark) -> dict[str, Any]:
     """Return the settings that change a prediction of this benchmark."""
-    deciding: dict[str, Any] = {"batch_size": config.batch_size, "max_detections": config.max_detections}
+    deciding: dict[str, Any] = {
+        "batch_size": config.batch_size,
+        "max_detections": config.max_detections,
+        "precision": config.precision,
+    }
     if benchmark.task == "detection":
         deciding["names_a_prompt"] = config.names_a_prompt(benchmark.source)
         if is_federated(benchmark.categories()):

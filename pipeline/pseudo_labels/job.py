@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -22,6 +22,7 @@ import torch
 from ray.util.metrics import Counter as RayCounter
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from glip_model.precision import settle
 from pipeline.cli import progress, quiet_libraries
 from pipeline.errors import PipelineError, RejectLimitError, ShardError, StorageError
 from pipeline.pseudo_labels.decoding import PictureDecoder
@@ -39,7 +40,7 @@ from pipeline.pseudo_labels.manifest import (
 from pipeline.pseudo_labels.progress import Figures, Meter, describe
 from pipeline.pseudo_labels.settings import PseudoLabelConfig
 from pipeline.pseudo_labels.teachers import open_teacher
-from pipeline.ray_session import on_all_machines, share_cluster
+from pipeline.ray_session import on_all_machines, on_gpu_machines, share_cluster
 from pipeline.store.provenance import FINGERPRINT
 from pipeline.store.records import CaptionRecord, GroundingRecord, PhrasesRecord
 from pipeline.store.resume import keep_apart, keep_finished
@@ -82,7 +83,7 @@ class LabelActor:
         self._prometheus = _Prometheus()
         decoder = PictureDecoder(max_image_pixels, config.decode_timeout_s, num_threads)
         try:
-            teacher = open_teacher(inputs.teacher, "cuda" if torch.cuda.is_available() else "cpu")
+            teacher = open_teacher(inputs.teacher, precision=config.precision)
         except PipelineError as error:
             # Told by every call instead of raised: Ray would start the actor again and again.
             self._failure = str(error)
@@ -171,6 +172,7 @@ def pseudo_label(inputs: Inputs, config: PseudoLabelConfig, max_image_pixels: in
     """
     keep_apart(inputs.out, inputs.records, inputs.phrases)
     sources = list_shards(inputs.records)
+    config = replace(config, precision=settle(config.precision, on_gpu_machines))
     wanted = _plan(inputs, config, max_image_pixels, sources)
     kept = keep_finished("pseudo_label", [inputs.out], wanted, partial(_look, inputs.out, wanted))
     todo = {place.name: entry for place, entry in wanted.items() if place not in kept}

@@ -53,7 +53,10 @@ _SUMMARY = TypeAdapter(ShardSummary)
 
 
 def describe_labelling(teacher: str, config: PseudoLabelConfig, max_image_pixels: int) -> dict[str, Any]:
-    """Return what the labels of all shards depend on; MissingInputError where there is no such teacher."""
+    """Return what the labels of all shards depend on; MissingInputError where there is no such teacher.
+
+    The precision of ``config`` must be settled: ``auto`` is not the same on all machines.
+    """
     settings = dataclasses.asdict(config) | {"max_image_pixels": max_image_pixels}
     return {
         "teacher": describe_teacher(teacher),

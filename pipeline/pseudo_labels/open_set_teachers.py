@@ -14,6 +14,7 @@ from transformers import AutoImageProcessor, AutoModelForZeroShotObjectDetection
 from glip_model.alignment import phrase_scores, tokenize_prompt
 from glip_model.boxes import clip_boxes
 from glip_model.checkpoint import check_finite
+from glip_model.precision import Precision, autocast, dtype_of
 from glip_model.prompts import Prompt
 from glip_model.structures import Detections
 from glip_model.text_encoder import check_known_words
@@ -26,10 +27,10 @@ MOST_DETECTIONS = 300
 class _OpenSetTeacher:
     """A detector, and what makes pictures and texts into its inputs."""
 
-    def __init__(self, folder: Path, device: str) -> None:
+    def __init__(self, folder: Path, device: str, precision: Precision) -> None:
         model: Any = AutoModelForZeroShotObjectDetection.from_pretrained(folder, use_safetensors=True)
         check_finite(model.state_dict(), str(folder))
-        self._model, self._device = model.to(device).eval(), device
+        self._model, self._device, self._dtype = model.to(device).eval(), device, dtype_of(precision, device)
         self._images, self._tokenizer = (
             AutoImageProcessor.from_pretrained(folder),
             AutoTokenizer.from_pretrained(folder),
@@ -40,7 +41,8 @@ class _OpenSetTeacher:
         """Return what the model says, and the boxes of it."""
         text = self._tokenizer(list(texts), padding=padding, truncation=True, max_length=limit, return_tensors="pt")
         pixels = self._images(list(images), return_tensors="pt")
-        outputs = self._model(**pixels.to(self._device), **text.to(self._device))
+        with autocast(self._dtype, self._device):
+            outputs = self._model(**pixels.to(self._device), **text.to(self._device))
         return outputs, outputs.pred_boxes.float().cpu()
 
 
@@ -80,7 +82,7 @@ class Owlv2Teacher(_OpenSetTeacher):
         outputs, boxes = self._ask(images, queries, limit, "max_length")
         found = []
         for i, (image, prompt) in enumerate(zip(images, prompts, strict=True)):
-            scores = outputs.logits[i, :, : len(prompt.phrases)].sigmoid().float().cpu()
+            scores = outputs.logits[i, :, : len(prompt.phrases)].float().sigmoid().cpu()
             side = max(image.size)  # the model saw the picture padded to a square
             found.append(_detections(boxes[i], scores, (side, side), image, prompt))
         return found

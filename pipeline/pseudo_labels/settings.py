@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar
 
+from glip_model.precision import Precision
 from pipeline.settings import Count, Share, section
 
 
@@ -12,7 +13,7 @@ from pipeline.settings import Count, Share, section
 class PseudoLabelConfig:
     """Section ``pseudo_label``: what of the teacher's output is kept."""
 
-    ADDED: ClassVar[tuple[str, ...]] = ("min_score", "min_score_by_source", "flip_agreement")
+    ADDED: ClassVar[tuple[str, ...]] = ("min_score", "min_score_by_source", "flip_agreement", "precision")
 
     min_score: Share
     """Boxes below this score are dropped, 0 to 1. Higher is cleaner and sparser; 0.5 in the paper."""
@@ -39,3 +40,7 @@ class PseudoLabelConfig:
     """Labelling processes at most; Ray starts as many as the cluster carries."""
     max_reject_share: Share
     """The stage stops when a larger share of rows is rejected as broken, 0 to 1."""
+    precision: Precision
+    """Of the teacher's matrix products and convolutions: ``float32`` (TensorFloat-32 on a GPU), ``bf16``, or ``auto``:
+    bf16 where all GPUs compute in it, otherwise float32. Shards of another precision are made anew. A function of one's
+    own as teacher is given the device alone and decides for itself."""

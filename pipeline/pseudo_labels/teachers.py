@@ -8,10 +8,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol, cast
 
-import torch
 from PIL import Image
 
 from glip_model.checkpoint import CONFIG_FILE
+from glip_model.precision import Precision, allow_tf32, best_device
 from glip_model.predictor import GLIPPredictor
 from glip_model.pretrained import resolve_folder
 from glip_model.prompts import Prompt
@@ -28,18 +28,20 @@ class Teacher(Protocol):
         ...
 
 
-def open_teacher(name: str, device: str | None = None) -> Teacher:
-    """Load a teacher.
+def open_teacher(name: str, device: str | None = None, precision: Precision = "auto") -> Teacher:
+    """Load a teacher, and let this process use TensorFloat-32 where there is a GPU.
 
     Args:
         name: folder or hub id of a GLIP model, of Grounding DINO or of OWLv2; or ``module:function`` of a teacher of
-            one's own: the function takes the device.
+            one's own: the function takes the device, and decides for itself what it computes in.
         device: ``cpu`` or ``cuda``; None takes a GPU where there is one.
+        precision: see ``GLIPPredictor``.
 
     Raises:
         MissingInputError: it is not there, or cannot be used.
     """
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    allow_tf32()
+    device = device or best_device()
     own = _own_function(name)
     if own is not None:
         teacher: Teacher = own(device)
@@ -48,10 +50,10 @@ def open_teacher(name: str, device: str | None = None) -> Teacher:
     try:
         kind = _model_type(folder)
         if kind is None:
-            return GLIPPredictor.from_pretrained(folder, device)
+            return GLIPPredictor.from_pretrained(folder, device, precision)
         from pipeline.pseudo_labels.open_set_teachers import TEACHERS  # transformers' detectors take a second to load
 
-        return cast(Teacher, TEACHERS[kind](folder, device))
+        return cast(Teacher, TEACHERS[kind](folder, device, precision))
     except KeyError as error:
         raise MissingInputError(
             f"{name}: no teacher for models of type {error}; write one as module:function"

@@ -23,6 +23,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from glip_model.checkpoint import WEIGHTS_FILE
+from glip_model.precision import allow_tf32
 from pipeline.cli import progress, quiet_libraries
 from pipeline.errors import MissingInputError, PipelineError, TrainingError
 from pipeline.ray_session import cores_per_worker
@@ -47,7 +48,6 @@ from pipeline.training.rows import make_sources
 from pipeline.training.settings import RunConfig, TrainingSettings
 from pipeline.training.trackers import Trackers
 from pipeline.training.tuning import freeze_for
-from pipeline.training.update import FLOAT32_MATMUL
 
 logger = logging.getLogger(__name__)
 
@@ -316,7 +316,7 @@ def _train_worker(
         device = ray.train.torch.get_device()
         torch.cuda.set_device(device)  # where objects pass through when workers exchange them
         model.to(device)
-        torch.set_float32_matmul_precision(FLOAT32_MATMUL)
+        allow_tf32()
     sources = make_sources(paths.human, paths.pseudo_labels, run.mixture, config.train.samples, tokenizer)
     checkpoints = Checkpoints(paths.checkpoints, to_yaml(config), config.train.keep_last)
     judge = None if validate is None else Judge(validate, tokenizer, paths.out, worker)

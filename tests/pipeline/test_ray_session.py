@@ -69,12 +69,15 @@ def test_wanted_resources_that_are_none_are_refused(text: str, monkeypatch: pyte
 
 
 GROW = """
-import ray
+import os, ray
 from ray.experimental.internal_kv import _internal_kv_get
-from pipeline.ray_session import ray_session, share_cluster
+from pipeline.ray_session import on_gpu_machines, ray_session, share_cluster
+def sees_one():
+    return os.environ["CUDA_VISIBLE_DEVICES"] == "0"
 with ray_session():
     share = share_cluster(4)
     print("SHARE", share.workers, share.gpus, _internal_kv_get("autoscaler_resource_request"))
+    print("MACHINES", on_gpu_machines(sees_one), on_gpu_machines(lambda: not sees_one()))
 """
 
 
@@ -93,4 +96,5 @@ def test_the_work_is_divided_when_the_machines_have_come() -> None:
     finally:
         cluster.shutdown()
     assert "SHARE 2 1" in output
+    assert "MACHINES True False" in output
     assert output.count('"GPU": 1') == 2  # what an autoscaler is asked for

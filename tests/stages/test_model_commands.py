@@ -99,6 +99,16 @@ def test_detections_of_every_picture_are_lines_of_json(
         assert np.array(line["boxes_xyxy"]) == pytest.approx(expected.boxes_xyxy.numpy(), abs=0.1)
 
 
+def test_the_precision_may_be_chosen(folder: Path, pictures: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
+    scores = {}
+    for precision in ("float32", "bf16"):
+        words = ["--text", "a cat", "--model", folder, "--device", "cpu", "--min-score", 0, "--precision", precision]
+        assert glip("predict", pictures[0], *words) == 0
+        scores[precision] = json.loads(capsys.readouterr().out)["scores"][:5]
+    assert scores["bf16"] == pytest.approx(scores["float32"], abs=0.05)
+    assert scores["bf16"] != scores["float32"]
+
+
 def test_pictures_are_saved_with_their_boxes(folder: Path, pictures: list[Path], tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert glip("predict", *pictures, "--text", "a cat", "--model", folder, "--min-score", 0, "--save", out) == 0

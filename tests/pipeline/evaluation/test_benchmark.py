@@ -50,6 +50,7 @@ CONFIG = EvaluateConfig(
     max_detections_lvis=300,
     referring_target="expression",
     max_prompt_categories_by_source={},
+    precision="float32",
 )
 
 

@@ -15,6 +15,7 @@ import torch
 
 from glip_model.config import BackboneConfig, FusionConfig, GLIPConfig, SwinConfig, TextConfig
 from glip_model.glip import GLIP
+from glip_model.precision import Precision
 from glip_model.predictor import GLIPPredictor
 from glip_model.text_encoder import load_tokenizer
 from pipeline.errors import BenchmarkError, MissingInputError, ShardError
@@ -51,6 +52,7 @@ CONFIG = EvaluateConfig(
     max_detections_lvis=3,
     referring_target="expression",
     max_prompt_categories_by_source={},
+    precision="float32",
 )
 CATEGORIES = [
     Category(id=7, name="dog"),
@@ -174,6 +176,22 @@ def test_finished_shards_are_kept_and_those_of_something_else_made_anew(
     rename(records / "dev/detection" / shard_name(1), [replace(CATEGORIES[0], name="wolf"), *CATEGORIES[1:]])
     predict_benchmarks(free, model, records, out)
     assert [name for name in third if third[name] != written(out)[name]] == [f"dev/detection/{shard_name(1)}"]
+
+
+def test_predictions_of_another_precision_are_made_anew(
+    model: Path, records: Path, tmp_path: Path, ray_running: None
+) -> None:
+    out = tmp_path / "out"
+    scores, times = {}, {}
+    precisions: tuple[Precision, ...] = ("float32", "auto", "bf16")
+    for precision in precisions:
+        benchmark = predict_benchmarks(replace(CONFIG, precision=precision), model, records, out)[0]
+        scores[precision], times[precision] = read_all(benchmark, out).scores, written(out)
+    if not torch.cuda.is_available():
+        assert times["auto"] == times["float32"]
+        assert not set(times["bf16"].values()) & set(times["float32"].values())
+    difference = np.abs(scores["bf16"] - scores["float32"]).max()
+    assert 0 < difference < 0.05
 
 
 def rename(path: Path, categories: Sequence[Category]) -> None:

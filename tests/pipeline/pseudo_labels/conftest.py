@@ -74,6 +74,7 @@ def label_config() -> PseudoLabelConfig:
         decode_timeout_s=20.0,
         num_actors=2,
         max_reject_share=0.5,
+        precision="float32",
     )
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from pipeline.errors import MissingInputError, RejectLimitError, ShardError
 from pipeline.pseudo_labels import job, manifest
@@ -178,6 +179,23 @@ def test_another_threshold_makes_everything_anew_and_says_so(
 
 
 @pytest.mark.ray
+def test_labels_of_another_precision_are_made_anew(inputs: Inputs, copy: Inputs, config: PseudoLabelConfig) -> None:
+    before = times(copy.out)
+    pseudo_label(copy, dataclasses.replace(config, precision="auto"), MAX_PIXELS)
+    if not torch.cuda.is_available():
+        assert times(copy.out) == before  # which are of float32
+    pseudo_label(copy, dataclasses.replace(config, precision="bf16"), MAX_PIXELS)
+    for path in list_shards(copy.out):
+        assert json.loads(read_metadata(path)[PROVENANCE_KEY])["settings"]["precision"] == "bf16"
+        assert scores(path) != scores(inputs.out / path.name)
+
+
+def scores(path: Path) -> list[float | None]:
+    phrases = [phrase for record in read_shard(path, GroundingRecord) for phrase in record.phrases]
+    return [box.score for phrase in phrases for box in phrase.boxes]
+
+
+@pytest.mark.ray
 def test_broken_inputs_are_named_after_the_others_are_done(copy: Inputs, config: PseudoLabelConfig) -> None:
     shutil.rmtree(copy.out)
     for folder, number in ((copy.records, 0), (copy.phrases, 1)):
@@ -250,7 +268,7 @@ def test_fingerprint_follows_all_that_decides_a_row(
     assert len(set(before)) == NUM_SHARDS
     free = dataclasses.replace(config, num_actors=config.num_actors + 1, max_reject_share=0.01)
     assert fingerprints(inputs, free) == before
-    for name, value in (("min_score", 0.7), ("one_box_per_singular", False), ("batch_size", 3)):
+    for name, value in (("min_score", 0.7), ("one_box_per_singular", False), ("batch_size", 3), ("precision", "bf16")):
         assert not set(fingerprints(inputs, dataclasses.replace(config, **{name: value}))) & set(before)
     assert not set(fingerprints(inputs, config, MAX_PIXELS + 1)) & set(before)
 

@@ -29,6 +29,7 @@ CONFIG = PseudoLabelConfig(
     decode_timeout_s=20.0,
     num_actors=1,
     max_reject_share=0.5,
+    precision="float32",
 )
 SIZE = (100, 200)  # height, width
 LEFT, MIDDLE, RIGHT = (0, 0, 40, 40), (60, 0, 100, 40), (150, 50, 190, 90)

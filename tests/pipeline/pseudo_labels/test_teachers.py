@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from torch.nn.modules.module import register_module_forward_hook
 from transformers import (
     AutoTokenizer,
     CLIPTokenizerFast,
@@ -23,6 +24,7 @@ from transformers import (
     SwinConfig,
 )
 
+from glip_model.precision import Precision
 from glip_model.pretrained import resolve_source
 from glip_model.prompts import caption_prompt
 from pipeline.errors import MissingInputError
@@ -142,6 +144,24 @@ def test_neighbours_in_a_batch_change_nothing_but_rounding(folder: Path) -> None
     (alone,) = teacher.ground([image], [PROMPT])
     together = teacher.ground([image, image], [PROMPT, other])[0]
     assert torch.allclose(alone.scores, together.scores, atol=1e-4)
+
+
+@pytest.mark.parametrize("precision", ["auto", "bf16"])
+def test_teachers_compute_in_the_precision_that_is_asked_for(folder: Path, precision: Precision) -> None:
+    made: set[torch.dtype] = set()
+
+    def note(module: torch.nn.Module, inputs: Any, output: Any) -> None:
+        if isinstance(module, torch.nn.Linear):
+            made.add(output.dtype)
+
+    image = Image.effect_noise((48, 48), 80).convert("RGB")
+    (exact,) = open_teacher(str(folder), "cpu", "float32").ground([image], [PROMPT])
+    teacher = open_teacher(str(folder), "cpu", precision)
+    with register_module_forward_hook(note):
+        (found,) = teacher.ground([image], [PROMPT])
+    assert (torch.bfloat16 in made) == (precision == "bf16")
+    assert found.scores.dtype == found.boxes_xyxy.dtype == torch.float32
+    torch.testing.assert_close(found.scores[:5], exact.scores[:5], rtol=0, atol=0.05 if precision == "bf16" else 1e-6)
 
 
 @pytest.mark.parametrize("name", ["grounding_dino", "owlv2"])
