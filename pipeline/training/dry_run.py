@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import os
+import time
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -15,11 +16,15 @@ from typing import Any
 import torch
 
 from glip_model.checkpoint import WEIGHTS_FILE, read_config
+from glip_model.config import GLIPConfig
 from glip_model.glip import GLIP
 from pipeline.errors import ConfigError, MissingInputError
 from pipeline.settings import extended_files, load, load_all
+from pipeline.training.batches import BatchMaker, Worker
 from pipeline.training.counting import count_rows, sample_weights, with_steps
 from pipeline.training.optim import learning_rate_factor, parameter_groups, weight_decay_factor
+from pipeline.training.progress import peak_memory_gb
+from pipeline.training.rows import make_sources
 from pipeline.training.settings import OptimConfig, RunConfig, TrainingSettings
 from pipeline.training.tuning import freeze_for
 
@@ -51,6 +56,18 @@ class Shown:
 
 
 @dataclass(frozen=True)
+class Loading:
+    """What rows cost each process that reads them, pictures that lie elsewhere left out."""
+
+    processes: int
+    """In each worker."""
+    megabytes: float
+    """Of memory, about."""
+    seconds: float
+    """Until the first batch can be made, as it was here."""
+
+
+@dataclass(frozen=True)
 class Outlook:
     """What a run of params.yaml comes to."""
 
@@ -68,6 +85,8 @@ class Outlook:
 
     may_stop: bool
     """Evaluations lower the learning rate further, and may end training earlier."""
+    loading: Loading | None
+    """None where there are no records yet."""
 
     @property
     def images(self) -> int | None:
@@ -82,7 +101,7 @@ class Outlook:
 def work_out(
     name: str, config: TrainingSettings, human: Path | None, pseudo: Path | None, teacher: Path | None
 ) -> Outlook:
-    """Work out a run; neither weights nor pictures are read.
+    """Work out a run; no weights are read, and of the data as much as a worker reads before its first batch.
 
     Args:
         name: key of ``train.runs``.
@@ -109,6 +128,7 @@ def work_out(
         epochs=run.epochs,
         schedule=tuple(_schedule(optim, run.steps)) if run.steps else (),
         may_stop=optim.schedule == "plateau",
+        loading=None if human is None else _loading(run, config, model.config, human, pseudo),
     )
 
 
@@ -157,6 +177,23 @@ def _rows(name: str, run: RunConfig, human: Path, pseudo: Path | None) -> dict[s
                 "and the labels' metrics count what was left out, and why"
             )
     return rows
+
+
+def _loading(run: RunConfig, config: TrainingSettings, model: GLIPConfig, human: Path, pseudo: Path | None) -> Loading:
+    """Open the data as a worker does, and see what that takes; where all rows would be read, judge by the first."""
+    train, samples = config.train, config.train.samples
+    begin, before = time.perf_counter(), peak_memory_gb()
+    streamed = dataclasses.replace(samples, shuffle_window=samples.shuffle_window or 1)
+    sources = make_sources(human, pseudo, run.mixture, streamed, None)
+    if samples.shuffle_window:
+        BatchMaker(sources, train, run, model, None, config.seed, Worker(0, train.num_workers))
+    seconds, num_bytes = time.perf_counter() - begin, 1e9 * (peak_memory_gb() - before)
+    for source in sources.values():
+        is_held = bool(samples.shuffle_window)
+        group_bytes, group_seconds = source.cost_of_a_group()
+        num_bytes += group_bytes * (source.held_groups() if is_held else len(source.groups))
+        seconds += 0 if is_held else group_seconds * len(source.groups)
+    return Loading(max(1, train.loader_processes), num_bytes / 1e6, seconds)
 
 
 def _shown(run: RunConfig, rows: Mapping[str, int], samples: int) -> Iterator[Shown]:
@@ -217,6 +254,12 @@ def _lines(found: Outlook, images_per_s: float | None) -> Iterator[str]:
         yield f"{'' if i else 'schedule':9} step {step:>9,}: learning rate {rate:g}, weight decay {decay:g}"
     if found.may_stop:
         yield f"{'':9} evaluations that bring no gain lower the rate further, and may end training earlier"
+    if found.loading is not None:
+        each = f"a worker has {found.loading.processes}" if found.loading.processes > 1 else "one a worker"
+        yield (
+            f"memory    {found.loading.megabytes:,.0f} MB of rows in each process that reads data ({each}); "
+            f"they start in {found.loading.seconds:,.1f} s"
+        )
     hours = found.hours(images_per_s) if images_per_s else None
     if hours is not None:
         yield f"time      {hours:,.1f} h, {hours / 24:,.1f} days, at {images_per_s:g} images/s a worker"

@@ -97,10 +97,14 @@ class Captions:
     """Captions and phrases of rows, which other rows borrow as negatives."""
 
     def __init__(self, tables: Iterable[pa.Table]) -> None:
-        rows = [row for table in tables for row in table.select(["caption", "phrases"]).to_pylist()]
-        self.captions = [row["caption"] for row in rows]
-        self.phrases = [[phrase["text"] for phrase in row["phrases"]] for row in rows]
-        self.located = [[phrase["text"] for phrase in row["phrases"] if phrase["boxes"]] for row in rows]
+        self.captions: list[str] = []
+        self.phrases: list[list[str]] = []
+        self.located: list[list[str]] = []
+        for table in tables:  # one after the other: rows as Python objects take many times what is kept of them
+            for row in table.select(["caption", "phrases"]).to_pylist():
+                self.captions.append(row["caption"])
+                self.phrases.append([phrase["text"] for phrase in row["phrases"]])
+                self.located.append([phrase["text"] for phrase in row["phrases"] if phrase["boxes"]])
 
     def __len__(self) -> int:
         """Count the rows."""

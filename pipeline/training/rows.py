@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import math
+import time
+import tracemalloc
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -85,6 +87,26 @@ class Rows:
         assert isinstance(self._read, Recent)
         mean = max(1.0, float(self.groups.rows.mean())) if len(self.groups) else 1.0
         self._read.size = math.ceil(rows / mean) + 2 * lanes  # a lane's window begins and ends inside of a group
+
+    def held_groups(self) -> int:
+        """Return how many row groups are in memory at a time, at most."""
+        return min(self._read.size, len(self.groups)) if isinstance(self._read, Recent) else len(self.groups)
+
+    def cost_of_a_group(self) -> tuple[float, float]:
+        """Return the bytes of memory and the seconds that a row group of mean size takes, by reading the first one."""
+        if not len(self.groups):
+            return 0.0, 0.0
+        begin = time.perf_counter()
+        self._read_one(0)
+        seconds = time.perf_counter() - begin
+        tracemalloc.start()  # counts Python's objects, and not Arrow's tables
+        try:
+            group = self._read_one(0)
+            num_bytes = group.table.nbytes + tracemalloc.get_traced_memory()[0]
+        finally:
+            tracemalloc.stop()
+        relative = float(self.groups.rows.mean()) / int(self.groups.rows[0])
+        return relative * num_bytes, relative * seconds
 
     def digest(self) -> str:
         """Hash everything but the pictures, for which the keys stand; where rows are streamed, all that shards hold."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 from pipeline.errors import ConfigError, MissingInputError
 from pipeline.settings import load_all
 from pipeline.training.dry_run import Outlook, differences, work_out
-from pipeline.training.settings import TrainingSettings
+from pipeline.training.settings import RunConfig, TrainConfig, TrainingSettings
 
 ROOT = Path(__file__).resolve().parents[3]
 RECIPES = {path.stem: path for path in sorted((ROOT / "pipeline/training/recipes").glob("*.yaml"))}
@@ -35,6 +36,9 @@ def run_name(config: TrainingSettings) -> str:
 
 def outlook(name: str, **inputs: Any) -> Outlook:
     config = load_all(RECIPES[name])
+    # The tests' few rows are no more than one lane has.
+    samples = replace(config.train.samples, shuffle_lanes=1)
+    config = replace(config, train=replace(config.train, samples=samples))
     return work_out(run_name(config), config, **{"human": None, "pseudo": None, "teacher": None, **inputs})
 
 
@@ -171,3 +175,25 @@ def test_differences_are_the_settings_that_differ() -> None:
     assert found["model.preset"] == ("glip_l", "glip_t")
     assert "train.optim.weight_decay" not in found  # 0.01 in both
     assert differences(base, base) == {}
+
+
+def test_memory_of_rows_is_that_of_a_window_or_of_all(
+    config: TrainingSettings, train_config: TrainConfig, tiny: SimpleNamespace, tmp_path: Path
+) -> None:
+    folder = tmp_path / "many"
+    records = [tiny.grounding_record(f"g{i}", ["apple"], i) for i in range(200)]
+    for number in range(10):
+        tiny.write_grounding(folder / "grounding", records, number)
+    pixels = 2000 * len(records[0].image.bytes)
+    run = RunConfig(init="pretrained", steps=6, mixture={"grounding": 1.0})
+    found = {}
+    for window in (0, 400):
+        samples = replace(train_config.samples, shuffle_window=window, shuffle_lanes=1)
+        train = replace(train_config, samples=samples, runs={"tiny": run}, num_workers=1)
+        loading = work_out("tiny", replace(config, train=train), folder, None, None).loading
+        assert loading is not None
+        found[window] = loading.megabytes
+        assert loading.seconds > 0
+    assert pixels < 1e6 * found[0] < 20 * pixels
+    assert found[400] < found[0] / 2
+    assert work_out("tiny", replace(config, train=train), None, None, None).loading is None
