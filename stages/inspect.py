@@ -16,13 +16,12 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.cli import progress, run_if_program
+from pipeline.cli import printable, progress, run_if_program, to_json
 from pipeline.errors import ConfigError, ShardError
 
 if TYPE_CHECKING:
@@ -97,16 +96,13 @@ def run(args: argparse.Namespace) -> None:
         _export(args, place, wanted)
     elif args.keys:
         for key, caption in itertools.islice(list_keys(place, wanted), args.limit):
-            print(f"{key}\t{caption}")
+            print(f"{printable(key, kept='')}\t{printable(caption, kept='')}")
     elif args.sample is not None or wanted != Filter():
         _show_sample(args, place, wanted)
     elif against:
         found = compare(place, against, args.top)
-        print(
-            json.dumps(found.to_dict(), ensure_ascii=False, indent=2)
-            if args.json
-            else format_comparison(found, (args.place, args.against))
-        )
+        titles = (args.place, args.against)
+        print(to_json(found.to_dict(), indent=2) if args.json else format_comparison(found, titles))
     else:
         _show_figures(args, place)
 
@@ -122,7 +118,7 @@ def _show_figures(args: argparse.Namespace, place: Place) -> None:
         names = count_phrases(place, args.names)
         values |= {"names": names.names, "names_covered": names.names_covered}
         lines += ["", f"{names.names_covered:,} of {names.names:,} names in {args.names} are covered by phrases"]
-    print(json.dumps(values, ensure_ascii=False, indent=2) if args.json else "\n".join(lines))
+    print(to_json(values, indent=2) if args.json else "\n".join(lines))
 
 
 def _show_row(args: argparse.Namespace, place: Place, against: Place | None) -> None:
@@ -165,7 +161,7 @@ def _show_sample(args: argparse.Namespace, place: Place, wanted: Filter) -> None
     for number, record in enumerate(read_records(found)):
         if args.json:
             boxes = [[phrase.text, [[*box.xyxy, box.score] for box in phrase.boxes]] for phrase in record.phrases]
-            print(json.dumps({"key": record.key, "caption": record.caption, "phrases": boxes}, ensure_ascii=False))
+            print(to_json({"key": record.key, "caption": record.caption, "phrases": boxes}))
         else:
             print(("\n" if number else "") + format_record(record))
 
@@ -176,7 +172,7 @@ def _answer(args: argparse.Namespace, place: Place) -> None:
     table = query(place, args.sql, args.sql_unsafe)
     if args.json:
         for row in table.to_pylist():
-            print(json.dumps(row, ensure_ascii=False, default=str))
+            print(to_json(row))
     elif sys.stdout.isatty() or args.limit:
         print(format_table(table, args.limit or LINES))
     else:

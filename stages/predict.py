@@ -11,7 +11,6 @@ printed as one line of JSON per picture; with it every picture is written with i
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import sys
 from collections.abc import Sequence
@@ -19,7 +18,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from pipeline.cli import add_params, progress, run_if_program
+from pipeline.cli import add_params, printable, progress, run_if_program, to_json
 from pipeline.errors import ConfigError, MissingInputError, PipelineError
 
 if TYPE_CHECKING:
@@ -151,7 +150,7 @@ def _write(lines: TextIO, source: str, image: Image.Image, found: Detections) ->
         "scores": [round(score, 4) for score in found.scores.tolist()],
         "labels": list(found.labels),
     }
-    print(json.dumps(entry, ensure_ascii=False), file=lines, flush=True)
+    print(printable(to_json(entry)), file=lines, flush=True)
 
 
 def _file_name(number: int, source: str) -> str:

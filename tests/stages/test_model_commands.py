@@ -148,6 +148,23 @@ def test_what_text_was_understood_as_is_told(
     assert told in caplog.text
 
 
+def test_names_of_pictures_and_things_reach_the_terminal_escaped(
+    folder: Path, pictures: list[Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    odd = pictures[0].rename(tmp_path / "a\x1b[31m\u202e\udcff.png")
+    (tmp_path / "b\x1b[2J.png").write_bytes(b"no picture")
+    words = ["predict", odd, tmp_path / "b\x1b[2J.png", "--text", "\x1b[31mdog", "--model", folder]
+    assert glip(*words, "--min-score", 0) == 2
+    captured = capfd.readouterr()
+    assert not {"\x1b", "\u202e"} & set(captured.out + captured.err)
+    assert json.loads(captured.out)["picture"] == str(odd)
+    assert set(json.loads(captured.out)["labels"]) == {"\x1b[31mdog"}
+    assert glip(*words, "--save", tmp_path / "out") == 2
+    assert glip("predict", odd, *words[3:], "--save", tmp_path / "out") == 0
+    (line,) = (tmp_path / "out" / "detections.jsonl").read_text(encoding="utf-8").splitlines()
+    assert json.loads(line)["picture"] == str(odd)
+
+
 def test_models_and_devices_that_are_not_there_are_messages(
     folder: Path, pictures: list[Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
