@@ -16,7 +16,9 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import logging
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,6 +29,8 @@ from pipeline.errors import ConfigError, ShardError
 if TYPE_CHECKING:
     from pipeline.inspection.search import Filter, Found
     from pipeline.store.storage import Place
+
+logger = logging.getLogger(__name__)
 
 MAX_PIXELS = 1_000_000_000
 """Larger pictures are not drawn."""
@@ -76,6 +80,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Print or write what was asked for."""
+    from pipeline.inspection.defects import format_defects
     from pipeline.inspection.search import Filter, list_keys
     from pipeline.inspection.versions import compare, format_comparison
     from pipeline.store.storage import to_place
@@ -86,25 +91,29 @@ def run(args: argparse.Namespace) -> None:
         raise ConfigError("--export FORMAT and --out DIR go together")
     place, against = to_place(args.place), to_place(args.against) if args.against else None
     wanted = Filter(args.phrase, args.min_score, args.max_score, args.reason, args.source)
+    defects: Counter[str] = Counter()
     if args.row:
-        _show_row(args, place, against)
+        _show_row(args, place, against, defects)
     elif args.sql:
         _answer(args, place)
     elif args.html:
-        _write_page(args, place, wanted)
+        _write_page(args, place, wanted, defects)
     elif args.export:
-        _export(args, place, wanted)
+        _export(args, place, wanted, defects)
     elif args.keys:
         for key, caption in itertools.islice(list_keys(place, wanted), args.limit):
             print(f"{printable(key, kept='')}\t{printable(caption, kept='')}")
     elif args.sample is not None or wanted != Filter():
-        _show_sample(args, place, wanted)
+        _show_sample(args, place, wanted, defects)
     elif against:
         found = compare(place, against, args.top)
+        defects = found.defects
         titles = (args.place, args.against)
         print(to_json(found.to_dict(), indent=2) if args.json else format_comparison(found, titles))
     else:
         _show_figures(args, place)
+    if defects:
+        logger.warning("inspect: broken and left out: %s; glip inspect PLACE explains", format_defects(defects))
 
 
 def _show_figures(args: argparse.Namespace, place: Place) -> None:
@@ -121,7 +130,7 @@ def _show_figures(args: argparse.Namespace, place: Place) -> None:
     print(to_json(values, indent=2) if args.json else "\n".join(lines))
 
 
-def _show_row(args: argparse.Namespace, place: Place, against: Place | None) -> None:
+def _show_row(args: argparse.Namespace, place: Place, against: Place | None, defects: Counter[str]) -> None:
     from glip_model.images import ImageError
     from glip_model.whole_files import save_picture
     from pipeline.inspection.search import find_record, format_record
@@ -129,8 +138,8 @@ def _show_row(args: argparse.Namespace, place: Place, against: Place | None) -> 
     from pipeline.store.drawing import draw_phrases
     from pipeline.store.images import image_roots, load_image
 
-    record = find_record(place, args.row)
-    other = find_record(against, args.row) if against else None
+    record = find_record(place, args.row, defects)
+    other = find_record(against, args.row, defects) if against else None
     print(format_record(record))
     if other is not None:
         print(f"\n{args.against}:\n{format_record(other)}")
@@ -150,7 +159,7 @@ def _show_row(args: argparse.Namespace, place: Place, against: Place | None) -> 
     print(f"drawn → {args.save}")
 
 
-def _show_sample(args: argparse.Namespace, place: Place, wanted: Filter) -> None:
+def _show_sample(args: argparse.Namespace, place: Place, wanted: Filter, defects: Counter[str]) -> None:
     from pipeline.inspection.reading import read_records
     from pipeline.inspection.search import format_record, sample_rows
 
@@ -158,7 +167,7 @@ def _show_sample(args: argparse.Namespace, place: Place, wanted: Filter) -> None
     found = sample_rows(place, wanted, count, args.seed)
     if not found:
         print("no pair is like that")
-    for number, record in enumerate(read_records(found)):
+    for number, record in enumerate(read_records(found, defects)):
         if args.json:
             boxes = [[phrase.text, [[*box.xyxy, box.score] for box in phrase.boxes]] for phrase in record.phrases]
             print(to_json({"key": record.key, "caption": record.caption, "phrases": boxes}))
@@ -179,25 +188,26 @@ def _answer(args: argparse.Namespace, place: Place) -> None:
         print(format_table(table, max(len(table), 1)))
 
 
-def _write_page(args: argparse.Namespace, place: Place, wanted: Filter) -> None:
+def _write_page(args: argparse.Namespace, place: Place, wanted: Filter, defects: Counter[str]) -> None:
     from pipeline.inspection.gallery import write_gallery
     from pipeline.inspection.search import sample_rows
     from pipeline.store.images import image_roots
 
     found = sample_rows(place, wanted, args.limit or ON_A_PAGE, args.seed)
     with progress(len(found), "page", "pairs") as bar:
-        count = write_gallery(found, args.html, args.place, MAX_PIXELS, bar.update, image_roots(place, args.image_root))
+        roots = image_roots(place, args.image_root)
+        count = write_gallery(found, args.html, args.place, MAX_PIXELS, bar.update, roots, defects)
     print(f"{count:,} pairs, {args.html.stat().st_size / 1e6:.1f} MB → {args.html}")
 
 
-def _export(args: argparse.Namespace, place: Place, wanted: Filter) -> None:
+def _export(args: argparse.Namespace, place: Place, wanted: Filter, defects: Counter[str]) -> None:
     from pipeline.inspection.exports import export
     from pipeline.inspection.search import find_rows
     from pipeline.store.images import image_roots
 
     found: Iterator[Found] = itertools.islice(find_rows(place, wanted), args.limit)
     with progress(None, "export", "pairs") as bar:
-        count = export(args.export, found, args.out, bar.update, image_roots(place, args.image_root))
+        count = export(args.export, found, args.out, bar.update, image_roots(place, args.image_root), defects)
     print(f"{count:,} pairs with boxes as {args.export} → {args.out}")
 
 

@@ -55,7 +55,7 @@ def replacing(place: Place) -> Iterator[Path]:
 def write_json(place: Place, value: Any) -> None:
     """Write JSON with sorted keys, so that equal results are equal files; StorageError as ``replacing``."""
     with replacing(place) as aside:
-        text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False)
+        text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
         aside.write_text(text + "\n", encoding="utf-8")
 
 
