@@ -33,7 +33,7 @@ DETECTIONS_FILE = "detections.jsonl"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of this command."""
-    parser.add_argument("pictures", nargs="+", help="paths or URLs; of a folder all pictures in it")
+    parser.add_argument("pictures", nargs="+", help="paths or URLs; of a folder all pictures in it, but not below")
     asked = parser.add_mutually_exclusive_group(required=True)
     asked.add_argument("--text", help='what to find, divided by periods: "a cat. a remote control."')
     asked.add_argument("--caption", help="a sentence whose noun phrases are found")
@@ -108,19 +108,15 @@ def _prompt(args: argparse.Namespace) -> tuple[list[str] | str, dict[str, Any]]:
 
 def _told(names: Sequence[str]) -> list[str]:
     """Return names without repeats, and say how the text was understood."""
-    by_word: dict[str, str] = {}
-    for name in names:
-        by_word.setdefault(name.lower(), name)
-    once = list(by_word.values())
+    from glip_model.predictor import distinct_names
+
+    once = distinct_names(names)
     logger.info("predict: looks for %s", ", ".join(repr(name) for name in once))
     if len(once) < len(names):
         logger.warning("predict: names that come again in --text are asked for once")
-    joined = [name for name in once if any(mark in name for mark in ",;|")]
+    joined = [name for name in once if any(mark in name for mark in ",;|.")]
     if joined:
         logger.warning("predict: %r is one name; names are divided by periods: 'a dog. a cat.'", joined[0])
-    cut = [name for name in once if "." in name]
-    if cut:
-        logger.warning("predict: %r ends at a period; leave periods out of names: 'US flag'", cut[0])
     return once
 
 
@@ -134,8 +130,16 @@ def _in_folder(source: str) -> list[str]:
     suffixes = Image.registered_extensions()
     files = sorted(path for path in folder.iterdir() if path.is_file())
     found = [str(path) for path in files if path.suffix.lower() in suffixes]
+    below = [path for path in folder.glob("*/**/*") if path.suffix.lower() in suffixes and path.is_file()]
     if not found:
-        raise MissingInputError(f"{folder}: no pictures among its {len(files)} files; name pictures, or their folder")
+        further = f"; there are {len(below)} in folders below, such as {below[0].parent}" if below else ""
+        raise MissingInputError(
+            f"{folder}: no pictures among its {len(files)} files; name pictures, or their folder{further}"
+        )
+    if below:
+        logger.warning(
+            "predict: %d pictures in folders below %s are left out; name them or their folders", len(below), folder
+        )
     if len(found) < len(files):
         logger.warning("predict: %d files of %s are no pictures by their names", len(files) - len(found), folder)
     return found

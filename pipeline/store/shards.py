@@ -191,9 +191,13 @@ def read_shard(path: Place, record_type: type[R]) -> list[R]:
         ShardError: the file is missing or broken, or holds another kind or version of records.
     """
     metadata = read_metadata(path)
-    for key, expected in ((KIND_KEY, KIND[record_type]), (VERSION_KEY, SCHEMA_VERSION)):
-        if metadata.get(key) != expected:
-            raise ShardError(f"{path}: {key} is {metadata.get(key)!r}, expected {expected!r}; write the shard anew")
+    kind, version = metadata.get(KIND_KEY), metadata.get(VERSION_KEY)
+    if kind != KIND[record_type]:
+        raise ShardError(
+            f"{path}: holds {kind or 'no'} records, expected {KIND[record_type]} records; name a folder of those"
+        )
+    if version != SCHEMA_VERSION:
+        raise ShardError(f"{path}: {VERSION_KEY} is {version!r}, expected {SCHEMA_VERSION!r}; write the shard anew")
     table = read_table(path, SCHEMAS[record_type].names)
     return [from_row(record_type, row) for row in table.to_pylist()]
 
