@@ -91,15 +91,16 @@ def printable(text: str, kept: str = "\n\t") -> str:
 
 def to_json(value: Any, indent: int | None = None) -> str:
     """Return JSON to print, in which numbers that are not finite are null, and what JSON does not know is text."""
-    return json.dumps(_finite(value), ensure_ascii=False, allow_nan=False, indent=indent, default=str)
+    return json.dumps(finite(value), ensure_ascii=False, allow_nan=False, indent=indent, default=str)
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """Return plain values with None for every number that is not finite, which JSON has no word for."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {name: _finite(each) for name, each in value.items()}
-    return [_finite(each) for each in value] if isinstance(value, (list, tuple)) else value
+        return {name: finite(each) for name, each in value.items()}
+    return [finite(each) for each in value] if isinstance(value, (list, tuple)) else value
 
 
 class _Escaping:
