@@ -9,6 +9,8 @@ glip inspect data/pseudo_labels --sql "SELECT phrase, count(*) FROM boxes GROUP 
 glip inspect data/pseudo_labels --export coco --out DIR      also odvg, webdataset, fiftyone
 glip inspect data/pseudo_labels --keys | less                key and caption of every row
 
+What is broken, such as a box that is no box, is counted in the figures and left out of all else but --sql and --keys.
+
 For notebooks: from pipeline.inspection.reading import read_pseudo_labels
 """
 
