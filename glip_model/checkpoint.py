@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,6 +20,8 @@ from glip_model.whole_files import whole_file, whole_files
 Model = TypeVar("Model", bound=nn.Module)
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
+_FOREIGN = re.compile(r"GLOBAL ([\w.]+)")
+"""In torch's words about a pickle: what it names beside tensors."""
 NAMED_PROBLEMS = 20
 """Problems that a message names; a wholly different model would fill pages."""
 
@@ -124,17 +127,30 @@ def read_tensors(path: str | Path, kind: str) -> Any:
             return load_file(path)
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch's reader of pickles raises anything on what is none
-        raise ValueError(f"{path}: not readable as {kind}: {_first_line(error)}{_beginning(path)}") from error
+        raise ValueError(f"{path}: not readable as {kind}: {_what_is_wrong(path, error)}") from error
+
+
+def _what_is_wrong(path: str | Path, error: Exception) -> str:
+    """Say what a file is that is none of tensors; torch's own advice is to let it run code, and is not passed on."""
+    try:
+        with Path(path).open("rb") as file:
+            head = file.read(512)
+    except OSError:
+        return _first_line(error)
+    begins = f"; it begins with {head[:40]!r}"
+    if not head:
+        return "it is empty; fetch it again"
+    if head.startswith(b"version https://git-lfs"):
+        return f"it is a pointer of git-lfs, and not the file; run: git lfs pull{begins}"
+    if head.lstrip(b"\xef\xbb\xbf \r\n\t")[:1] == b"<":
+        return f"it is a web page, and not the file; fetch it again, by the address of the file itself{begins}"
+    if not head.translate(None, bytes(range(32, 256)) + b"\t\r\n"):
+        return f"it is a text{begins}"
+    foreign = _FOREIGN.search(str(error))
+    if foreign:
+        return f"it holds {foreign[1]}, and may hold tensors and plain containers alone: anything else could run code"
+    return ("it is damaged, or no such file" if "weights_only" in str(error) else _first_line(error)) + begins
 
 
 def _first_line(error: Exception) -> str:
     return next(iter(str(error).splitlines()), "") or repr(error)
-
-
-def _beginning(path: str | Path) -> str:
-    """Show how a file begins: a web page or a pointer of git-lfs instead of weights is seen so."""
-    try:
-        with Path(path).open("rb") as file:
-            return f"; it begins with {file.read(40)!r}"
-    except OSError:
-        return ""

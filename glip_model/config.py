@@ -221,7 +221,7 @@ def _check_values(section: Any, path: str) -> None:
         elif kinds in ({bool}, {str}):
             if type(value) not in kinds:
                 raise ValueError(f"{where} is {value!r:.60}; expected {'true or false' if bool in kinds else 'a text'}")
-        elif value not in kinds:
+        elif not isinstance(value, str) or value not in kinds:
             raise ValueError(f"{where} is {value!r:.60}; expected one of {', '.join(typing.get_args(kind))}")
 
 

@@ -41,6 +41,8 @@ _DECODER_ERRORS = (
     zlib.error,
 )
 
+_DRAWN_BY_PROGRAMS = {"EPS": "Ghostscript", "WMF": "Windows"}
+"""Formats that Pillow gives to another program or to the system to run: not with files that anybody may have made."""
 
 MIN_RANGE = 1 / 8
 """Deeper pictures whose values span a smaller part of their full scale are stretched, see ``to_rgb``."""
@@ -213,6 +215,10 @@ def _from_tensor(tensor: Tensor) -> Image.Image:
 def _open(data: bytes, max_pixels: int) -> Image.Image:
     """Read a picture's header; of an animation the first frame's."""
     image = Image.open(io.BytesIO(data))
+    if image.format in _DRAWN_BY_PROGRAMS:
+        raise ImageError(
+            "image_unreadable", f"{image.format} is a program for {_DRAWN_BY_PROGRAMS[image.format]}; make a PNG of it"
+        )
     if image.width * image.height > max_pixels:
         raise ImageError("image_too_large", f"{image.width}×{image.height} pixels; the limit is {max_pixels}")
     image.seek(0)

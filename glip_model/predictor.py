@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -22,9 +23,13 @@ from glip_model.postprocess import read_off
 from glip_model.precision import Precision, autocast, best_device, dtype_of
 from glip_model.preprocess import image_to_tensor, pad_pictures, pad_prompts, padded_size, resize_size
 from glip_model.pretrained import resolve_folder
-from glip_model.prompts import Prompt, caption_prompt, category_prompt, chunk_categories
+from glip_model.prompts import Prompt, caption_prompt, category_prompt, chunk_categories, clean_name
 from glip_model.structures import CharSpans, Detections
 from glip_model.text_encoder import TextStateCache, load_tokenizer
+
+_ABBREVIATION = r"(?<!\w)(?:[^\W\d_]\.){2,}"
+_BETWEEN_PERIODS = re.compile(rf"(?:{_ABBREVIATION}|[^\s.])(?:{_ABBREVIATION}|[^.]|\.(?=\S))*(?<!\s)")
+"""What stands between periods that end a word, but not between those of single letters, as in U.S."""
 
 PhraseParser = Callable[[str], Sequence[CharSpans]]
 """Finds the phrases of a caption: per phrase its half-open character pieces."""
@@ -93,7 +98,7 @@ class GLIPPredictor:
         Args:
             images: one picture or any number of them, of any sizes; ``images.open_image`` says what a picture may be.
                 They are opened batch by batch. An array or tensor of four dimensions is a sequence of pictures.
-            prompt: category names, as many as you like; or a caption.
+            prompt: category names, as many as you like, each asked for once; or a caption.
             spans: with a caption, the character pieces of each phrase to find.
             parser: with a caption, finds the phrases. With neither, they are what stands between its periods:
                 ``"a cat. a remote control."`` asks for two.
@@ -113,13 +118,19 @@ class GLIPPredictor:
             caption = self._caption(prompt, spans, parser)
         elif spans is not None or parser is not None:
             raise ValueError("spans and parser belong to a caption, but the prompt is a list of names")
+        else:
+            names = distinct_names(prompt)
+            if len(names) < len(prompt):
+                warnings.warn(
+                    f"{len(prompt)} names are {len(names)} different ones; each is asked for once", stacklevel=2
+                )
         results: list[Detections] = []
         for start in range(0, len(sources), batch_size):
             opened = [open_image(source) for source in sources[start : start + batch_size]]
             if isinstance(prompt, str):
                 batch = self.ground(opened, [caption] * len(opened), max_detections)
             else:
-                batch = self.detect(opened, prompt, max_detections=max_detections)
+                batch = self.detect(opened, names, max_detections=max_detections)
             results += [detections.above(min_score) for detections in batch]
         return results
 
@@ -270,8 +281,16 @@ def _usable(device: str | torch.device) -> torch.device:
 
 
 def phrases_between_periods(text: str) -> list[CharSpans]:
-    """Return the span of each phrase of a text like ``"a cat. a remote control."``, blanks at its ends left out."""
-    return [[(match.start(), match.end())] for match in re.finditer(r"[^\s.](?:[^.]|\.(?=\S))*(?<!\s)", text)]
+    """Return the span of each phrase of a text like ``"a cat. a U.S. flag."``, blanks at its ends left out."""
+    return [[(match.start(), match.end())] for match in _BETWEEN_PERIODS.finditer(text)]
+
+
+def distinct_names(names: Sequence[str]) -> list[str]:
+    """Return names without those that the model reads as an earlier one: in other case, or with other blanks."""
+    by_word: dict[str, str] = {}
+    for name in names:
+        by_word.setdefault(clean_name(name).lower(), name)
+    return list(by_word.values())
 
 
 def _is_single(images: Any) -> bool:

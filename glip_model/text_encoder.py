@@ -79,10 +79,11 @@ def load_tokenizer(source: str | Path, vocab_size: int) -> Any:
         ValueError: there is none, it is not a fast one, so characters cannot be mapped to tokens, or it is not the
             model's.
     """
-    from transformers import AutoTokenizer
+    from transformers import AutoTokenizer, BertConfig
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(resolve_source(str(source)))
+        # With a config given it does not read the folder's: ours is none of transformers'.
+        tokenizer = AutoTokenizer.from_pretrained(resolve_source(str(source)), config=BertConfig())
     except OSError as error:
         raise ValueError(f"{source}: no tokenizer could be loaded from there: {error}") from error
     if not tokenizer.is_fast:

@@ -7,17 +7,22 @@ from __future__ import annotations
 
 import argparse
 import errno
+import json
 import logging
+import math
 import os
+import re
 import signal
 import sys
 import threading
 import time
+import traceback
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, TextIO, cast
 
 from pipeline.errors import MissingInputError, PipelineError
 
@@ -66,6 +71,78 @@ CHATTERERS = ("ray", "transformers", "timm", "fsspec", "urllib3", "botocore", "a
 CHATTER = (("torch", "Grad strides do not match bucket view strides"),)
 """Libraries with the beginnings of warnings that nobody who runs a command can do anything about."""
 
+_CONTROLS = r"\x00-\x1f\x7f-\x9f"
+_UNPRINTABLE = re.compile(rf"[{_CONTROLS}\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Control characters, what turns the direction of writing or breaks lines unseen, and halves of characters."""
+
+
+def printable(text: str, kept: str = "\n\t") -> str:
+    r"""Return text that is safe to print: nothing in it moves the cursor, colours, retitles or reorders what is seen.
+
+    Captions, keys and names of files are untrusted. Escapes are written as JSON, Python and the ``$'…'`` of shells
+    write them, ``\u001b``: JSON stays JSON of the same meaning, and what is shown can be typed.
+
+    Args:
+        text: anything.
+        kept: control characters that come through; none where the text shall stay on its line.
+    """
+    return _UNPRINTABLE.sub(lambda c: c[0] if c[0] in kept else f"\\u{ord(c[0]):04x}", text)
+
+
+def to_json(value: Any, indent: int | None = None) -> str:
+    """Return JSON to print, in which numbers that are not finite are null, and what JSON does not know is text."""
+    return json.dumps(finite(value), ensure_ascii=False, allow_nan=False, indent=indent, default=str)
+
+
+def finite(value: Any) -> Any:
+    """Return plain values with None for every number that is not finite, which JSON has no word for."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {name: finite(each) for name, each in value.items()}
+    return [finite(each) for each in value] if isinstance(value, (list, tuple)) else value
+
+
+class _Escaping:
+    """A stream to which only printable text comes through, whoever writes: prints, log lines, warnings, progress bars.
+
+    A carriage return that begins what is written is the one of a progress bar, which writes over itself.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        """Be the stream in all else."""
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        """Write text, escaped."""
+        bar = text[: text.startswith("\r")]
+        self._stream.write(bar + printable(text[len(bar) :]))
+        return len(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        """Write several texts, escaped."""
+        for line in lines:
+            self.write(line)
+
+
+@contextmanager
+def escaped_output() -> Iterator[None]:
+    """Let nothing but printable text reach standard output and errors from a block, nor from a traceback that ends it.
+
+    Commands run inside of it, so that none needs to think of it.
+    """
+    out, err = (cast(TextIO, _Escaping(stream)) for stream in (sys.stdout, sys.stderr))
+    sys.excepthook = _print_traceback
+    with redirect_stdout(out), redirect_stderr(err):
+        yield
+
+
+def _print_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    sys.stderr.write(printable("".join(traceback.format_exception(kind, error, trace))))
+
 
 def run_stage(
     doc: str | None,
@@ -86,7 +163,8 @@ def run_stage(
     """
     parser = argparse.ArgumentParser(prog, description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_arguments(parser)
-    sys.exit(call(run, parser.parse_args(argv)))
+    with escaped_output():
+        sys.exit(call(run, parser.parse_args(argv)))
 
 
 def run_if_program(name: str) -> None:

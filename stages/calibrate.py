@@ -41,12 +41,19 @@ def run(args: argparse.Namespace) -> str:
     from pipeline.settings import load_all
     from pipeline.store.atomic import write_json
     from pipeline.store.records import GroundingRecord
-    from pipeline.store.shards import list_shards, read_shard
+    from pipeline.store.shards import KIND, KIND_KEY, list_shards, read_metadata, read_shard
     from pipeline.store.storage import to_place
 
     settings = load_all(args.params)
     config: PseudoLabelConfig = settings.pseudo_label
-    shards = (read_shard(path, GroundingRecord) for path in list_shards(to_place(args.records)))
+    paths = list_shards(to_place(args.records))
+    kind = read_metadata(paths[0]).get(KIND_KEY)
+    if kind != KIND[GroundingRecord]:
+        raise MissingInputError(
+            f"--records {args.records}: holds {kind or 'no'} records; expected human grounding data, captions with "
+            "boxes for their phrases, such as data/records/dev/grounding"
+        )
+    shards = (read_shard(path, GroundingRecord) for path in paths)
     records = list(itertools.islice(itertools.chain.from_iterable(shards), args.limit))
     with PictureDecoder(settings.prepare.max_image_pixels, config.decode_timeout_s, os.cpu_count() or 1) as decoder:
 

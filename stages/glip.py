@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 
 import glip_model
-from pipeline.cli import run_stage
+from pipeline.cli import escaped_output, run_stage
 
 GROUPS = {
     "reproduce": {
@@ -62,11 +62,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--version", action="version", version=f"glip {glip_model.__version__}")
     parser.add_argument("command", metavar="COMMAND", help="one of the above")
-    asked = parser.parse_args(arguments[:1]).command
-    name = asked.replace("-", "_")
-    if name not in COMMANDS:
-        close = difflib.get_close_matches(name, COMMANDS, n=1)
-        parser.error(f"{asked} is no command; " + (f"did you mean {close[0]}?" if close else "see glip --help"))
+    with escaped_output():
+        asked = parser.parse_args(arguments[:1]).command
+        name = asked.replace("-", "_")
+        if name not in COMMANDS:
+            close = difflib.get_close_matches(name, COMMANDS, n=1)
+            parser.error(f"{asked} is no command; " + (f"did you mean {close[0]}?" if close else "see glip --help"))
     stage = importlib.import_module(COMMANDS[name])
     run_stage(stage.__doc__, stage.add_arguments, stage.run, arguments[1:], f"glip {asked}")
 

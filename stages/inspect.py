@@ -9,6 +9,8 @@ glip inspect data/pseudo_labels --sql "SELECT phrase, count(*) FROM boxes GROUP 
 glip inspect data/pseudo_labels --export coco --out DIR      also odvg, webdataset, fiftyone
 glip inspect data/pseudo_labels --keys | less                key and caption of every row
 
+What is broken, such as a box that is no box, is counted in the figures and left out of all else but --sql and --keys.
+
 For notebooks: from pipeline.inspection.reading import read_pseudo_labels
 """
 
@@ -16,18 +18,21 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
+import logging
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.cli import progress, run_if_program
+from pipeline.cli import printable, progress, run_if_program, to_json
 from pipeline.errors import ConfigError, ShardError
 
 if TYPE_CHECKING:
     from pipeline.inspection.search import Filter, Found
     from pipeline.store.storage import Place
+
+logger = logging.getLogger(__name__)
 
 MAX_PIXELS = 1_000_000_000
 """Larger pictures are not drawn."""
@@ -77,6 +82,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Print or write what was asked for."""
+    from pipeline.inspection.defects import format_defects
     from pipeline.inspection.search import Filter, list_keys
     from pipeline.inspection.versions import compare, format_comparison
     from pipeline.store.storage import to_place
@@ -87,28 +93,29 @@ def run(args: argparse.Namespace) -> None:
         raise ConfigError("--export FORMAT and --out DIR go together")
     place, against = to_place(args.place), to_place(args.against) if args.against else None
     wanted = Filter(args.phrase, args.min_score, args.max_score, args.reason, args.source)
+    defects: Counter[str] = Counter()
     if args.row:
-        _show_row(args, place, against)
+        _show_row(args, place, against, defects)
     elif args.sql:
         _answer(args, place)
     elif args.html:
-        _write_page(args, place, wanted)
+        _write_page(args, place, wanted, defects)
     elif args.export:
-        _export(args, place, wanted)
+        _export(args, place, wanted, defects)
     elif args.keys:
         for key, caption in itertools.islice(list_keys(place, wanted), args.limit):
-            print(f"{key}\t{caption}")
+            print(f"{printable(key, kept='')}\t{printable(caption, kept='')}")
     elif args.sample is not None or wanted != Filter():
-        _show_sample(args, place, wanted)
+        _show_sample(args, place, wanted, defects)
     elif against:
         found = compare(place, against, args.top)
-        print(
-            json.dumps(found.to_dict(), ensure_ascii=False, indent=2)
-            if args.json
-            else format_comparison(found, (args.place, args.against))
-        )
+        defects = found.defects
+        titles = (args.place, args.against)
+        print(to_json(found.to_dict(), indent=2) if args.json else format_comparison(found, titles))
     else:
         _show_figures(args, place)
+    if defects:
+        logger.warning("inspect: broken and left out: %s; glip inspect PLACE explains", format_defects(defects))
 
 
 def _show_figures(args: argparse.Namespace, place: Place) -> None:
@@ -122,10 +129,10 @@ def _show_figures(args: argparse.Namespace, place: Place) -> None:
         names = count_phrases(place, args.names)
         values |= {"names": names.names, "names_covered": names.names_covered}
         lines += ["", f"{names.names_covered:,} of {names.names:,} names in {args.names} are covered by phrases"]
-    print(json.dumps(values, ensure_ascii=False, indent=2) if args.json else "\n".join(lines))
+    print(to_json(values, indent=2) if args.json else "\n".join(lines))
 
 
-def _show_row(args: argparse.Namespace, place: Place, against: Place | None) -> None:
+def _show_row(args: argparse.Namespace, place: Place, against: Place | None, defects: Counter[str]) -> None:
     from glip_model.images import ImageError
     from glip_model.whole_files import save_picture
     from pipeline.inspection.search import find_record, format_record
@@ -133,8 +140,8 @@ def _show_row(args: argparse.Namespace, place: Place, against: Place | None) -> 
     from pipeline.store.drawing import draw_phrases
     from pipeline.store.images import image_roots, load_image
 
-    record = find_record(place, args.row)
-    other = find_record(against, args.row) if against else None
+    record = find_record(place, args.row, defects)
+    other = find_record(against, args.row, defects) if against else None
     print(format_record(record))
     if other is not None:
         print(f"\n{args.against}:\n{format_record(other)}")
@@ -154,7 +161,7 @@ def _show_row(args: argparse.Namespace, place: Place, against: Place | None) -> 
     print(f"drawn → {args.save}")
 
 
-def _show_sample(args: argparse.Namespace, place: Place, wanted: Filter) -> None:
+def _show_sample(args: argparse.Namespace, place: Place, wanted: Filter, defects: Counter[str]) -> None:
     from pipeline.inspection.reading import read_records
     from pipeline.inspection.search import format_record, sample_rows
 
@@ -162,10 +169,10 @@ def _show_sample(args: argparse.Namespace, place: Place, wanted: Filter) -> None
     found = sample_rows(place, wanted, count, args.seed)
     if not found:
         print("no pair is like that")
-    for number, record in enumerate(read_records(found)):
+    for number, record in enumerate(read_records(found, defects)):
         if args.json:
             boxes = [[phrase.text, [[*box.xyxy, box.score] for box in phrase.boxes]] for phrase in record.phrases]
-            print(json.dumps({"key": record.key, "caption": record.caption, "phrases": boxes}, ensure_ascii=False))
+            print(to_json({"key": record.key, "caption": record.caption, "phrases": boxes}))
         else:
             print(("\n" if number else "") + format_record(record))
 
@@ -176,32 +183,33 @@ def _answer(args: argparse.Namespace, place: Place) -> None:
     table = query(place, args.sql, args.sql_unsafe)
     if args.json:
         for row in table.to_pylist():
-            print(json.dumps(row, ensure_ascii=False, default=str))
+            print(to_json(row))
     elif sys.stdout.isatty() or args.limit:
         print(format_table(table, args.limit or LINES))
     else:
         print(format_table(table, max(len(table), 1)))
 
 
-def _write_page(args: argparse.Namespace, place: Place, wanted: Filter) -> None:
+def _write_page(args: argparse.Namespace, place: Place, wanted: Filter, defects: Counter[str]) -> None:
     from pipeline.inspection.gallery import write_gallery
     from pipeline.inspection.search import sample_rows
     from pipeline.store.images import image_roots
 
     found = sample_rows(place, wanted, args.limit or ON_A_PAGE, args.seed)
     with progress(len(found), "page", "pairs") as bar:
-        count = write_gallery(found, args.html, args.place, MAX_PIXELS, bar.update, image_roots(place, args.image_root))
+        roots = image_roots(place, args.image_root)
+        count = write_gallery(found, args.html, args.place, MAX_PIXELS, bar.update, roots, defects)
     print(f"{count:,} pairs, {args.html.stat().st_size / 1e6:.1f} MB → {args.html}")
 
 
-def _export(args: argparse.Namespace, place: Place, wanted: Filter) -> None:
+def _export(args: argparse.Namespace, place: Place, wanted: Filter, defects: Counter[str]) -> None:
     from pipeline.inspection.exports import export
     from pipeline.inspection.search import find_rows
     from pipeline.store.images import image_roots
 
     found: Iterator[Found] = itertools.islice(find_rows(place, wanted), args.limit)
     with progress(None, "export", "pairs") as bar:
-        count = export(args.export, found, args.out, bar.update, image_roots(place, args.image_root))
+        count = export(args.export, found, args.out, bar.update, image_roots(place, args.image_root), defects)
     print(f"{count:,} pairs with boxes as {args.export} → {args.out}")
 
 

@@ -12,12 +12,11 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import math
 import os
 from typing import TYPE_CHECKING
 
-from pipeline.cli import add_params, run_if_program
+from pipeline.cli import add_params, run_if_program, to_json
 from pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -51,7 +50,7 @@ def run(args: argparse.Namespace) -> None:
     spot = Interruptions(args.interrupted_every, args.restart) if args.interrupted_every else None
     outcomes = [simulate(workload, rates, gpus, spot) for gpus in args.gpus]
     plan = describe_plan(workload, rates, outcomes, None if args.images_per_s else _device(), args.price)
-    print(json.dumps(plan, indent=2) if args.json else format_plan(plan, args.sample, spot))
+    print(to_json(plan, indent=2) if args.json else format_plan(plan, args.sample, spot))
 
 
 def _scaled(found: Workload, args: argparse.Namespace) -> Workload:

@@ -11,7 +11,6 @@ printed as one line of JSON per picture; with it every picture is written with i
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import sys
 from collections.abc import Sequence
@@ -20,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO, get_args
 
 from glip_model.precision import Precision
-from pipeline.cli import add_params, progress, run_if_program
+from pipeline.cli import add_params, printable, progress, run_if_program, to_json
 from pipeline.errors import ConfigError, MissingInputError, PipelineError
 
 if TYPE_CHECKING:
@@ -35,7 +34,7 @@ DETECTIONS_FILE = "detections.jsonl"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of this command."""
-    parser.add_argument("pictures", nargs="+", help="paths or URLs; of a folder all pictures in it")
+    parser.add_argument("pictures", nargs="+", help="paths or URLs; of a folder all pictures in it, but not below")
     asked = parser.add_mutually_exclusive_group(required=True)
     asked.add_argument("--text", help='what to find, divided by periods: "a cat. a remote control."')
     asked.add_argument("--caption", help="a sentence whose noun phrases are found")
@@ -113,19 +112,15 @@ def _prompt(args: argparse.Namespace) -> tuple[list[str] | str, dict[str, Any]]:
 
 def _told(names: Sequence[str]) -> list[str]:
     """Return names without repeats, and say how the text was understood."""
-    by_word: dict[str, str] = {}
-    for name in names:
-        by_word.setdefault(name.lower(), name)
-    once = list(by_word.values())
+    from glip_model.predictor import distinct_names
+
+    once = distinct_names(names)
     logger.info("predict: looks for %s", ", ".join(repr(name) for name in once))
     if len(once) < len(names):
         logger.warning("predict: names that come again in --text are asked for once")
-    joined = [name for name in once if any(mark in name for mark in ",;|")]
+    joined = [name for name in once if any(mark in name for mark in ",;|.")]
     if joined:
         logger.warning("predict: %r is one name; names are divided by periods: 'a dog. a cat.'", joined[0])
-    cut = [name for name in once if "." in name]
-    if cut:
-        logger.warning("predict: %r ends at a period; leave periods out of names: 'US flag'", cut[0])
     return once
 
 
@@ -139,8 +134,16 @@ def _in_folder(source: str) -> list[str]:
     suffixes = Image.registered_extensions()
     files = sorted(path for path in folder.iterdir() if path.is_file())
     found = [str(path) for path in files if path.suffix.lower() in suffixes]
+    below = [path for path in folder.glob("*/**/*") if path.suffix.lower() in suffixes and path.is_file()]
     if not found:
-        raise MissingInputError(f"{folder}: no pictures among its {len(files)} files; name pictures, or their folder")
+        further = f"; there are {len(below)} in folders below, such as {below[0].parent}" if below else ""
+        raise MissingInputError(
+            f"{folder}: no pictures among its {len(files)} files; name pictures, or their folder{further}"
+        )
+    if below:
+        logger.warning(
+            "predict: %d pictures in folders below %s are left out; name them or their folders", len(below), folder
+        )
     if len(found) < len(files):
         logger.warning("predict: %d files of %s are no pictures by their names", len(files) - len(found), folder)
     return found
@@ -155,7 +158,7 @@ def _write(lines: TextIO, source: str, image: Image.Image, found: Detections) ->
         "scores": [round(score, 4) for score in found.scores.tolist()],
         "labels": list(found.labels),
     }
-    print(json.dumps(entry, ensure_ascii=False), file=lines, flush=True)
+    print(printable(to_json(entry)), file=lines, flush=True)
 
 
 def _file_name(number: int, source: str) -> str:

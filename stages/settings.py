@@ -10,9 +10,8 @@ The schema is kept in pipeline/params.schema.json. Mistakes in the file end with
 from __future__ import annotations
 
 import argparse
-import json
 
-from pipeline.cli import add_params, run_if_program
+from pipeline.cli import add_params, run_if_program, to_json
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,7 +25,7 @@ def run(args: argparse.Namespace) -> None:
     from pipeline.settings import json_schema, load_all, to_yaml
 
     if args.schema:
-        print(json.dumps(json_schema(), indent=2, ensure_ascii=False))
+        print(to_json(json_schema(), indent=2))
     else:
         print(to_yaml(load_all(args.params)), end="")
 

@@ -6,6 +6,7 @@ import io
 import json
 import shutil
 import tarfile
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from itertools import groupby
@@ -19,7 +20,7 @@ from pipeline.inspection.search import Found
 from pipeline.store.atomic import replacing
 from pipeline.store.filesystem import check_inside
 from pipeline.store.images import read_encoded
-from pipeline.store.records import Box, GroundingRecord
+from pipeline.store.records import Box, GroundingRecord, ImageRef
 
 PICTURES = "images"
 UNFINISHED = ".unfinished-export"
@@ -30,7 +31,9 @@ _SUFFIXES = {b"\xff\xd8": "jpg", b"\x89P": "png", b"RI": "webp", b"GI": "gif", b
 """By the first two bytes."""
 
 
-def export_coco(found: Iterable[Found], out: Path, on_row: Callable[[int], Any], roots: Sequence[str]) -> int:
+def export_coco(
+    found: Iterable[Found], out: Path, on_row: Callable[[int], Any], roots: Sequence[str], defects: Counter[str]
+) -> int:
     """Write ``OUT/annotations.json`` in COCO's layout and ``OUT/images/``; every phrase is a category.
 
     Returns:
@@ -39,7 +42,7 @@ def export_coco(found: Iterable[Found], out: Path, on_row: Callable[[int], Any],
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     categories: dict[str, int] = {}
-    for image_id, record in _labelled(found, on_row):
+    for image_id, record in _labelled(found, on_row, defects):
         name = _write_picture(record, out, image_id, roots)
         head = {"id": image_id, "file_name": name, "width": record.width, "height": record.height}
         images.append(head | {"caption": record.caption, "key": record.key})
@@ -51,18 +54,25 @@ def export_coco(found: Iterable[Found], out: Path, on_row: Callable[[int], Any],
                 annotations.append(entry | {"bbox": bbox, "area": bbox[2] * bbox[3], "score": box.score})
     names = [{"id": number, "name": name} for name, number in categories.items()]
     with replacing(out / "annotations.json") as aside, aside.open("w", encoding="utf-8") as file:
-        json.dump({"images": images, "annotations": annotations, "categories": names}, file, ensure_ascii=False)
+        json.dump(
+            {"images": images, "annotations": annotations, "categories": names},
+            file,
+            ensure_ascii=False,
+            allow_nan=False,
+        )
     return len(images)
 
 
-def export_odvg(found: Iterable[Found], out: Path, on_row: Callable[[int], Any], roots: Sequence[str]) -> int:
+def export_odvg(
+    found: Iterable[Found], out: Path, on_row: Callable[[int], Any], roots: Sequence[str], defects: Counter[str]
+) -> int:
     """Write ``OUT/labels.jsonl``, a grounding line a picture, and ``OUT/images/``; returns the pictures written.
 
     Only the boxes of pseudo-labels have a score: by it our reader tells them from those of people.
     """
     count = 0
     with replacing(out / "labels.jsonl") as aside, aside.open("w", encoding="utf-8") as file:
-        for count, record in _labelled(found, on_row):
+        for count, record in _labelled(found, on_row, defects):
             regions = [
                 {"bbox": list(box.xyxy), "phrase": phrase.text, "tokens_positive": phrase.char_spans}
                 | ({"score": box.score} if box.score < 1 else {})
@@ -77,22 +87,24 @@ def export_odvg(found: Iterable[Found], out: Path, on_row: Callable[[int], Any],
                 "source": record.source,
                 "grounding": {"caption": record.caption, "regions": regions},
             }
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+            file.write(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
     return count
 
 
-def export_webdataset(found: Iterable[Found], out: Path, on_row: Callable[[int], Any], roots: Sequence[str]) -> int:
+def export_webdataset(
+    found: Iterable[Found], out: Path, on_row: Callable[[int], Any], roots: Sequence[str], defects: Counter[str]
+) -> int:
     """Write a tar a shard into OUT: picture, caption and phrases as ``.jpg``, ``.txt``, ``.json``; returns pairs."""
     total = 0
     for shard, rows in groupby(found, key=lambda each: each[0]):
         count = 0
         with replacing(out / f"{Path(shard.name).stem}.tar") as aside, tarfile.open(aside, "w") as tar:
-            for count, record in _labelled(rows, on_row):
+            for count, record in _labelled(rows, on_row, defects):
                 data = _picture(record, roots)
                 members = {
                     _suffix(data): data,
                     "txt": record.caption.encode(),
-                    "json": json.dumps(_labels(record), ensure_ascii=False).encode(),
+                    "json": json.dumps(_labels(record), ensure_ascii=False, allow_nan=False).encode(),
                 }
                 for suffix, content in members.items():
                     info = tarfile.TarInfo(f"{count - 1:09d}.{suffix}")
@@ -102,7 +114,9 @@ def export_webdataset(found: Iterable[Found], out: Path, on_row: Callable[[int],
     return total
 
 
-def export_fiftyone(found: Iterable[Found], out: Path, on_row: Callable[[int], Any], roots: Sequence[str]) -> int:
+def export_fiftyone(
+    found: Iterable[Found], out: Path, on_row: Callable[[int], Any], roots: Sequence[str], defects: Counter[str]
+) -> int:
     """Make a persistent FiftyOne dataset named like OUT, its pictures in ``OUT/images/``; returns its samples.
 
     Raises:
@@ -119,7 +133,7 @@ def export_fiftyone(found: Iterable[Found], out: Path, on_row: Callable[[int], A
         raise ConfigError(f"--out {out}: FiftyOne takes no data set of this name ({error})") from error
     count = 0
     try:
-        for count, record in _labelled(found, on_row):
+        for count, record in _labelled(found, on_row, defects):
             sides = (record.width, record.height) * 2
             detections = [
                 fiftyone.Detection(
@@ -141,7 +155,7 @@ def export_fiftyone(found: Iterable[Found], out: Path, on_row: Callable[[int], A
     return count
 
 
-EXPORTS: dict[str, Callable[[Iterable[Found], Path, Callable[[int], Any], Sequence[str]], int]] = {
+EXPORTS: dict[str, Callable[[Iterable[Found], Path, Callable[[int], Any], Sequence[str], Counter[str]], int]] = {
     "coco": export_coco,
     "odvg": export_odvg,
     "webdataset": export_webdataset,
@@ -150,11 +164,17 @@ EXPORTS: dict[str, Callable[[Iterable[Found], Path, Callable[[int], Any], Sequen
 
 
 def export(
-    name: str, found: Iterable[Found], out: Path, on_row: Callable[[int], Any], roots: Sequence[str] = ()
+    name: str,
+    found: Iterable[Found],
+    out: Path,
+    on_row: Callable[[int], Any],
+    roots: Sequence[str] = (),
+    defects: Counter[str] | None = None,
 ) -> int:
     """Write labels in another format; see the functions above.
 
-    Pictures that do not lie in the shards are copied from below ``roots`` alone. An export that fails leaves OUT empty.
+    What is broken is left out, and counted in ``defects``, by kind: rows without a picture, phrases and boxes. Pictures
+    that do not lie in the shards are copied from below ``roots`` alone. An export that fails leaves OUT empty.
 
     Raises:
         ConfigError: there is something at OUT already.
@@ -163,7 +183,7 @@ def export(
     """
     try:
         with _filled(out):
-            return EXPORTS[name](found, out, on_row, roots)
+            return EXPORTS[name](found, out, on_row, roots, Counter() if defects is None else defects)
     except OSError as error:
         raise StorageError(f"{out}: cannot be written ({error}); make room, or name another folder") from error
 
@@ -194,11 +214,13 @@ def _empty(folder: Path) -> None:
             path.unlink()
 
 
-def _labelled(found: Iterable[Found], on_row: Callable[[int], Any]) -> Iterator[tuple[int, GroundingRecord]]:
-    """Yield the pairs that have boxes, counted from 1."""
+def _labelled(
+    found: Iterable[Found], on_row: Callable[[int], Any], defects: Counter[str]
+) -> Iterator[tuple[int, GroundingRecord]]:
+    """Yield the pairs that have a picture and boxes, counted from 1."""
     count = 0
-    for record in read_records(found):
-        if any(phrase.boxes for phrase in record.phrases):
+    for record in read_records(found, defects):
+        if record.image != ImageRef() and any(phrase.boxes for phrase in record.phrases):
             count += 1
             yield count, record
         on_row(1)

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline.errors import ShardError
+from pipeline.inspection.defects import KINDS, count_defects, read_provenance
 from pipeline.inspection.reading import label_shards
 from pipeline.store.dataset import connect, open_dataset
 from pipeline.store.provenance import FINGERPRINT
-from pipeline.store.shards import PROVENANCE_KEY, read_metadata
 from pipeline.store.storage import Place, size
 
 SCORE_BINS = 10
@@ -23,7 +23,7 @@ _PHRASES = """
 """
 _SCORES = f"""
     SELECT least({SCORE_BINS - 1}, floor(score * {SCORE_BINS}))::INTEGER AS bin, count(*)
-    FROM (SELECT unnest(scores) AS score FROM said) GROUP BY ALL
+    FROM (SELECT unnest(scores) AS score FROM said) WHERE score BETWEEN 0 AND 1 GROUP BY ALL
 """
 
 
@@ -39,7 +39,7 @@ class Statistics:
     unique_phrases: int = 0
     """With boxes, whatever the case."""
     scores: list[int] = field(default_factory=lambda: [0] * SCORE_BINS)
-    """Boxes by score, in ten equal bins from 0 to 1."""
+    """Boxes by score, in ten equal bins from 0 to 1; scores elsewhere are defects."""
     most_frequent: dict[str, int] = field(default_factory=dict)
     """Phrases with boxes, in lower case."""
     row_rejects: dict[str, int] = field(default_factory=dict)
@@ -48,6 +48,8 @@ class Statistics:
     """What all shards share of it; that of the first shard when there are several."""
     provenances: int = 0
     """Different ones among the shards: teachers, parsers or settings. More than one means that labels are mixed."""
+    defects: Counter[str] = field(default_factory=Counter)
+    """What is broken, by kind; see ``defects.KINDS``."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
@@ -73,6 +75,7 @@ def collect_statistics(place: Place, most_frequent: int = 20) -> Statistics:
         provenance = _shared_provenance(shard)
         total.provenance = total.provenance or provenance
         seen.add(json.dumps(provenance, sort_keys=True))
+        total.defects += count_defects(shard)
     total.provenances = len(seen - {"{}"})
     with connect(shards=open_dataset(place)) as db:
         rejects = "SELECT {0}, count(*) FROM {1} WHERE {0} IS NOT NULL GROUP BY ALL ORDER BY 2 DESC, 1"
@@ -86,7 +89,10 @@ def collect_statistics(place: Place, most_frequent: int = 20) -> Statistics:
         total.phrase_rejects = dict(db.execute(rejects.format("reason", "said")).fetchall())
         for number, count in db.execute(_SCORES).fetchall():
             total.scores[number] = count
-        frequent = "SELECT text, count(*) FROM said WHERE len(scores) > 0 GROUP BY ALL ORDER BY 2 DESC, 1 LIMIT ?"
+        frequent = (
+            "SELECT text, count(*) FROM said WHERE len(scores) > 0 AND text IS NOT NULL "
+            "GROUP BY ALL ORDER BY 2 DESC, 1 LIMIT ?"
+        )
         total.most_frequent = dict(db.execute(frequent, [most_frequent]).fetchall())
     return total
 
@@ -109,16 +115,16 @@ def format_statistics(stats: Statistics, title: str) -> str:
     for name, rejects in (("rows", stats.row_rejects), ("phrases", stats.phrase_rejects)):
         if rejects:
             lines += ["", f"{name} without boxes, by reason", *_bars(rejects)]
+    if stats.defects:
+        found = {kind: f"{stats.defects[kind]:>8,}  {what}" for kind, what in KINDS.items() if stats.defects[kind]}
+        lines += ["", "BROKEN, and left out of pairs, pages and exports"]
+        lines += [f"  {kind:<16}{text}" for kind, text in found.items()]
     return "\n".join(lines)
 
 
 def _shared_provenance(path: Place) -> dict[str, Any]:
     """Return a shard's provenance without what belongs to this shard alone."""
-    try:
-        provenance = json.loads(read_metadata(path).get(PROVENANCE_KEY, "{}"))
-    except json.JSONDecodeError as error:
-        raise ShardError(f"{path}: {PROVENANCE_KEY} is no JSON ({error}); write the shard anew") from error
-    return {name: value for name, value in provenance.items() if name not in ("input", FINGERPRINT)}
+    return {name: value for name, value in read_provenance(path).items() if name not in ("input", FINGERPRINT)}
 
 
 def _format_provenance(provenance: Mapping[str, Any], count: int) -> list[str]:

@@ -10,6 +10,7 @@ import base64
 import hashlib
 import io
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ def write_gallery(
     max_pixels: int,
     on_row: Callable[[int], Any] = lambda rows: None,
     roots: Sequence[str] = (),
+    defects: Counter[str] | None = None,
 ) -> int:
     """Write a page with the pairs found.
 
@@ -48,6 +50,7 @@ def write_gallery(
         max_pixels: larger pictures are not decoded; their pairs appear without.
         on_row: told of every pair.
         roots: folders and URLs where pictures may be that do not lie in the shards.
+        defects: what is broken is left out, and counted here.
 
     Returns:
         Pairs on the page.
@@ -56,7 +59,7 @@ def write_gallery(
         ShardError: a shard is broken.
     """
     pairs = []
-    for record in read_records(found):
+    for record in read_records(found, Counter() if defects is None else defects):
         pairs.append(_pair(record, max_pixels, roots))
         on_row(1)
     script = _SCRIPT.read_text(encoding="utf-8")
@@ -105,5 +108,5 @@ def _thumbnail(image: Image.Image) -> str:
 
 def _script_safe_json(value: Any) -> str:
     """Return JSON in which nothing can end the script element that holds it."""
-    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")

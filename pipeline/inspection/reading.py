@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from itertools import groupby
 from operator import itemgetter
@@ -10,10 +11,11 @@ from pathlib import Path
 import pyarrow.dataset
 
 from pipeline.errors import MissingInputError, ShardError
+from pipeline.inspection.defects import sound_record
 from pipeline.store.dataset import open_dataset
 from pipeline.store.records import GROUNDING_SCHEMA, GroundingRecord
 from pipeline.store.row_groups import Recent, RowGroups
-from pipeline.store.shards import KIND, KIND_KEY, from_row, list_shards, read_metadata
+from pipeline.store.shards import KIND, KIND_KEY, list_shards, read_metadata
 from pipeline.store.storage import Place, exists, to_place
 
 
@@ -56,28 +58,29 @@ def label_shards(place: Place) -> Iterator[Place]:
         yield path
 
 
-def read_records(found: Iterable[tuple[Place, int]]) -> Iterator[GroundingRecord]:
+def read_records(found: Iterable[tuple[Place, int]], defects: Counter[str]) -> Iterator[GroundingRecord]:
     """Yield rows; of those that lie together in order, the pictures of each row group are read once.
 
     Args:
         found: shards and rows in them, from 0.
+        defects: what is broken in them is left out, and counted here, by kind.
 
     Raises:
         ShardError: a shard is broken.
     """
     for shard, rows in groupby(found, key=itemgetter(0)):
-        groups = RowGroups([shard], GROUNDING_SCHEMA.names)
+        groups = RowGroups([shard], GROUNDING_SCHEMA.names, is_repeated=False)
         tables = Recent(groups.read, 1)
         for _, row in rows:
             if row >= groups.rows.sum():
                 raise ShardError(f"{shard}: has fewer rows than a moment ago; was it written anew? Ask again")
             group, place = groups.locate(row)
-            yield from_row(GroundingRecord, tables[group].slice(place, 1).to_pylist()[0])
+            yield sound_record(tables[group].slice(place, 1).to_pylist()[0], defects)
 
 
-def read_record(shard: Place, row: int) -> GroundingRecord:
-    """Return one row; raise ShardError where the shard is broken."""
-    return next(read_records([(shard, row)]))
+def read_record(shard: Place, row: int, defects: Counter[str] | None = None) -> GroundingRecord:
+    """Return one row, as ``read_records`` does; raise ShardError where the shard is broken."""
+    return next(read_records([(shard, row)], Counter() if defects is None else defects))
 
 
 def _list_shards(folder: Place) -> list[Place]:

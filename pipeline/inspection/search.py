@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import random
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -23,8 +24,8 @@ Found = tuple[Place, int]
 
 _IN_PHRASE = {
     "phrase": "contains(lower(p.text), lower($phrase))",
-    "min_score": "len(list_filter(p.boxes, lambda b: b.score >= $min_score)) > 0",
-    "max_score": "len(list_filter(p.boxes, lambda b: b.score <= $max_score)) > 0",
+    "min_score": "len(list_filter(p.boxes, lambda b: b.score BETWEEN $min_score AND 1)) > 0",
+    "max_score": "len(list_filter(p.boxes, lambda b: b.score BETWEEN 0 AND $max_score)) > 0",
 }
 _IN_ROW = {
     "source": "source = $source",
@@ -85,8 +86,8 @@ def sample_rows(place: Place, wanted: Filter, count: int, seed: int = 0) -> list
     return [found for _, found in sorted(kept, key=lambda each: each[0])]
 
 
-def find_record(place: Place, key: str) -> GroundingRecord:
-    """Return one row by its key, reading the pictures of its row group alone.
+def find_record(place: Place, key: str, defects: Counter[str] | None = None) -> GroundingRecord:
+    """Return one row by its key, reading the pictures of its row group alone; what is broken is left out and counted.
 
     Raises:
         MissingInputError: no row has this key; the message names near ones.
@@ -96,8 +97,8 @@ def find_record(place: Place, key: str) -> GroundingRecord:
     for shard in label_shards(place):
         keys = read_table(shard, ["key"])["key"].to_pylist()
         if key in keys:
-            return read_record(shard, keys.index(key))
-        seen += keys[: KEYS_COMPARED - len(seen)]
+            return read_record(shard, keys.index(key), defects)
+        seen += filter(None, keys[: KEYS_COMPARED - len(seen)])
     near = difflib.get_close_matches(key, seen, n=NEAR_KEYS, cutoff=0.3) or seen[:NEAR_KEYS]
     hint = f"keys look like {', '.join(near)}" if near else "there are no rows"
     raise MissingInputError(f"{place}: no row has the key {key!r}; {hint}; list them with --keys")
@@ -109,7 +110,7 @@ def list_keys(place: Place, wanted: Filter) -> Iterator[tuple[str, str]]:
     for shard, row in find_rows(place, wanted):
         if shard is not shard_of:
             shard_of, table = shard, read_table(shard, ["key", "caption"])
-        yield table["key"][row].as_py(), table["caption"][row].as_py()
+        yield table["key"][row].as_py() or "", table["caption"][row].as_py() or ""
 
 
 def format_record(record: GroundingRecord) -> str:
@@ -119,6 +120,9 @@ def format_record(record: GroundingRecord) -> str:
         lines.append(f"rejected: {record.reject_reason}")
     for phrase in record.phrases:
         spans = ", ".join(f"{start}–{end}" for start, end in phrase.char_spans)
-        lines.append(f"  {phrase.text}  [{spans}]" + (f"  no box: {phrase.reject_reason}" if not phrase.boxes else ""))
+        lines.append(
+            f"  {phrase.text}  [{spans}]"
+            + ("" if phrase.boxes else f"  no box: {phrase.reject_reason or 'without a reason'}")
+        )
         lines += [f"    {box.score:.3f}  ({', '.join(f'{side:.0f}' for side in box.xyxy)})" for box in phrase.boxes]
     return "\n".join(lines)

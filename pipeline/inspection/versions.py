@@ -11,6 +11,7 @@ from typing import Any
 from PIL import Image
 
 from glip_model.boxes import iou
+from pipeline.inspection.defects import sound_phrases
 from pipeline.inspection.reading import read_pseudo_labels
 from pipeline.store.dataset import connect
 from pipeline.store.drawing import draw_phrases, join_pictures
@@ -21,7 +22,8 @@ SAME_IOU = 0.5
 """Boxes of one phrase that overlap as much are the same box."""
 FETCHED_AT_ONCE = 1000
 _CHANGED = """
-    SELECT key, a.phrases, b.phrases, a.reject_reason, b.reject_reason
+    SELECT key, a.phrases, a.caption, a.width, a.height, b.phrases, b.caption, b.width, b.height,
+        a.reject_reason, b.reject_reason
     FROM before AS a JOIN after AS b USING (key)
     WHERE a.phrases IS DISTINCT FROM b.phrases OR a.reject_reason IS DISTINCT FROM b.reject_reason
     ORDER BY key
@@ -55,6 +57,8 @@ class Comparison:
     boxes_lost: int = 0
     reasons: Counter[tuple[str | None, str | None]] = field(default_factory=Counter)
     most_changed: list[Change] = field(default_factory=list)
+    defects: Counter[str] = field(default_factory=Counter)
+    """What is broken in either version, in changed rows, and left out; see ``defects.KINDS``."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
@@ -79,13 +83,18 @@ def compare(before: Place, after: Place, examples: int) -> Comparison:
     with connect(before=read_pseudo_labels(str(before)), after=read_pseudo_labels(str(after))) as db:
         total.rows_in_both, total.rows_only_before, total.rows_only_after = db.execute(
             "SELECT count(*) FILTER (a.key IS NOT NULL AND b.key IS NOT NULL), count(*) FILTER (b.key IS NULL), "
-            "count(*) FILTER (a.key IS NULL) FROM (SELECT key FROM before) AS a "
-            "FULL JOIN (SELECT key FROM after) AS b USING (key)"
+            "count(*) FILTER (a.key IS NULL) FROM (SELECT key FROM before WHERE key IS NOT NULL) AS a "
+            "FULL JOIN (SELECT key FROM after WHERE key IS NOT NULL) AS b USING (key)"
         ).fetchall()[0]
+        for table in ("before", "after"):
+            total.defects["key_missing"] += db.execute(f"SELECT count(*) - count(key) FROM {table}").fetchall()[0][0]
         answer = db.execute(_CHANGED)
         while rows := answer.fetchmany(FETCHED_AT_ONCE):
             for row in rows:
-                _count(total, _change(*row), examples)
+                key, *sides, reason_before, reason_after = row
+                one, other = (_sound(total.defects, *side) for side in (sides[:4], sides[4:]))
+                _count(total, _change(key, one, other, reason_before, reason_after), examples)
+    total.defects = +total.defects
     return total
 
 
@@ -129,6 +138,13 @@ def _count(total: Comparison, change: Change, examples: int) -> None:
     del total.most_changed[examples:]
 
 
+def _sound(defects: Counter[str], phrases: Any, caption: str | None, width: int | None, height: int | None) -> Any:
+    if caption is None or not width or not height:
+        defects["caption_missing" if caption is None else "size_missing"] += 1
+        return []
+    return sound_phrases(phrases, caption, width, height, defects)
+
+
 def _change(key: str, before: Any, after: Any, reason_before: str | None, reason_after: str | None) -> Change:
     change = Change(key)
     first, second = _by_place(before), _by_place(after)
@@ -144,10 +160,10 @@ def _change(key: str, before: Any, after: Any, reason_before: str | None, reason
     return change
 
 
-def _by_place(phrases: Sequence[Mapping[str, Any]] | None) -> dict[tuple[Any, ...], Mapping[str, Any]]:
+def _by_place(phrases: Sequence[Mapping[str, Any]]) -> dict[tuple[Any, ...], Mapping[str, Any]]:
     """Return phrases by what they are and where they stand in the caption."""
     found: dict[tuple[Any, ...], Mapping[str, Any]] = {}
-    for each in phrases or []:
+    for each in phrases:
         found[each["text"], *((span["start"], span["end"]) for span in each["char_spans"])] = each
     return found
 

@@ -19,6 +19,7 @@ from typing import Any
 from upath import UPath
 
 from glip_model.whole_files import whole_file
+from pipeline.cli import finite
 from pipeline.errors import StorageError
 from pipeline.store.filesystem import READ_ERRORS, STORE_ERRORS, describe
 from pipeline.store.storage import Place, patiently
@@ -53,9 +54,12 @@ def replacing(place: Place) -> Iterator[Path]:
 
 
 def write_json(place: Place, value: Any) -> None:
-    """Write JSON with sorted keys, so that equal results are equal files; StorageError as ``replacing``."""
+    """Write JSON with sorted keys, so that equal results are equal files; StorageError as ``replacing``.
+
+    Numbers that are not finite are null.
+    """
     with replacing(place) as aside:
-        text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False)
+        text = json.dumps(finite(value), indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
         aside.write_text(text + "\n", encoding="utf-8")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from pipeline.store.dataset import arrow_filesystem
 from pipeline.store.shards import (
     KIND_KEY,
-    REPEAT_KEY,
     ROWS_SHA256_KEY,
     check_columns,
     read_end,
+    repeat_of,
     rows_sha256,
     shard_errors,
 )
@@ -38,7 +38,7 @@ class _End:
     """What the end of a shard tells."""
 
     group_rows: tuple[int, ...]
-    repeat: int
+    metadata: Mapping[str, str]
     digest: str
 
 
@@ -48,6 +48,7 @@ class RowGroups:
     Args:
         shards: of one folder.
         columns: to read.
+        is_repeated: False takes every row once, whatever the shards say.
 
     Raises:
         ShardError: a shard is missing or broken, or lacks a column.
@@ -59,12 +60,15 @@ class RowGroups:
         first_alike: per group, the first one with the same rows: another one for a repeat.
     """
 
-    def __init__(self, shards: Sequence[Place], columns: Sequence[str]) -> None:
+    def __init__(self, shards: Sequence[Place], columns: Sequence[str], is_repeated: bool = True) -> None:
         self.shards, self._columns = list(shards), tuple(columns)
         self._filesystem, self._paths = arrow_filesystem(self.shards)
         self._open: OrderedDict[int, pq.ParquetFile] = OrderedDict()
         ends = side_by_side(self._read_end, self.shards)
-        repeated = [(i, end) for i, end in enumerate(ends) for _ in range(end.repeat)]
+        repeats = [
+            repeat_of(end.metadata, shard) if is_repeated else 1 for end, shard in zip(ends, self.shards, strict=True)
+        ]
+        repeated = [(i, ends[i]) for i, repeat in enumerate(repeats) for _ in range(repeat)]
         self.rows: NDArray[np.int64] = np.array([n for _, end in repeated for n in end.group_rows], dtype=np.int64)
         self.shard_of = np.repeat(np.arange(len(repeated)), [len(end.group_rows) for _, end in repeated])
         self.first_rows = np.cumsum(self.rows) - self.rows
@@ -75,7 +79,9 @@ class RowGroups:
         seen: dict[tuple[int, int], int] = {}
         places = zip(self._file_of.tolist(), self._group_in_file.tolist(), strict=True)
         self.first_alike = [seen.setdefault(place, group) for group, place in enumerate(places)]
-        self.digest = hashlib.sha256("\n".join(f"{end.digest} {end.repeat}" for end in ends).encode()).hexdigest()
+        self.digest = hashlib.sha256(
+            "\n".join(f"{end.digest} {repeat}" for end, repeat in zip(ends, repeats, strict=True)).encode()
+        ).hexdigest()
         """Of all rows."""
 
     def __len__(self) -> int:
@@ -128,7 +134,7 @@ class RowGroups:
         check_columns(shard, metadata.get(KIND_KEY), schema, self._columns)
         group_rows = tuple(footer.row_group(i).num_rows for i in range(footer.num_row_groups))
         digest = metadata.get(ROWS_SHA256_KEY) or rows_sha256(shard)
-        return _End(group_rows, int(metadata.get(REPEAT_KEY, "1")), digest)
+        return _End(group_rows, metadata, digest)
 
 
 class Recent(Generic[K, V]):

@@ -42,6 +42,8 @@ VERSION_KEY, KIND_KEY = "glip.schema_version", "glip.kind"
 CATEGORIES_KEY, PROVENANCE_KEY, REPEAT_KEY = "glip.categories", "glip.provenance", "glip.repeat"
 ROWS_SHA256_KEY = "glip.rows_sha256"
 """A hash over all rows, in every file's metadata: whether two shards hold the same is seen from their ends alone."""
+MOST_REPEATS = 10_000
+"""Of a shard in one pass of training; more is no data set's wish."""
 ROW_GROUP_ROWS = 256
 ROW_GROUP_BYTES = 32 << 20
 """Rows, and bytes of pictures, that a reader unpacks at once: a row group ends with whichever comes first."""
@@ -189,9 +191,13 @@ def read_shard(path: Place, record_type: type[R]) -> list[R]:
         ShardError: the file is missing or broken, or holds another kind or version of records.
     """
     metadata = read_metadata(path)
-    for key, expected in ((KIND_KEY, KIND[record_type]), (VERSION_KEY, SCHEMA_VERSION)):
-        if metadata.get(key) != expected:
-            raise ShardError(f"{path}: {key} is {metadata.get(key)!r}, expected {expected!r}; write the shard anew")
+    kind, version = metadata.get(KIND_KEY), metadata.get(VERSION_KEY)
+    if kind != KIND[record_type]:
+        raise ShardError(
+            f"{path}: holds {kind or 'no'} records, expected {KIND[record_type]} records; name a folder of those"
+        )
+    if version != SCHEMA_VERSION:
+        raise ShardError(f"{path}: {VERSION_KEY} is {version!r}, expected {SCHEMA_VERSION!r}; write the shard anew")
     table = read_table(path, SCHEMAS[record_type].names)
     return [from_row(record_type, row) for row in table.to_pylist()]
 
@@ -261,8 +267,23 @@ def read_categories(path: Place) -> list[Category]:
 
 
 def read_repeat(path: Place) -> int:
-    """Return how often the rows of a shard come in one pass of training; 1 where nobody said."""
-    return int(read_metadata(path).get(REPEAT_KEY, "1"))
+    """Return how often the rows of a shard come in one pass of training, as ``repeat_of`` does."""
+    return repeat_of(read_metadata(path), path)
+
+
+def repeat_of(metadata: Mapping[str, str], path: Place) -> int:
+    """Return how often the rows of a shard with this metadata come in one pass of training; 1 where nobody said.
+
+    Raises:
+        ShardError: it says nothing like it.
+    """
+    said = metadata.get(REPEAT_KEY, "1")
+    if not (said.isascii() and said.isdecimal() and 1 <= int(said[:9]) <= MOST_REPEATS):
+        raise ShardError(
+            f"{path}: {REPEAT_KEY} is {said[:40]!r}, expected a whole number from 1 to {MOST_REPEATS:,}; write the "
+            "shard anew"
+        )
+    return int(said)
 
 
 def from_row(record_type: type[R], row: Mapping[str, Any]) -> R:
@@ -333,7 +354,8 @@ def refuse_bombs(end: pq.FileMetaData) -> None:
 
 def _decode_metadata(metadata: Mapping[bytes, bytes] | None) -> dict[str, str]:
     """Return key-value metadata as text, without Arrow's own."""
-    return {key.decode(): value.decode() for key, value in (metadata or {}).items() if key != b"ARROW:schema"}
+    text = {key: value for key, value in (metadata or {}).items() if key != b"ARROW:schema"}
+    return {key.decode(errors="replace"): value.decode(errors="replace") for key, value in text.items()}
 
 
 def _phrase_from_row(row: Mapping[str, Any]) -> Phrase:

@@ -177,7 +177,7 @@ class JobServer:
         async for text in self._client.tail_job_logs(id):
             fresh = text[max(0, shown - seen) :]
             seen += len(text)
-            sys.stdout.write(fresh)
+            sys.stdout.write(fresh.replace("\r", "\n"))  # progress bars: a line a state
             sys.stdout.flush()
             shown = max(shown, seen)
         return shown

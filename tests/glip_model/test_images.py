@@ -94,6 +94,17 @@ def test_what_is_no_picture_is_unreadable(data: bytes) -> None:
     assert reason_of(data) == "image_unreadable"
 
 
+def test_formats_that_start_a_program_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[object] = []
+    monkeypatch.setattr("subprocess.Popen", lambda *words, **options: started.append(words))
+    data = encode(gradient(), "EPS")
+    assert reason_of(data) == "image_unreadable"
+    for look in (lambda: decode_image(data, LIMIT), lambda: check_image(data, LIMIT, 8)):
+        with pytest.raises(ImageError, match="EPS is a program for Ghostscript; make a PNG of it"):
+            look()
+    assert not started
+
+
 @pytest.mark.parametrize("file_format", ["PNG", "JPEG"])
 def test_a_truncated_picture_is_found_without_unpacking_it_whole(file_format: str) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)

@@ -250,6 +250,11 @@ def test_a_caption_asks_for_what_stands_between_its_periods(predictor: GLIPPredi
         ("cat", ["cat"]),
         ("  cat  .  dog  ", ["cat", "dog"]),
         ("cat.dog. 2.5 litre bottle .", ["cat.dog", "2.5 litre bottle"]),
+        ("a U.S. flag. J.R.R. Tolkien. cat", ["a U.S. flag", "J.R.R. Tolkien", "cat"]),
+        ("flag of the U.S.", ["flag of the U.S."]),
+        ("U.S. ", ["U.S."]),
+        ("letter A. letter B. A. B.", ["letter A", "letter B", "A", "B"]),
+        ("1.2. cat", ["1.2", "cat"]),
         ("...", []),
         ("", []),
         ("一只狗. 红苹果.", ["一只狗", "红苹果"]),
@@ -257,6 +262,15 @@ def test_a_caption_asks_for_what_stands_between_its_periods(predictor: GLIPPredi
 )
 def test_phrases_between_periods(text: str, phrases: list[str]) -> None:
     assert [text[start:end] for ((start, end),) in phrases_between_periods(text)] == phrases
+
+
+def test_names_that_come_again_are_asked_for_once(predictor: GLIPPredictor) -> None:
+    image = picture(64, 64)
+    (expected,) = predictor.predict(image, ["fire truck", "dog"])
+    with pytest.warns(UserWarning, match="5 names are 2 different ones; each is asked for once"):
+        (found,) = predictor.predict(image, ["fire truck", "dog", "Dog", "fire_truck", " dog "])
+    same(found, expected)
+    assert found.labels == expected.labels
 
 
 def test_low_scores_are_left_out_on_request(predictor: GLIPPredictor) -> None:

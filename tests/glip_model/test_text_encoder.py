@@ -150,6 +150,12 @@ def test_a_saved_tokenizer_is_the_same(tokenizer: Any, tmp_path: Path) -> None:
     assert [found.char_to_token(i) for i in range(len(text))] == [expected.char_to_token(i) for i in range(len(text))]
 
 
+def test_a_tokenizer_beside_a_config_with_a_byte_order_mark_is_the_same(tokenizer: Any, tmp_path: Path) -> None:
+    tokenizer.save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text('{"channels": 256}', encoding="utf-8-sig")
+    assert load_tokenizer(tmp_path, 30522)("two dogs")["input_ids"] == tokenizer("two dogs")["input_ids"]
+
+
 # Cache
 
 

@@ -4,17 +4,32 @@ from __future__ import annotations
 
 import argparse
 import errno
+import json
 import logging
+import math
 import os
 import signal
 import subprocess
 import sys
+import unicodedata
 import warnings
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from pipeline.cli import EXTRA_OF, call, named_extras, progress, quiet_libraries, run_stage
+from pipeline.cli import (
+    EXTRA_OF,
+    call,
+    escaped_output,
+    named_extras,
+    printable,
+    progress,
+    quiet_libraries,
+    run_stage,
+    to_json,
+)
 from pipeline.errors import MissingInputError
 
 
@@ -81,6 +96,84 @@ def test_an_output_that_is_full_is_told() -> None:
     assert done.returncode == 2
     assert done.stderr.startswith("error: [Errno 28] No space left on device; make room")
     assert "Traceback" not in done.stderr
+
+
+def test_a_reader_that_goes_away_is_no_error() -> None:
+    code = "from pipeline.cli import run_stage\nrun_stage('', lambda p: None, lambda a: print('x\\n' * 999999))"
+    command = f'"{sys.executable}" -c "$CODE" | head -1; exit ${{PIPESTATUS[0]}}'
+    done = subprocess.run(
+        ["bash", "-c", command], env={**os.environ, "CODE": code}, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "x\n", "")
+
+
+HOSTILE = "\x1b]0;pwned\x07\x1b[2J\x9b31m\x7f\r\b\u202edog\u2066\udcff"
+SHOWN = r"\u001b]0;pwned\u0007\u001b[2J\u009b31m\u007f\u000d\u0008\u202edog\u2066\udcff"
+
+
+@given(st.text(st.characters(codec=None, exclude_categories=())))
+def test_what_is_printable_moves_and_reorders_nothing_and_loses_nothing(text: str) -> None:
+    shown = printable(text, kept="")
+    shown.encode()  # no halves of characters
+    for each in shown:
+        assert unicodedata.category(each) not in ("Cc", "Cs", "Zl", "Zp")
+        assert unicodedata.bidirectional(each) not in ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
+    assert printable(shown) == shown
+    assert json.loads(printable(json.dumps([text], ensure_ascii=False))) == [text]
+
+
+def test_lines_and_columns_come_through_where_they_may() -> None:
+    assert printable("key\tcaption\nこんにちは 😀 é") == "key\tcaption\nこんにちは 😀 é"
+    assert printable("key\tcaption\n", kept="") == r"key\u0009caption\u000a"
+
+
+def test_whatever_a_command_writes_is_printable() -> None:
+    code = f"""
+import json, logging, sys, warnings
+from pipeline.cli import progress, run_stage
+from pipeline.errors import MissingInputError
+text = {HOSTILE!r}
+def run(args):
+    print(text)
+    print(json.dumps(text, ensure_ascii=False), flush=True)
+    sys.stdout.writelines([text, "\\n"])
+    logging.getLogger("ours").info("logged %s", text)
+    warnings.warn("warned " + text)
+    with progress(3, text, "rows") as bar:
+        bar.update(3)
+        bar.set_postfix_str(text)
+    print("printed " + text, file=sys.stderr)
+    raise {{error}}
+run_stage("A stage.", lambda parser: None, run, [])
+"""
+    for error, status in (("MissingInputError(text)", 2), ("RuntimeError(text)", 1)):
+        done = subprocess.run([sys.executable, "-c", code.format(error=error)], capture_output=True, check=False)
+        assert done.returncode == status
+        out, err = done.stdout.decode(), done.stderr.decode()
+        assert out.splitlines()[::2] == [SHOWN] * 2
+        assert json.loads(out.splitlines()[1]) == HOSTILE
+        for wanted in (f"logged {SHOWN}", f"warned {SHOWN}", f"printed {SHOWN}", f"{SHOWN}: 100%", f"rror: {SHOWN}"):
+            assert wanted in err
+        assert not set(out + err) & set(HOSTILE.replace("\r", "")) - set(printable(HOSTILE))
+
+
+def test_arguments_that_are_wrong_are_printable_too(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(None, ["--" + HOSTILE[:-1]]) == 2
+    assert SHOWN[:-6] in capsys.readouterr().err
+
+
+def test_streams_are_as_before_when_a_command_has_ended() -> None:
+    before = sys.stdout, sys.stderr
+    with escaped_output():
+        assert sys.stdout is not before[0]
+        assert sys.stdout.encoding == before[0].encoding  # all else is the stream's own
+    assert (sys.stdout, sys.stderr) == before
+
+
+def test_json_to_print_has_no_numbers_that_are_none() -> None:
+    value = {"score": math.nan, "box": (1.5, math.inf, -math.inf), "deep": [{"x": math.nan}], "path": Path("a"), "n": 1}
+    expected = {"score": None, "box": [1.5, None, None], "deep": [{"x": None}], "path": "a", "n": 1}
+    assert json.loads(to_json(value), parse_constant=pytest.fail) == expected
 
 
 def test_bugs_keep_their_traceback() -> None:

@@ -14,6 +14,8 @@ import pytest
 
 from pipeline.inspection.exports import EXPORTS
 from pipeline.report.judged import MODELS
+from pipeline.store.records import DetectionRecord
+from pipeline.store.shards import shard_name, write_shard
 from pipeline.submission.job import ADDRESS_VARIABLE, DEFAULT_ADDRESS
 from pipeline.training.finetune import BATCH_SIZE, RATES
 from stages import glip
@@ -125,6 +127,17 @@ def test_a_command_names_the_extra_that_it_misses(tmp_path: Path) -> None:
     assert done.stderr == (
         "error: pyarrow is not installed; this needs the extra: pip install 'glip-self-training[pipeline]'\n"
     )
+
+
+def test_calibrate_names_the_records_that_it_needs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_shard(tmp_path / "detection" / shard_name(0), [], DetectionRecord)
+    words = ["calibrate", "--records", f"{tmp_path}/detection", "--teacher", "t", "--out", "curves.csv"]
+    with pytest.raises(SystemExit) as ended:
+        glip.main(words)
+    assert ended.value.code == 2
+    message = capsys.readouterr().err
+    assert "holds detection records; expected human grounding data" in message
+    assert "such as data/records/dev/grounding" in message
 
 
 def test_what_help_says_is_what_the_rooms_have() -> None:

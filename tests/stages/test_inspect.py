@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 from pathlib import Path
@@ -9,8 +10,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from pipeline.cli import printable
 from pipeline.store.records import GroundingRecord, ImageRef, Phrase, ScoredBox
-from pipeline.store.shards import shard_name, write_shard
+from pipeline.store.shards import PROVENANCE_KEY, shard_name, write_shard
 from stages.glip import main
 
 
@@ -52,6 +54,49 @@ def test_figures_as_json(folder: Path, capsys: pytest.CaptureFixture[str]) -> No
 def test_keys(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert glip_inspect(folder, "--keys") == 0
     assert capsys.readouterr().out == "k1\ta dog\nk2\ta dog\n"
+
+
+ESCAPE = "\x1b[2J\u202e"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [],
+        ["--json"],
+        ["--keys"],
+        ["--sample", "1"],
+        ["--sample", "1", "--json"],
+        ["--phrase", ESCAPE],
+        ["--row", f"k{ESCAPE}"],
+        ["--row", f"no{ESCAPE}"],
+        ["--against", "OTHER"],
+        ["--against", "OTHER", "--json"],
+        ["--sql", "SELECT * FROM boxes"],
+        ["--sql", "SELECT * FROM boxes", "--json"],
+        ["--sql", f"SELECT {ESCAPE}"],
+        ["--reason", ESCAPE],
+        ["--html", "page.html"],
+        ["--export", "coco", "--out", ESCAPE],
+    ],
+)
+def test_texts_of_shards_reach_the_terminal_escaped(
+    tmp_path: Path, words: list[str], capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    data = io.BytesIO()
+    Image.new("RGB", (48, 32), "teal").save(data, "PNG")
+    plain = row(f"k{ESCAPE}", data.getvalue())
+    dog = dataclasses.replace(plain.phrases[0], text=f"dog{ESCAPE}", reject_reason=f"r{ESCAPE}")
+    hostile = dataclasses.replace(plain, caption=f"a dog{ESCAPE}", source=f"s{ESCAPE}", phrases=(dog,))
+    provenance = json.dumps({"teacher": {"name": ESCAPE}, "parser": ESCAPE, "settings": {ESCAPE: ESCAPE}})
+    write_shard(tmp_path / f"l{ESCAPE}" / shard_name(0), [hostile], GroundingRecord, {PROVENANCE_KEY: provenance})
+    write_shard(tmp_path / "OTHER" / shard_name(0), [plain], GroundingRecord)
+    glip_inspect(f"l{ESCAPE}", *words)
+    captured = capfd.readouterr()
+    assert "Traceback" not in captured.err
+    assert not set(ESCAPE) & set(captured.out + captured.err) - set(printable(ESCAPE))
+    assert captured.out + captured.err
 
 
 def test_one_pair_drawn(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

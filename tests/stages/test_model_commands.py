@@ -136,8 +136,17 @@ def test_of_a_folder_all_pictures_are_taken_and_other_files_told(
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [Path(line["picture"]).stem for line in lines] == ["<b> & co", "street"]
     assert f"1 files of {tmp_path} are no pictures" in caplog.text
-    (tmp_path / "none").mkdir()
+    assert "folders below" not in caplog.text
+    (tmp_path / "none" / "deep").mkdir(parents=True)
     assert glip("predict", tmp_path / "none", "--text", "a cat", "--model", folder) == 2
+    assert "folders below" not in capsys.readouterr().err
+    for path in pictures:
+        path.rename(tmp_path / "none" / "deep" / path.name)
+    assert glip("predict", tmp_path / "none", "--text", "a cat", "--model", folder) == 2
+    assert f"there are 2 in folders below, such as {tmp_path}/none/deep" in capsys.readouterr().err
+    Image.new("RGB", (9, 9)).save(tmp_path / "one.png")
+    assert glip("predict", tmp_path, "--text", "a cat", "--model", folder) == 0
+    assert f"2 pictures in folders below {tmp_path} are left out" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -146,7 +155,8 @@ def test_of_a_folder_all_pictures_are_taken_and_other_files_told(
         ("a dog. A dog. a cat", "'a dog', 'a cat'", "that come again"),
         ("a dog, a cat", "'a dog, a cat'", "names are divided by periods"),
         ("Dog | cat", "'Dog | cat'", "names are divided by periods"),
-        ("U.S. flag", "'U.S', 'flag'", "'U.S' ends at a period"),
+        ("U.S. flag. cat", "'U.S. flag', 'cat'", "'U.S. flag' is one name; names are divided by periods"),
+        ("cat.dog", "'cat.dog'", "names are divided by periods"),
     ],
 )
 def test_what_text_was_understood_as_is_told(
@@ -156,6 +166,23 @@ def test_what_text_was_understood_as_is_told(
     assert glip("predict", pictures[0], "--text", text, "--model", folder) == 0
     assert f"predict: looks for {names}" in caplog.text
     assert told in caplog.text
+
+
+def test_names_of_pictures_and_things_reach_the_terminal_escaped(
+    folder: Path, pictures: list[Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    odd = pictures[0].rename(tmp_path / "a\x1b[31m\u202e\udcff.png")
+    (tmp_path / "b\x1b[2J.png").write_bytes(b"no picture")
+    words = ["predict", odd, tmp_path / "b\x1b[2J.png", "--text", "\x1b[31mdog", "--model", folder]
+    assert glip(*words, "--min-score", 0) == 2
+    captured = capfd.readouterr()
+    assert not {"\x1b", "\u202e"} & set(captured.out + captured.err)
+    assert json.loads(captured.out)["picture"] == str(odd)
+    assert set(json.loads(captured.out)["labels"]) == {"\x1b[31mdog"}
+    assert glip(*words, "--save", tmp_path / "out") == 2
+    assert glip("predict", odd, *words[3:], "--save", tmp_path / "out") == 0
+    (line,) = (tmp_path / "out" / "detections.jsonl").read_text(encoding="utf-8").splitlines()
+    assert json.loads(line)["picture"] == str(odd)
 
 
 def test_models_and_devices_that_are_not_there_are_messages(
@@ -168,11 +195,34 @@ def test_models_and_devices_that_are_not_there_are_messages(
         assert f"device '{device}' cannot be used here" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("content", [b"hello", b"<!DOCTYPE html>", b"version https://git-lfs.github.com/spec/v1\n"])
-def test_what_is_no_checkpoint_is_shown(content: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "glip.pth").write_bytes(content)
-    assert glip("convert", tmp_path / "glip.pth", tmp_path / "out") == 2
-    assert f"it begins with {content[:40]!r}" in capsys.readouterr().err
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"hello", "it is a text"),
+        (b"<!DOCTYPE html>", "it is a web page"),
+        (b"\xef\xbb\xbf\n<html>", "it is a web page"),
+        (
+            b"version https://git-lfs.github.com/spec/v1\n",
+            "it is a pointer of git-lfs, and not the file; run: git lfs pull",
+        ),
+        (b"\x80\x02\x00\x01", ""),
+        (b"PK\x03\x04\x00broken", ""),
+    ],
+)
+def test_what_is_no_checkpoint_is_shown(
+    content: bytes, said: str, suffix: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = (tmp_path / "glip").with_suffix(suffix)
+    path.write_bytes(content)
+    assert glip("convert", path, tmp_path / "out") == 2
+    message = capsys.readouterr().err
+    assert f"it begins with {content[:40]!r}" in message
+    assert said in message
+    assert "weights_only" not in message
+    path.write_bytes(b"")
+    assert glip("convert", path, tmp_path / "out") == 2
+    assert "it is empty" in capsys.readouterr().err
 
 
 def test_a_checkpoint_whose_names_are_numbers_is_a_message(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -238,7 +288,9 @@ def test_every_tensor_that_does_not_fit_is_listed_and_nothing_is_written(
 def test_a_checkpoint_that_would_run_code_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.save({"model": Path}, tmp_path / "code.pth")
     assert glip("convert", tmp_path / "code.pth", tmp_path / "out", "--tokenizer", TOKENIZER) == 2
-    assert "not readable as a published checkpoint" in capsys.readouterr().err
+    message = capsys.readouterr().err
+    assert "not readable as a published checkpoint: it holds pathlib.Path, and may hold tensors" in message
+    assert "weights_only" not in message
 
 
 def test_the_onnx_graph_computes_what_the_model_does_at_any_size(model: GLIP, folder: Path, tmp_path: Path) -> None:

@@ -34,6 +34,7 @@ def test_figures_add_up_over_shards(folder: Path) -> None:
             "settings": {"min_score": 0.2, "nms_threshold": 0.6},
         },
         "provenances": 1,
+        "defects": {},
     }
     json.dumps(figures)
 
@@ -116,6 +117,12 @@ def test_broken_shards_are_named(folder: Path, rows: list[list[GroundingRecord]]
         with pytest.raises(ShardError, match=r"part-00001\.parquet: not a readable Parquet file"):
             look(folder)
     assert find_record(folder, "apple-1").key == "apple-1"  # found before the broken one is opened
-    write_shard(path, rows[1], GroundingRecord, {PROVENANCE_KEY: "{broken"})
-    with pytest.raises(ShardError, match=r"glip\.provenance is no JSON"):
-        collect_statistics(folder)
+
+
+@pytest.mark.parametrize("odd", ["{broken", "[1, 2]", "NaN", '{"teacher": "mine"}', '{"settings": null}', "[" * 99_999])
+def test_odd_provenance_is_counted(folder: Path, rows: list[list[GroundingRecord]], odd: str) -> None:
+    write_shard(folder / shard_name(1), rows[1], GroundingRecord, {PROVENANCE_KEY: odd})
+    stats = collect_statistics(folder)
+    assert stats.defects == {"metadata_odd": 1}
+    assert stats.provenance["parser"] == "spacy==1"
+    assert "metadata_odd           1  shards whose" in format_statistics(stats, "mine")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import errno
 import json
+import math
 import os
 import signal
 import subprocess
@@ -97,3 +98,9 @@ with replacing(Path({str(place)!r})) as aside:
 def test_write_csv_makes_its_folder(tmp_path: Path) -> None:
     write_csv(tmp_path / "plots/a.csv", iter([("a", "b"), (1, None)]))
     assert (tmp_path / "plots/a.csv").read_bytes() == b"a,b\r\n1,\r\n"
+
+
+def test_json_has_no_numbers_that_are_none(tmp_path: Path) -> None:
+    write_json(tmp_path / "a.json", {"loss": math.nan, "AP": [1.5, math.inf], "n": 3})
+    text = (tmp_path / "a.json").read_text(encoding="utf-8")
+    assert json.loads(text, parse_constant=pytest.fail) == {"loss": None, "AP": [1.5, None], "n": 3}
