@@ -77,7 +77,7 @@ class FakePredictor:
 def predict(path: Place, task: str, config: EvaluateConfig = CONFIG) -> tuple[ShardPredictions, list[Any]]:
     """Return what the fake model finds in a shard, and what it was asked."""
     model = FakePredictor()
-    return predict_shard(cast(GLIPPredictor, model), path, task, config), model.batches
+    return predict_shard(cast(GLIPPredictor, model), path, task, config, [str(path.parent)]), model.batches
 
 
 def write_detection(path: Place, rows: Sequence[DetectionRecord], categories: Sequence[Category] = CATEGORIES) -> Place:
@@ -172,7 +172,7 @@ def test_pictures_of_rows_are_counted_over_all_shards(tmp_path: Path, make_detec
     rows = [make_detection(i, width=20 + i) for i in range(4)]
     rows[1] = replace(rows[1], image=ImageRef(path=str(tmp_path / "nowhere.png")))
     paths = [write_detection(tmp_path / shard_name(i), rows[2 * i : 2 * i + 2]) for i in range(2)]
-    benchmark = Benchmark("dev", "detection", "test", tuple(paths), (2, 2))
+    benchmark = Benchmark("dev", "detection", "test", tuple(paths), (2, 2), (str(tmp_path),))
     third, missing, first, again = benchmark.pictures([3, 1, 0, 3])
     assert isinstance(missing, ImageError)
     assert [each.width for each in (third, first, again) if isinstance(each, Image.Image)] == [23, 20, 23]
@@ -185,7 +185,7 @@ def test_rows_of_the_same_bytes_or_place_are_about_one_picture(tmp_path: Path, m
     small, large = make_detection(2, width=20), make_detection(3, width=30)
     parts = [[small, here, small], [there, large, here], [small]]
     paths = [write_detection(tmp_path / shard_name(i), part) for i, part in enumerate(parts)]
-    benchmark = Benchmark("dev", "detection", "test", tuple(paths), (3, 3, 1))
+    benchmark = Benchmark("dev", "detection", "test", tuple(paths), (3, 3, 1), ())
     assert benchmark.picture_numbers().tolist() == [0, 1, 0, 2, 3, 1, 0]
 
 

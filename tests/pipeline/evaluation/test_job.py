@@ -123,7 +123,9 @@ def test_predictions_are_those_of_the_plain_loop(
     for benchmark in found:
         expected = tmp_path / "expected" / benchmark.task
         for path in benchmark.shards:
-            write_predictions(expected / path.name, predict_shard(predictor, path, benchmark.task, CONFIG).table, {})
+            write_predictions(
+                expected / path.name, predict_shard(predictor, path, benchmark.task, CONFIG, benchmark.roots).table, {}
+            )
         wanted = read_predictions([expected / path.name for path in benchmark.shards], benchmark.rows)
         got = read_all(benchmark, out)
         assert got.keys == wanted.keys

@@ -95,7 +95,7 @@ def test_a_pair_becomes_a_record_with_its_own_size_and_bytes() -> None:
 def test_pictures_of_every_kind_are_taken(data: bytes) -> None:
     (record,) = convert(pair(data=data))
     assert (record.height, record.width) == (30, 40)
-    assert load_image(record.image, 10_000).size == (40, 30)
+    assert load_image(record.image, 10_000, ["/"]).size == (40, 30)
 
 
 def test_a_turned_picture_has_the_size_that_it_has_upright() -> None:
@@ -139,7 +139,7 @@ def test_pictures_are_found_in_the_first_place_that_has_them(tmp_path: Path) -> 
     assert record.image.bytes == PICTURE
     (record,) = convert(row, pictures="reference")
     assert (record.image.bytes, record.image.path) == (None, places[1])
-    assert load_image(record.image, 10_000).size == (40, 30)
+    assert load_image(record.image, 10_000, ["/"]).size == (40, 30)
 
 
 def test_names_below_a_folder_do_not_leave_it(tmp_path: Path) -> None:
@@ -166,7 +166,7 @@ def test_a_picture_inside_of_an_archive_is_referred_to_by_its_range(tmp_path: Pa
     url = f"{archive}#bytes=100-{99 + len(PICTURE)}"
     (record,) = convert(pair(url=url, data=PICTURE), pictures="reference")
     assert record.image.path == url
-    assert load_image(record.image, 10_000).size == (40, 30)
+    assert load_image(record.image, 10_000, ["/"]).size == (40, 30)
     (record,) = convert(pair(data=PICTURE), pictures="reference")  # nowhere else to be found
     assert record.image.bytes == PICTURE
 
@@ -404,7 +404,7 @@ def test_order_stays_over_batches_of_reads(tmp_path: Path) -> None:
 
 def test_a_failed_read_says_why() -> None:
     with pytest.raises(ImageError, match="no such file"):
-        load_image(convert(pair(url="/nowhere/a.jpg", height=5, width=5), pictures="unread")[0].image, 100)
+        load_image(convert(pair(url="/nowhere/a.jpg", height=5, width=5), pictures="unread")[0].image, 100, ["/"])
 
 
 @pytest.mark.parametrize("name", ["a%20b%C3%A9.jpg", "a bé.jpg", "C:\\x\\a%20bé.jpg"])

@@ -24,7 +24,7 @@ RED = (2, 3, 12, 13)
 
 @pytest.fixture(scope="module")
 def decoder() -> Iterator[PictureDecoder]:
-    with PictureDecoder(max_pixels=20_000_000, timeout_s=4.0, processes=2) as decoder:
+    with PictureDecoder(max_pixels=20_000_000, timeout_s=4.0, processes=2, roots=["/"]) as decoder:
         yield decoder
 
 
@@ -98,7 +98,7 @@ def test_a_picture_that_kills_every_decoder_is_unreadable(scan_bomb: bytes) -> N
                 if process.pid not in others:
                     process.kill()
 
-    with PictureDecoder(max_pixels=20_000_000, timeout_s=60.0, processes=1) as decoder:
+    with PictureDecoder(max_pixels=20_000_000, timeout_s=60.0, processes=1, roots=[]) as decoder:
         killer = threading.Thread(target=kill_all)
         killer.start()
         (found,) = decoder.decode([ImageRef(bytes=scan_bomb)])
@@ -158,7 +158,7 @@ class FakePoll:
 
 def test_nothing_is_left_behind(picture: Callable[..., bytes]) -> None:
     before = {process.pid for process in children()}
-    with PictureDecoder(max_pixels=10_000, timeout_s=60.0, processes=2) as decoder:
+    with PictureDecoder(max_pixels=10_000, timeout_s=60.0, processes=2, roots=[]) as decoder:
         decoder.decode([ImageRef(bytes=picture(red=RED))] * 4)
         assert len(children()) > len(before)
     assert {process.pid for process in children()} == before
