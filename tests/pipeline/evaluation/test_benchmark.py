@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -129,16 +129,33 @@ def test_a_referring_expression_is_asked_for_by_either_convention(
 
 @pytest.mark.parametrize(
     ("picture", "reason"),
-    [(ImageRef(path="/nowhere/dog.jpg"), "image_missing"), (ImageRef(bytes=b"no picture"), "image_unreadable")],
+    [(ImageRef(path="dog.jpg"), "image_missing"), (ImageRef(bytes=b"no picture"), "image_unreadable")],
 )
 def test_a_picture_that_cannot_be_read_is_told_and_found_empty(
     tmp_path: Path, picture: ImageRef, reason: str, make_detection: Any
 ) -> None:
+    if picture.path:
+        picture = ImageRef(path=f"{tmp_path}/{picture.path}")
     rows = [make_detection(0), replace(make_detection(1), image=picture), make_detection(2)]
     found, asked = predict(write_detection(tmp_path / shard_name(0), rows), "detection")
     assert found.missing == {"key-1": reason}
     assert [count for count, *_ in asked] == [1, 1]
     assert found.table["number"].to_pylist() == [0, 0, 2, 2]
+
+
+def test_pictures_outside_of_what_is_allowed_are_found_empty(
+    tmp_path: Path, lures: Callable[[Path], list[str]], make_detection: Any, web: Any
+) -> None:
+    folder = tmp_path / "records/dev/detection"
+    places = lures(folder)
+    rows = [replace(make_detection(i), image=ImageRef(path=place)) for i, place in enumerate(places)]
+    found, asked = predict(write_detection(folder / shard_name(0), rows), "detection")
+    assert found.missing == {f"key-{i}": "image_outside_folder" for i in range(len(places))}
+    assert (asked, web.requests) == ([], [])
+    for allowed, reason in (((), "image_outside_folder"), ((str(tmp_path / "elsewhere"),), None)):
+        (benchmark,), _ = list_benchmarks(tmp_path / "records", ["dev"], allowed)
+        (picture,) = benchmark.pictures([0])
+        assert getattr(picture, "reason", None) == reason
 
 
 def test_pictures_that_are_all_missing_ask_the_model_for_nothing(tmp_path: Path, make_detection: Any) -> None:

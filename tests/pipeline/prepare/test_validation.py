@@ -40,7 +40,13 @@ from pipeline.prepare.validation import (
 from pipeline.store.images import load_image
 from pipeline.store.records import BOX_DROP_REASONS, ROW_REJECT_REASONS, CaptionRecord, DetectionRecord, GroundingRecord
 
-RULES = Rules(source="test", pictures="embed", max_pixels=10_000, categories=frozenset({3, 90}))
+RULES = Rules(
+    source="test",
+    pictures="embed",
+    max_pixels=10_000,
+    categories=frozenset({3, 90}),
+    roots=("/", "s3://nowhere", "memory://"),
+)
 NAN, INFINITE = float("nan"), float("inf")
 
 

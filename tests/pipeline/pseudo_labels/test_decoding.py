@@ -51,6 +51,21 @@ def test_pictures_come_back_in_order_with_their_pixels(
         assert image.mode == "RGB"
 
 
+def test_only_what_is_allowed_is_read(lures: Callable[[Path], list[str]], tmp_path: Path, web: Any) -> None:
+    places = lures(tmp_path / "web_pairs")
+    refs = [ImageRef(path=place) for place in places]
+    roots = [str(tmp_path / "web_pairs")]
+    with PictureDecoder(max_pixels=10_000, timeout_s=60.0, processes=1, roots=roots) as decoder:
+        found = decoder.decode(refs)
+    assert [getattr(each, "reason", None) for each in found] == ["image_outside_folder"] * len(places)
+    assert web.requests == []
+    with PictureDecoder(10_000, 60.0, 1, [*roots, str(tmp_path / "elsewhere"), web.url]) as decoder:
+        allowed = [isinstance(each, Image.Image) for each in decoder.decode(refs)]
+    wanted = [("secret.png" in place or "link.png" in place) and "simplecache" not in place for place in places]
+    wanted[places.index(f"zip://secret.png::{web.url}/a.zip")] = False  # is not there
+    assert allowed == wanted
+
+
 def test_what_is_no_picture_says_why(decoder: PictureDecoder, picture: Callable[..., bytes]) -> None:
     large = io.BytesIO()
     Image.new("1", (5000, 5000)).save(large, "PNG")

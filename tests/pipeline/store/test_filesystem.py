@@ -594,7 +594,7 @@ def picture(width: int) -> bytes:
 
 
 def records(table: RawTable, **rules: Any) -> list[Any]:
-    checks = Rules(source="x", pictures="embed", max_pixels=10**6, categories=frozenset({1}))
+    checks = Rules(source="x", pictures="embed", max_pixels=10**6, categories=frozenset({1}), roots=("s3://raw",))
     rows = (row for part in table.parts(4) for row in part.rows())
     return list(to_records(rows, Rules(**{**vars(checks), **rules})))
 
