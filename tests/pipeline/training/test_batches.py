@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -198,7 +198,7 @@ def test_pictures_outside_of_what_is_allowed_are_not_shown(
     assert maker.unreadable
     assert web.requests == []
     allowed = [str(tmp_path / "elsewhere")]
-    assert "bad0" in make_batches(folder=folder, mixture={"detection": 1.0}, allowed=allowed).make(0).keys
+    assert set(make_batches(folder=folder, mixture={"detection": 1.0}, allowed=allowed).make(0).keys) > {"good"}
 
 
 def test_shards_in_a_store_are_streamed(make_batches: Make, many_shards: Path, s3: Any) -> None:
