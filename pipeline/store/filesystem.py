@@ -13,6 +13,7 @@ import re
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any
 from urllib.parse import quote, unquote
@@ -169,12 +170,19 @@ def _place_of(url: str) -> str:
 def _is_below(place: str, root: str) -> bool:
     place, root = _LOCAL.sub("", place, count=1), _LOCAL.sub("", root, count=1)
     if not _SCHEME.match(place) and not _SCHEME.match(root):
-        return bool(root) and Path(place).resolve().is_relative_to(Path(root).resolve())
+        folder = _resolved(os.path.abspath(root))
+        return bool(root) and f"{os.path.realpath(place)}/".startswith(f"{folder.rstrip('/')}/")
     path = re.split("[?#]", place)[0] if _HTTP.match(place) else place
     # Of control characters some are dropped on the way, so that ".\t." would become "..".
     is_plain = not _CONTROL.search(place) and ".." not in re.split(r"[/\\]", unquote(path))
     is_inside = place == root or place.startswith(root.rstrip("/") + "/")
     return bool(_SCHEME.match(root)) and is_plain and is_inside
+
+
+@lru_cache(maxsize=256)
+def _resolved(root: str) -> str:
+    """Resolve the links of a root, which is the user's, once: it is asked about for every picture."""
+    return os.path.realpath(root)
 
 
 def byte_range(url: str, first: int, length: int) -> str:
