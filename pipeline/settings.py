@@ -41,6 +41,10 @@ PROJECT_PARAMS = Path(__file__).with_name("params.yaml")
 _EXTENDS = "extends"
 """Key of a params file: the path, from its own folder, of the file that it says the differences to."""
 _RULES = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
+_IMAGE_ROOTS = (
+    "Folders and URLs below which pictures may lie that records or raw files name, besides the folder of the shard or "
+    "the source itself; relative ones start in the working folder, https:// stands for all public hosts."
+)
 EXPECTED = "expected"
 """Type of pydantic's errors that say in their context, under this name, what was expected."""
 T = TypeVar("T")
@@ -93,7 +97,7 @@ def load_all(path: Path) -> Any:
     replaces what stood there as a whole.
 
     Returns:
-        A dataclass with ``seed`` and one field for every section.
+        A dataclass with ``seed``, ``image_roots`` and one field for every section.
 
     Raises:
         MissingInputError: there is no such file.
@@ -174,11 +178,14 @@ def _demanded(kind: Any, schemas: Mapping[str, dict[str, Any]]) -> dict[str, Any
 def _file_class() -> Any:
     """Return the class of a whole params file: all sections, whoever asks, so that no mistake waits for hours."""
     # By name, not by imports: a stage depends on the sections that it names itself, the others decide nothing of it.
-    hints: dict[str, Any] = {"seed": Annotated[int, Field(description="Where all random choices start.")]}
+    hints: dict[str, Any] = {
+        "seed": Annotated[int, Field(description="Where all random choices start.")],
+        "image_roots": Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(description=_IMAGE_ROOTS)],
+    }
     for name, place in SECTIONS.items():
         module, _, cls = place.partition(":")
         hints[name] = getattr(importlib.import_module(module), cls)
-    return _make("Settings", hints, {"__doc__": "A params file."})
+    return _make("Settings", hints, {"__doc__": "A params file.", "ADDED": ("image_roots",)})
 
 
 def _make(name: str, hints: Mapping[str, Any], attributes: Mapping[str, Any]) -> Any:

@@ -40,13 +40,16 @@ def run(args: argparse.Namespace) -> str:
     from pipeline.pseudo_labels.teachers import open_teacher
     from pipeline.settings import load_all
     from pipeline.store.atomic import write_json
+    from pipeline.store.filesystem import allowed_roots
+    from pipeline.store.images import image_roots
     from pipeline.store.records import GroundingRecord
     from pipeline.store.shards import KIND, KIND_KEY, list_shards, read_metadata, read_shard
     from pipeline.store.storage import to_place
 
     settings = load_all(args.params)
     config: PseudoLabelConfig = settings.pseudo_label
-    paths = list_shards(to_place(args.records))
+    place = to_place(args.records)
+    paths = list_shards(place)
     kind = read_metadata(paths[0]).get(KIND_KEY)
     if kind != KIND[GroundingRecord]:
         raise MissingInputError(
@@ -55,7 +58,9 @@ def run(args: argparse.Namespace) -> str:
         )
     shards = (read_shard(path, GroundingRecord) for path in paths)
     records = list(itertools.islice(itertools.chain.from_iterable(shards), args.limit))
-    with PictureDecoder(settings.prepare.max_image_pixels, config.decode_timeout_s, os.cpu_count() or 1) as decoder:
+    limits = settings.prepare.max_image_pixels, config.decode_timeout_s
+    roots = image_roots(place, allowed_roots(settings.image_roots))
+    with PictureDecoder(*limits, os.cpu_count() or 1, roots) as decoder:
 
         def make_labeller(settings: PseudoLabelConfig) -> PseudoLabeller:
             return PseudoLabeller(open_teacher(args.teacher, precision=settings.precision), settings, decoder.decode)

@@ -11,8 +11,12 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pipeline.cli import add_params, run_if_program
+
+if TYPE_CHECKING:
+    from pipeline.evaluation.settings import EvaluateConfig
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,17 +34,18 @@ def run(args: argparse.Namespace) -> str:
     """Predict, then score."""
     from pipeline.evaluation.job import predict_benchmarks
     from pipeline.evaluation.results import collect, curve_table, figures, measure_table, score_predictions
-    from pipeline.evaluation.settings import EvaluateConfig
     from pipeline.ray_session import ray_session
-    from pipeline.settings import load
+    from pipeline.settings import load_all
     from pipeline.store.atomic import write_csv, write_json
+    from pipeline.store.filesystem import allowed_roots
     from pipeline.store.resume import alone_in
     from pipeline.store.storage import to_place
 
-    config = load(args.params, EvaluateConfig)
+    settings = load_all(args.params)
+    config: EvaluateConfig = settings.evaluate
     out = to_place(args.out)
     with alone_in(out), ray_session():
-        found = predict_benchmarks(config, args.model, to_place(args.records), out)
+        found = predict_benchmarks(config, args.model, to_place(args.records), out, allowed_roots(settings.image_roots))
     scores = [(benchmark, score_predictions(benchmark, out)) for benchmark in found]
     metrics = collect(scores)
     write_json(args.metrics, metrics)

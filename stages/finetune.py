@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import argparse
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -68,6 +68,7 @@ def run(args: argparse.Namespace) -> str:
     from pipeline.ray_session import ray_session
     from pipeline.settings import load, load_all
     from pipeline.store.atomic import write_json
+    from pipeline.store.filesystem import allowed_roots
     from pipeline.store.resume import alone_in
     from pipeline.training.finetune import RUN, Choices, finetune_config, with_length
     from pipeline.training.job import Paths, train
@@ -93,17 +94,23 @@ def run(args: argparse.Namespace) -> str:
     with alone_in(args.out), ray_session():
         preparing = _preparing(settings.prepare, layout)
         check = partial(check_names, tokenizer=tokenizer, max_tokens=sizes.text.max_tokens)
-        prepare(preparing, config.seed, work / "read", check)
-        counts = divide(work / "read", work / "records", args.val_share, preparing.max_image_pixels)
+        roots = (str(args.data.resolve()), *settings.image_roots)
+        prepare(preparing, config.seed, work / "read", check, roots)
+        allowed = allowed_roots(roots)
+        counts = divide(work / "read", work / "records", args.val_share, preparing.max_image_pixels, allowed)
         if args.dry_run:
             return f"finetune: would learn from {counts['train']} pictures, judged on {counts['validation']} others"
         config = with_length(config, counts["train"])
-        before = _judge(judging, start, work, "before")
+        before = _judge(judging, start, work, allowed, "before")
         paths = Paths(
-            human=(work / "records/human").resolve(), pseudo_labels=None, teacher=start, out=args.out.resolve()
+            human=(work / "records/human").resolve(),
+            pseudo_labels=None,
+            teacher=start,
+            out=args.out.resolve(),
+            allowed=allowed,
         )
         trained = train(RUN, config, paths, work / "losses.csv")
-        after = _judge(judging, args.out, work, "after")
+        after = _judge(judging, args.out, work, allowed, "after")
     write_json(args.out / RESULT_FILE, {"before": before, "after": after, "pictures": counts, **trained})
     print(f"{counts['train']} pictures, {trained['steps']} steps; judged on {counts['validation']} others")
     for name, found in (("before", before), ("after", after)):
@@ -154,14 +161,14 @@ def _judging(base: EvaluateConfig, workers: int) -> EvaluateConfig:
     )
 
 
-def _judge(config: EvaluateConfig, model: Path, work: Path, name: str) -> Mapping[str, float]:
+def _judge(config: EvaluateConfig, model: Path, work: Path, allowed: Sequence[str], name: str) -> Mapping[str, float]:
     """Return COCO's measures on the pictures held out, in percent."""
     from pipeline.evaluation.job import predict_benchmarks
     from pipeline.evaluation.results import score_predictions
     from pipeline.evaluation.scoring import ALL
 
     out = work / "predictions" / name
-    [benchmark] = predict_benchmarks(config, model, work / "records", out)
+    [benchmark] = predict_benchmarks(config, model, work / "records", out, allowed)
     return score_predictions(benchmark, out).metrics.get(ALL, {})
 
 

@@ -138,7 +138,7 @@ def _show_row(args: argparse.Namespace, place: Place, against: Place | None, def
     from pipeline.inspection.search import find_record, format_record
     from pipeline.inspection.versions import draw_both
     from pipeline.store.drawing import draw_phrases
-    from pipeline.store.images import image_roots, load_image
+    from pipeline.store.images import load_image
 
     record = find_record(place, args.row, defects)
     other = find_record(against, args.row, defects) if against else None
@@ -148,7 +148,7 @@ def _show_row(args: argparse.Namespace, place: Place, against: Place | None, def
     if args.save is None:
         return
     try:
-        image = load_image(record.image, MAX_PIXELS, image_roots(place, args.image_root))
+        image = load_image(record.image, MAX_PIXELS, _roots(args, place))
     except ImageError as error:
         raise ShardError(f"{args.place}: row {args.row}: {error.reason}: {error}") from error
     picture = draw_both(image, record, other) if other else draw_phrases(image, record.phrases, record.caption)
@@ -159,6 +159,14 @@ def _show_row(args: argparse.Namespace, place: Place, against: Place | None, def
             f"--save {args.save}: {error}; name a file ending in .png or .jpg where you may write"
         ) from error
     print(f"drawn → {args.save}")
+
+
+def _roots(args: argparse.Namespace, place: Place) -> list[str]:
+    """Return where pictures of the shards may be; the project's settings say nothing of shards from anywhere."""
+    from pipeline.store.filesystem import allowed_roots
+    from pipeline.store.images import image_roots
+
+    return image_roots(place, allowed_roots(args.image_root))
 
 
 def _show_sample(args: argparse.Namespace, place: Place, wanted: Filter, defects: Counter[str]) -> None:
@@ -193,23 +201,20 @@ def _answer(args: argparse.Namespace, place: Place) -> None:
 def _write_page(args: argparse.Namespace, place: Place, wanted: Filter, defects: Counter[str]) -> None:
     from pipeline.inspection.gallery import write_gallery
     from pipeline.inspection.search import sample_rows
-    from pipeline.store.images import image_roots
 
     found = sample_rows(place, wanted, args.limit or ON_A_PAGE, args.seed)
     with progress(len(found), "page", "pairs") as bar:
-        roots = image_roots(place, args.image_root)
-        count = write_gallery(found, args.html, args.place, MAX_PIXELS, bar.update, roots, defects)
+        count = write_gallery(found, args.html, args.place, MAX_PIXELS, bar.update, _roots(args, place), defects)
     print(f"{count:,} pairs, {args.html.stat().st_size / 1e6:.1f} MB → {args.html}")
 
 
 def _export(args: argparse.Namespace, place: Place, wanted: Filter, defects: Counter[str]) -> None:
     from pipeline.inspection.exports import export
     from pipeline.inspection.search import find_rows
-    from pipeline.store.images import image_roots
 
     found: Iterator[Found] = itertools.islice(find_rows(place, wanted), args.limit)
     with progress(None, "export", "pairs") as bar:
-        count = export(args.export, found, args.out, bar.update, image_roots(place, args.image_root), defects)
+        count = export(args.export, found, args.out, bar.update, _roots(args, place), defects)
     print(f"{count:,} pairs with boxes as {args.export} → {args.out}")
 
 

@@ -72,17 +72,21 @@ def _measure(args: argparse.Namespace) -> Rates:
     from pipeline.pseudo_labels.planning import measure
     from pipeline.pseudo_labels.teachers import open_teacher
     from pipeline.settings import load_all
+    from pipeline.store.filesystem import allowed_roots
+    from pipeline.store.images import image_roots
     from pipeline.store.storage import to_place
 
     settings = load_all(args.params)
+    place = to_place(args.records)
     return measure(
-        to_place(args.records),
+        place,
         open_teacher(args.teacher, precision=settings.pseudo_label.precision),
         settings.pseudo_label,
         settings.phrases,
         settings.prepare.max_image_pixels,
         args.sample,
         os.cpu_count() or 1,
+        image_roots(place, allowed_roots(settings.image_roots)),
     )
 
 

@@ -29,7 +29,7 @@ def run(args: argparse.Namespace) -> str:
 
     settings = load_all(args.params)
     with alone_in(args.out), ray_session():
-        metrics = prepare(settings.prepare, settings.seed, args.out)
+        metrics = prepare(settings.prepare, settings.seed, args.out, image_roots=settings.image_roots)
     if args.metrics:
         write_json(args.metrics, metrics)
     rows, boxes = (sum(folder[name] for folder in metrics.values()) for name in ("rows", "boxes"))

@@ -30,11 +30,13 @@ def run(args: argparse.Namespace) -> str:
     from pipeline.ray_session import ray_session
     from pipeline.settings import load_all
     from pipeline.store.atomic import write_json
+    from pipeline.store.filesystem import allowed_roots
     from pipeline.store.resume import alone_in
     from pipeline.store.storage import to_place
 
     settings = load_all(args.params)
-    inputs = Inputs(to_place(args.records), to_place(args.phrases), args.teacher, to_place(args.out))
+    allowed = allowed_roots(settings.image_roots)
+    inputs = Inputs(to_place(args.records), to_place(args.phrases), args.teacher, to_place(args.out), allowed)
     with alone_in(inputs.out), ray_session():
         metrics = pseudo_label(inputs, settings.pseudo_label, settings.prepare.max_image_pixels)
     if args.metrics:

@@ -41,13 +41,14 @@ def run(args: argparse.Namespace) -> str:
     from pipeline.report.standings import headline, summarise
     from pipeline.settings import load_all
     from pipeline.store.atomic import replacing, write_csv, write_json
+    from pipeline.store.filesystem import allowed_roots
     from pipeline.store.storage import to_place
 
     predictions = to_place(args.predictions)
     settings = load_all(args.params)
     models = find_models(args.models, args.metrics, predictions, args.split)
     metrics, absent = read_models(args.metrics, models)
-    benchmarks, unknown = find_benchmarks(to_place(args.records), args.split)
+    benchmarks, unknown = find_benchmarks(to_place(args.records), args.split, allowed_roots(settings.image_roots))
     args.out.mkdir(parents=True, exist_ok=True)
     findings, gallery, left_out = examine_all(benchmarks, predictions, models, settings.report, settings.seed, args.out)
     report = Report(

@@ -33,10 +33,15 @@ def run(args: argparse.Namespace) -> str | None:
         return train_only.run(args)
     from pipeline.evaluation.dev_set import DevSet
     from pipeline.settings import load_all
+    from pipeline.store.filesystem import allowed_roots
 
     settings = load_all(args.params)
     dev_set = DevSet(
-        args.dev.resolve(), settings.evaluate, settings.train.evaluate_rows, settings.train.sample_pictures
+        args.dev.resolve(),
+        settings.evaluate,
+        settings.train.evaluate_rows,
+        settings.train.sample_pictures,
+        allowed_roots(settings.image_roots),
     )
     dev_set.benchmarks()  # fails early where there are none
     return train_only.run(args, dev_set)

@@ -41,8 +41,9 @@ def run(args: argparse.Namespace, validate: Validate | None = None) -> str | Non
         validate: judges the model now and then.
     """
     from pipeline.ray_session import ray_session
-    from pipeline.settings import load
+    from pipeline.settings import load, load_all
     from pipeline.store.atomic import write_json
+    from pipeline.store.filesystem import allowed_roots
     from pipeline.store.resume import alone_in
     from pipeline.store.storage import to_place
     from pipeline.training.dry_run import describe_run
@@ -63,6 +64,7 @@ def run(args: argparse.Namespace, validate: Validate | None = None) -> str | Non
         teacher=args.teacher.resolve() if args.teacher else None,
         out=args.out.resolve(),
         checkpoints_elsewhere=to_place(args.checkpoints).absolute() if args.checkpoints else None,
+        allowed=allowed_roots(load_all(args.params).image_roots),
     )
     with alone_in(paths.out), ray_session():
         metrics = train(args.name, config, paths, args.log, validate)

@@ -42,6 +42,8 @@ class Benchmark:
     shards: tuple[Place, ...]
     rows: tuple[int, ...]
     """Per shard."""
+    roots: tuple[str, ...]
+    """Folders and URLs that pictures must lie below."""
 
     @property
     def name(self) -> str:
@@ -70,7 +72,7 @@ class Benchmark:
             if number not in refs:
                 raise IndexError(f"{self.name} has {start} rows, none of them number {number}")
         # Decoded one by one: encoded they are small.
-        return (_decode(data) for data in read_encoded([refs[number] for number in numbers]))
+        return (_decode(data) for data in read_encoded([refs[number] for number in numbers], self.roots))
 
     def picture_numbers(self) -> np.ndarray:
         """Return (rows,) int64, which picture each row is about, counted in the order of their first rows.
@@ -97,8 +99,15 @@ class ShardPredictions:
     """Key to reason of the rows whose picture cannot be read; they count as if nothing had been found."""
 
 
-def list_benchmarks(records: Place, splits: Sequence[str]) -> tuple[list[Benchmark], list[str]]:
+def list_benchmarks(
+    records: Place, splits: Sequence[str], allowed: Sequence[str] = ()
+) -> tuple[list[Benchmark], list[str]]:
     """Return the benchmarks that there are records for, and the ``SPLIT/TASK`` that have none.
+
+    Args:
+        records: folder of SPLIT/TASK.
+        splits: to look for.
+        allowed: where pictures may be besides ``records``, see ``allowed_roots``.
 
     Raises:
         MissingInputError: a split has no records at all.
@@ -106,11 +115,12 @@ def list_benchmarks(records: Place, splits: Sequence[str]) -> tuple[list[Benchma
     """
     found: list[Benchmark] = []
     absent = []
+    roots = (str(records), *allowed)
     for split in splits:
         of_split = []
         for task in TASKS:
             try:
-                of_split += _benchmarks_of(records, split, task)
+                of_split += _benchmarks_of(records, split, task, roots)
             except MissingInputError:
                 absent.append(f"{split}/{task}")
         if not of_split:
@@ -119,7 +129,7 @@ def list_benchmarks(records: Place, splits: Sequence[str]) -> tuple[list[Benchma
     return found, absent
 
 
-def _benchmarks_of(records: Place, split: str, task: str) -> list[Benchmark]:
+def _benchmarks_of(records: Place, split: str, task: str, roots: tuple[str, ...]) -> list[Benchmark]:
     shards: dict[str, list[tuple[Place, int]]] = {}
     for path in list_shards(records / split / task):
         sources = read_table(path, ["source"])["source"]
@@ -133,7 +143,7 @@ def _benchmarks_of(records: Place, split: str, task: str) -> list[Benchmark]:
             f"{records / split / task}: no rows to judge a model by; give prepare some and run: dvc repro"
         )
     return [
-        Benchmark(split, task, source, tuple(path for path, _ in parts), tuple(rows for _, rows in parts))
+        Benchmark(split, task, source, tuple(path for path, _ in parts), tuple(rows for _, rows in parts), roots)
         for source, parts in shards.items()
     ]
 
@@ -143,14 +153,16 @@ def predictions_of(benchmark: Benchmark, out: Place) -> list[Place]:
     return [out / benchmark.split / benchmark.task / path.name for path in benchmark.shards]
 
 
-def predict_shard(predictor: GLIPPredictor, path: Place, task: str, config: EvaluateConfig) -> ShardPredictions:
-    """Run a model over one shard of a task, all of one source; pictures are decoded ahead of it."""
+def predict_shard(
+    predictor: GLIPPredictor, path: Place, task: str, config: EvaluateConfig, roots: Sequence[str]
+) -> ShardPredictions:
+    """Run a model over one shard of a task, all of one source; pictures, below the roots, are decoded ahead of it."""
     records: list[Any] = read_shard(path, TASKS[task])
     categories = read_categories(path) if task == "detection" else []
     batches = [records[start : start + config.batch_size] for start in range(0, len(records), config.batch_size)]
     found: list[Detections] = []
     missing: dict[str, str] = {}
-    for batch, images in zip(batches, _loaded_ahead(batches), strict=True):
+    for batch, images in zip(batches, _loaded_ahead(batches, roots), strict=True):
         usable = {i: image for i, image in enumerate(images) if isinstance(image, Image.Image)}
         asked = [batch[i] for i in usable]
         answers = _ask(predictor, task, list(usable.values()), asked, categories, config) if usable else []
@@ -193,8 +205,8 @@ def _ask(
     return [replace(found, char_spans=()) for found in predictor.ground(images, prompts, config.max_detections)]
 
 
-def _load_images(records: Sequence[Any]) -> list[Image.Image | ImageError]:
-    return [_decode(data) for data in read_encoded([record.image for record in records])]
+def _load_images(records: Sequence[Any], roots: Sequence[str]) -> list[Image.Image | ImageError]:
+    return [_decode(data) for data in read_encoded([record.image for record in records], roots)]
 
 
 def _decode(data: bytes | ImageError) -> Image.Image | ImageError:
@@ -206,12 +218,12 @@ def _decode(data: bytes | ImageError) -> Image.Image | ImageError:
         return error
 
 
-def _loaded_ahead(batches: Sequence[Sequence[Any]]) -> Iterator[list[Image.Image | ImageError]]:
+def _loaded_ahead(batches: Sequence[Sequence[Any]], roots: Sequence[str]) -> Iterator[list[Image.Image | ImageError]]:
     """Yield the pictures of batches in order; those of the next ones are read meanwhile."""
     with ThreadPoolExecutor(BATCHES_AHEAD) as pool:
         pending: deque[Future[list[Image.Image | ImageError]]] = deque()
         for batch in batches:
-            pending.append(pool.submit(_load_images, batch))
+            pending.append(pool.submit(_load_images, batch, roots))
             if len(pending) > BATCHES_AHEAD:
                 yield pending.popleft().result()
         while pending:

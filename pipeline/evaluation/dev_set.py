@@ -36,12 +36,14 @@ class DevSet:
     """Of each benchmark that are asked about, from the first on."""
     pictures: int
     """Of each benchmark that are drawn."""
+    allowed: tuple[str, ...] = ()
+    """Where pictures may be besides the records' folder, see ``allowed_roots``."""
 
     def benchmarks(self) -> list[Benchmark]:
         """Return the benchmarks; MissingInputError where there are none."""
         if not self.folder.is_dir():
             raise MissingInputError(f"{self.folder}: no such folder; run: dvc repro prepare")
-        return list_benchmarks(self.folder.parent, [self.folder.name])[0]
+        return list_benchmarks(self.folder.parent, [self.folder.name], self.allowed)[0]
 
     def __call__(self, model: GLIP, tokenizer: Any, samples: Path) -> dict[str, float]:
         """Return the leading measure of every benchmark in percent, by its name; what has no boxes has no score.
@@ -58,7 +60,7 @@ class DevSet:
                 benchmark = _first_rows(whole, self.rows, Path(folder) / "records")
                 places = predictions_of(benchmark, Path(folder) / "predictions")
                 for path, place in zip(benchmark.shards, places, strict=True):
-                    found = predict_shard(predictor, path, benchmark.task, self.config)
+                    found = predict_shard(predictor, path, benchmark.task, self.config, benchmark.roots)
                     write_predictions(place, found.table, {}, found.missing)
                 predictions = read_predictions(places, benchmark.rows)
                 values = leading(benchmark.task, score(benchmark, predictions).metrics)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -54,7 +55,7 @@ class PredictActor:
     def predict(self, shard: ShardTask) -> PipelineError | None:
         """Write the predictions of one shard; return what went wrong."""
         try:
-            found = predict_shard(self._predictor, shard.path, shard.task, self._config)
+            found = predict_shard(self._predictor, shard.path, shard.task, self._config, shard.roots)
             write_predictions(shard.target, found.table, shard.provenance, found.missing)
         except PipelineError as error:
             return error  # crosses the process border as data: the others are finished first
@@ -66,10 +67,19 @@ class PredictActor:
         return None
 
 
-def predict_benchmarks(config: EvaluateConfig, model: Path, records: Place, out: Place) -> list[Benchmark]:
+def predict_benchmarks(
+    config: EvaluateConfig, model: Path, records: Place, out: Place, allowed: Sequence[str] = ()
+) -> list[Benchmark]:
     """Write the model's predictions for every benchmark below ``out``; Ray must be running.
 
     Predictions of the same splits whose records are no more are removed.
+
+    Args:
+        config: section ``evaluate``.
+        model: its folder.
+        records: folder of SPLIT/TASK.
+        out: folder of predictions.
+        allowed: where pictures may be besides ``records``, see ``allowed_roots``.
 
     Returns:
         The benchmarks; ``predictions_of`` says where the predictions of one are.
@@ -83,7 +93,7 @@ def predict_benchmarks(config: EvaluateConfig, model: Path, records: Place, out:
     keep_apart(out, records)
     described = describe_model(model)
     config = replace(config, precision=settle(config.precision, on_gpu_machines))
-    found, absent = list_benchmarks(records, config.splits)
+    found, absent = list_benchmarks(records.absolute(), config.splits, allowed)
     if absent:
         logger.info("evaluate: no records of %s; their metrics are left out", ", ".join(absent))
     work = {shard.target: shard for benchmark in found for shard in plan(config, described, benchmark, out.absolute())}

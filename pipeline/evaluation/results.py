@@ -14,6 +14,7 @@ from pipeline.evaluation.odinw import averages
 from pipeline.evaluation.predictions import read_missing, read_predictions
 from pipeline.evaluation.published import COLUMNS, PUBLISHED
 from pipeline.evaluation.scoring import ALL, Score, leading, score
+from pipeline.store.filesystem import HOW_TO_ALLOW, OUTSIDE
 from pipeline.store.storage import Place
 
 logger = logging.getLogger(__name__)
@@ -35,7 +36,11 @@ def score_predictions(benchmark: Benchmark, out: Place) -> Score:
     if missing:
         reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(Counter(missing.values()).items()))
         logger.warning(
-            "%s: %d rows count as empty, for their pictures cannot be read: %s", benchmark.name, len(missing), reasons
+            "%s: %d rows count as empty, for their pictures cannot be read: %s%s",
+            benchmark.name,
+            len(missing),
+            reasons,
+            f"; {HOW_TO_ALLOW}" if OUTSIDE in missing.values() else "",
         )
     found = score(benchmark, read_predictions(places, benchmark.rows))
     if missing:

@@ -9,6 +9,7 @@ from typing import Any
 from pipeline.evaluation.benchmark import Benchmark, is_federated, predict_shard, predictions_of
 from pipeline.evaluation.predictions import read_missing, write_predictions
 from pipeline.evaluation.settings import EvaluateConfig
+from pipeline.store.filesystem import OUTSIDE
 from pipeline.store.provenance import code_sha256, with_fingerprint
 from pipeline.store.shards import CATEGORIES_KEY, read_metadata, rows_sha256
 from pipeline.store.storage import Place
@@ -23,6 +24,8 @@ class ShardTask:
     rows: int
     target: Place
     provenance: dict[str, Any]
+    roots: tuple[str, ...]
+    """See ``Benchmark``."""
 
     def __str__(self) -> str:
         return str(self.path)
@@ -49,12 +52,15 @@ def plan(config: EvaluateConfig, model: Mapping[str, Any], benchmark: Benchmark,
     for path, rows, target in zip(benchmark.shards, benchmark.rows, predictions_of(benchmark, out), strict=True):
         # The vocabulary stands beside the rows, in the metadata.
         depends_on = {**common, "records": rows_sha256(path), "categories": read_metadata(path).get(CATEGORIES_KEY)}
-        yield ShardTask(benchmark.task, path.absolute(), rows, target, with_fingerprint(depends_on))
+        yield ShardTask(benchmark.task, path.absolute(), rows, target, with_fingerprint(depends_on), benchmark.roots)
 
 
 def is_complete(predictions: Place) -> bool | None:
-    """Return True for predictions to keep; None where a picture was missing, which may have come meanwhile."""
-    return None if "image_missing" in read_missing([predictions]).values() else True
+    """Return True for predictions to keep; None where a picture was missing or refused for its place.
+
+    It may have come meanwhile, or its place have been allowed.
+    """
+    return None if {"image_missing", OUTSIDE} & set(read_missing([predictions]).values()) else True
 
 
 def _deciding_settings(config: EvaluateConfig, benchmark: Benchmark) -> dict[str, Any]:

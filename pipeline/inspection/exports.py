@@ -18,7 +18,6 @@ from pipeline.errors import ConfigError, MissingInputError, ShardError, StorageE
 from pipeline.inspection.reading import read_records
 from pipeline.inspection.search import Found
 from pipeline.store.atomic import replacing
-from pipeline.store.filesystem import check_inside
 from pipeline.store.images import read_encoded
 from pipeline.store.records import Box, GroundingRecord, ImageRef
 
@@ -247,9 +246,7 @@ def _xywh(xyxy: Box) -> list[float]:
 def _picture(record: GroundingRecord, roots: Sequence[str]) -> bytes:
     path = record.image.path if record.image.bytes is None else None
     try:
-        if path is not None:
-            check_inside(path, roots)
-        (data,) = read_encoded([record.image])
+        (data,) = read_encoded([record.image], roots)
         if isinstance(data, ImageError):
             raise data
         if path is not None:  # a file of any kind may be named

@@ -65,7 +65,7 @@ def check_names(sources: Mapping[Role, Sequence[Source]], tokenizer: Any, max_to
         raise ConfigError(f"--data: {error}; rename it in the annotations, as people call the thing") from error
 
 
-def divide(read: Path, out: Path, share: float, max_pixels: int) -> dict[str, int]:
+def divide(read: Path, out: Path, share: float, max_pixels: int, roots: Sequence[str]) -> dict[str, int]:
     """Write what was read as one data set: what is learnt from and what is judged by, with the same vocabulary.
 
     Categories that a model reads alike ("Dog" and "dog") become one. Where nothing was read to judge by, pictures are
@@ -76,6 +76,7 @@ def divide(read: Path, out: Path, share: float, max_pixels: int) -> dict[str, in
         out: folder for records.
         share: of the pictures with boxes that are held out.
         max_pixels: larger pictures are refused.
+        roots: folders and URLs that pictures must lie below, see ``check_inside``.
 
     Returns:
         Pictures in ``train`` and ``validation``.
@@ -86,7 +87,7 @@ def divide(read: Path, out: Path, share: float, max_pixels: int) -> dict[str, in
     vocabulary: dict[str, Category] = {}
     train, validation = (_read(read / folder, vocabulary) for folder in (TRAIN, VALIDATION))
     if not list_files(read / VALIDATION, SHARDS):
-        held_out = hold_out(train, share, max_pixels)
+        held_out = hold_out(train, share, max_pixels, roots)
         validation = [record for i, record in enumerate(train) if i in held_out]
         train = [record for i, record in enumerate(train) if i not in held_out]
     parts = {"learn from": train, "judge by": validation}
@@ -109,7 +110,7 @@ def divide(read: Path, out: Path, share: float, max_pixels: int) -> dict[str, in
     return {"train": len(train), "validation": len(validation)}
 
 
-def hold_out(records: Sequence[DetectionRecord], share: float, max_pixels: int) -> set[int]:
+def hold_out(records: Sequence[DetectionRecord], share: float, max_pixels: int, roots: Sequence[str]) -> set[int]:
     """Choose pictures to judge by: with boxes, and unlike those that are learnt from.
 
     The choice goes by the pictures' contents, so that they stay held out when others are added.
@@ -118,6 +119,7 @@ def hold_out(records: Sequence[DetectionRecord], share: float, max_pixels: int) 
         records: in the order of their files.
         share: of the pictures with boxes, to come near to.
         max_pixels: larger pictures are refused.
+        roots: folders and URLs that pictures must lie below, see ``check_inside``.
 
     Returns:
         Places of the chosen records.
@@ -132,7 +134,7 @@ def hold_out(records: Sequence[DetectionRecord], share: float, max_pixels: int) 
             "judge by: annotate more, or mend what was left out for the reasons above"
         )
     wanted = min(max(math.ceil(share * len(boxed)), 1), len(boxed) - 1)
-    groups = group_alike(_looks([record.image for record in records], max_pixels))
+    groups = group_alike(_looks([record.image for record in records], max_pixels, roots))
     sizes = Counter(groups[i] for i in boxed)
     if len(sizes) == 1:
         logger.warning(
@@ -159,11 +161,11 @@ def _has_boxes(record: DetectionRecord) -> bool:
     return not all(item.is_crowd for item in record.objects)
 
 
-def _looks(images: Sequence[ImageRef], max_pixels: int) -> list[int | None]:
+def _looks(images: Sequence[ImageRef], max_pixels: int, roots: Sequence[str]) -> list[int | None]:
     """Return what pictures look like, of those that show too little what their bytes are; None where there are none."""
     looks: list[int | None] = []
     for start in range(0, len(images), _READ_AT_ONCE):
-        for data in read_encoded(images[start : start + _READ_AT_ONCE]):
+        for data in read_encoded(images[start : start + _READ_AT_ONCE], roots):
             looks.append(None)
             with suppress(ImageError):
                 if not isinstance(data, ImageError):

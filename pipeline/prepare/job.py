@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 import ray
 
@@ -14,6 +15,7 @@ from pipeline.cli import progress
 from pipeline.errors import RejectLimitError
 from pipeline.prepare.held_out import HeldOut, Sighting
 from pipeline.prepare.parts import (
+    ROOTS_KEY,
     PartResult,
     PartTask,
     count_boxes,
@@ -25,10 +27,11 @@ from pipeline.prepare.parts import (
 )
 from pipeline.prepare.raw import LOOKS_HELD_OUT, RawTable
 from pipeline.prepare.settings import PrepareConfig
-from pipeline.prepare.sources import Role, Source, open_sources, warn_of_scenes_beside_own_data
+from pipeline.prepare.sources import Role, Source, check_references, open_sources, warn_of_scenes_beside_own_data
 from pipeline.prepare.validation import MIN_BOX_SIDE, Rules
 from pipeline.ray_session import on_all_machines, run_pool
 from pipeline.store.atomic import sweep
+from pipeline.store.filesystem import HOW_TO_ALLOW, IMAGE_ROOTS, OUTSIDE, allowed_roots
 from pipeline.store.provenance import FINGERPRINT, code_sha256, fingerprint
 from pipeline.store.records import SCHEMA_VERSION, CaptionRecord, DetectionRecord, GroundingRecord
 from pipeline.store.resume import MANIFEST_FILE, SHARDS, find_manifest, write_manifest_file
@@ -45,7 +48,11 @@ _JUDGED_BY = ("dev", "test", "held_out")
 
 
 def prepare(
-    config: PrepareConfig, seed: int, out: Path, check: Callable[[Mapping[Role, Sequence[Source]]], None] | None = None
+    config: PrepareConfig,
+    seed: int,
+    out: Path,
+    check: Callable[[Mapping[Role, Sequence[Source]]], None] | None = None,
+    image_roots: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Write the records of all roles below ``out``; Ray must be running.
 
@@ -58,18 +65,24 @@ def prepare(
         seed: of what sources draw.
         out: folder for records.
         check: may refuse the opened sources before anything of them is read.
+        image_roots: where pictures may be besides the sources' own folders, and where records may refer to.
 
     Returns:
         Metrics: rows, boxes, rejects and dropped boxes by reason, of every folder; where there are any, rows that were
         converted by what was done.
 
     Raises:
-        ConfigError: a source's settings are wrong.
+        ConfigError: a source's settings are wrong, or records would refer to pictures outside of ``image_roots``.
         MissingInputError: a raw file is not there.
         RejectLimitError: a folder has a larger share of rejects than ``max_reject_share``.
     """
     sources = {role: open_sources(role, config, seed) for role in get_args(Role)}
     warn_of_scenes_beside_own_data(sources)
+    allowed = allowed_roots(image_roots)
+    if config.pictures != "embed":
+        check_references(sources, allowed)
+    # As they are written: shards are the same wherever the project lies.
+    roots = _Roots(allowed, fingerprint({"image_roots": [*image_roots, os.environ.get(IMAGE_ROOTS)]}))
     if check is not None:
         check(sources)
     for folder in FOLDERS:
@@ -90,7 +103,7 @@ def prepare(
                     kind = _KINDS[table.record_type] if role != "web" else ""
                     tables.setdefault(f"{role}/{table.folder or kind}".rstrip("/"), []).append((source, table))
             for folder, group in tables.items():
-                shards = _Folder(folder, None if role == "held_out" else out, config, held_out)
+                shards = _Folder(folder, None if role == "held_out" else out, config, held_out, roots)
                 result = shards.run(group, bar)
                 num_kept += shards.num_kept
                 sightings += result.sightings
@@ -103,12 +116,22 @@ def prepare(
     return metrics
 
 
+class _Roots(NamedTuple):
+    """See ``allowed_roots``."""
+
+    allowed: tuple[str, ...]
+    digest: str
+    """Of the settings."""
+
+
 class _Folder:
     """The shards of one folder, from planning to the manifest."""
 
-    def __init__(self, name: str, out: Path | None, config: PrepareConfig, held_out: HeldOut | None) -> None:
+    def __init__(
+        self, name: str, out: Path | None, config: PrepareConfig, held_out: HeldOut | None, roots: _Roots
+    ) -> None:
         self._name, self._path = name, None if out is None else out / name
-        self._config, self._held_out = config, held_out
+        self._config, self._held_out, self._roots = config, held_out, roots
         self._record_type: type = DetectionRecord
         self.num_kept = 0
         """Parts that an earlier run had finished."""
@@ -170,6 +193,8 @@ class _Folder:
                 # What is named as held out is kept away however it got into one's own data.
                 data_set=source.data_set if self._path is not None else "",
                 is_judged_by=judged,
+                roots=self._roots.allowed,
+                data_root=config.data_root,
             )
             code = code_sha256([write_part, source.reader])
             metadata = categories_to_metadata(table.categories) if table.record_type is DetectionRecord else {}
@@ -204,6 +229,7 @@ class _Folder:
                     metadata={
                         **metadata,
                         REPEAT_KEY: str(source.repeat),
+                        ROOTS_KEY: self._roots.digest,
                         PROVENANCE_KEY: json.dumps(provenance, ensure_ascii=False),
                     },
                     rows_per_shard=config.rows_per_shard,
@@ -315,7 +341,7 @@ def _rejects_by_reason(result: PartResult) -> list[str]:
         + (f", for example {', '.join(result.examples[reason])}" if reason in result.examples else "")
         for reason, count in sorted(result.rejects.items())
         if reason != "held_out"
-    ]
+    ] + [f"  {OUTSIDE}: {HOW_TO_ALLOW}"] * (OUTSIDE in result.rejects)
 
 
 def _reject_summary(folder: str, total: int, result: PartResult, limit: float) -> str:

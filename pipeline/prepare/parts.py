@@ -17,6 +17,7 @@ from pipeline.errors import ShardError
 from pipeline.prepare.held_out import HeldOut, Sighting
 from pipeline.prepare.raw import Converted, DroppedBox, Part, Reject
 from pipeline.prepare.validation import Rules, to_records
+from pipeline.store.filesystem import OUTSIDE
 from pipeline.store.provenance import file_sha256
 from pipeline.store.records import CaptionRecord, DetectionRecord, GroundingRecord, Record
 from pipeline.store.shards import PROVENANCE_KEY, ShardWriter, keep_rows, read_metadata, read_table, shard_name
@@ -33,6 +34,10 @@ DUPLICATES_KEY = "glip.duplicates"
 EARLIER_KEY = "glip.earlier"
 """Beside ``DUPLICATES_KEY``: what the parts with those earlier rows depend on. Where they become others, the rows that
 were taken away may be missing."""
+
+ROOTS_KEY = "glip.image_roots"
+"""In a shard's metadata: stands for where pictures were allowed to be. Where that changed, a part of which some were
+refused for their place is read again."""
 
 
 @dataclass
@@ -152,6 +157,8 @@ def finished(task: PartTask) -> PartResult | None:
     if RECEIPT_KEY not in metadata or metadata.get(PROVENANCE_KEY) != task.metadata[PROVENANCE_KEY]:
         return None
     result = PartResult.from_json(metadata[RECEIPT_KEY])
+    if result.rejects[OUTSIDE] and metadata.get(ROOTS_KEY) != task.metadata.get(ROOTS_KEY):
+        return None
     return result if result.files == [path.name for path in shards] else None
 
 

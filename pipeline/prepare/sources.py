@@ -6,10 +6,11 @@ import importlib
 import inspect
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from glip_model.images import ImageError
 from pipeline.errors import ConfigError
 from pipeline.prepare.embedded import tables as embedded
 from pipeline.prepare.raw import RawTable, Reader, SourceContext, Url
@@ -31,9 +32,10 @@ from pipeline.prepare.readers import (
 )
 from pipeline.prepare.settings import PrepareConfig, SourceEntry
 from pipeline.settings import parse_options
-from pipeline.store.filesystem import has_credentials, join, redact
+from pipeline.store.filesystem import IMAGE_ROOTS, check_inside, has_credentials, join, redact
 from pipeline.store.records import CaptionRecord, DetectionRecord, GroundingRecord
 from pipeline.store.shards import KIND
+from pipeline.store.web import PUBLIC_WEB
 
 logger = logging.getLogger(__name__)
 
@@ -76,6 +78,9 @@ READERS: dict[str, Reader] = {
 }
 """Reader by name; ``package.module:function`` in params.yaml names one that is not here."""
 
+_PICTURE_OPTIONS = ("images", "folder", "shards")
+"""Of readers, those that name where pictures are; in what the others name there are none, or they are copied."""
+
 
 @dataclass(frozen=True)
 class Source:
@@ -89,6 +94,8 @@ class Source:
     tables: tuple[RawTable, ...]
     data_set: str
     """What sources have in common that are parts of one data set; empty where the settings name none."""
+    pictures: tuple[str, ...]
+    """Folders, URLs and patterns that its pictures lie below, as the settings name them."""
 
 
 def open_sources(role: Role, config: PrepareConfig, seed: int) -> list[Source]:
@@ -158,7 +165,38 @@ def _open(entry: SourceEntry, repeat: int, role: Role, where: str, config: Prepa
                 f"{wanted} records"
             )
     described = ", ".join(f"{key}: {_public(value)}" for key, value in entry.items() if key != "repeat")
-    return Source(name, repeat, described, reader, tables, options["data_set"])
+    return Source(name, repeat, described, reader, tables, options["data_set"], tuple(_pictures(reader, own)))
+
+
+def _pictures(reader: Reader, options: Mapping[str, Any]) -> Iterator[str]:
+    """Yield where the options of a reader say that pictures are."""
+    for name in _PICTURE_OPTIONS:
+        value = options.get(name)
+        yield from filter(None, value.values() if isinstance(value, Mapping) else [value])
+    if reader is pair_tables.read_url_list and options["images"] is None:
+        yield from PUBLIC_WEB
+
+
+def check_references(sources: Mapping[Role, Sequence[Source]], roots: Sequence[str]) -> None:
+    """Refuse sources whose pictures no later stage would read where records refer to them.
+
+    Raises:
+        ConfigError: the message names what to add to ``image_roots``.
+    """
+    outside: dict[str, str] = {}
+    for source in (source for role, group in sources.items() if role != "held_out" for source in group):
+        for place in source.pictures:
+            try:
+                check_inside(place, roots)
+            except ImageError:
+                outside[redact(place)] = source.name
+    if outside:
+        places = ", ".join(f"{place} ({name})" for place, name in outside.items())
+        raise ConfigError(
+            f"prepare.pictures lets records refer to pictures where no later stage may read them: {places}; add these, "
+            f"or a folder or URL above them, to image_roots in params.yaml (now: {', '.join(roots) or 'none'}) or to "
+            f"{IMAGE_ROOTS} in the environment, or set prepare.pictures to embed"
+        )
 
 
 def find_reader(name: str, where: str) -> Reader:

@@ -35,7 +35,7 @@ from pipeline.prepare.raw import (
     Reject,
 )
 from pipeline.prepare.search import find_picture
-from pipeline.store.filesystem import join_inside, read_many
+from pipeline.store.filesystem import check_inside, join_inside, read_many
 from pipeline.store.records import (
     Box,
     CaptionRecord,
@@ -48,6 +48,7 @@ from pipeline.store.records import (
     ScoredBox,
     Span,
 )
+from pipeline.store.web import PUBLIC_WEB
 
 MIN_BOX_SIDE = 1.0
 """Pixels; boxes that are smaller after clipping teach nothing and are dropped."""
@@ -80,6 +81,15 @@ class Rules:
     """Pixels; 0 in data that models are judged by, where every box that is one counts."""
     is_judged_by: bool = False
     """Models are judged by the rows, so that pseudo-labels are rejects."""
+    roots: tuple[str, ...] = ()
+    """Folders and URLs where pictures may be that records refer to, see ``allowed_roots``."""
+    data_root: str = "."
+    """Below it pictures may be read, too."""
+
+    def roots_of(self, image: RawImage) -> list[str]:
+        """Return where a picture may be read: below its own folder, or, of a list of addresses, from the public web."""
+        own = [image.folder or "."] if image.folder is not None else PUBLIC_WEB
+        return [*own, self.data_root, *self.roots]
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +121,7 @@ def to_records(
     """
     iterator = iter(rows)
     while batch := list(islice(iterator, READ_AHEAD)):
-        fetched = _fetch(batch) if rules.pictures != "unread" else {}
+        fetched = _fetch(batch, rules) if rules.pictures != "unread" else {}
         for i, row in enumerate(batch):
             if isinstance(row, PictureRow):
                 yield from _convert(row, fetched.get(i), rules, sightings)
@@ -119,11 +129,12 @@ def to_records(
                 yield row
 
 
-def _fetch(batch: Sequence[RawRow]) -> dict[int, RawImage | ImageError]:
+def _fetch(batch: Sequence[RawRow], rules: Rules) -> dict[int, RawImage | ImageError]:
     """Read the pictures of rows that do not carry them, each from the first of its places that has it."""
     rows = {i: row for i, row in enumerate(batch) if isinstance(row, PictureRow)}
     found: dict[int, RawImage | ImageError] = {}
     waiting: dict[int, list[str]] = {}
+    roots = list(dict.fromkeys(root for row in rows.values() for root in rules.roots_of(row.image)))
     for i, row in rows.items():
         if row.image.data is None:
             try:
@@ -132,7 +143,7 @@ def _fetch(batch: Sequence[RawRow]) -> dict[int, RawImage | ImageError]:
                 found[i] = error
 
     def read(asked: dict[int, str]) -> None:
-        for (i, url), data in zip(asked.items(), read_many(list(asked.values())), strict=True):
+        for (i, url), data in zip(asked.items(), read_many(list(asked.values()), roots), strict=True):
             found[i] = data if isinstance(data, ImageError) else replace(rows[i].image, data=data, url=url)
 
     while waiting := {i: places for i, places in waiting.items() if places and not isinstance(found.get(i), RawImage)}:
@@ -326,6 +337,8 @@ def _look(image: RawImage | ImageError, rules: Rules) -> _Picture:
         raise ImageError("image_missing", "the row names no picture")
     (height, width), small, orientation = check_image(data, rules.max_pixels, CHECKED_SIDE)
     by_reference = rules.pictures == "reference" and image.url is not None
+    if by_reference and image.url is not None:
+        check_inside(image.url, rules.roots)  # where later stages would refuse it
     ref = ImageRef(path=image.url) if by_reference else ImageRef(bytes=data)
     sighting = Sighting(image.picture_id, perceptual_hash(small), rules.data_set)
     return _Picture(ref, height, width, data, sighting, orientation)
@@ -337,6 +350,7 @@ def _unread(image: RawImage, rules: Rules) -> _Picture:
     height, width, place = image.height, image.width, _places(replace(image, choices=()))[0]
     if not (_is_size(height) and _is_size(width)):
         raise ImageError("image_unreadable", "the annotations do not say the picture's size; set prepare.pictures")
+    check_inside(place, rules.roots)
     return _Picture(
         ImageRef(path=place), height, width, place.encode(), Sighting(image.picture_id, None, rules.data_set)
     )

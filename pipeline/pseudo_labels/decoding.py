@@ -39,9 +39,11 @@ class PictureDecoder(AbstractContextManager["PictureDecoder"]):
         max_pixels: larger pictures are refused before they are decoded.
         timeout_s: seconds that one picture may take.
         processes: pictures decoded at the same time.
+        roots: folders and URLs that pictures must lie below, see ``check_inside``.
     """
 
-    def __init__(self, max_pixels: int, timeout_s: float, processes: int) -> None:
+    def __init__(self, max_pixels: int, timeout_s: float, processes: int, roots: Sequence[str]) -> None:
+        self._roots = tuple(roots)
         self._processes, self._threads = processes, ThreadPoolExecutor(processes)
         self._workers = [_Worker(max_pixels, timeout_s) for _ in range(processes)]
         self._idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
@@ -56,7 +58,7 @@ class PictureDecoder(AbstractContextManager["PictureDecoder"]):
 
     def decode(self, refs: Sequence[ImageRef]) -> list[Image.Image | ImageError]:
         """Return RGB pictures in order, or why one is none: the reasons of ``load_image``, and ``image_timeout``."""
-        found: list[Any] = list(read_encoded(refs))
+        found: list[Any] = list(read_encoded(refs, self._roots))
         encoded = [i for i, data in enumerate(found) if isinstance(data, bytes)]
         # A slice for every process, in one message: a message a picture would cost more than small pictures do.
         slices = [encoded[first :: self._processes] for first in range(min(self._processes, len(encoded)))]

@@ -41,6 +41,7 @@ from pipeline.pseudo_labels.progress import Figures, Meter, describe
 from pipeline.pseudo_labels.settings import PseudoLabelConfig
 from pipeline.pseudo_labels.teachers import open_teacher
 from pipeline.ray_session import on_all_machines, on_gpu_machines, share_cluster
+from pipeline.store.filesystem import HOW_TO_ALLOW, OUTSIDE
 from pipeline.store.provenance import FINGERPRINT
 from pipeline.store.records import CaptionRecord, GroundingRecord, PhrasesRecord
 from pipeline.store.resume import keep_apart, keep_finished
@@ -49,7 +50,14 @@ from pipeline.store.storage import Place, exists, side_by_side, size
 
 logger = logging.getLogger(__name__)
 
-BROKEN_INPUT_REASONS = ("image_missing", "image_unreadable", "image_too_large", "image_timeout", "caption_empty")
+BROKEN_INPUT_REASONS = (
+    "image_missing",
+    "image_unreadable",
+    "image_too_large",
+    "image_timeout",
+    OUTSIDE,
+    "caption_empty",
+)
 """Row rejects that count against ``max_reject_share``; finding nothing in a picture is no fault of the input."""
 PICTURES_THAT_TELL = 500
 """Where there is nothing in as many pictures, and in no other one, it is the teacher or the settings that are wrong."""
@@ -69,6 +77,8 @@ class Inputs:
     teacher: str
     """See ``open_teacher``."""
     out: Place
+    allowed: tuple[str, ...] = ()
+    """Where pictures may be besides ``records``, see ``allowed_roots``."""
 
 
 class LabelActor:
@@ -81,7 +91,8 @@ class LabelActor:
         torch.set_num_threads(num_threads)
         self._inputs, self._meter, self._failure = inputs, meter, ""
         self._prometheus = _Prometheus()
-        decoder = PictureDecoder(max_image_pixels, config.decode_timeout_s, num_threads)
+        roots = [str(inputs.records), *inputs.allowed]
+        decoder = PictureDecoder(max_image_pixels, config.decode_timeout_s, num_threads, roots)
         try:
             teacher = open_teacher(inputs.teacher, precision=config.precision)
         except PipelineError as error:
@@ -174,7 +185,7 @@ def pseudo_label(inputs: Inputs, config: PseudoLabelConfig, max_image_pixels: in
     sources = list_shards(inputs.records)
     config = replace(config, precision=settle(config.precision, on_gpu_machines))
     wanted = _plan(inputs, config, max_image_pixels, sources)
-    kept = keep_finished("pseudo_label", [inputs.out], wanted, partial(_look, inputs.out, wanted))
+    kept = keep_finished("pseudo_label", [inputs.out], wanted, partial(_look, inputs.out, wanted, config))
     todo = {place.name: entry for place, entry in wanted.items() if place not in kept}
     start = time.monotonic()
     made = _run(inputs, config, max_image_pixels, todo, kept.values()) if todo else {}
@@ -186,9 +197,10 @@ def pseudo_label(inputs: Inputs, config: PseudoLabelConfig, max_image_pixels: in
     write_manifest(inputs.out, next(iter(wanted.values())), summaries)
     broken = sum(metrics["row_rejects"].get(reason, 0) for reason in BROKEN_INPUT_REASONS)
     if broken > config.max_reject_share * metrics["rows"]:
+        advice = f"; {OUTSIDE}: {HOW_TO_ALLOW}" if OUTSIDE in metrics["row_rejects"] else ""
         raise RejectLimitError(
             f"{inputs.records}: {broken} of {metrics['rows']} rows are broken ({metrics['row_rejects']}), more than "
-            f"pseudo_label.max_reject_share = {config.max_reject_share}; mend the data or raise the limit"
+            f"pseudo_label.max_reject_share = {config.max_reject_share}; mend the data or raise the limit{advice}"
         )
     return metrics
 
@@ -202,8 +214,13 @@ def _plan(
     return {inputs.out / source.name: entry for source, entry in zip(sources, entries, strict=True)}
 
 
-def _look(out: Place, wanted: Mapping[Place, Mapping[str, Any]], shards: Sequence[Place]) -> list[ShardSummary | None]:
-    """Return what the manifest says of shards; those that it does not list are read whole, on all machines."""
+def _look(
+    out: Place, wanted: Mapping[Place, Mapping[str, Any]], config: PseudoLabelConfig, shards: Sequence[Place]
+) -> list[ShardSummary | None]:
+    """Return what the manifest says of shards; those that it does not list are read whole, on all machines.
+
+    Nothing is said of shards with many pictures that were refused for their place: it may be allowed by now.
+    """
     listed = read_manifest(out)
 
     def look_up(shard: Place) -> ShardSummary | None:
@@ -215,7 +232,11 @@ def _look(out: Place, wanted: Mapping[Place, Mapping[str, Any]], shards: Sequenc
     found = dict(zip(shards, side_by_side(look_up, shards), strict=True))
     unlisted = [shard for shard, summary in found.items() if summary is None]
     read = on_all_machines(finished_summary, unlisted, [wanted[shard][FINGERPRINT] for shard in unlisted])
-    return list((found | dict(zip(unlisted, read, strict=True))).values())
+    found |= zip(unlisted, read, strict=True)
+    return [
+        None if summary and summary.row_rejects.get(OUTSIDE, 0) > config.max_reject_share * summary.rows else summary
+        for summary in found.values()
+    ]
 
 
 def _run(

@@ -7,7 +7,7 @@ import itertools
 import random
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -93,6 +93,7 @@ def measure(
     max_image_pixels: int,
     sample: int,
     cores: int,
+    roots: Sequence[str],
 ) -> Rates:
     """Label a sample on this machine, with everything that the stage does around the teacher.
 
@@ -104,6 +105,7 @@ def measure(
         max_image_pixels: larger pictures are refused.
         sample: rows.
         cores: decoder processes.
+        roots: folders and URLs that pictures must lie below, see ``check_inside``.
 
     Raises:
         MissingInputError: there are no rows.
@@ -118,7 +120,7 @@ def measure(
     start = time.process_time()
     parsed = parser.parse(captions)
     parse_s = time.process_time() - start
-    with PictureDecoder(max_image_pixels, config.decode_timeout_s, cores) as decoder:
+    with PictureDecoder(max_image_pixels, config.decode_timeout_s, cores, roots) as decoder:
         refs = [pair.image for pair in pairs]
         decoder.decode(refs)  # starts the processes
         start = time.monotonic()

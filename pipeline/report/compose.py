@@ -93,10 +93,10 @@ def examine_all(
     return findings, gallery, notes
 
 
-def find_benchmarks(records: Place, split: str) -> tuple[list[Benchmark], list[str]]:
+def find_benchmarks(records: Place, split: str, allowed: Sequence[str]) -> tuple[list[Benchmark], list[str]]:
     """Return the benchmarks of a split, and notes on those that there are no records of."""
     try:
-        found, absent = list_benchmarks(records, [split])
+        found, absent = list_benchmarks(records, [split], allowed)
     except MissingInputError as error:
         return [], [f"Nothing but metrics: {error}"]
     return found, [f"No records of {', '.join(absent)}."] if absent else []

@@ -13,27 +13,37 @@ import re
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any
 from urllib.parse import quote, unquote
 
+import aiohttp
 from fsspec.core import OpenFile, url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
 from glip_model.images import ImageError
 from pipeline.errors import MissingInputError
+from pipeline.store.web import OutsideError, WebClient
 
 _RANGE = re.compile(r"(?P<url>.*)#bytes=(?P<first>\d{1,15})-(?P<last>-1|\d{1,15})", re.DOTALL)
 _SCHEME = re.compile(r"[A-Za-z][\w+.-]*(://|::)")
 _CHAIN = re.compile(r"::(?=[A-Za-z][\w+.-]*://)")
 _LOCAL = re.compile(r"(file|local)://")
 _HTTP = re.compile(r"https?://")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 # What may stand before the host. A secret key of S3 may hold slashes, a port is no secret, Azure has a container there.
 _LOGIN = re.compile(
     r"(?<=://)([^/?#:@]*:(?!\d*(?:[/?#]|$)).*@|[^/?#@]*:[^/?#]*@|(?<!abfs://)(?<!abfss://)[^/?#]*@)", re.DOTALL
 )
 IMAGE_ROOTS = "GLIP_IMAGE_ROOTS"
-"""Environment variable: where pictures may be that records of somebody else's shards name."""
+"""Environment variable: more of the setting ``image_roots``, split by commas."""
+OUTSIDE = "image_outside_folder"
+"""Reason of pictures that lie in no place that is allowed."""
+HOW_TO_ALLOW = (
+    "if you trust what names it, add the folder or URL above it to image_roots in params.yaml, to "
+    f"{IMAGE_ROOTS} in the environment or, of glip inspect, to --image-root"
+)
 _SECRET_CHARS = 4
 """Shorter pieces of a URL are no secrets, and stand in many a message."""
 _MAX_NAME_BYTES = 4096
@@ -45,18 +55,12 @@ _VERSIONS = (
 )
 """What file systems call the version of a file, the surest first."""
 
-STORE_ERRORS: tuple[type[Exception], ...] = ()
+STORE_ERRORS: tuple[type[Exception], ...] = (aiohttp.ClientError,)
 try:
     import botocore.exceptions
 
     STORE_ERRORS += (botocore.exceptions.BotoCoreError, botocore.exceptions.ClientError)
 except ImportError:  # without s3fs
-    pass
-try:
-    import aiohttp
-
-    STORE_ERRORS += (aiohttp.ClientError,)
-except ImportError:  # without the file systems that speak HTTP
     pass
 READ_ERRORS: tuple[type[Exception], ...] = (OSError, ValueError, ImportError, RuntimeError, *STORE_ERRORS)
 """What file systems raise over things that are not there or not allowed; stores derive theirs from Exception alone."""
@@ -123,39 +127,62 @@ def join_inside(folder: str, name: str) -> str:
 
 
 def check_inside(url: str, roots: Sequence[str]) -> None:
-    """Make sure that a place which somebody else's record names lies below one of the allowed folders or URLs.
+    """Make sure that a place which somebody else's record or file names lies below one of the allowed folders or URLs.
 
     Links on disk are resolved on both sides. A chain such as ``zip://a.png::s3://bucket/a.zip`` lies where its last
-    link does; only archives may stand before that.
+    link does; only archives may stand before that. ``https://`` is a root, above all public hosts.
 
     Raises:
-        ImageError: ``image_outside_folder``.
+        ImageError: ``image_outside_folder``, or ``image_missing`` where no file can be called so.
     """
     plain, _, _ = _parse_range(url)
-    *archives, place = _CHAIN.split(plain)
+    *archives, place = _links(plain)
     try:
-        if all(re.match("(zip|tar)://", link) for link in archives) and any(_is_below(place, root) for root in roots):
+        # fsspec takes "~" for the home of the user there.
+        is_odd = archives and _LOCAL.sub("", place, count=1).startswith("~")
+        if (
+            not is_odd
+            and all(re.match("(zip|tar)://", link) for link in archives)
+            and any(_is_below(place, _place_of(root)) for root in roots)
+        ):
             return
     except (OSError, ValueError, RuntimeError) as error:  # odd names, loops of links
         raise ImageError("image_missing", f"{redact(url)!r:.300}: {describe(error, url)}") from error
-    raise ImageError(
-        "image_outside_folder",
-        f"{redact(url)!r:.300} lies outside of the shard's folder; if you trust the shard, allow the folder or URL "
-        f"above it by --image-root, or by {IMAGE_ROOTS} in the environment",
-    )
+    raise ImageError(OUTSIDE, f"{redact(url)!r:.300} lies outside of the shard's folder; {HOW_TO_ALLOW}")
 
 
-def allowed_roots() -> list[str]:
-    """Return the folders and URLs, split by commas, that the user's environment allows pictures of records to be in."""
-    return [root for root in os.environ.get(IMAGE_ROOTS, "").split(",") if root]
+def allowed_roots(setting: Iterable[str]) -> tuple[str, ...]:
+    """Return where pictures may lie that records name, by the setting and by the environment; absolute, or URLs."""
+    more = [root for root in os.environ.get(IMAGE_ROOTS, "").split(",") if root]
+    return tuple(root if _SCHEME.match(root) else str(Path(root).absolute()) for root in [*setting, *more])
+
+
+def _links(url: str) -> list[str]:
+    """Return the links of a chain, as fsspec parts them; a path on disk is one, whatever stands in it."""
+    return url.split("::") if _SCHEME.match(url) else [url]
+
+
+def _place_of(url: str) -> str:
+    """Return the last link of a chain, which is where it lies."""
+    return _links(url)[-1]
 
 
 def _is_below(place: str, root: str) -> bool:
     place, root = _LOCAL.sub("", place, count=1), _LOCAL.sub("", root, count=1)
     if not _SCHEME.match(place) and not _SCHEME.match(root):
-        return bool(root) and Path(place).resolve().is_relative_to(Path(root).resolve())
-    steps = re.split(r"[/\\]", unquote(place))
-    return bool(_SCHEME.match(root)) and place.startswith(root.rstrip("/") + "/") and ".." not in steps
+        folder = _resolved(os.path.abspath(root))
+        return bool(root) and f"{os.path.realpath(place)}/".startswith(f"{folder.rstrip('/')}/")
+    path = re.split("[?#]", place)[0] if _HTTP.match(place) else place
+    # Of control characters some are dropped on the way, so that ".\t." would become "..".
+    is_plain = not _CONTROL.search(place) and ".." not in re.split(r"[/\\]", unquote(path))
+    is_inside = place == root or place.startswith(root.rstrip("/") + "/")
+    return bool(_SCHEME.match(root)) and is_plain and is_inside
+
+
+@lru_cache(maxsize=256)
+def _resolved(root: str) -> str:
+    """Resolve the links of a root, which is the user's, once: it is asked about for every picture."""
+    return os.path.realpath(root)
 
 
 def byte_range(url: str, first: int, length: int) -> str:
@@ -163,32 +190,33 @@ def byte_range(url: str, first: int, length: int) -> str:
     return f"{url}#bytes={first}-{first + length - 1}"
 
 
-def read_bytes(url: str) -> bytes:
-    """Return a file, or the range of one that ``byte_range`` made.
+def read_many(urls: Sequence[str], roots: Sequence[str] | None) -> list[bytes | ImageError]:
+    """Read many files or ranges, from remote file systems at the same time.
 
-    Raises:
-        ImageError: ``image_missing``; the message names the place without credentials.
+    Args:
+        urls: files, or ranges that ``byte_range`` made.
+        roots: folders and URLs that they must be below, see ``check_inside``; None for those that the user named, and
+            nobody else.
+
+    Returns:
+        Contents in the order of ``urls``, or why one cannot be read: ``image_missing``, ``image_outside_folder``.
     """
-    (result,) = read_many([url])
-    if isinstance(result, ImageError):
-        raise result
-    return result
-
-
-def read_many(urls: Sequence[str]) -> list[bytes | ImageError]:
-    """Read many files or ranges, from remote file systems at the same time; in the order of ``urls``."""
     results: dict[int, bytes | ImageError] = {}
     remote: dict[int, tuple[Any, list[tuple[int, str]]]] = {}
     for i, url in enumerate(urls):
         plain, first, end = _parse_range(url)
         try:
+            if roots is not None:
+                check_inside(url, roots)
             if end is not None and end <= first:
                 results[i] = b"" if end == first else ImageError("image_missing", f"{redact(url)}: an empty range")
             elif _LOCAL.match(plain) or not _SCHEME.match(plain):
                 results[i] = _read_local(Path(_LOCAL.sub("", plain, count=1)), first, end)
             else:
-                filesystem, path = url_to_fs(plain)
+                filesystem, path = url_to_fs(plain, **_web_options(plain, roots))
                 remote.setdefault(id(filesystem), (filesystem, []))[1].append((i, path))
+        except ImageError as error:
+            results[i] = error
         except Exception as error:  # a single bad name ends nothing, and stores raise errors of their own
             results[i] = _missing(url, error)
     for filesystem, places in remote.values():
@@ -196,6 +224,14 @@ def read_many(urls: Sequence[str]) -> list[bytes | ImageError]:
         found = _read_remote(filesystem, [path for _, path in places], asked)
         results |= zip((i for i, _ in places), found, strict=True)
     return [results[i] for i in range(len(urls))]
+
+
+def _web_options(url: str, roots: Sequence[str] | None) -> dict[str, Any]:
+    """Return what fsspec needs to be told so that a URL of the web, or redirects from it, lead to no other host."""
+    scheme = _place_of(url).partition("://")[0]
+    if roots is None or scheme not in ("http", "https"):
+        return {}
+    return {scheme: {"get_client": WebClient(tuple(root for root in map(_place_of, roots) if _HTTP.match(root)))}}
 
 
 def _parse_range(url: str) -> tuple[str, int, int | None]:
@@ -248,6 +284,8 @@ def _cut(data: bytes | Exception, url: str) -> bytes | ImageError:
 
 
 def _missing(url: str, error: Exception) -> ImageError:
+    if isinstance(error, OutsideError):
+        return ImageError(OUTSIDE, f"{redact(url)}: {describe(error, url)}; {HOW_TO_ALLOW}")
     return ImageError("image_missing", f"{redact(url)}: {describe(error, url)}")
 
 

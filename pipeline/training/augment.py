@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -28,6 +29,7 @@ def prepare_sample(
     config: SamplesConfig,
     model_config: GLIPConfig,
     tokenizer: object,
+    roots: Sequence[str],
 ) -> tuple[torch.Tensor, TokenizedPrompt, GroundingTarget]:
     """Augment one sample and build its target.
 
@@ -37,7 +39,7 @@ def prepare_sample(
     Returns:
         Pixels (3, h, w), the tokenised prompt, and the target in the coordinates of these pixels.
     """
-    image = load_image(sample.image, MAX_TRAINING_PIXELS)
+    image = load_image(sample.image, MAX_TRAINING_PIXELS, roots)
     boxes = torch.tensor(sample.boxes, dtype=torch.float32).reshape(-1, 4)
     height, width = resize_size(image.height, image.width, short_side, config.sizes(model_config)[1])
     boxes = boxes * torch.tensor([width / image.width, height / image.height] * 2)

@@ -174,7 +174,9 @@ class BatchMaker:
             if sample is None:
                 continue
             try:
-                prepared = prepare_sample(sample, rng, short_side, self._samples, self._model_config, self._tokenizer)
+                prepared = prepare_sample(
+                    sample, rng, short_side, self._samples, self._model_config, self._tokenizer, source.roots
+                )
             except ImageError as error:
                 unreadable += 1
                 if unreadable == MAX_UNREADABLE_IN_A_ROW:

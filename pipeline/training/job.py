@@ -65,6 +65,8 @@ class Paths:
     teacher: Path | None
     out: Path
     checkpoints_elsewhere: Place | None = None
+    allowed: tuple[str, ...] = ()
+    """Where pictures may be besides the records' folders, see ``allowed_roots``."""
 
     @property
     def checkpoints(self) -> Place:
@@ -317,7 +319,9 @@ def _train_worker(
         torch.cuda.set_device(device)  # where objects pass through when workers exchange them
         model.to(device)
         allow_tf32()
-    sources = make_sources(paths.human, paths.pseudo_labels, run.mixture, config.train.samples, tokenizer)
+    sources = make_sources(
+        paths.human, paths.pseudo_labels, run.mixture, config.train.samples, tokenizer, paths.allowed
+    )
     checkpoints = Checkpoints(paths.checkpoints, to_yaml(config), config.train.keep_last)
     judge = None if validate is None else Judge(validate, tokenizer, paths.out, worker)
     trainer = Trainer(

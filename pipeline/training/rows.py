@@ -49,6 +49,7 @@ class Rows:
         folder: of shards.
         prompter: shows the rows.
         is_streamed: row groups are read when their rows are asked for; else all of them now.
+        allowed: where pictures may be besides ``folder``, see ``allowed_roots``.
 
     Raises:
         MissingInputError: there are no shards.
@@ -56,9 +57,13 @@ class Rows:
 
     Attributes:
         groups: where the rows stand.
+        roots: folders and URLs that pictures must lie below.
     """
 
-    def __init__(self, folder: Place, prompter: Prompter, is_streamed: bool = False) -> None:
+    def __init__(
+        self, folder: Place, prompter: Prompter, is_streamed: bool = False, allowed: Sequence[str] = ()
+    ) -> None:
+        self.roots = (str(folder), *allowed)
         self.groups = RowGroups(list_shards(folder), prompter.columns)
         self._prompter = prompter
         self._numbers: NDArray[np.int64] | None = None
@@ -151,9 +156,22 @@ class Rows:
 
 
 def make_sources(
-    human: Place, pseudo: Place | None, weights: Mapping[str, float], config: SamplesConfig, tokenizer: Any
+    human: Place,
+    pseudo: Place | None,
+    weights: Mapping[str, float],
+    config: SamplesConfig,
+    tokenizer: Any,
+    allowed: Sequence[str] = (),
 ) -> dict[str, Rows]:
     """Open the sources that the mixture gives weight to.
+
+    Args:
+        human: folder with detection/ and grounding/ records.
+        pseudo: folder of pseudo-labels.
+        weights: how often samples come from each source.
+        config: section ``train.samples``.
+        tokenizer: of the model.
+        allowed: where pictures may be besides the records' folders, see ``allowed_roots``.
 
     Raises:
         MissingInputError: a folder of shards is not there.
@@ -162,14 +180,14 @@ def make_sources(
     count_tokens, is_streamed = TokenCounter(tokenizer), config.shuffle_window > 0
     sources: dict[str, Rows] = {}
     if weights.get("detection", 0) > 0:
-        sources["detection"] = Rows(human / "detection", DetectionPrompter(config, count_tokens), is_streamed)
+        sources["detection"] = Rows(human / "detection", DetectionPrompter(config, count_tokens), is_streamed, allowed)
     if weights.get("grounding", 0) > 0:
         packing = config if config.pack_human_captions else replace(config, caption_negatives=0)
         prompter = GroundingPrompter(packing, count_tokens, ignore_unlocated=False)
-        sources["grounding"] = Rows(human / "grounding", prompter, is_streamed)
+        sources["grounding"] = Rows(human / "grounding", prompter, is_streamed, allowed)
     if weights.get("pseudo", 0) > 0:
         if pseudo is None:
             raise TrainingError("the mixture gives pseudo-labels weight; pass --pseudo-labels FOLDER")
         prompter = GroundingPrompter(config, count_tokens, config.ignore_unlocated)
-        sources["pseudo"] = Rows(pseudo, prompter, is_streamed)
+        sources["pseudo"] = Rows(pseudo, prompter, is_streamed, allowed)
     return sources

@@ -120,7 +120,8 @@ def through(folder: Path, kind: str) -> int:
         (table,) = read_coco_detection(context, annotations=Url(folder / "coco.json"), images=Url(folder))
     else:
         (table,) = read_captions_jsonl(context, captions=Url(folder / "captions.jsonl"), images=Url(folder))
-    rules = Rules("bench", "unread", 10**8, frozenset(category.id for category in table.categories))
+    ids = frozenset(category.id for category in table.categories)
+    rules = Rules("bench", "unread", 10**8, ids, roots=(str(folder),))
     count = 0
     for number, part in enumerate(table.parts(1000)):
         with ShardWriter(folder / f"{number % 2}.parquet", table.record_type) as shard:

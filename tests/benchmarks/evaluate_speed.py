@@ -66,7 +66,7 @@ def run_bare(folder: Path, cores: int) -> float:
     torch.set_num_threads(cores)
     predictor = GLIPPredictor.from_pretrained(folder / "teacher", "cpu")
     names = [category.name for category in read_categories(list_shards(place)[0])]
-    images = [load_image(record.image, MAX_PIXELS) for record in rows_of(place, DetectionRecord)]
+    images = [load_image(record.image, MAX_PIXELS, []) for record in rows_of(place, DetectionRecord)]
 
     def look(chosen: list[Any]) -> None:
         for start in range(0, len(chosen), config.batch_size):

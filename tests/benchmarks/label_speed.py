@@ -160,7 +160,10 @@ def run_loop(folder: Path) -> float:
     teacher = open_teacher(str(folder / "teacher"), "cpu")
     pairs, parsed = rows_of(folder / "records/web", CaptionRecord), rows_of(folder / "phrases", PhrasesRecord)
     asked = [
-        (load_image(pair.image, MAX_PIXELS), caption_prompt(pair.caption, [list(p.char_spans) for p in row.phrases]))
+        (
+            load_image(pair.image, MAX_PIXELS, []),
+            caption_prompt(pair.caption, [list(p.char_spans) for p in row.phrases]),
+        )
         for pair, row in zip(pairs, parsed, strict=True)
         if row.reject_reason is None
     ]

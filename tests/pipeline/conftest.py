@@ -7,7 +7,9 @@ import functools
 import http.server
 import io
 import threading
+import urllib.parse
 import urllib.request
+import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
@@ -73,6 +75,7 @@ def read_rows() -> ReadRows:
             pictures="embed",
             max_pixels=10_000_000,
             categories=frozenset(category.id for category in table.categories),
+            roots=("/",),
         )
         checks = dataclasses.replace(checks, **rules)
         parts = list(table.parts(rows_per_part))
@@ -128,7 +131,7 @@ class Web:
 
 @pytest.fixture
 def web(tmp_path: Path) -> Iterator[Web]:
-    """Serve a folder; what lies in ``denied`` is refused. The server knows no ranges and sends whole files for them."""
+    """Serve a folder; what lies in ``denied`` is refused, ``to/URL`` redirects; ranges are not known."""
     folder = tmp_path / "web"
     folder.mkdir()
     served = Web("", folder)
@@ -136,6 +139,11 @@ def web(tmp_path: Path) -> Iterator[Web]:
     class Handler(http.server.SimpleHTTPRequestHandler):
         def send_head(self) -> Any:
             served.requests.append(f"{self.command} {self.path}")
+            if self.path.startswith("/to/"):
+                self.send_response(302)
+                self.send_header("Location", urllib.parse.unquote(self.path[4:]))
+                self.end_headers()
+                return None
             if self.path.startswith("/denied/"):
                 self.send_error(403)
                 return None
@@ -150,6 +158,45 @@ def web(tmp_path: Path) -> Iterator[Web]:
         served.url = f"http://127.0.0.1:{server.server_address[1]}"
         yield served
         server.shutdown()
+
+
+@pytest.fixture
+def lures(tmp_path: Path, web: Web, png: Callable[..., ImageRef]) -> Callable[[Path], list[str]]:
+    """Put a picture outside of a folder of shards; return what hostile records of that folder would call it."""
+
+    def make(folder: Path) -> list[str]:
+        secret = tmp_path / "elsewhere/secret.png"
+        for place in (secret, web.folder / "secret.png"):
+            place.parent.mkdir(exist_ok=True)
+            place.write_bytes(png().bytes or b"")
+        with zipfile.ZipFile(tmp_path / "elsewhere/a.zip", "w") as archive:
+            archive.write(secret, "secret.png")
+        inside = folder / "shards"
+        inside.mkdir(parents=True, exist_ok=True)
+        (inside / "link.png").symlink_to(secret)
+        (inside / "folder").symlink_to(secret.parent)
+        return [
+            f"{inside}/link.png",
+            f"{inside}/folder/secret.png",
+            str(secret),
+            f"file://{secret}",
+            f"local://{secret}",
+            f"{inside}/../../../../../../../../../../..{secret}",
+            *("/etc/passwd", "/proc/self/environ", "/dev/zero", "../../../../../../../../../etc/passwd"),
+            f"zip://secret.png::{secret.parent}/a.zip",
+            f"zip://secret.png::file://{secret.parent}/a.zip",
+            f"simplecache::file://{secret}",
+            f"{web.url}/secret.png",
+            f"zip://secret.png::{web.url}/a.zip",
+            *(
+                "s3://bucket/a.png",
+                "ftp://127.0.0.1/a.png",
+                "memory://a.png",
+                "http://169.254.169.254/latest/meta-data",
+            ),
+        ]
+
+    return make
 
 
 @pytest.fixture(scope="session")

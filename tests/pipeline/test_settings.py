@@ -98,6 +98,7 @@ def test_what_files_of_before_lack_is_as_in_the_projects_own(tmp_path: Path) -> 
         PhrasesConfig: params["phrases"],
         PseudoLabelConfig: params["pseudo_label"],
         EvaluateConfig: params["evaluate"],
+        type(load_all(ROOT / "params.yaml")): params,
     }
     for section, values in sections.items():
         for name in section.ADDED:

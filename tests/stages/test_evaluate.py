@@ -59,10 +59,10 @@ def write_records(folder: Path, tasks: Sequence[str], source: str = "home", numb
 def fake_job(monkeypatch: pytest.MonkeyPatch) -> None:
     """Stand in for Ray: the model finds the dog of the first picture of every task; the second is not there."""
 
-    def predict_benchmarks(config: Any, model: Path, records: Path, out: Path) -> list[Benchmark]:
+    def predict_benchmarks(config: Any, model: Path, records: Path, out: Path, allowed: Any) -> list[Benchmark]:
         if not model.is_dir():
             raise MissingInputError(f"{model}: no such model")
-        benchmarks, _ = list_benchmarks(records, config.splits)
+        benchmarks, _ = list_benchmarks(records, config.splits, allowed)
         found = Detections(torch.tensor([BOX]), torch.tensor([0.9]), torch.tensor([0]))
         for benchmark in benchmarks:
             for place in predictions_of(benchmark, out):

@@ -134,19 +134,18 @@ def _rows(annotations: Url, images: Url, is_merged: bool, pictures: list[str]) -
         places = []
         for picture in pictures[start : start + READ_AHEAD]:
             try:
-                place = join_inside(images, f"{picture}.jpg")
                 files = [_place(annotations, folder, picture) for folder in ("Sentences", "Annotations")]
             except ImageError as error:
                 yield Reject(picture, error.reason)
                 continue
-            places.append((picture, place, files))
-        read = iter(read_many([file for *_, files in places for file in files]))
-        for picture, place, _ in places:
-            yield from _picture_rows(picture, place, next(read), next(read), is_merged)
+            places.append((picture, files))
+        read = iter(read_many([file for _, files in places for file in files], [annotations]))
+        for picture, _ in places:
+            yield from _picture_rows(picture, images, next(read), next(read), is_merged)
 
 
 def _picture_rows(
-    picture: str, place: str, sentences: bytes | ImageError, annotation: bytes | ImageError, is_merged: bool
+    picture: str, images: str, sentences: bytes | ImageError, annotation: bytes | ImageError, is_merged: bool
 ) -> Iterator[RawGrounding | Reject]:
     try:
         if isinstance(sentences, ImageError) or isinstance(annotation, ImageError):
@@ -156,7 +155,9 @@ def _picture_rows(
     except ValueError:
         yield Reject(picture, "row_malformed")
         return
-    image = RawImage(url=place, height=found.height, width=found.width, picture_id=f"flickr30k/{picture}")
+    image = RawImage(
+        folder=images, url=f"{picture}.jpg", height=found.height, width=found.width, picture_id=f"flickr30k/{picture}"
+    )
     by_chain = {chain: merge(boxes) for chain, boxes in found.by_chain.items()} if is_merged else found.by_chain
     said: Counter[str] = Counter()
     for i, (line, note) in enumerate(lines):

@@ -181,7 +181,7 @@ def _table(
 def _rows(
     files: Sequence[str], images: str, ids: Mapping[str, int], one_based: bool, search: bool
 ) -> Iterator[RawDetection | Reject]:
-    for file, data in zip(files, read_many(files), strict=True):
+    for file, data in zip(files, read_many(files, None), strict=True):
         notes: set[str] = set()
         try:
             if not isinstance(data, bytes):
@@ -306,7 +306,7 @@ def _names_in(files: Sequence[str]) -> list[str]:
     """Return the names of objects in all files, sorted; broken files are left to the rows."""
     names: set[str] = set()
     for start in range(0, len(files), 256):
-        for data in read_many(files[start : start + 256]):
+        for data in read_many(files[start : start + 256], None):
             with suppress(ValueError):
                 root = parse_voc(data) if isinstance(data, bytes) else ElementTree.Element("none")
                 names |= {(item.findtext("name") or "").strip() for item in root.iter("object")}

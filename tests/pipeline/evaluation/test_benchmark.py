@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -78,7 +78,7 @@ class FakePredictor:
 def predict(path: Place, task: str, config: EvaluateConfig = CONFIG) -> tuple[ShardPredictions, list[Any]]:
     """Return what the fake model finds in a shard, and what it was asked."""
     model = FakePredictor()
-    return predict_shard(cast(GLIPPredictor, model), path, task, config), model.batches
+    return predict_shard(cast(GLIPPredictor, model), path, task, config, [str(path.parent)]), model.batches
 
 
 def write_detection(path: Place, rows: Sequence[DetectionRecord], categories: Sequence[Category] = CATEGORIES) -> Place:
@@ -130,16 +130,33 @@ def test_a_referring_expression_is_asked_for_by_either_convention(
 
 @pytest.mark.parametrize(
     ("picture", "reason"),
-    [(ImageRef(path="/nowhere/dog.jpg"), "image_missing"), (ImageRef(bytes=b"no picture"), "image_unreadable")],
+    [(ImageRef(path="dog.jpg"), "image_missing"), (ImageRef(bytes=b"no picture"), "image_unreadable")],
 )
 def test_a_picture_that_cannot_be_read_is_told_and_found_empty(
     tmp_path: Path, picture: ImageRef, reason: str, make_detection: Any
 ) -> None:
+    if picture.path:
+        picture = ImageRef(path=f"{tmp_path}/{picture.path}")
     rows = [make_detection(0), replace(make_detection(1), image=picture), make_detection(2)]
     found, asked = predict(write_detection(tmp_path / shard_name(0), rows), "detection")
     assert found.missing == {"key-1": reason}
     assert [count for count, *_ in asked] == [1, 1]
     assert found.table["number"].to_pylist() == [0, 0, 2, 2]
+
+
+def test_pictures_outside_of_what_is_allowed_are_found_empty(
+    tmp_path: Path, lures: Callable[[Path], list[str]], make_detection: Any, web: Any
+) -> None:
+    folder = tmp_path / "records/dev/detection"
+    places = lures(folder)
+    rows = [replace(make_detection(i), image=ImageRef(path=place)) for i, place in enumerate(places)]
+    found, asked = predict(write_detection(folder / shard_name(0), rows), "detection")
+    assert found.missing == {f"key-{i}": "image_outside_folder" for i in range(len(places))}
+    assert (asked, web.requests) == ([], [])
+    for allowed, reason in (((), "image_outside_folder"), ((str(tmp_path / "elsewhere"),), None)):
+        (benchmark,), _ = list_benchmarks(tmp_path / "records", ["dev"], allowed)
+        (picture,) = benchmark.pictures([0])
+        assert getattr(picture, "reason", None) == reason
 
 
 def test_pictures_that_are_all_missing_ask_the_model_for_nothing(tmp_path: Path, make_detection: Any) -> None:
@@ -173,7 +190,7 @@ def test_pictures_of_rows_are_counted_over_all_shards(tmp_path: Path, make_detec
     rows = [make_detection(i, width=20 + i) for i in range(4)]
     rows[1] = replace(rows[1], image=ImageRef(path=str(tmp_path / "nowhere.png")))
     paths = [write_detection(tmp_path / shard_name(i), rows[2 * i : 2 * i + 2]) for i in range(2)]
-    benchmark = Benchmark("dev", "detection", "test", tuple(paths), (2, 2))
+    benchmark = Benchmark("dev", "detection", "test", tuple(paths), (2, 2), (str(tmp_path),))
     third, missing, first, again = benchmark.pictures([3, 1, 0, 3])
     assert isinstance(missing, ImageError)
     assert [each.width for each in (third, first, again) if isinstance(each, Image.Image)] == [23, 20, 23]
@@ -186,7 +203,7 @@ def test_rows_of_the_same_bytes_or_place_are_about_one_picture(tmp_path: Path, m
     small, large = make_detection(2, width=20), make_detection(3, width=30)
     parts = [[small, here, small], [there, large, here], [small]]
     paths = [write_detection(tmp_path / shard_name(i), part) for i, part in enumerate(parts)]
-    benchmark = Benchmark("dev", "detection", "test", tuple(paths), (3, 3, 1))
+    benchmark = Benchmark("dev", "detection", "test", tuple(paths), (3, 3, 1), ())
     assert benchmark.picture_numbers().tolist() == [0, 1, 0, 2, 3, 1, 0]
 
 

@@ -125,7 +125,9 @@ def test_predictions_are_those_of_the_plain_loop(
     for benchmark in found:
         expected = tmp_path / "expected" / benchmark.task
         for path in benchmark.shards:
-            write_predictions(expected / path.name, predict_shard(predictor, path, benchmark.task, CONFIG).table, {})
+            write_predictions(
+                expected / path.name, predict_shard(predictor, path, benchmark.task, CONFIG, benchmark.roots).table, {}
+            )
         wanted = read_predictions([expected / path.name for path in benchmark.shards], benchmark.rows)
         got = read_all(benchmark, out)
         assert got.keys == wanted.keys
@@ -218,12 +220,13 @@ def test_missing_pictures_are_told_and_the_rest_is_judged(
     place = tmp_path / "dog.png"
     row = replace(make_detection(0), image=ImageRef(path=str(place)))
     write_shard(records / "dev/detection" / shard_name(1), [row], DetectionRecord, categories_to_metadata(CATEGORIES))
-    benchmark = predict_benchmarks(CONFIG, model, records, tmp_path / "out")[0]
-    assert read_missing(predictions_of(benchmark, tmp_path / "out")) == {"key-0": "image_missing"}
+    for allowed, reason in (((), "image_outside_folder"), ((str(tmp_path),), "image_missing")):
+        benchmark = predict_benchmarks(CONFIG, model, records, tmp_path / "out", allowed)[0]
+        assert read_missing(predictions_of(benchmark, tmp_path / "out")) == {"key-0": reason}
     assert set(read_all(benchmark, tmp_path / "out").numbers) == {0, 1}
 
     place.write_bytes(make_detection(0).image.bytes)
-    benchmark = predict_benchmarks(CONFIG, model, records, tmp_path / "out")[0]
+    benchmark = predict_benchmarks(CONFIG, model, records, tmp_path / "out", [str(tmp_path)])[0]
     assert read_missing(predictions_of(benchmark, tmp_path / "out")) == {}
     assert set(read_all(benchmark, tmp_path / "out").numbers) == {0, 1, 2}
 

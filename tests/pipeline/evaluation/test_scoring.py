@@ -30,7 +30,7 @@ def make_benchmark(tmp_path: Path) -> Callable[..., Benchmark]:
         paths = [tmp_path / task / shard_name(i) for i in range(2)]
         for path, part in zip(paths, parts, strict=True):
             write_shard(path, part, KINDS[task], categories_to_metadata(categories) if categories else {})
-        return Benchmark("test", task, "here", tuple(paths), tuple(map(len, parts)))
+        return Benchmark("test", task, "here", tuple(paths), tuple(map(len, parts)), ())
 
     return make
 

@@ -58,7 +58,7 @@ def test_a_share_of_the_pictures_with_boxes_is_held_out_and_stays_so(tmp_path: P
     for count, expected in ((20, 3), (30, 5)):
         records = [record(place, (1,) if i % 2 else ()) for i, place in enumerate(places[:count])]
         write(tmp_path / "read" / TRAIN, records)
-        counts = divide(tmp_path / "read", tmp_path / "out", 0.3, MAX_PIXELS)
+        counts = divide(tmp_path / "read", tmp_path / "out", 0.3, MAX_PIXELS, ["/"])
         assert counts == {"train": count - expected, "validation": expected}
         train, validation = pictures(tmp_path / "out" / TRAIN), pictures(tmp_path / "out" / VALIDATION)
         assert sorted(train | validation) == sorted(places[:count])
@@ -76,7 +76,7 @@ def test_pictures_that_look_alike_stay_together(tmp_path: Path) -> None:
         Image.new("RGB", (320, 240), "red").save(tmp_path / f"flat{i}.png")
         flat.append(str(tmp_path / f"flat{i}.png"))
     write(tmp_path / "read" / TRAIN, [record(place) for place in (*frames, *others, *flat)])
-    divide(tmp_path / "read", tmp_path / "out", 0.2, MAX_PIXELS)
+    divide(tmp_path / "read", tmp_path / "out", 0.2, MAX_PIXELS, ["/"])
     validation = pictures(tmp_path / "out" / VALIDATION)
     assert 2 <= len(validation) <= 4
     for together in (frames, flat):
@@ -88,7 +88,7 @@ def test_where_all_look_alike_the_last_are_held_out_with_a_warning(
 ) -> None:
     frames = [picture(tmp_path / f"{i}.png", 1, disc=i) for i in range(10)]
     write(tmp_path / "read" / TRAIN, [record(place, (1,) if i % 2 else ()) for i, place in enumerate(frames)])
-    assert divide(tmp_path / "read", tmp_path / "out", 0.3, MAX_PIXELS) == {"train": 7, "validation": 3}
+    assert divide(tmp_path / "read", tmp_path / "out", 0.3, MAX_PIXELS, ["/"]) == {"train": 7, "validation": 3}
     assert pictures(tmp_path / "out" / VALIDATION) == set(frames[7:])
     assert "all pictures with boxes look alike" in caplog.text
     assert "the last 2 of 5" in caplog.text
@@ -98,7 +98,7 @@ def test_a_part_to_judge_by_stands(tmp_path: Path, caplog: pytest.LogCaptureFixt
     places = [picture(tmp_path / f"{i}.png", i) for i in range(4)]
     write(tmp_path / "read" / TRAIN, [record(place) for place in places[:3]], ["ball"])
     write(tmp_path / "read" / VALIDATION, [record(place, (1, 2)) for place in places[2:]], ["cup", "ball"])
-    assert divide(tmp_path / "read", tmp_path / "out", 0.3, MAX_PIXELS) == {"train": 3, "validation": 2}
+    assert divide(tmp_path / "read", tmp_path / "out", 0.3, MAX_PIXELS, ["/"]) == {"train": 3, "validation": 2}
     for folder, expected in ((TRAIN, ["ball"]), (VALIDATION, ["cup", "ball"])):
         [shard] = list_shards(tmp_path / "out" / folder)
         categories = {category.id: category.name for category in read_categories(shard)}
@@ -112,7 +112,7 @@ def test_boxes_of_one_picture_in_several_files_come_together(tmp_path: Path) -> 
     places = [picture(tmp_path / f"{i}.png", i) for i in range(3)]
     write(tmp_path / "read" / TRAIN, [record(place) for place in places], ["ball"])
     write(tmp_path / "read" / TRAIN, [record(place) for place in places[:2]], ["cup"], 1)
-    assert divide(tmp_path / "read", tmp_path / "out", 0.3, MAX_PIXELS) == {"train": 2, "validation": 1}
+    assert divide(tmp_path / "read", tmp_path / "out", 0.3, MAX_PIXELS, ["/"]) == {"train": 2, "validation": 1}
     shards = [*list_shards(tmp_path / "out" / TRAIN), *list_shards(tmp_path / "out" / VALIDATION)]
     found = {row.image.path: len(row.objects) for shard in shards for row in read_shard(shard, DetectionRecord)}
     assert found == {places[0]: 2, places[1]: 2, places[2]: 1}
@@ -121,7 +121,7 @@ def test_boxes_of_one_picture_in_several_files_come_together(tmp_path: Path) -> 
 def test_names_that_read_alike_are_one_and_those_without_a_box_none(tmp_path: Path) -> None:
     places = [picture(tmp_path / f"{i}.png", i) for i in range(4)]
     write(tmp_path / "read" / TRAIN, [record(place, (2, 3, 4)) for place in places], ["things", "Dog", "dog_", "cat"])
-    divide(tmp_path / "read", tmp_path / "out", 0.3, MAX_PIXELS)
+    divide(tmp_path / "read", tmp_path / "out", 0.3, MAX_PIXELS, ["/"])
     [shard] = list_shards(tmp_path / "out" / TRAIN)
     assert [category.name for category in read_categories(shard)] == ["Dog", "cat"]
     assert [len({item.category_id for item in row.objects}) for row in read_shard(shard, DetectionRecord)] == [2, 2]
@@ -145,14 +145,14 @@ def test_nothing_is_trained_or_judged_on_no_boxes(
             places = [picture(tmp_path / f"{folder[:3]}{i}.png", i) for i in range(len(rows))]
             write(tmp_path / "read" / folder, [record(*each) for each in zip(places, rows, strict=True)])
     with pytest.raises(MissingInputError, match=message):
-        divide(tmp_path / "read", tmp_path / "out", 0.3, MAX_PIXELS)
+        divide(tmp_path / "read", tmp_path / "out", 0.3, MAX_PIXELS, ["/"])
 
 
 def test_regions_of_a_crowd_are_no_boxes_to_judge_by(tmp_path: Path) -> None:
     places = [picture(tmp_path / f"{i}.png", i) for i in range(3)]
     write(tmp_path / "read" / TRAIN, [record(place, is_crowd=True) for place in places])
     with pytest.raises(MissingInputError, match="0 pictures with boxes"):
-        divide(tmp_path / "read", tmp_path / "out", 0.3, MAX_PIXELS)
+        divide(tmp_path / "read", tmp_path / "out", 0.3, MAX_PIXELS, ["/"])
 
 
 def test_names_are_checked_before_anything_is_read(tokenizer: Any, caplog: pytest.LogCaptureFixture) -> None:

@@ -25,7 +25,7 @@ from pipeline.errors import MissingInputError, RejectLimitError
 from pipeline.prepare import job
 from pipeline.prepare.held_out import HeldOut, Sighting
 from pipeline.prepare.job import prepare
-from pipeline.prepare.parts import PartTask, drop_rows, find_duplicates, finished, write_part
+from pipeline.prepare.parts import ROOTS_KEY, PartTask, drop_rows, find_duplicates, finished, write_part
 from pipeline.prepare.raw import Converted, DroppedBox, Part, RawImage, RawPair, Reject
 from pipeline.prepare.settings import PrepareConfig
 from pipeline.prepare.validation import Rules
@@ -132,6 +132,14 @@ class TestFinished:
             {"image_missing": 1},
             ["part-00000.parquet", "part-00000_001.parquet"],
         )
+
+    def test_pictures_refused_for_their_place_are_tried_again_where_others_are_allowed(self, tmp_path: Path) -> None:
+        one, other = ({PROVENANCE_KEY: "this run", ROOTS_KEY: roots} for roots in ("one", "other"))
+        write_part(task(tmp_path, [record("a")], metadata=one), None)
+        assert finished(task(tmp_path, [], metadata=other)) is not None
+        write_part(task(tmp_path, [record("a"), Reject("b", "image_outside_folder")], metadata=one), None)
+        assert finished(task(tmp_path, [], metadata=one)) is not None
+        assert finished(task(tmp_path, [], metadata=other)) is None
 
     def test_what_depends_on_other_things_is_not_finished(self, tmp_path: Path) -> None:
         write_part(task(tmp_path, self.rows), None)

@@ -15,7 +15,14 @@ import pytest
 
 from pipeline.errors import ConfigError, MissingInputError
 from pipeline.prepare.raw import Part, RawTable, SourceContext, Url
-from pipeline.prepare.sources import READERS, Role, find_reader, open_sources, warn_of_scenes_beside_own_data
+from pipeline.prepare.sources import (
+    READERS,
+    Role,
+    check_references,
+    find_reader,
+    open_sources,
+    warn_of_scenes_beside_own_data,
+)
 from pipeline.settings import load_all
 from pipeline.store.records import CaptionRecord, DetectionRecord
 
@@ -51,6 +58,25 @@ def sources(role: Role, *entries: dict[str, Any], **changes: Any) -> list[Any]:
 
 
 PROBE = {"reader": "probe", "annotations": "a.json", "images": {"coco": "c", "vg": "s3://b/vg"}}
+
+
+def test_records_refer_to_no_picture_that_later_stages_would_refuse(tmp_path: Path) -> None:
+    table = tmp_path / "list.tsv"
+    table.write_text("caption\turl\na dog\thttp://x/a.jpg\n")
+    found: dict[Role, Any] = {
+        "web": sources(
+            "web",
+            {**PROBE, "images": {"coco": "/data/coco", "vg": "s3://b/vg"}},
+            {"reader": "url_list", "tables": str(table)},
+        ),
+        "held_out": sources("held_out", {**PROBE, "images": {"coco": "/elsewhere"}}),
+    }
+    check_references(found, ["/data", "s3://b", "http://", "https://"])
+    named = r"s3://b/vg \(probe\), http:// \(url_list\), https:// \(url_list\); add these, .*\(now: /data\)"
+    with pytest.raises(ConfigError, match=named):
+        check_references(found, ["/data"])
+    with pytest.raises(ConfigError, match=r"/data/coco \(probe\), .*now: none"):
+        check_references(found, [])
 
 
 def test_a_reader_is_told_its_options_its_role_and_its_name() -> None:

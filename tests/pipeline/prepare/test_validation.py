@@ -41,7 +41,13 @@ from pipeline.prepare.validation import (
 from pipeline.store.images import load_image
 from pipeline.store.records import BOX_DROP_REASONS, ROW_REJECT_REASONS, CaptionRecord, DetectionRecord, GroundingRecord
 
-RULES = Rules(source="test", pictures="embed", max_pixels=10_000, categories=frozenset({3, 90}))
+RULES = Rules(
+    source="test",
+    pictures="embed",
+    max_pixels=10_000,
+    categories=frozenset({3, 90}),
+    roots=("/", "s3://nowhere", "memory://"),
+)
 NAN, INFINITE = float("nan"), float("inf")
 
 
@@ -96,7 +102,7 @@ def test_a_pair_becomes_a_record_with_its_own_size_and_bytes() -> None:
 def test_pictures_of_every_kind_are_taken(data: bytes) -> None:
     (record,) = convert(pair(data=data))
     assert (record.height, record.width) == (30, 40)
-    assert load_image(record.image, 10_000).size == (40, 30)
+    assert load_image(record.image, 10_000, ["/"]).size == (40, 30)
 
 
 def test_a_turned_picture_has_the_size_that_it_has_upright() -> None:
@@ -140,7 +146,7 @@ def test_pictures_are_found_in_the_first_place_that_has_them(tmp_path: Path) -> 
     assert record.image.bytes == PICTURE
     (record,) = convert(row, pictures="reference")
     assert (record.image.bytes, record.image.path) == (None, places[1])
-    assert load_image(record.image, 10_000).size == (40, 30)
+    assert load_image(record.image, 10_000, ["/"]).size == (40, 30)
 
 
 def test_names_below_a_folder_do_not_leave_it(tmp_path: Path) -> None:
@@ -167,7 +173,7 @@ def test_a_picture_inside_of_an_archive_is_referred_to_by_its_range(tmp_path: Pa
     url = f"{archive}#bytes=100-{99 + len(PICTURE)}"
     (record,) = convert(pair(url=url, data=PICTURE), pictures="reference")
     assert record.image.path == url
-    assert load_image(record.image, 10_000).size == (40, 30)
+    assert load_image(record.image, 10_000, ["/"]).size == (40, 30)
     (record,) = convert(pair(data=PICTURE), pictures="reference")  # nowhere else to be found
     assert record.image.bytes == PICTURE
 
@@ -415,7 +421,7 @@ def test_order_stays_over_batches_of_reads(tmp_path: Path) -> None:
 
 def test_a_failed_read_says_why() -> None:
     with pytest.raises(ImageError, match="no such file"):
-        load_image(convert(pair(url="/nowhere/a.jpg", height=5, width=5), pictures="unread")[0].image, 100)
+        load_image(convert(pair(url="/nowhere/a.jpg", height=5, width=5), pictures="unread")[0].image, 100, ["/"])
 
 
 @pytest.mark.parametrize("name", ["a%20b%C3%A9.jpg", "a bé.jpg", "C:\\x\\a%20bé.jpg"])

@@ -98,7 +98,7 @@ def decode_here(refs: Sequence[ImageRef]) -> list[Image.Image | ImageError]:
     results: list[Image.Image | ImageError] = []
     for ref in refs:
         try:
-            results.append(load_image(ref, 10_000))
+            results.append(load_image(ref, 10_000, ["/no/such"]))
         except ImageError as error:
             results.append(error)
     return results

@@ -24,7 +24,7 @@ RED = (2, 3, 12, 13)
 
 @pytest.fixture(scope="module")
 def decoder() -> Iterator[PictureDecoder]:
-    with PictureDecoder(max_pixels=20_000_000, timeout_s=4.0, processes=2) as decoder:
+    with PictureDecoder(max_pixels=20_000_000, timeout_s=4.0, processes=2, roots=["/"]) as decoder:
         yield decoder
 
 
@@ -49,6 +49,21 @@ def test_pictures_come_back_in_order_with_their_pixels(
         assert isinstance(image, Image.Image)
         assert image.tobytes() == Image.open(io.BytesIO(data)).convert("RGB").tobytes()
         assert image.mode == "RGB"
+
+
+def test_only_what_is_allowed_is_read(lures: Callable[[Path], list[str]], tmp_path: Path, web: Any) -> None:
+    places = lures(tmp_path / "web_pairs")
+    refs = [ImageRef(path=place) for place in places]
+    roots = [str(tmp_path / "web_pairs")]
+    with PictureDecoder(max_pixels=10_000, timeout_s=60.0, processes=1, roots=roots) as decoder:
+        found = decoder.decode(refs)
+    assert [getattr(each, "reason", None) for each in found] == ["image_outside_folder"] * len(places)
+    assert web.requests == []
+    with PictureDecoder(10_000, 60.0, 1, [*roots, str(tmp_path / "elsewhere"), web.url]) as decoder:
+        allowed = [isinstance(each, Image.Image) for each in decoder.decode(refs)]
+    wanted = [("secret.png" in place or "link.png" in place) and "simplecache" not in place for place in places]
+    wanted[places.index(f"zip://secret.png::{web.url}/a.zip")] = False  # is not there
+    assert allowed == wanted
 
 
 def test_what_is_no_picture_says_why(decoder: PictureDecoder, picture: Callable[..., bytes]) -> None:
@@ -98,7 +113,7 @@ def test_a_picture_that_kills_every_decoder_is_unreadable(scan_bomb: bytes) -> N
                 if process.pid not in others:
                     process.kill()
 
-    with PictureDecoder(max_pixels=20_000_000, timeout_s=60.0, processes=1) as decoder:
+    with PictureDecoder(max_pixels=20_000_000, timeout_s=60.0, processes=1, roots=[]) as decoder:
         killer = threading.Thread(target=kill_all)
         killer.start()
         (found,) = decoder.decode([ImageRef(bytes=scan_bomb)])
@@ -158,7 +173,7 @@ class FakePoll:
 
 def test_nothing_is_left_behind(picture: Callable[..., bytes]) -> None:
     before = {process.pid for process in children()}
-    with PictureDecoder(max_pixels=10_000, timeout_s=60.0, processes=2) as decoder:
+    with PictureDecoder(max_pixels=10_000, timeout_s=60.0, processes=2, roots=[]) as decoder:
         decoder.decode([ImageRef(bytes=picture(red=RED))] * 4)
         assert len(children()) > len(before)
     assert {process.pid for process in children()} == before

@@ -20,7 +20,7 @@ from pipeline.pseudo_labels.labeller import PseudoLabeller
 from pipeline.pseudo_labels.settings import PseudoLabelConfig
 from pipeline.pseudo_labels.teachers import open_teacher
 from pipeline.store.provenance import FINGERPRINT, file_sha256, modules_behind
-from pipeline.store.records import CaptionRecord, GroundingRecord, PhrasesRecord
+from pipeline.store.records import CaptionRecord, GroundingRecord, ImageRef, PhrasesRecord
 from pipeline.store.resume import MANIFEST_FILE
 from pipeline.store.shards import (
     PROVENANCE_KEY,
@@ -236,6 +236,30 @@ def test_a_teacher_that_finds_nothing_is_told(
     with pytest.raises(ShardError, match=told):
         pseudo_label(copy, blind, MAX_PIXELS)
     assert 2 <= len(list_shards(copy.out)) <= NUM_SHARDS
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_running")
+def test_pictures_outside_of_what_is_allowed_are_labelled_once_they_are(
+    copy: Inputs, config: PseudoLabelConfig, tmp_path: Path
+) -> None:
+    path = list_shards(copy.records)[0]
+    rows = read_shard(path, CaptionRecord)
+    (tmp_path / "elsewhere").mkdir()
+    for i, row in enumerate(rows):
+        (tmp_path / f"elsewhere/{i}.png").write_bytes(row.image.bytes or b"")
+    moved = [
+        dataclasses.replace(row, image=ImageRef(path=f"{tmp_path}/elsewhere/{i}.png")) for i, row in enumerate(rows)
+    ]
+    write_shard(path, moved, CaptionRecord)
+    limited = dataclasses.replace(config, max_reject_share=0.4)
+    told = r"5 of 9 rows are broken .*image_outside_folder: .* add the folder or URL above it to image_roots"
+    with pytest.raises(RejectLimitError, match=told):
+        pseudo_label(copy, limited, MAX_PIXELS)
+    before = times(copy.out)
+    allowing = dataclasses.replace(copy, allowed=(str(tmp_path / "elsewhere"),))
+    assert pseudo_label(allowing, limited, MAX_PIXELS)["row_rejects"] == {"image_unreadable": 3}
+    assert {name for name, time in times(copy.out).items() if time != before[name]} == {path.name}
 
 
 @pytest.mark.ray

@@ -94,7 +94,7 @@ def test_a_sample_is_labelled_to_know_the_rates(
         abstract_heads=(),
         merge_repeats=True,
     )
-    rates = measure(web, fake_teacher, label_config, phrases, 10_000, sample=7, cores=2)
+    rates = measure(web, fake_teacher, label_config, phrases, 10_000, sample=7, cores=2, roots=[])
     assert rates.boxes_per_pair == 1.0
     assert rates.bytes_per_pair is not None
     assert rates.bytes_per_pair > 100
@@ -102,4 +102,6 @@ def test_a_sample_is_labelled_to_know_the_rates(
     assert sum(fake_teacher.batches) == 7 + label_config.batch_size  # and the warm-up
     write_shard(tmp_path / "none" / shard_name(0), [], CaptionRecord)
     with pytest.raises(MissingInputError, match="no rows to measure by"):
-        measure(tmp_path / "none", fake_teacher, dataclasses.replace(label_config), phrases, 1, sample=7, cores=1)
+        measure(
+            tmp_path / "none", fake_teacher, dataclasses.replace(label_config), phrases, 1, sample=7, cores=1, roots=[]
+        )

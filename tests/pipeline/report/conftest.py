@@ -50,7 +50,7 @@ def judged_of(make_predictions: Callable[[Rows], Predictions]) -> Callable[..., 
         write_shard(path, records, kind, categories_to_metadata(categories))
         predictions = {model: make_predictions(rows) for model, rows in found.items()}
         return Judged(
-            Benchmark("test", task, records[0].source, (path,), (len(records),)),
+            Benchmark("test", task, records[0].source, (path,), (len(records),), (str(path.parent),)),
             records,
             list(categories),
             predictions,

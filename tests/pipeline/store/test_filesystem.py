@@ -47,7 +47,6 @@ from pipeline.store.filesystem import (
     join_inside,
     list_files,
     open_file,
-    read_bytes,
     read_many,
     redact,
 )
@@ -57,10 +56,17 @@ CONTENT = bytes(range(100))
 ODD_NAMES = ["a#b.bin", "a?b.bin", "a%2e.bin", "%2e%2e", "a[1].bin", "a*.bin", "{a,b}.bin", "ä ü+&.bin", "a@b:c.bin"]
 
 
+def read_one(url: str) -> bytes:
+    (found,) = read_many([url], None)
+    if isinstance(found, ImageError):
+        raise found
+    return found
+
+
 def missing(url: str) -> str:
     """Return the message about a file that cannot be read."""
     with pytest.raises(ImageError) as caught:
-        read_bytes(url)
+        read_one(url)
     assert caught.value.reason == "image_missing"
     return str(caught.value)
 
@@ -217,7 +223,7 @@ def test_whatever_a_file_names_is_read_below_its_folder_or_not_at_all(name: str)
     filesystem.pipe({"/secret": b"secret", "/x/a": b"inside", "/x/a#": b"inside"})
     for folder in ("memory://x", "/dev", "file:///dev"):
         try:
-            found = read_many([join_inside(folder, name)])
+            found = read_many([join_inside(folder, name)], None)
         except ImageError:
             continue
         assert found[0] == b"inside" or isinstance(found[0], ImageError)
@@ -246,8 +252,8 @@ def test_odd_names_are_read_as_they_are(name: str, tmp_path: Path, s3: Any, memo
         memory.pipe(f"/x/{file}", data)
     for folder in (f"{tmp_path}/x", f"file://{tmp_path}/x", "s3://raw/x", "memory://x", f"{web.url}/x"):
         url = join_inside(folder, name)
-        assert read_bytes(url) == CONTENT
-        assert read_bytes(byte_range(url, 10, 5)) == CONTENT[10:15]
+        assert read_one(url) == CONTENT
+        assert read_one(byte_range(url, 10, 5)) == CONTENT[10:15]
         with open_file(url) as file_:
             assert file_.read() == CONTENT
         assert str(len(CONTENT)) in file_identity(url)
@@ -264,7 +270,7 @@ def test_ranges_give_the_bytes_that_they_name(data: bytes, first: int, length: i
     fsspec.filesystem("memory").pipe("/ranges", data)
     url = byte_range("memory://ranges", first, length)
     if first + length <= len(data) or length == 0:
-        assert read_bytes(url) == data[first : first + length]
+        assert read_one(url) == data[first : first + length]
     else:
         assert "the file ends before" in missing(url)
 
@@ -286,12 +292,12 @@ def test_ranges_mean_the_same_on_every_file_system(folders: list[str]) -> None:
         a, empty, nobody = (join_inside(folder, name) for name in ("a", "empty", "nobody"))
         ranges = [(0, 5), (10, 1), (95, 5), (0, 100), (7, 0), (0, 0)]
         urls = [a, empty, nobody, *(byte_range(a, first, length) for first, length in ranges)]
-        whole, nothing, error, *cut = read_many(urls)
+        whole, nothing, error, *cut = read_many(urls, None)
         assert (whole, nothing) == (CONTENT, b"")
         assert isinstance(error, ImageError)
         assert str(error) == f"{nobody}: no such file"
         assert cut == [CONTENT[first : first + length] for first, length in ranges]
-        assert [read_bytes(url) for url in urls[:2]] == [CONTENT, b""]
+        assert [read_one(url) for url in urls[:2]] == [CONTENT, b""]
         for first, length in [(95, 6), (100, 1), (500, 5)]:
             assert missing(byte_range(a, first, length)).startswith(f"{a}#bytes={first}-{first + length - 1}: ")
 
@@ -303,7 +309,7 @@ def test_ranges_that_make_no_sense_are_missing_and_take_no_memory(ending: str, t
     (tmp_path / "a").write_bytes(CONTENT)
     memory.pipe("/a", CONTENT)
     assert missing(f"{tmp_path}/a#bytes={ending}")
-    (result,) = read_many([f"memory://a#bytes={ending}"])
+    (result,) = read_many([f"memory://a#bytes={ending}"], None)
     assert isinstance(result, ImageError)
 
 
@@ -336,7 +342,7 @@ def test_many_files_are_read_in_their_order(tmp_path: Path, web: Any, s3: Any, m
     bad = [f"{web.url}/nobody", str(tmp_path / "nobody"), "nobody://a/b", f"{web.url}/denied/1", "http://[broken/a"]
     bad += ["s3://raw/nobody", "s3://nobucket/a", "s3://Not A Bucket!/a", "s3://", "http://127.0.0.1:1/a", ""]
     urls = [url for pair in zip(bad, good * 2, strict=False) for url in pair]
-    results = read_many(urls)
+    results = read_many(urls, None)
     assert len(results) == len(urls)
     for url, result in zip(urls, results, strict=True):
         if url in good:
@@ -345,12 +351,12 @@ def test_many_files_are_read_in_their_order(tmp_path: Path, web: Any, s3: Any, m
             assert isinstance(result, ImageError)
             assert result.reason == "image_missing"
             assert str(result).startswith(f"{url}: ")
-    assert read_many([]) == []
+    assert read_many([], None) == []
 
 
 def test_a_missing_file_is_asked_for_once(web: Any) -> None:
     # Pictures may lie in one of several places: most requests of some data sets find nothing.
-    read_many([f"{web.url}/{i}" for i in range(5)])
+    read_many([f"{web.url}/{i}" for i in range(5)], None)
     assert sorted(web.requests) == [f"GET /{i}" for i in range(5)]
 
 
@@ -360,7 +366,7 @@ def test_archives_of_one_kind_are_not_mixed_up(tmp_path: Path) -> None:
             archive.writestr("x.txt", name)
             archive.writestr("y.csv", name)
     folders = [f"zip://::{tmp_path}/{name}.zip" for name in ("a", "b", "a")]
-    assert read_many([join_inside(folder, "x.txt") for folder in folders]) == [b"a", b"b", b"a"]
+    assert read_many([join_inside(folder, "x.txt") for folder in folders], None) == [b"a", b"b", b"a"]
     assert list_files(f"zip://*.txt::{tmp_path}/b.zip") == [f"zip://x.txt::{tmp_path}/b.zip"]
 
 
@@ -551,7 +557,7 @@ def test_a_path_is_no_url_because_of_two_colons(tmp_path: Path) -> None:
     (tmp_path / "a::b").write_bytes(CONTENT)
     with open_file(f"{tmp_path}/a::b") as file:
         assert file.read() == CONTENT
-    assert read_bytes(f"{tmp_path}/a::b") == CONTENT
+    assert read_one(f"{tmp_path}/a::b") == CONTENT
     assert list_files(f"{tmp_path}/a::b") == [f"{tmp_path}/a::b"]
     assert "100" in file_identity(f"{tmp_path}/a::b")
 
@@ -588,7 +594,7 @@ def picture(width: int) -> bytes:
 
 
 def records(table: RawTable, **rules: Any) -> list[Any]:
-    checks = Rules(source="x", pictures="embed", max_pixels=10**6, categories=frozenset({1}))
+    checks = Rules(source="x", pictures="embed", max_pixels=10**6, categories=frozenset({1}), roots=("s3://raw",))
     rows = (row for part in table.parts(4) for row in part.rows())
     return list(to_records(rows, Rules(**{**vars(checks), **rules})))
 
@@ -630,7 +636,7 @@ def test_tars_and_tables_are_read_from_s3(s3: Any, tmp_path: Path, context: Sour
     (table,) = read_webdataset(context, shards=Url("s3://raw/web/{00000..00000}.tar"))
     found = records(table, pictures="reference")
     assert [row.width for row in found] == [40, 41, 42, 43, 44]
-    assert read_many([row.image.path for row in found]) == [picture(40 + i) for i in range(5)]
+    assert read_many([row.image.path for row in found], None) == [picture(40 + i) for i in range(5)]
     (table,) = read_image_parquet(context, tables=Url("s3://raw/web/*.parquet"))
     assert [row.width for row in records(table)] == [40, 41, 42, 43, 44]
 
@@ -669,7 +675,7 @@ def test_what_s3_does_not_have_or_give_is_told_without_secrets(
     for message in refusals("s3://THEKEYID:THE/SECRET@raw/a", r"s3://\*\*\*@raw/a: "):
         assert "THE" not in message
         assert "SECRET" not in message
-    assert read_bytes("s3://raw/a") == b"x"
+    assert read_one("s3://raw/a") == b"x"
 
 
 def test_what_the_web_does_not_give_is_told_without_secrets(web: Any) -> None:
@@ -688,7 +694,7 @@ def test_a_process_that_read_from_s3_and_the_web_ends_quietly(held: str, s3: Any
     code = (
         "from pipeline.store.filesystem import list_files, open_file, read_many\n"
         f"urls = [f'{{root}}/{{i}}' for root in ('s3://raw', '{web.url}') for i in range(20)]\n"
-        "assert [len(data) for data in read_many(urls)] == [*range(20), *range(20)]\n"
+        "assert [len(data) for data in read_many(urls, None)] == [*range(20), *range(20)]\n"
         "assert len(list_files('s3://raw/*')) == 20\n"
     )
     command = [sys.executable, "-W", "default", "-c", code + held]

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from glip_model.images import ImageError
-from pipeline.store.filesystem import check_inside
+from pipeline.store.filesystem import allowed_roots, check_inside
 from pipeline.store.images import image_roots, load_image
 from pipeline.store.records import ImageRef
 
@@ -30,21 +30,21 @@ def encode(image: Image.Image) -> bytes:
 def test_a_reference_is_read_from_bytes_or_path(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     path.write_bytes(encode(gradient()))
-    by_path = load_image(ImageRef(path=str(path)), LIMIT)
-    by_bytes = load_image(ImageRef(bytes=path.read_bytes()), LIMIT)
+    by_path = load_image(ImageRef(path=str(path)), LIMIT, [str(tmp_path)])
+    by_bytes = load_image(ImageRef(bytes=path.read_bytes()), LIMIT, [])
     assert by_path.tobytes() == by_bytes.tobytes() == gradient().tobytes()
 
 
 @pytest.mark.parametrize("name", ["absent.png", ".", "nul\0.png", "x" * 5000])
 def test_a_reference_to_nothing_is_missing(tmp_path: Path, name: str) -> None:
     with pytest.raises(ImageError) as caught:
-        load_image(ImageRef(path=str(tmp_path / name)), LIMIT)
+        load_image(ImageRef(path=str(tmp_path / name)), LIMIT, [str(tmp_path)])
     assert caught.value.reason == "image_missing"
 
 
 def test_an_empty_reference_is_missing() -> None:
     with pytest.raises(ImageError, match="neither bytes nor a path"):
-        load_image(ImageRef(), LIMIT)
+        load_image(ImageRef(), LIMIT, [])
 
 
 def test_a_place_must_lie_below_a_root_links_resolved(tmp_path: Path) -> None:
@@ -85,6 +85,8 @@ def test_urls_lie_below_a_url_that_is_allowed() -> None:
 
 def test_the_environment_allows_roots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GLIP_IMAGE_ROOTS", "/data/pictures,s3://bucket/pictures")
-    assert image_roots(tmp_path, ["/more"]) == [str(tmp_path), "/more", "/data/pictures", "s3://bucket/pictures"]
+    assert allowed_roots(["/more", "https://"]) == ("/more", "https://", "/data/pictures", "s3://bucket/pictures")
     monkeypatch.delenv("GLIP_IMAGE_ROOTS")
-    assert image_roots(tmp_path) == [str(tmp_path)]
+    monkeypatch.chdir(tmp_path)
+    assert allowed_roots(["."]) == (str(tmp_path),)
+    assert image_roots(tmp_path / "shards", ["/more"]) == [f"{tmp_path}/shards", "/more"]

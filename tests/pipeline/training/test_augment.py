@@ -42,7 +42,7 @@ def sample_of(text: str = "a red block", image: ImageRef | None = None) -> Sampl
 
 
 def prepare(sample: Sample, config: SamplesConfig, tokenizer: Any, short_side: int = 40) -> Any:
-    return prepare_sample(sample, np.random.default_rng(0), short_side, config, PLAIN, tokenizer)
+    return prepare_sample(sample, np.random.default_rng(0), short_side, config, PLAIN, tokenizer, ())
 
 
 @pytest.mark.parametrize("flip", [0.0, 1.0])

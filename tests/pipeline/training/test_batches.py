@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -36,6 +36,7 @@ def make_batches(human: Path, tiny: SimpleNamespace, tokenizer: Any, train_confi
         steps: int = 6,
         sides: tuple[int, ...] = (64,),
         processes: int = 0,
+        allowed: Sequence[str] = (),
         **samples: Any,
     ) -> BatchMaker:
         run = RunConfig(init="pretrained", steps=steps, mixture=mixture or {"detection": 1.0, "grounding": 1.0})
@@ -44,7 +45,7 @@ def make_batches(human: Path, tiny: SimpleNamespace, tokenizer: Any, train_confi
             samples=replace(train_config.samples, short_sides=sides, **samples),
             loader_processes=processes,
         )
-        sources = make_sources(folder, None, run.mixture, config.samples, tokenizer)
+        sources = make_sources(folder, None, run.mixture, config.samples, tokenizer, allowed)
         return BatchMaker(sources, config, run, tiny.model_config(), tokenizer, seed, worker or Worker())
 
     return make
@@ -156,7 +157,7 @@ def test_unreadable_pictures_give_way_to_others_and_are_counted(
 ) -> None:
     rows = [tiny.detection_record(f"d{i}", ["apple"], i) for i in range(6)]
     rows[1] = replace(rows[1], image=ImageRef(bytes=b"no picture"))
-    rows[4] = replace(rows[4], image=ImageRef(path=str(tmp_path / "gone.png")))
+    rows[4] = replace(rows[4], image=ImageRef(path=str(tmp_path / "detection/gone.png")))
     tiny.write_detection(tmp_path / "detection", rows)
     maker = make_batches(folder=tmp_path, mixture={"detection": 1.0})
     keys = [maker.make(step).keys for step in range(6)]
@@ -172,11 +173,32 @@ def test_unreadable_pictures_give_way_to_others_and_are_counted(
 def test_nothing_but_unreadable_pictures_is_an_error_that_names_one(
     make_batches: Make, tmp_path: Path, tiny: SimpleNamespace, processes: int
 ) -> None:
-    record = replace(tiny.detection_record("bad", ["apple"]), image=ImageRef(path=str(tmp_path / "gone.png")))
+    record = replace(tiny.detection_record("bad", ["apple"]), image=ImageRef(path=str(tmp_path / "detection/gone.png")))
     tiny.write_detection(tmp_path / "detection", [record])
     maker = make_batches(folder=tmp_path, mixture={"detection": 1.0}, processes=processes)
     with pytest.raises(TrainingError, match=r"^20 pictures of the detection data in a row .* 'bad': image_missing"):
         next(maker.ahead(0))
+
+
+def test_pictures_outside_of_what_is_allowed_are_not_shown(
+    make_batches: Make, tmp_path: Path, tiny: SimpleNamespace, lures: Callable[[Path], list[str]], web: Any
+) -> None:
+    folder = tmp_path / "human"
+    places = lures(folder / "detection")
+    rows = [
+        replace(tiny.detection_record(f"bad{i}", ["apple"]), image=ImageRef(path=place))
+        for i, place in enumerate(places)
+    ]
+    tiny.write_detection(folder / "detection", rows)
+    with pytest.raises(TrainingError, match=r"image_outside_folder .*add the folder or URL above it to image_roots"):
+        make_batches(folder=folder, mixture={"detection": 1.0}).make(0)
+    tiny.write_detection(folder / "detection", [*rows[:5], tiny.detection_record("good", ["apple"])])
+    maker = make_batches(folder=folder, mixture={"detection": 1.0})
+    assert set(maker.make(0).keys) == {"good"}
+    assert maker.unreadable
+    assert web.requests == []
+    allowed = [str(tmp_path / "elsewhere")]
+    assert set(make_batches(folder=folder, mixture={"detection": 1.0}, allowed=allowed).make(0).keys) > {"good"}
 
 
 def test_shards_in_a_store_are_streamed(make_batches: Make, many_shards: Path, s3: Any) -> None:

@@ -258,7 +258,7 @@ def test_whatever_a_line_holds_every_box_is_kept_or_counted(regions: Any, other:
         options = write(Path(folder), first, line("grounding", other), {"filename": other, "grounding": {}})
         (table,) = read_odvg(SourceContext("human", "test", load_all(ROOT / "params.yaml").prepare, 0), **options)
         rows = [row for part in table.parts(9) for row in part.rows()]
-        told = list(to_records(rows[:1], Rules(source="t", pictures="unread", max_pixels=10**6)))
+        told = list(to_records(rows[:1], Rules(source="t", pictures="unread", max_pixels=10**6, roots=("/",))))
     assert len(rows) == 3
     expected = 0
     # What is no list, and not empty, is one broken region.

@@ -355,7 +355,7 @@ JSONISH = st.recursive(
 @given(changed=st.dictionaries(st.sampled_from(sorted(reference())), JSONISH, max_size=3), other=JSONISH)
 def test_any_plain_values_become_rows_or_rejects(read: Read, changed: dict[str, Any], other: Any) -> None:
     [table] = read([reference("train", "good"), reference("train", "a", "b") | changed, other])
-    rules = Rules(source="test", pictures="unread", max_pixels=1)
+    rules = Rules(source="test", pictures="unread", max_pixels=1, roots=("/",))
     rows = [row for part in table.parts(2) for row in to_records(part.rows(), rules)]
     assert len(rows) >= table.num_rows  # type: ignore[operator]
     assert {row.caption for row in rows if isinstance(row, GroundingRecord)} >= {"good"}
