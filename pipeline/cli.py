@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import argparse
 import errno
-import json
 import logging
-import math
 import os
 import re
 import signal
@@ -18,7 +16,7 @@ import threading
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from types import TracebackType
@@ -87,20 +85,6 @@ def printable(text: str, kept: str = "\n\t") -> str:
         kept: control characters that come through; none where the text shall stay on its line.
     """
     return _UNPRINTABLE.sub(lambda c: c[0] if c[0] in kept else f"\\u{ord(c[0]):04x}", text)
-
-
-def to_json(value: Any, indent: int | None = None) -> str:
-    """Return JSON to print, in which numbers that are not finite are null, and what JSON does not know is text."""
-    return json.dumps(finite(value), ensure_ascii=False, allow_nan=False, indent=indent, default=str)
-
-
-def finite(value: Any) -> Any:
-    """Return plain values with None for every number that is not finite, which JSON has no word for."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {name: finite(each) for name, each in value.items()}
-    return [finite(each) for each in value] if isinstance(value, (list, tuple)) else value
 
 
 class _Escaping:

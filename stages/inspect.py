@@ -25,8 +25,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.cli import printable, progress, run_if_program, to_json
+from pipeline.cli import printable, progress, run_if_program
 from pipeline.errors import ConfigError, ShardError
+from pipeline.plain_json import to_json
 
 if TYPE_CHECKING:
     from pipeline.inspection.search import Filter, Found

@@ -16,8 +16,9 @@ import math
 import os
 from typing import TYPE_CHECKING
 
-from pipeline.cli import add_params, run_if_program, to_json
+from pipeline.cli import add_params, run_if_program
 from pipeline.errors import ConfigError
+from pipeline.plain_json import to_json
 
 if TYPE_CHECKING:
     from pipeline.pseudo_labels.planning import Rates, Workload

@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO, get_args
 
 from glip_model.precision import Precision
-from pipeline.cli import add_params, printable, progress, run_if_program, to_json
+from pipeline.cli import add_params, printable, progress, run_if_program
 from pipeline.errors import ConfigError, MissingInputError, PipelineError
+from pipeline.plain_json import to_json
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import argparse
 
-from pipeline.cli import add_params, run_if_program, to_json
+from pipeline.cli import add_params, run_if_program
+from pipeline.plain_json import to_json
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

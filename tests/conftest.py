@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
-import huggingface_hub  # noqa: F401  # it reads its environment now, before a command that is tested sets some of it
+import huggingface_hub.constants  # noqa: F401  # it reads its environment now, before a command that is tested sets some of it
 import pytest
 from hypothesis import settings
 

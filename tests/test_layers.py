@@ -13,11 +13,19 @@ ROOT = Path(__file__).resolve().parent.parent
 ALLOWED = {
     "glip_model": set(),
     "pipeline.errors": set(),
+    "pipeline.plain_json": set(),
     "pipeline.settings": {"pipeline.errors"},
     "pipeline.cli": {"pipeline.errors", "pipeline.settings"},
     "pipeline.ray_session": {"pipeline.errors", "pipeline.settings"},
 }
-BASE = {"pipeline.errors", "pipeline.settings", "pipeline.cli", "pipeline.ray_session", "glip_model"}
+BASE = {
+    "pipeline.errors",
+    "pipeline.plain_json",
+    "pipeline.settings",
+    "pipeline.cli",
+    "pipeline.ray_session",
+    "glip_model",
+}
 LOWER = {"pipeline.store", "pipeline.phrases"}
 UPPER = {
     "pipeline.prepare",

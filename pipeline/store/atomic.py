@@ -19,8 +19,8 @@ from typing import Any
 from upath import UPath
 
 from glip_model.whole_files import whole_file
-from pipeline.cli import finite
 from pipeline.errors import StorageError
+from pipeline.plain_json import finite
 from pipeline.store.filesystem import READ_ERRORS, STORE_ERRORS, describe
 from pipeline.store.storage import Place, patiently
 

@@ -28,9 +28,9 @@ from pipeline.cli import (
     progress,
     quiet_libraries,
     run_stage,
-    to_json,
 )
 from pipeline.errors import MissingInputError
+from pipeline.plain_json import to_json
 
 
 def run(action: object, argv: list[str]) -> int:
