@@ -60,10 +60,20 @@ def generalised_iou(left: Tensor, right: Tensor) -> Tensor:
     return shared / (union + IOU_EPSILON) - (hull - union) / (hull + IOU_EPSILON)
 
 
-def clip_boxes(boxes_xyxy: Tensor, image_size: tuple[int, int]) -> Tensor:
-    """Clip (…, 4) boxes to [0, W - 1] × [0, H - 1] of a picture given as (height, width)."""
+def clip_boxes(boxes_xyxy: Tensor, image_size: tuple[int, int], inclusive: bool = False) -> Tensor:
+    """Clip (…, 4) boxes to [0, W] × [0, H] of a picture given as (height, width); to its last pixels if inclusive."""
     height, width = image_size
-    return boxes_xyxy.clamp(min=0).minimum(boxes_xyxy.new_tensor([width - 1, height - 1] * 2))
+    return boxes_xyxy.clamp(min=0).minimum(boxes_xyxy.new_tensor([width - inclusive, height - inclusive] * 2))
+
+
+def to_inclusive(boxes_xyxy: Tensor) -> Tensor:
+    """Return (…, 4) boxes that end with the last pixel they hold, of boxes that end where the next one begins."""
+    return boxes_xyxy - boxes_xyxy.new_tensor([0.0, 0.0, 1.0, 1.0])
+
+
+def to_exclusive(boxes_xyxy: Tensor) -> Tensor:
+    """Undo ``to_inclusive``."""
+    return boxes_xyxy + boxes_xyxy.new_tensor([0.0, 0.0, 1.0, 1.0])
 
 
 def encode_boxes(boxes_xyxy: Tensor, anchors: Tensor) -> Tensor:

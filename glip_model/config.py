@@ -111,6 +111,10 @@ class GLIPConfig:
     """Deformable convolutions in the DyConv layers (published); plain ones are several times faster on a CPU."""
     anchor_scale: float = 8.0
     """Side of the one square anchor per location, in strides."""
+    inclusive_corners: bool = True
+    """The model's boxes end with the last pixel that they hold, as published: targets are a pixel shorter than boxes
+    of records, and what is found a pixel longer than what the model says. False for models that were trained on boxes
+    which end where the next pixel begins."""
     # Assignment and losses
     atss_topk: int = 9
     focal_alpha: float = 0.25

@@ -39,7 +39,8 @@ class ExportedGLIP(nn.Module):
             attention_mask: (1, T) bool, False on padding.
 
         Returns:
-            Token logits (1, A, T), boxes (1, A, 4) as corners in pixels of ``pixel_values``, and centerness (1, A)
+            Token logits (1, A, T), boxes (1, A, 4) as corners in pixels of ``pixel_values``, the far ones as the model
+            has them (see ``GLIPConfig.inclusive_corners``), and centerness (1, A)
             before the sigmoid.
         """
         has_states = self.model.config.text.encoding == "segments"

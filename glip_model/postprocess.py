@@ -9,7 +9,7 @@ from torch import Tensor
 
 from glip_model.alignment import phrase_scores
 from glip_model.anchors import anchor_grid
-from glip_model.boxes import clip_boxes, decode_boxes
+from glip_model.boxes import clip_boxes, decode_boxes, to_exclusive
 from glip_model.config import GLIPConfig
 from glip_model.structures import Detections, GLIPOutput
 
@@ -32,7 +32,8 @@ def read_off(
 
     Returns:
         Per picture the best ``max_detections`` over all phrases, best first; ties at the last score stay, so there
-        may be more. Pictures of a batch are read off independently of one another.
+        may be more. Far corners are the model's own, see ``GLIPConfig.inclusive_corners``. Pictures of a batch are read
+        off independently of one another.
     """
     anchors = anchor_grid(output.level_sizes, config.strides, config.anchor_scale, output.box_deltas.device)
     tokens = output.token_logits.shape[2]
@@ -43,7 +44,7 @@ def read_off(
         boxes, scores, phrases = _candidates(
             scores, output.centerness[i].float(), output.box_deltas[i].float(), anchors, output.level_sizes, config
         )
-        boxes = clip_boxes(boxes, size)
+        boxes = clip_boxes(boxes, size, config.inclusive_corners)
         kept = _suppress(boxes, scores, phrases, config)
         scale = boxes.new_tensor([original[1] / size[1], original[0] / size[0]] * 2)
         results.append(Detections((boxes[kept] * scale).cpu(), scores[kept].cpu(), phrases[kept].cpu()))
@@ -75,10 +76,10 @@ def _suppress(boxes: Tensor, scores: Tensor, phrases: Tensor, config: GLIPConfig
     """Return the indices that stay, best first."""
     from torchvision.ops import batched_nms  # takes as long to import as all else
 
-    # Inclusive corners: with one pixel added at the far side, plain IoU is the published "+1" IoU.
-    inclusive = boxes + boxes.new_tensor([0.0, 0.0, 1.0, 1.0])
+    # With one pixel added at the far side, plain IoU is the published "+1" IoU of inclusive corners.
+    boxes = to_exclusive(boxes) if config.inclusive_corners else boxes
     # batched_nms moves phrases far apart; in single precision that would round the boxes of later phrases.
-    kept: Tensor = batched_nms(inclusive.double(), scores.double(), phrases, config.nms_threshold)
+    kept: Tensor = batched_nms(boxes.double(), scores.double(), phrases, config.nms_threshold)
     if len(kept) > config.max_detections:
         kept = kept[scores[kept] >= scores[kept[config.max_detections - 1]]]
     return kept

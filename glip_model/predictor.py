@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from glip_model.alignment import TokenizedPrompt, tokenize_prompt
+from glip_model.boxes import clip_boxes, to_exclusive
 from glip_model.config import GLIPConfig
 from glip_model.glip import GLIP
 from glip_model.images import ImageLike, open_image
@@ -258,7 +259,7 @@ class GLIPPredictor:
                         config,
                     )
                     for (i, _), answer in zip(turns, detections, strict=True):
-                        found[i].append(answer)
+                        found[i].append(_whole_pixels(answer, images[i]) if config.inclusive_corners else answer)
         return found
 
     def _encode(self, prompts: Sequence[TokenizedPrompt]) -> tuple[Tensor, Tensor, Tensor]:
@@ -266,6 +267,12 @@ class GLIPPredictor:
         states = pad_sequence(self._text_states([prompt.prompt.segments for prompt in prompts]), batch_first=True)
         input_ids, mask = pad_prompts(prompts)
         return input_ids.to(self.device), mask.to(self.device), states
+
+
+def _whole_pixels(found: Detections, image: Image.Image) -> Detections:
+    """Return detections with inclusive corners as boxes that end where the next pixel begins, as all data has them."""
+    # Of pictures that were enlarged for the model, the last pixel there is less than one of theirs.
+    return replace(found, boxes_xyxy=clip_boxes(to_exclusive(found.boxes_xyxy), (image.height, image.width)))
 
 
 def _usable(device: str | torch.device) -> torch.device:

@@ -90,6 +90,7 @@ def tiny_glip() -> GLIPConfig:
         drop_block=0.0,
         deformable=False,
         anchor_scale=4.0,
+        inclusive_corners=False,
         test_short_side=64,
         test_long_side=128,
     )

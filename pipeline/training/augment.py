@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from glip_model.alignment import TokenizedPrompt, tokenize_prompt
+from glip_model.boxes import to_inclusive
 from glip_model.config import GLIPConfig
 from glip_model.preprocess import image_to_tensor, resize_size
 from glip_model.structures import GroundingTarget
@@ -42,18 +43,20 @@ def prepare_sample(
     image = load_image(sample.image, MAX_TRAINING_PIXELS, roots)
     boxes = torch.tensor(sample.boxes, dtype=torch.float32).reshape(-1, 4)
     height, width = resize_size(image.height, image.width, short_side, config.sizes(model_config)[1])
+    if model_config.inclusive_corners:  # before pictures are resized, as published
+        boxes = to_inclusive(boxes)
     boxes = boxes * torch.tensor([width / image.width, height / image.height] * 2)
     if (width, height) != image.size:
         image = image.resize((width, height), Image.Resampling.BILINEAR)
     if rng.random() < config.flip and not _SIDED.search(sample.prompt.text):
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        boxes = flip_boxes(boxes, width)
+        boxes = flip_boxes(boxes, width - model_config.inclusive_corners)
     tokenized = tokenize_prompt(tokenizer, sample.prompt, model_config.text.max_tokens)
     return image_to_tensor(image, model_config.backbone), tokenized, build_target(sample, boxes, tokenized)
 
 
 def flip_boxes(boxes_xyxy: torch.Tensor, width: int) -> torch.Tensor:
-    """Mirror (N, 4) boxes in a picture of that width."""
+    """Mirror (N, 4) boxes in a picture of that width; of inclusive corners, in the place of its last pixel."""
     x1, y1, x2, y2 = boxes_xyxy.unbind(-1)
     return torch.stack((width - x2, y1, width - x1, y2), -1)
 

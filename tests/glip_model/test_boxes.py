@@ -19,6 +19,8 @@ from glip_model.boxes import (
     generalised_iou,
     iou,
     pairwise_iou,
+    to_exclusive,
+    to_inclusive,
 )
 
 corner = st.integers(-40, 400).map(lambda quarter: quarter / 4)
@@ -124,10 +126,19 @@ def test_decoded_sizes_are_bounded() -> None:
 
 
 @given(st.lists(box, max_size=4), st.integers(1, 60), st.integers(1, 60))
-def test_clipped_boxes_end_on_the_last_pixel(boxes: list[tuple[float, ...]], height: int, width: int) -> None:
-    clipped = clip_boxes(as_tensor(boxes), (height, width))
-    expected = [
-        (*(min(max(x, 0), limit - 1) for x, limit in zip(b, (width, height, width, height), strict=True)),)
-        for b in boxes
-    ]
-    assert clipped.tolist() == as_tensor(expected).tolist()
+def test_clipped_boxes_end_at_the_edge_or_on_the_last_pixel(
+    boxes: list[tuple[float, ...]], height: int, width: int
+) -> None:
+    for inclusive in (False, True):
+        clipped = clip_boxes(as_tensor(boxes), (height, width), inclusive)
+        expected = [
+            (*(min(max(x, 0), limit - inclusive) for x, limit in zip(b, (width, height, width, height), strict=True)),)
+            for b in boxes
+        ]
+        assert clipped.tolist() == as_tensor(expected).tolist()
+
+
+def test_inclusive_corners_are_a_pixel_before_exclusive_ones() -> None:
+    boxes = as_tensor([(2, 3, 5, 9), (0, 0, 1, 1)])
+    assert to_inclusive(boxes).tolist() == [[2, 3, 4, 8], [0, 0, 0, 0]]
+    assert to_exclusive(to_inclusive(boxes)).tolist() == boxes.tolist()

@@ -367,3 +367,22 @@ def test_compiling_is_asked_for_and_changes_nothing(tokenizer: Any, monkeypatch:
     predictor = GLIPPredictor(make_model(), tokenizer, "cpu", compile_model=True)
     assert compiled_with == {"dynamic": False}
     assert len(predictor.predict(picture(64, 64), NAMES)[0]) > 0
+
+
+def test_boxes_of_inclusive_corners_are_a_pixel_longer_and_end_inside(tokenizer: Any) -> None:
+    images = [picture(64, 96), picture(128, 192, seed=1), picture(32, 48, seed=2)]
+    found = {}
+    for inclusive in (False, True):
+        model = make_model(replace(TINY, inclusive_corners=inclusive, nms_threshold=1.0, max_detections=10_000))
+        found[inclusive] = GLIPPredictor(model, tokenizer).detect(images, ["dog"])
+    for image, plain, longer in zip(images, found[False], found[True], strict=True):
+        assert torch.equal(plain.scores, longer.scores)
+        edges = torch.tensor([image.width, image.height] * 2).float()
+        # What the two models say is the same; the inclusive one's boxes end a pixel later, unless the picture does.
+        inside = (plain.boxes_xyxy[:, 2:] < edges[2:] - max(1.0, image.width / 96)).all(1)
+        assert inside.any()
+        expected = plain.boxes_xyxy[inside] + torch.tensor([0.0, 0.0, 1.0, 1.0])
+        torch.testing.assert_close(longer.boxes_xyxy[inside], expected)
+        for boxes in (plain.boxes_xyxy, longer.boxes_xyxy):
+            assert (boxes >= 0).all()
+            assert (boxes <= edges).all()

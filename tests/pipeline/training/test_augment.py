@@ -22,7 +22,9 @@ from pipeline.training.settings import SamplesConfig
 
 # Pixel values stay 0 to 255 in RGB order.
 PLAIN = GLIPConfig(
-    backbone=BackboneConfig(bgr=False, pixel_mean=(0, 0, 0), pixel_std=(1, 1, 1)), text=TextConfig(max_tokens=16)
+    backbone=BackboneConfig(bgr=False, pixel_mean=(0, 0, 0), pixel_std=(1, 1, 1)),
+    text=TextConfig(max_tokens=16),
+    inclusive_corners=False,
 )
 RED = (10.0, 4.0, 30.0, 24.0)
 
@@ -61,6 +63,18 @@ def test_boxes_follow_the_picture(samples_config: SamplesConfig, tokenizer: Any,
     assert (pixels[0][inside] > 200).all()
     assert (pixels[0][outside] < 50).all()
     assert (left > 40 * scale) == bool(flip)
+
+
+@pytest.mark.parametrize("flip", [0.0, 1.0])
+def test_targets_of_inclusive_corners_end_with_the_last_pixel(
+    samples_config: SamplesConfig, tokenizer: Any, flip: float
+) -> None:
+    config = replace(samples_config, flip=flip, long_side=1000)
+    model = replace(PLAIN, inclusive_corners=True)
+    pixels, _, target = prepare_sample(sample_of(), np.random.default_rng(0), 40, config, model, tokenizer, ())
+    [(left, top, right, bottom)] = target.boxes_xyxy.int().tolist()
+    red = (pixels[0] > 200).nonzero()
+    assert (red.min(0).values.tolist(), red.max(0).values.tolist()) == ([top, left], [bottom, right])
 
 
 def test_long_side_limits_the_size(samples_config: SamplesConfig, tokenizer: Any) -> None:
