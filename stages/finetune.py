@@ -157,6 +157,7 @@ def _judging(base: EvaluateConfig, workers: int) -> EvaluateConfig:
         splits=("dev",),
         num_actors=workers,
         max_prompt_categories=1000,  # as many as fit into a prompt, as in training
+        one_prompt_categories=0,
         max_prompt_categories_by_source={},
     )
 

@@ -192,7 +192,7 @@ def _ask(
     if task == "detection":
         names, federated = [category.name for category in categories], is_federated(categories)
         limit = config.max_detections_lvis if federated else config.max_detections
-        most_names = config.names_a_prompt(records[0].source)
+        most_names = config.names_a_prompt(records[0].source, len(names))
         return predictor.detect(images, names, most_names, limit_total=not federated, max_detections=limit)
     is_whole = task == "referring" and config.referring_target == "expression"
     prompts = [

@@ -71,7 +71,7 @@ def _deciding_settings(config: EvaluateConfig, benchmark: Benchmark) -> dict[str
         "precision": config.precision,
     }
     if benchmark.task == "detection":
-        deciding["names_a_prompt"] = config.names_a_prompt(benchmark.source)
+        deciding["names_a_prompt"] = config.names_a_prompt(benchmark.source, len(benchmark.categories()))
         if is_federated(benchmark.categories()):
             deciding["max_detections"] = config.max_detections_lvis
     if benchmark.task == "referring":

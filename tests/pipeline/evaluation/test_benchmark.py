@@ -49,6 +49,7 @@ CONFIG = EvaluateConfig(
     max_detections=100,
     max_detections_lvis=300,
     referring_target="expression",
+    one_prompt_categories=0,
     max_prompt_categories_by_source={},
     precision="float32",
 )
@@ -101,6 +102,17 @@ def test_a_source_may_have_prompts_of_its_own_length(tmp_path: Path, make_detect
     for source, count in (("test", 80), ("other", 40)):
         _, asked = predict(path, "detection", replace(CONFIG, max_prompt_categories_by_source={source: 80}))
         assert asked[0][2] == count
+
+
+def test_a_short_vocabulary_is_asked_in_one_prompt_whatever_its_source_is_called(
+    tmp_path: Path, make_detection: Any
+) -> None:
+    path = write_detection(tmp_path / shard_name(0), [make_detection(0)])
+    for limit, count in ((2, 2), (80, 2), (1, 40), (0, 40)):
+        _, asked = predict(path, "detection", replace(CONFIG, one_prompt_categories=limit))
+        assert asked[0][2] == count
+    coco = load_all(Path(__file__).parents[3] / "params.yaml").evaluate
+    assert [coco.names_a_prompt("my_coco", names) for names in (20, 80, 84, 1203)] == [20, 80, 40, 40]
 
 
 def test_a_federated_vocabulary_keeps_the_detections_of_every_prompt(tmp_path: Path, make_detection: Any) -> None:

@@ -51,6 +51,7 @@ CONFIG = EvaluateConfig(
     max_detections=7,
     max_detections_lvis=3,
     referring_target="expression",
+    one_prompt_categories=0,
     max_prompt_categories_by_source={},
     precision="float32",
 )
