@@ -153,8 +153,8 @@ class CocoFile:
                 )
             if number in found and found[number].name != _encodable(name):
                 raise MissingInputError(
-                    f"{self.label}: categories {found[number].name!r} and {name!r} have the same id {number}, and nobody "
-                    "knows which of them a box is; give each an id of its own"
+                    f"{self.label}: categories {found[number].name!r} and {name!r} have the same id {number}, and "
+                    "nobody knows which of them a box is; give each an id of its own"
                 )
             frequency = row.get("frequency")
             found[number] = Category(

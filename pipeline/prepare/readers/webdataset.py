@@ -70,8 +70,7 @@ def read_tar(url: str, caption: str) -> Iterator[RawPair | Reject]:
             with tarfile.open(fileobj=headers, mode="r:") as archive:
                 yield from _pairs(archive, file, url if is_plain else None, caption)
                 if headers.is_followed():
-                    place = f"more behind byte {archive.offset}"  # type: ignore[attr-defined]
-                    yield Reject(f"{redact(url)}: {place}, which is no header of a member", "row_malformed")
+                    yield Reject(f"{redact(url)}: more behind byte {archive.offset}, unread", "row_malformed")
         except _BROKEN as error:
             yield Reject(f"{redact(url)}: {describe(error, url)}", "row_malformed")
 
