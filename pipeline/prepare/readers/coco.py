@@ -142,7 +142,7 @@ class CocoFile:
 
     def categories(self, names: Mapping[int, str] | None = None) -> tuple[Category, ...]:
         """Return the vocabulary by ascending ids; MissingInputError where it is empty or not ids with names."""
-        found = {}
+        found: dict[int, Category] = {}
         for i, row in enumerate(self.rows("categories")):
             number, name = whole_number(row.get("id")), row.get("name")
             if names and number is not None:
