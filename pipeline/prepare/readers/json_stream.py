@@ -57,6 +57,16 @@ class JsonStream:
             for entry in found:
                 yield entry if isinstance(entry, dict) else {}
 
+    def check_rest(self) -> None:
+        """See that behind what was read the file goes on as JSON, and that no list comes again.
+
+        Raises:
+            MissingInputError: it does not, or one does.
+        """
+        with _opened(self._url, self._seen) as text:
+            for _ in self._search("", text):
+                pass
+
     def pairs(self) -> Iterator[tuple[str, Any]]:
         """Yield name and value of what the file's object holds; errors as ``entries``."""
         with _opened(self._url, 0) as text:
@@ -66,7 +76,8 @@ class JsonStream:
     def _search(self, name: str, text: _Text) -> Iterator[Any]:
         while (key := text.key()) is not None:
             if text.peek() == "[":
-                self._begins[key] = text.place()
+                if self._begins.setdefault(key, text.place()) != text.place():
+                    raise ValueError(f"a second list {key!r}")
                 items = text.items()
                 if key == name:
                     yield from items

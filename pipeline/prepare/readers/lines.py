@@ -173,7 +173,7 @@ def _lines(blocks: Iterator[bytes], notes: set[str] | None) -> Iterator[str]:
 
 @contextmanager
 def open_csv(url: str, notes: set[str] | None = None) -> Iterator[Iterator[str]]:
-    """Open a file as ``open_text``, for the readers of ``csv``: carriage returns end lines, null characters go.
+    """Open a file as ``open_text``, for the readers of ``csv``: carriage returns end lines.
 
     Raises:
         MissingInputError: inside of the ``with``, ``csv`` could not read the lines.
@@ -181,7 +181,7 @@ def open_csv(url: str, notes: set[str] | None = None) -> Iterator[Iterator[str]]
     csv.field_size_limit(MAX_CELL_CHARS)
     with open_text(url, notes) as lines:
         try:
-            yield (piece[0] for line in lines for piece in _PIECE.finditer(line.replace("\0", "")))
+            yield (piece[0] for line in lines for piece in _PIECE.finditer(line))
         except csv.Error as error:
             raise MissingInputError(f"{redact(url)}: not readable as CSV: {error}; mend the file's quotes") from error
 

@@ -183,9 +183,20 @@ def _spans(item: Values, caption: str) -> list[Any]:
 def _read_labels(labels: Url) -> tuple[Category, ...]:
     try:
         with open_file(labels, compression="infer") as file:
-            content = json.load(file)
-        return tuple(Category(id=int(key), name=str(name)) for key, name in content.items())
+            content = json.load(file, object_pairs_hook=_names_by_label)
+        return tuple(Category(id=label, name=name) for label, name in content.items())
     except (ValueError, AttributeError, RecursionError) as error:
         raise MissingInputError(
             f"{redact(labels)}: expected a JSON object from label to name ({error}); mend the option labels"
         ) from error
+
+
+def _names_by_label(pairs: list[tuple[str, Any]]) -> dict[int, str]:
+    """Return an object of JSON as a label map; ValueError where it is none, or one label has two names."""
+    names: dict[int, str] = {}
+    for label, name in pairs:
+        if not isinstance(name, str):
+            raise ValueError(f"label {label} has the name {name!r}")
+        if names.setdefault(int(label), name) != name:
+            raise ValueError(f"label {label} has two names, {names[int(label)]!r} and {name!r}")
+    return names

@@ -38,6 +38,8 @@ IMAGE_FIELDS = ("file_name", "image", "path")
 URL_COLUMNS = ("url", "URL")
 _COLUMN_NAME = re.compile(r"[^./\\]+")
 """What a column of URLs may be called; an address without its scheme is no name."""
+_NO_VALUES = ("nan", "none", "null", "nil", "na", "\\n")
+"""What programs write into a cell without a value: no name of a column."""
 MAX_SHARD_DIGITS = 12
 """Longer numbers of img2dataset's shards are not looked for where a table is not called by its own."""
 BATCH_ROWS = 64
@@ -271,7 +273,7 @@ class _Layout(NamedTuple):
             at = _named(first, (url,) if url else URL_COLUMNS)
             if at is None and url is None and len(addresses) == 1:
                 at = addresses[0]
-                if at >= len(first) or not _COLUMN_NAME.fullmatch(first[at]):
+                if at >= len(first) or not _COLUMN_NAME.fullmatch(first[at]) or first[at].lower() in _NO_VALUES:
                     raise probe.doubt(f"row 1 may be a header or a row whose URL is broken: {first[:5]}")
         else:
             at = _numbered(url, first) if url else addresses[0]

@@ -69,6 +69,8 @@ def read_tar(url: str, caption: str) -> Iterator[RawPair | Reject]:
             headers: Any = _ShortReads(file)
             with tarfile.open(fileobj=headers, mode="r:") as archive:
                 yield from _pairs(archive, file, url if is_plain else None, caption)
+                if headers.is_followed():
+                    yield Reject(f"{redact(url)}: more behind byte {archive.offset}, unread", "row_malformed")
         except _BROKEN as error:
             yield Reject(f"{redact(url)}: {describe(error, url)}", "row_malformed")
 
@@ -99,12 +101,24 @@ class _ShortReads:
 
     def __init__(self, file: IO[bytes]) -> None:
         self.seek, self.tell, self._read = file.seek, file.tell, file.read
+        self._last = b""
 
     def read(self, size: int) -> bytes:
         """Read so many bytes."""
         if not 0 <= size <= _MAX_HEADER_BYTES:
             raise tarfile.ReadError(f"a header of {size} bytes")
-        return self._read(size)
+        self._last = self._read(size)
+        return self._last
+
+    def is_followed(self) -> bool:
+        """Tell whether anything but zeros stands where tarfile saw the end, or behind it.
+
+        It takes a broken header for the end, and knows nothing of a second archive behind the first.
+        """
+        block = self._last
+        while block and not block.strip(b"\0"):
+            block = self._read(_MAX_HEADER_BYTES)
+        return bool(block)
 
 
 def _groups(archive: tarfile.TarFile, file: IO[bytes], caption: str) -> Iterator[tuple[str, dict[str, Any]]]:

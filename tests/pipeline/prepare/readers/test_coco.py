@@ -200,6 +200,13 @@ def test_bad_rows_are_counted_and_the_rest_is_read(tmp_path: Path, context: Sour
         ({"images": [{"id": 1, "file_name": "a"}]}, "no categories in a list 'categories'"),
         (coco([{"id": 1}], [], [{"id": 1}]), r"categories\[0\] should have a whole number 'id' and a 'name'"),
         (coco([{"id": 1}], [], [{"id": "one", "name": "dog"}]), r"categories\[0\] should have a whole number 'id'"),
+        (
+            coco([{"id": 1}], [], [{"id": 0, "name": "dog"}, {"id": "0", "name": "cat"}]),
+            "'dog' and 'cat' have the same",
+        ),
+        ('{"images": [{"id": 1}], "images": [{"id": 2}], "annotations": []}', "a second list 'images'"),
+        ('{"images": [{"id": 1}], "annotations": [], "annotations": []}', "a second list 'annotations'"),
+        ('{"images": [{"id": 1}], "annotations": [], "categories": [', "not readable as JSON"),
     ],
 )
 def test_a_file_of_another_structure_is_told(

@@ -111,9 +111,10 @@ def test_bad_lines_are_rejects_and_other_files_are_told(
         with pytest.raises(MissingInputError, match="expected an ODVG file"):
             read_odvg(context, annotations=Url(tmp_path / "odvg.jsonl"), images=Url(tmp_path))
     options = write(tmp_path, line("detection", {}))
-    (tmp_path / "labels.json").write_text("[1]")
-    with pytest.raises(MissingInputError, match="expected a JSON object from label to name"):
-        read_odvg(context, **options, labels=Url(tmp_path / "labels.json"))
+    for content in ("[1]", '{"0": "dog", "0": "cat"}', '{"0": "dog", "00": "cat"}', '{"0": null}', '{"0": {}}'):
+        (tmp_path / "labels.json").write_text(content)
+        with pytest.raises(MissingInputError, match="expected a JSON object from label to name"):
+            read_odvg(context, **options, labels=Url(tmp_path / "labels.json"))
 
 
 letters = "ab .*(A_9\N{LATIN SMALL LETTER E WITH ACUTE}\N{LATIN CAPITAL LETTER I WITH DOT ABOVE}"

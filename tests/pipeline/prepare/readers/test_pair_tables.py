@@ -292,6 +292,7 @@ class TestUrlList:
             ("title,alt,link\na,b,http://x/0.jpg\n", "which column has the captions"),
             ("a,b,http://x/0.jpg\nc,d,http://x/1.jpg\n", "which column has the captions"),
             ("a dog,\na cat,http://x/1.jpg\n", "may be a header or a row whose URL is broken"),
+            ("a dog,NaN\na cat,http://x/1.jpg\n", "may be a header or a row whose URL is broken"),
             ("a dog,x.org/0.jpg\na cat,http://x/1.jpg\n", "may be a header or a row whose URL is broken"),
             ("caption,big,small\na,http://x/0.jpg,http://x/1.jpg\n", "several columns of URLs"),
         ],
@@ -390,6 +391,16 @@ def test_a_caption_with_half_a_character_is_counted(
     (table,) = read_captions_jsonl(context, captions=Url(tmp_path / "a.jsonl"), images=Url(tmp_path))
     record, told = read_rows(table)
     assert (record.caption, told) == ("a dog \ufffd", Converted("a.jpg", CAPTION_DAMAGED))
+
+
+def test_a_null_character_of_a_list_is_counted(
+    tmp_path: Path, picture: Encode, context: SourceContext, read_rows: Read
+) -> None:
+    (tmp_path / "a.jpg").write_bytes(picture())
+    (tmp_path / "a.csv").write_text("caption,url\na\0dog,http://x/a.jpg\n")
+    (table,) = read_url_list(context, tables=Url(tmp_path / "a.csv"), images=Url(tmp_path), file_name="a.jpg")
+    record, told = read_rows(table)
+    assert (record.caption, told) == ("a dog", Converted("http://x/a.jpg", CAPTION_DAMAGED))
 
 
 class TestCaptionsJsonl:

@@ -212,6 +212,23 @@ def test_a_tar_that_breaks_off_keeps_what_came_before(pairs: Members, tmp_path: 
     assert isinstance(last, Reject)
 
 
+def test_what_tarfile_takes_for_the_end_is_told_where_more_follows(pairs: Members, tmp_path: Path) -> None:
+    whole = write_tar(tmp_path / "a.tar", pairs).read_bytes()
+    with tarfile.open(tmp_path / "a.tar") as archive:
+        places = [member.offset for member in archive]
+    broken = bytearray(whole)
+    broken[places[3] + 150] ^= 1  # in the header's checksum
+    for name, content, begins in (
+        ("twice.tar", whole + whole, len(pairs) // 3),  # a second archive behind the first
+        ("broken.tar", bytes(broken), 1),
+    ):
+        (tmp_path / name).write_bytes(content)
+        *rows, last = read_tar(str(tmp_path / name), "txt")
+        assert len(rows) == begins
+        assert isinstance(last, Reject)
+        assert (last.reason, name in last.name, "more behind byte" in last.name) == ("row_malformed", True, True)
+
+
 def test_an_empty_tar_has_no_pairs(tmp_path: Path) -> None:
     assert list(read_tar(str(write_tar(tmp_path / "a.tar", [])), "txt")) == []
 
