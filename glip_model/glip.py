@@ -56,7 +56,7 @@ class PredictionHead(nn.Module):
         self.centerness = nn.Conv2d(config.channels, 1, 1)
         self.scales = nn.Parameter(torch.ones(config.num_levels))
         self.text_projection = nn.Linear(config.text_size, config.channels)
-        self.log_scale = nn.Parameter(torch.full((1,), config.log_scale))
+        self.log_scale = nn.Parameter(torch.full((1,), float(config.log_scale)))
         self.bias_lang = nn.Parameter(torch.zeros(config.text_size))
         self.bias0 = nn.Parameter(torch.tensor([-math.log((1 - PRIOR_PROBABILITY) / PRIOR_PROBABILITY)]))
         for convolution in (self.bbox_pred, self.centerness):

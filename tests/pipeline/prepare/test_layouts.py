@@ -65,7 +65,8 @@ def pictures_of(sources: Sequence[Any], categories: Sequence[str] = ("cup", "pen
         context = SourceContext("human", "own", load_all(ROOT / "params.yaml").prepare, 0)
         [table] = READERS[source["reader"]](context, **options)
         assert [category.name for category in table.categories] == list(categories)
-        rules = Rules("own", "reference", 10**6, frozenset(category.id for category in table.categories))
+        ids = frozenset(category.id for category in table.categories)
+        rules = Rules("own", "reference", 10**6, ids, roots=(source["images"],))
         for part in table.parts(100):
             for record in to_records(part.rows(), rules):
                 assert isinstance(record, DetectionRecord), record
@@ -181,7 +182,11 @@ def test_a_picture_is_never_guessed(tmp_path: Path) -> None:
         images=Url(entry["images"]),
         search=True,
     )
-    rows = [row for part in table.parts(9) for row in to_records(part.rows(), Rules("own", "reference", 10**6))]
+    rows = [
+        row
+        for part in table.parts(9)
+        for row in to_records(part.rows(), Rules("own", "reference", 10**6, roots=("/",)))
+    ]
     assert [getattr(row, "reason", "used") for row in rows if not hasattr(row, "what")] == [
         "image_missing",
         "image_missing",

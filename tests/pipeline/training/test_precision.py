@@ -58,7 +58,7 @@ def test_bf16_changes_the_ap_of_a_model_trained_here_by_little(
     sources = make_sources(tmp_path / "human", None, run.mixture, config.samples, tokenizer)
     Trainer(model, tokenizer, sources, config, run, 0).run()
     exact, rounded = aps(model, tokenizer, tmp_path / "records/dev", tmp_path / "samples")
-    assert exact > 20.0  # it has learnt something that could be lost
+    assert exact > 10.0  # it has learnt something that could be lost
     assert exact != rounded  # and the setting has an effect
     assert rounded == pytest.approx(exact, abs=MOST_AP)
 
