@@ -1,12 +1,15 @@
 """Pictures that are not 8-bit RGB: more bits, floats and transparency."""
 
 import io
+from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
-from glip_model.images import check_image, decode_image, open_image
+from glip_model.images import check_image, decode_image, open_image, to_rgb
 
 MAX_PIXELS = 10_000
 
@@ -126,3 +129,24 @@ def encode_png(values: np.ndarray) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(values).save(buffer, "PNG")
     return buffer.getvalue()
+
+
+@given(
+    st.lists(st.integers(0, 65535), min_size=2, max_size=60),
+    st.sampled_from([(np.uint16, "I;16"), (np.int32, "I"), (np.float32, "F")]),
+)
+def test_brighter_stays_brighter_and_black_to_full_scale_is_kept(values: list[int], kind: tuple[Any, str]) -> None:
+    dtype, mode = kind
+    image = Image.fromarray(np.array([values], dtype=dtype))
+    assert image.mode == mode
+    grey = np.asarray(to_rgb(image))[0]
+    assert (grey == grey[:, :1]).all()
+    order = np.argsort(values, kind="stable")
+    assert (np.diff(grey[order, 0].astype(int)) >= 0).all()
+    bits = max(8, max(values).bit_length()) if mode != "F" or max(values) > 1 else 0
+    scale = 2**bits - 1 if bits else 1
+    if max(values) - min(values) >= scale / 8 or max(values) == min(values):  # else it is stretched
+        expected = [round(255 * value / scale) for value in values]
+        assert np.abs(grey[:, 0].astype(int) - expected).max() <= 1
+    else:
+        assert grey[order[[0, -1]], 0].tolist() == [0, 255]

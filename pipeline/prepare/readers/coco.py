@@ -192,14 +192,33 @@ def around_mask(segmentation: Any) -> tuple[float, ...]:
     return min(xs), min(ys), max(xs), max(ys)
 
 
+def _run_lengths(counts: str) -> list[int]:
+    """Return compressed run lengths: five bits a character, lowest first; from the fourth on, less the last but one."""
+    lengths: list[int] = []
+    value = shift = 0
+    for code in counts.encode("ascii"):
+        value |= (code - 48 & 0x1F) << shift
+        shift += 5
+        if code - 48 & 0x20:  # more follow
+            continue
+        if code - 48 & 0x10:  # negative
+            value -= 1 << shift
+        lengths.append(value + (lengths[-2] if len(lengths) > 2 else 0))
+        value = shift = 0
+    return lengths
+
+
 def _around_runs(segmentation: Values) -> tuple[float, ...]:
     from pycocotools import mask  # waits for no other reader
 
-    size, counts = listed(segmentation.get("size")), segmentation.get("counts")
+    size, counts = listed(segmentation.get("size")), segmentation.get("counts", "")
     if len(size) != 2 or any(type(side) is not int or not 0 < side < 1 << 16 for side in size):
         return ()
     try:
         runs = {"size": size, "counts": counts}
+        lengths = counts if isinstance(counts, list) else _run_lengths(counts)
+        if min(lengths) < 0 or sum(lengths) != size[0] * size[1]:
+            return ()
         if isinstance(counts, list):
             runs = mask.frPyObjects(runs, *size)
         x, y, width, height = map(float, mask.toBbox(runs) if mask.area(runs) else (0, 0, 0, 0))

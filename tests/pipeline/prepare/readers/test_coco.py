@@ -449,6 +449,8 @@ RUNS[20, 30] = 1
         ([[1, 1, None, 5]], None),
         ([5, [1, 1, 20, 20]], None),
         ({"counts": [0, 9]}, None),
+        ({"counts": "garbage!!", "size": [80, 100]}, None),
+        ({"counts": [34, 5, 25, 5, 1130], "size": [30, 40]}, None),  # a pixel is missing
         ({"counts": [0, 9], "size": [0, 0]}, None),
         ({"counts": [-5, 9], "size": [30, 40]}, None),
         ({"counts": "", "size": [30, 40]}, None),
