@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from itertools import islice
 from typing import Any, Literal
@@ -53,8 +53,10 @@ def read_odvg(context: SourceContext, *, annotations: Url, images: Url, labels: 
     categories = _read_labels(labels) if "detection" in kinds and labels is not None else ()
     identity = f"{file_identity(annotations)} {redact(images)} {file_identity(labels) if categories and labels else ''}"
 
+    names = {category.id: category.name for category in categories}
+
     def parts(kind: Kind, rows_per_part: int) -> Iterator[Part]:
-        rows = partial(_rows, images, kind, len(kinds) == 1)
+        rows = partial(_rows, images, names, kind, len(kinds) == 1)
         return json_parts(annotations, f"{identity} {kind}", rows, rows_per_part)
 
     types: dict[Kind, type] = {"detection": DetectionRecord, "grounding": GroundingRecord}
@@ -101,7 +103,7 @@ def _is_word(character: str) -> bool:
 
 
 def _rows(
-    images: str, kind: Kind, is_only_kind: bool, url: str, start: int, stop: int
+    images: str, names: Mapping[int, str], kind: Kind, is_only_kind: bool, url: str, start: int, stop: int
 ) -> Iterator[RawDetection | RawGrounding | Reject]:
     for label, values, notes in json_lines(url, start, stop):
         found = [name for name in KINDS if name in values] if isinstance(values, dict) else []
@@ -124,7 +126,7 @@ def _rows(
             if any(item.get("score") is not None for item in instances):
                 yield Reject(name, "pseudo_label")
             else:
-                yield RawDetection(name=name, image=image, objects=[_object(item) for item in instances])
+                yield RawDetection(name=name, image=image, objects=[_object(item, names) for item in instances])
         else:
             caption = body.get("caption")
             phrases = _phrases(_list(body, "regions"), caption if isinstance(caption, str) else "")
@@ -143,8 +145,12 @@ def _list(body: Values, name: str) -> list[Values]:
     return [item if isinstance(item, dict) else {} for item in listed(body.get(name))]
 
 
-def _object(item: Values) -> RawObject:
-    return RawObject(xyxy=listed(item.get("bbox")), category_id=whole_number(item.get("label")))
+def _object(item: Values, names: Mapping[int, str]) -> RawObject:
+    label, category = whole_number(item.get("label")), item.get("category")
+    name = None if label is None else names.get(label)
+    if isinstance(category, str) and name is not None and category.strip().lower() != name.strip().lower():
+        label = None  # the line or the label map is of another data set, and nothing says which
+    return RawObject(xyxy=listed(item.get("bbox")), category_id=label)
 
 
 def _phrases(regions: list[Values], caption: str) -> list[RawPhrase]:

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import MissingInputError
 from pipeline.prepare.raw import (
+    CAPTION_UNQUOTED,
     Part,
     RawImage,
     RawPair,
@@ -38,6 +39,8 @@ IMAGE_FIELDS = ("file_name", "image", "path")
 URL_COLUMNS = ("url", "URL")
 _COLUMN_NAME = re.compile(r"[^./\\]+")
 """What a column of URLs may be called; an address without its scheme is no name."""
+_QUOTED = re.compile(r'"(?:[^"]*"")+[^"]*"')
+"""A cell of a TSV whose program quotes as in CSV, because the text has quotes: all inside are doubled."""
 _NO_VALUES = ("nan", "none", "null", "nil", "na", "\\n")
 """What programs write into a cell without a value: no name of a column."""
 MAX_SHARD_DIGITS = 12
@@ -62,10 +65,11 @@ def read_image_parquet(
 
     Options:
         tables: one file, a glob, or numbers such as ``{00000..00010}.parquet``.
-        image: column of the pictures, a struct of ``bytes`` and ``path``, plain bytes, or a list of these.
+        image: column of the pictures, a struct of ``bytes`` and ``path``, plain bytes, a path as text, or a list of
+            these.
         caption: column of the captions; left out, ``caption`` or ``text``, in every row the first of them that has one.
         several: what a list of captions becomes: ``pairs`` of the picture with each, or the ``first`` alone.
-        images: folder of the pictures that have a ``path`` and no bytes; left out, they are rejects.
+        images: folder of the pictures that have a path and no bytes; left out, they are rejects.
     """
 
     def row(table: str, number: int, values: Values, text: Any) -> Iterator[RawPair | Reject]:
@@ -86,7 +90,10 @@ def read_image_parquet(
 
 def _picture(value: Any, number: int, images: Url | None) -> tuple[str, RawImage]:
     """Return what messages call a picture of a row, and its bytes or its place."""
-    data, path = (value.get("bytes"), value.get("path")) if isinstance(value, dict) else (value, None)
+    if isinstance(value, dict):
+        data, path = value.get("bytes"), value.get("path")
+    else:
+        data, path = (None, value) if isinstance(value, str) else (value, None)
     name = str(path or f"row {number}")
     if not isinstance(data, bytes) and isinstance(path, str) and images is not None:
         return name, RawImage(folder=images, url=path)
@@ -252,7 +259,9 @@ class _Layout(NamedTuple):
         seen = []
         for delimiter in delimiters:
             with _open_rows(file, delimiter) as rows:
-                first, *others = [[cell.strip() for cell in row] for row in islice(rows, PROBED_LINES)] or [[]]
+                first, *others = [
+                    [cell.strip() for cell in row] for row in islice(filter(any, rows), PROBED_LINES)
+                ] or [[]]
             seen.append(first)
             layout = cls._learn(_Probe(file, delimiter, first, next(filter(None, others), [])), url, caption)
             if layout is not None:
@@ -331,18 +340,21 @@ def _read_list(file: str, layout: _Layout, images: str | None, file_name: str) -
     notes: set[str] = set()
     with _open_rows(file, layout.delimiter, notes) as rows:
         if layout.has_header:
-            next(rows, None)
+            next(filter(any, rows), None)  # behind blank lines
         notes.clear()
         for number, cells in enumerate(rows):
-            converted = tuple(sorted(notes))
-            notes.clear()
             # With more cells than columns a delimiter stood in one of them, and who knows in which.
             if len(cells) <= max(layout.url, layout.caption) or any(map(str.strip, cells[layout.width :])):
                 yield Reject(f"{redact(file)}, row {number}", "row_malformed")
+                notes.clear()
                 continue
-            address = cells[layout.url].strip()
+            address, caption = cells[layout.url].strip(), cells[layout.caption]
+            if layout.delimiter == "\t" and _QUOTED.fullmatch(caption):
+                caption = caption[1:-1].replace('""', '"')
+                notes.add(CAPTION_UNQUOTED)
             image = _downloaded(number, address, images, file_name)
-            yield RawPair(name=address, image=image, caption=cells[layout.caption], converted=converted)
+            yield RawPair(name=address, image=image, caption=caption, converted=tuple(sorted(notes)))
+            notes.clear()
 
 
 @contextmanager

@@ -9,12 +9,22 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from pipeline.errors import MissingInputError
-from pipeline.prepare.raw import CAPTION_DAMAGED, CAPTION_NOT_UTF8, Converted, RawPair, Reject, SourceContext, Url
+from pipeline.prepare.raw import (
+    CAPTION_DAMAGED,
+    CAPTION_NOT_UTF8,
+    CAPTION_UNQUOTED,
+    Converted,
+    RawPair,
+    Reject,
+    SourceContext,
+    Url,
+)
 from pipeline.prepare.readers.pair_tables import (
     read_captions_jsonl,
     read_image_parquet,
@@ -119,6 +129,19 @@ class TestImageParquet:
         first, second = read_rows(table)
         assert first.width == 40
         assert second == Reject("/etc/passwd", "image_outside_folder")
+
+    def test_a_column_of_paths_is_taken_from_the_folder(
+        self, tmp_path: Path, picture: Encode, context: SourceContext, read_rows: Read
+    ) -> None:
+        (tmp_path / "a.jpg").write_bytes(picture())
+        rows = [{"image": path, "caption": "a dog"} for path in ("a.jpg", "b.jpg")]
+        url = self.write(tmp_path / "a.parquet", rows)
+        (table,) = read_image_parquet(context, tables=url, images=Url(tmp_path))
+        first, second = read_rows(table)
+        assert first.width == 40
+        assert second == Reject("b.jpg", "image_missing")
+        (table,) = read_image_parquet(context, tables=url)
+        assert [row.reason for row in read_rows(table)] == ["image_unreadable"] * 2
 
     @pytest.mark.parametrize("is_list", [False, True])
     def test_captions_in_another_encoding_are_decoded_and_counted(
@@ -285,6 +308,31 @@ class TestUrlList:
         assert [(row.image.url, row.caption, row.name) for row in found] == [
             (str(i), f"dög {i}", url) for i, url in enumerate(URLS)
         ]
+
+    def test_quotes_of_a_tsv_are_those_of_the_text_unless_all_inside_are_doubled(
+        self, tmp_path: Path, context: SourceContext
+    ) -> None:
+        captions = ['say "hi"', '"hi"', '"', '"" hi', 'a "b']
+        table = pd.DataFrame({"caption": captions, "url": [f"http://x/{i}.jpg" for i in range(len(captions))]})
+        lists = {
+            "pandas.tsv": table.to_csv(sep="\t", index=False),
+            "plain.tsv": "".join(f"{row.caption}\t{row.url}\n" for row in table.itertuples()),
+        }
+        for name, content in lists.items():
+            (tmp_path / name).write_text(content)
+            (found,) = read_url_list(context, tables=Url(tmp_path / name), images=Url("/p"))
+            pairs = [row for part in found.parts(10) for row in part.rows() if isinstance(row, RawPair)]
+            assert [row.caption for row in pairs] == captions
+            assert {row.converted for row in pairs} == {(CAPTION_UNQUOTED,) if name == "pandas.tsv" else ()}
+
+    @pytest.mark.parametrize("blanks", ["\n", "\n\n", ",\n"])
+    def test_blank_lines_before_a_header_are_passed_over(
+        self, blanks: str, tmp_path: Path, context: SourceContext
+    ) -> None:
+        (tmp_path / "a.csv").write_text(f"{blanks}caption,url\na,http://x/0.jpg\nb,http://x/1.jpg\n")
+        (table,) = read_url_list(context, tables=Url(tmp_path / "a.csv"), images=Url("/p"), file_name="{row}")
+        found = [row for part in table.parts(10) for row in part.rows() if isinstance(row, RawPair)]
+        assert [(row.caption, row.image.url) for row in found] == [("a", "0"), ("b", "1")]
 
     @pytest.mark.parametrize(
         ("content", "message"),
