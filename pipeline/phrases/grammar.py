@@ -11,8 +11,6 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from nltk import RegexpParser
-
 from pipeline.store.records import Phrase
 
 GRAMMAR = "NP: {<DT>?<JJ.*>*<NN.*>+}"
@@ -22,6 +20,8 @@ class GrammarExtractor:
     """Applies the grammar to tagged captions."""
 
     def __init__(self) -> None:
+        from nltk import RegexpParser  # takes as long to import as spaCy
+
         self._chunker = RegexpParser(GRAMMAR)
 
     def extract(self, doc: Any) -> tuple[Phrase, ...]:

@@ -37,7 +37,8 @@ class NounPhraseParser:
     """
 
     def __init__(self, config: PhrasesConfig) -> None:
-        self._config, self._cleaner, self._grammar = config, Cleaner(config), GrammarExtractor()
+        self._config, self._cleaner = config, Cleaner(config)
+        self._grammar = GrammarExtractor() if config.extractor == "grammar" else None
         try:
             package = importlib.import_module(config.spacy_model)
         except ImportError as error:
@@ -92,7 +93,7 @@ class NounPhraseParser:
         return "caption_too_long" if len(caption) > self._config.max_caption_chars else None
 
     def _phrases(self, doc: Any) -> tuple[Phrase, ...]:
-        if self._config.extractor == "grammar":
+        if self._grammar is not None:
             return self._grammar.extract(doc)
         return self._cleaner.clean(doc.text, _outermost(list(doc.noun_chunks)))
 
