@@ -47,6 +47,7 @@ _OF_THE_MACHINE = {
 
 EXTRA_OF = {"onnx": "export", "onnxruntime": "export", "timm": "timm"} | dict.fromkeys(
     (
+        "aiohttp",
         "duckdb",
         "dvc",
         "imagehash",
@@ -59,6 +60,7 @@ EXTRA_OF = {"onnx": "export", "onnxruntime": "export", "timm": "timm"} | dict.fr
         "s3fs",
         "spacy",
         "upath",
+        "yarl",
     ),
     "pipeline",
 )

@@ -9,6 +9,7 @@ import tarfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from pipeline.inspection.search import Found
 from pipeline.store.atomic import replacing
 from pipeline.store.images import read_encoded
 from pipeline.store.records import Box, GroundingRecord, ImageRef
+from pipeline.store.storage import Place
 
 PICTURES = "images"
 UNFINISHED = ".unfinished-export"
@@ -30,9 +32,51 @@ _SUFFIXES = {b"\xff\xd8": "jpg", b"\x89P": "png", b"RI": "webp", b"GI": "gif", b
 """By the first two bytes."""
 
 
-def export_coco(
-    found: Iterable[Found], out: Path, on_row: Callable[[int], Any], roots: Sequence[str], defects: Counter[str]
-) -> int:
+@dataclass(frozen=True)
+class Pairs:
+    """What is exported: the pairs that have a picture and boxes, each with its number from 1.
+
+    Attributes:
+        found: rows and where they stand.
+        on_row: is told of every row that was read.
+        roots: where pictures may be that do not lie in the shards.
+        defects: counts what is left out as broken, by kind.
+    """
+
+    found: Iterable[Found]
+    on_row: Callable[[int], Any]
+    roots: Sequence[str]
+    defects: Counter[str]
+
+    def __iter__(self) -> Iterator[tuple[int, GroundingRecord]]:
+        """Yield number and pair."""
+        count = 0
+        for record in read_records(self.found, self.defects):
+            if record.image != ImageRef() and any(phrase.boxes for phrase in record.phrases):
+                count += 1
+                yield count, record
+            self.on_row(1)
+
+    def by_shard(self) -> Iterator[tuple[Place, Pairs]]:
+        """Yield shards with their pairs, to be read one after the other."""
+        for shard, rows in groupby(self.found, key=lambda each: each[0]):
+            yield shard, replace(self, found=rows)
+
+    def picture(self, record: GroundingRecord) -> bytes:
+        """Return the encoded picture of a pair; ShardError where it cannot be read."""
+        path = record.image.path if record.image.bytes is None else None
+        try:
+            (data,) = read_encoded([record.image], self.roots)
+            if isinstance(data, ImageError):
+                raise data
+            if path is not None:  # a file of any kind may be named
+                decode_image(data, MAX_PIXELS)
+        except ImageError as error:
+            raise ShardError(f"row {record.key}: {error.reason}: {error}") from error
+        return data
+
+
+def export_coco(pairs: Pairs, out: Path) -> int:
     """Write ``OUT/annotations.json`` in COCO's layout and ``OUT/images/``; every phrase is a category.
 
     Returns:
@@ -41,8 +85,8 @@ def export_coco(
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     categories: dict[str, int] = {}
-    for image_id, record in _labelled(found, on_row, defects):
-        name = _write_picture(record, out, image_id, roots)
+    for image_id, record in pairs:
+        name = _write_picture(pairs.picture(record), out, image_id)
         head = {"id": image_id, "file_name": name, "width": record.width, "height": record.height}
         images.append(head | {"caption": record.caption, "key": record.key})
         for phrase in record.phrases:
@@ -62,16 +106,14 @@ def export_coco(
     return len(images)
 
 
-def export_odvg(
-    found: Iterable[Found], out: Path, on_row: Callable[[int], Any], roots: Sequence[str], defects: Counter[str]
-) -> int:
+def export_odvg(pairs: Pairs, out: Path) -> int:
     """Write ``OUT/labels.jsonl``, a grounding line a picture, and ``OUT/images/``; returns the pictures written.
 
     Only the boxes of pseudo-labels have a score: by it our reader tells them from those of people.
     """
     count = 0
     with replacing(out / "labels.jsonl") as aside, aside.open("w", encoding="utf-8") as file:
-        for count, record in _labelled(found, on_row, defects):
+        for count, record in pairs:
             regions = [
                 {"bbox": list(box.xyxy), "phrase": phrase.text, "tokens_positive": phrase.char_spans}
                 | ({"score": box.score} if box.score < 1 else {})
@@ -79,7 +121,7 @@ def export_odvg(
                 for box in phrase.boxes
             ]
             line = {
-                "filename": _write_picture(record, out, count, roots),
+                "filename": _write_picture(pairs.picture(record), out, count),
                 "height": record.height,
                 "width": record.width,
                 "key": record.key,
@@ -90,16 +132,14 @@ def export_odvg(
     return count
 
 
-def export_webdataset(
-    found: Iterable[Found], out: Path, on_row: Callable[[int], Any], roots: Sequence[str], defects: Counter[str]
-) -> int:
+def export_webdataset(pairs: Pairs, out: Path) -> int:
     """Write a tar a shard into OUT: picture, caption and phrases as ``.jpg``, ``.txt``, ``.json``; returns pairs."""
     total = 0
-    for shard, rows in groupby(found, key=lambda each: each[0]):
+    for shard, of_shard in pairs.by_shard():
         count = 0
         with replacing(out / f"{Path(shard.name).stem}.tar") as aside, tarfile.open(aside, "w") as tar:
-            for count, record in _labelled(rows, on_row, defects):
-                data = _picture(record, roots)
+            for count, record in of_shard:
+                data = pairs.picture(record)
                 members = {
                     _suffix(data): data,
                     "txt": record.caption.encode(),
@@ -113,9 +153,7 @@ def export_webdataset(
     return total
 
 
-def export_fiftyone(
-    found: Iterable[Found], out: Path, on_row: Callable[[int], Any], roots: Sequence[str], defects: Counter[str]
-) -> int:
+def export_fiftyone(pairs: Pairs, out: Path) -> int:
     """Make a persistent FiftyOne dataset named like OUT, its pictures in ``OUT/images/``; returns its samples.
 
     Raises:
@@ -132,7 +170,7 @@ def export_fiftyone(
         raise ConfigError(f"--out {out}: FiftyOne takes no data set of this name ({error})") from error
     count = 0
     try:
-        for count, record in _labelled(found, on_row, defects):
+        for count, record in pairs:
             sides = (record.width, record.height) * 2
             detections = [
                 fiftyone.Detection(
@@ -143,7 +181,7 @@ def export_fiftyone(
                 for phrase in record.phrases
                 for box in phrase.boxes
             ]
-            path = out / PICTURES / _write_picture(record, out, count, roots)
+            path = out / PICTURES / _write_picture(pairs.picture(record), out, count)
             sample = fiftyone.Sample(filepath=str(path.resolve()), tags=[record.source])
             sample["caption"], sample["key"] = record.caption, record.key
             sample["pseudo_labels"] = fiftyone.Detections(detections=detections)
@@ -154,7 +192,7 @@ def export_fiftyone(
     return count
 
 
-EXPORTS: dict[str, Callable[[Iterable[Found], Path, Callable[[int], Any], Sequence[str], Counter[str]], int]] = {
+EXPORTS: dict[str, Callable[[Pairs, Path], int]] = {
     "coco": export_coco,
     "odvg": export_odvg,
     "webdataset": export_webdataset,
@@ -182,7 +220,7 @@ def export(
     """
     try:
         with _filled(out):
-            return EXPORTS[name](found, out, on_row, roots, Counter() if defects is None else defects)
+            return EXPORTS[name](Pairs(found, on_row, roots, Counter() if defects is None else defects), out)
     except OSError as error:
         raise StorageError(f"{out}: cannot be written ({error}); make room, or name another folder") from error
 
@@ -213,18 +251,6 @@ def _empty(folder: Path) -> None:
             path.unlink()
 
 
-def _labelled(
-    found: Iterable[Found], on_row: Callable[[int], Any], defects: Counter[str]
-) -> Iterator[tuple[int, GroundingRecord]]:
-    """Yield the pairs that have a picture and boxes, counted from 1."""
-    count = 0
-    for record in read_records(found, defects):
-        if record.image != ImageRef() and any(phrase.boxes for phrase in record.phrases):
-            count += 1
-            yield count, record
-        on_row(1)
-
-
 def _labels(record: GroundingRecord) -> dict[str, Any]:
     phrases = [
         {
@@ -243,22 +269,8 @@ def _xywh(xyxy: Box) -> list[float]:
     return [x1, y1, x2 - x1, y2 - y1]
 
 
-def _picture(record: GroundingRecord, roots: Sequence[str]) -> bytes:
-    path = record.image.path if record.image.bytes is None else None
-    try:
-        (data,) = read_encoded([record.image], roots)
-        if isinstance(data, ImageError):
-            raise data
-        if path is not None:  # a file of any kind may be named
-            decode_image(data, MAX_PIXELS)
-    except ImageError as error:
-        raise ShardError(f"row {record.key}: {error.reason}: {error}") from error
-    return data
-
-
-def _write_picture(record: GroundingRecord, out: Path, number: int, roots: Sequence[str]) -> str:
+def _write_picture(data: bytes, out: Path, number: int) -> str:
     """Write a picture under a number, because keys are untrusted; return its name."""
-    data = _picture(record, roots)
     name = f"{number:012d}.{_suffix(data)}"
     (out / PICTURES).mkdir(exist_ok=True)
     (out / PICTURES / name).write_bytes(data)

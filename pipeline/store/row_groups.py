@@ -101,13 +101,14 @@ class RowGroups:
         """Return the shard of a group."""
         return self.shards[int(self._file_of[group])]
 
-    def read(self, group: int) -> pa.Table:
-        """Read a group; ShardError where it is broken."""
+    def read(self, group: int, columns: Sequence[str] | None = None) -> pa.Table:
+        """Read a group, of some of the columns if they are named; ShardError where it is broken."""
         number, place = int(self._file_of[group]), self.shard(group)
+        wanted = self._columns if columns is None else columns
         with shard_errors(place):
-            return patiently(lambda: self._read(number, int(self._group_in_file[group])), place)
+            return patiently(lambda: self._read(number, int(self._group_in_file[group]), wanted), place)
 
-    def _read(self, number: int, group: int) -> pa.Table:
+    def _read(self, number: int, group: int, columns: Sequence[str]) -> pa.Table:
         if number not in self._open:
             # Every page carries a checksum, as in shards.read_table.
             self._open[number] = pq.ParquetFile(
@@ -119,7 +120,7 @@ class RowGroups:
             self._open.popitem(last=False)[1].close(force=True)
         names = file.schema_arrow.names
         try:
-            table = file.read_row_group(group, [name for name in self._columns if name in names], use_threads=False)
+            table = file.read_row_group(group, [name for name in columns if name in names], use_threads=False)
         except Exception:
             with suppress(OSError):  # a connection that broke is opened anew when it is asked again
                 self._open.pop(number).close(force=True)

@@ -100,7 +100,8 @@ class BatchMaker:
         self._sources, self._samples, self._model_config = sources, config.samples, model_config
         self._tokenizer, self._seed, self._steps = tokenizer, seed, run.steps
         self._short_sides, _ = config.samples.sizes(model_config)
-        _warn_of_small_sizes(sources, max(self._short_sides))
+        if worker.rank == 0:
+            _warn_of_small_sizes(sources, max(self._short_sides))
         self._batch_size, self._share = batch_size, batch_size // worker.world_size
         self._offset = worker.rank * self._share
         self._processes = config.loader_processes

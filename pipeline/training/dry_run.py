@@ -23,7 +23,7 @@ from pipeline.settings import extended_files, load, load_all
 from pipeline.training.batches import BatchMaker, Worker
 from pipeline.training.counting import count_rows, sample_weights, with_steps
 from pipeline.training.optim import learning_rate_factor, parameter_groups, weight_decay_factor
-from pipeline.training.progress import peak_memory_gb
+from pipeline.training.progress import peak_host_memory_gb
 from pipeline.training.rows import make_sources
 from pipeline.training.settings import OptimConfig, RunConfig, TrainingSettings
 from pipeline.training.tuning import freeze_for
@@ -182,14 +182,14 @@ def _rows(name: str, run: RunConfig, human: Path, pseudo: Path | None) -> dict[s
 def _loading(run: RunConfig, config: TrainingSettings, model: GLIPConfig, human: Path, pseudo: Path | None) -> Loading:
     """Open the data as a worker does, and see what that takes; where all rows would be read, judge by the first."""
     train, samples = config.train, config.train.samples
-    begin, before = time.perf_counter(), peak_memory_gb()
+    begin, before = time.perf_counter(), peak_host_memory_gb()
     streamed = dataclasses.replace(samples, shuffle_window=samples.shuffle_window or 1)
     sources = make_sources(human, pseudo, run.mixture, streamed, None)
     if samples.shuffle_window:
         BatchMaker(sources, train, run, model, None, config.seed, Worker(0, train.num_workers))
-    seconds, num_bytes = time.perf_counter() - begin, 1e9 * (peak_memory_gb() - before)
+    seconds, num_bytes = time.perf_counter() - begin, 1e9 * (peak_host_memory_gb() - before)
+    is_held = bool(samples.shuffle_window)
     for source in sources.values():
-        is_held = bool(samples.shuffle_window)
         group_bytes, group_seconds = source.cost_of_a_group()
         num_bytes += group_bytes * (source.held_groups() if is_held else len(source.groups))
         seconds += 0 if is_held else group_seconds * len(source.groups)

@@ -43,7 +43,7 @@ from pipeline.training.model_folder import (
     remove_unfinished,
     starting_model,
 )
-from pipeline.training.progress import Progress
+from pipeline.training.progress import Board, Progress
 from pipeline.training.rows import make_sources
 from pipeline.training.settings import RunConfig, TrainingSettings
 from pipeline.training.trackers import Trackers
@@ -72,30 +72,6 @@ class Paths:
     def checkpoints(self) -> Place:
         """Folder of the checkpoints that an interrupted run resumes from."""
         return self.checkpoints_elsewhere or self.out / "checkpoints"
-
-
-class Board:
-    """Where the first worker pins its progress and the driver reads it."""
-
-    def __init__(self) -> None:
-        self._entries: list[Progress | str] = []
-        self._error: str | None = None
-
-    def pin(self, entry: Progress | str) -> None:
-        """Add a report, or a line for the log."""
-        self._entries.append(entry)
-
-    def fail(self, message: str) -> None:
-        """Note a mistake of the user's, so that it reaches the driver as such; the first one counts."""
-        self._error = self._error or message
-
-    def read(self, start: int) -> list[Progress | str]:
-        """Return the entries from number ``start`` on."""
-        return self._entries[start:]
-
-    def error(self) -> str | None:
-        """Return the noted mistake."""
-        return self._error
 
 
 class _BoardHandler(logging.Handler):

@@ -8,8 +8,6 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-import torch
-
 LOSS_NAMES = ("loss_token", "loss_box", "loss_centerness")
 
 
@@ -39,6 +37,30 @@ class Progress:
     """Files of the sample pictures drawn then."""
 
 
+class Board:
+    """Where the first worker pins its progress and the driver reads it; an actor of Ray."""
+
+    def __init__(self) -> None:
+        self._entries: list[Progress | str] = []
+        self._error: str | None = None
+
+    def pin(self, entry: Progress | str) -> None:
+        """Add a report, or a line for the log."""
+        self._entries.append(entry)
+
+    def fail(self, message: str) -> None:
+        """Note a mistake of the user's, so that it reaches the driver as such; the first one counts."""
+        self._error = self._error or message
+
+    def read(self, start: int) -> list[Progress | str]:
+        """Return the entries from number ``start`` on."""
+        return self._entries[start:]
+
+    def error(self) -> str | None:
+        """Return the noted mistake."""
+        return self._error
+
+
 class Window:
     """What adds up between two reports."""
 
@@ -58,7 +80,14 @@ class Window:
 
 def peak_memory_gb() -> float:
     """Return the most memory that this process has taken so far: of its GPU, or else of the machine."""
+    import torch  # which the process of a Board can do without
+
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 1e9
+    return peak_host_memory_gb()
+
+
+def peak_host_memory_gb() -> float:
+    """Return the most memory of the machine that this process has taken so far."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 1e9 if sys.platform == "darwin" else peak * 1024 / 1e9  # Linux counts in KiB

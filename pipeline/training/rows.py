@@ -103,7 +103,7 @@ class Rows:
             return 0.0, 0.0
         begin = time.perf_counter()
         self._read_one(0)
-        seconds = time.perf_counter() - begin
+        seconds = time.perf_counter() - begin  # and not below, where counting memory takes time of its own
         tracemalloc.start()  # counts Python's objects, and not Arrow's tables
         try:
             group = self._read_one(0)
@@ -129,8 +129,9 @@ class Rows:
 
     def median_short_side(self) -> float:
         """Return the median of the short sides, in pixels, of the pictures in the first row group; 0 without one."""
-        if not len(self.groups) or not len(table := self._read[0].table):
+        if not len(self.groups) or not self.groups.rows[0]:
             return 0.0
+        table = self.groups.read(0, ("height", "width"))
         return float(np.median(np.minimum(np.asarray(table["height"]), np.asarray(table["width"]))))
 
     def is_tall_at(self, row: int) -> bool | None:
