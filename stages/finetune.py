@@ -51,7 +51,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=int, help="optimiser steps (default: by the number of pictures)")
     parser.add_argument("--learning-rate", type=float, help="(default: 0.0001, of prompt 0.05)")
     parser.add_argument("--batch-size", type=int, default=8, help="pictures a step (default: %(default)s)")
-    parser.add_argument("--workers", type=int, default=1, help="processes, one for each GPU (default: %(default)s)")
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=1,
+        help="processes, one for each GPU; 0 trains in this one (default: %(default)s)",
+    )
     parser.add_argument("--val-share", type=float, default=0.15, help="held out to judge by (default: %(default)s)")
     parser.add_argument("--work", type=Path, help="folder for records and predictions (default: OUT/work)")
     parser.add_argument("--dry-run", action="store_true", help="read and divide the data, train nothing")
@@ -90,7 +95,7 @@ def run(args: argparse.Namespace) -> str:
     choices = Choices(args.tuning, args.steps, args.learning_rate, args.batch_size, args.workers)
     settings = load_all(args.params)
     config = finetune_config(load(args.params, TrainingSettings), sizes, choices)
-    judging = _judging(settings.evaluate, args.workers)
+    judging = _judging(settings.evaluate, max(1, args.workers))
     with alone_in(args.out), ray_session():
         preparing = _preparing(settings.prepare, layout)
         check = partial(check_names, tokenizer=tokenizer, max_tokens=sizes.text.max_tokens)

@@ -6,6 +6,7 @@ See ``stages.train``, which is this and ``--dev``.
 from __future__ import annotations
 
 import argparse
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -66,7 +67,7 @@ def run(args: argparse.Namespace, validate: Validate | None = None) -> str | Non
         checkpoints_elsewhere=to_place(args.checkpoints).absolute() if args.checkpoints else None,
         allowed=allowed_roots(load_all(args.params).image_roots),
     )
-    with alone_in(paths.out), ray_session():
+    with alone_in(paths.out), ray_session() if config.train.num_workers else nullcontext():
         metrics = train(args.name, config, paths, args.log, validate)
     if args.metrics:
         write_json(args.metrics, metrics)

@@ -27,7 +27,7 @@ from pipeline.training.counting import sample_weights
 from pipeline.training.loading import load_ahead
 from pipeline.training.plan import SamplePlan, group_by_orientation, plan_samples
 from pipeline.training.rows import Rows
-from pipeline.training.settings import RunConfig, SamplesConfig, TrainConfig
+from pipeline.training.settings import OptimConfig, RunConfig, SamplesConfig, TrainConfig
 from pipeline.training.streaming import OrientedPlan, StreamPlan
 
 logger = logging.getLogger(__name__)
@@ -89,20 +89,13 @@ class BatchMaker:
         seed: int,
         worker: Worker,
     ) -> None:
-        batch_size = config.optim.batch_size
-        accumulate = config.optim.accumulate
-        if batch_size % (worker.world_size * accumulate):
-            times = f" times accumulate (={accumulate})" if accumulate > 1 else ""
-            raise TrainingError(
-                f"train.optim.batch_size (={batch_size}) must be divisible by train.num_workers (={worker.world_size})"
-                f"{times}"
-            )
+        self._share = share_of_batch(config.optim, worker.world_size)
         self._sources, self._samples, self._model_config = sources, config.samples, model_config
         self._tokenizer, self._seed, self._steps = tokenizer, seed, run.steps
         self._short_sides, _ = config.samples.sizes(model_config)
         if worker.rank == 0:
             _warn_of_small_sizes(sources, max(self._short_sides))
-        self._batch_size, self._share = batch_size, batch_size // worker.world_size
+        self._batch_size = config.optim.batch_size
         self._offset = worker.rank * self._share
         self._processes = config.loader_processes
         self.plan = self._make_plan(run, config.samples)
@@ -192,6 +185,16 @@ class BatchMaker:
             "others were rejected or have no boxes); raise train.samples.shuffle_window, or look at the shards: glip "
             "inspect"
         )
+
+
+def share_of_batch(optim: OptimConfig, workers: int) -> int:
+    """Return how many pictures of a step each worker shows; TrainingError where they cannot be divided."""
+    if optim.batch_size % (workers * optim.accumulate):
+        times = f" times accumulate (={optim.accumulate})" if optim.accumulate > 1 else ""
+        raise TrainingError(
+            f"train.optim.batch_size (={optim.batch_size}) must be divisible by train.num_workers (={workers}){times}"
+        )
+    return optim.batch_size // workers
 
 
 def _warn_of_small_sizes(sources: Mapping[str, Rows], short_side: int) -> None:

@@ -122,7 +122,7 @@ def work_out(
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         trained=tuple(_parts(model, optim)),
         batch_size=optim.batch_size,
-        workers=config.train.num_workers,
+        workers=max(1, config.train.num_workers),
         sources=tuple(_shown(run, rows or {}, run.steps * optim.batch_size)),
         steps=run.steps or None,
         epochs=run.epochs,
@@ -186,7 +186,7 @@ def _loading(run: RunConfig, config: TrainingSettings, model: GLIPConfig, human:
     streamed = dataclasses.replace(samples, shuffle_window=samples.shuffle_window or 1)
     sources = make_sources(human, pseudo, run.mixture, streamed, None)
     if samples.shuffle_window:
-        BatchMaker(sources, train, run, model, None, config.seed, Worker(0, train.num_workers))
+        BatchMaker(sources, train, run, model, None, config.seed, Worker(0, max(1, train.num_workers)))
     seconds, num_bytes = time.perf_counter() - begin, 1e9 * (peak_host_memory_gb() - before)
     is_held = bool(samples.shuffle_window)
     for source in sources.values():

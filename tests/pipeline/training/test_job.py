@@ -1,4 +1,4 @@
-"""Training under Ray Train: one worker or two, workers that fail, mistakes that reach the driver."""
+"""Training under Ray Train: without workers, with one or two; workers that fail, mistakes that reach the driver."""
 
 from __future__ import annotations
 
@@ -26,7 +26,6 @@ from pipeline.training.job import Paths, train
 from pipeline.training.judge import Validate
 from pipeline.training.settings import RunConfig, TrainConfig, TrainingSettings
 
-pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_running")]
 Run = Callable[..., tuple[dict[str, Any], list[dict[str, str]]]]
 
 
@@ -34,7 +33,7 @@ Run = Callable[..., tuple[dict[str, Any], list[dict[str, str]]]]
 def run(config: TrainingSettings, train_config: TrainConfig, human: Path, tmp_path: Path) -> Run:
     def run_training(
         out: str = "model",
-        workers: int = 1,
+        workers: int = 0,
         steps: int = 4,
         folder: Path = human,
         mixture: dict[str, float] | None = None,
@@ -57,12 +56,15 @@ def run(config: TrainingSettings, train_config: TrainConfig, human: Path, tmp_pa
     return run_training
 
 
+needs_ray = pytest.mark.usefixtures("ray_running")
 needs_two_cores = pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="two workers need two cores")
 
 
+@pytest.mark.ray
+@needs_ray
 @needs_two_cores
 def test_two_workers_with_loader_processes_learn_what_one_learns(run: Run, tmp_path: Path) -> None:
-    metrics, log = run("one")
+    metrics, log = run("one", workers=1)
     metrics_of_two, log_of_two = run("two", workers=2, loader_processes=1)
     assert [row["step"] for row in log] == ["1", "2", "3", "4"]
     for name in ("loss", "loss_token", "loss_box", "loss_centerness"):
@@ -99,6 +101,8 @@ def test_epochs_of_accumulated_steps_and_raw_weights_beside_their_average(
     assert not (tmp_path / "model/average").exists()
 
 
+@pytest.mark.ray
+@needs_ray
 @needs_two_cores
 def test_two_workers_that_share_weights_accumulate_as_one(run: Run, train_config: TrainConfig, tmp_path: Path) -> None:
     optim = replace(train_config.optim, batch_size=4, accumulate=2)
@@ -109,9 +113,11 @@ def test_two_workers_that_share_weights_accumulate_as_one(run: Run, train_config
     assert [float(row["loss"]) for row in log] == pytest.approx([float(row["loss"]) for row in expected], rel=0.3)
 
 
+@pytest.mark.ray
 @pytest.mark.slow
+@needs_ray
 def test_killed_worker_is_replaced_and_the_log_has_no_gap(run: Run, tmp_path: Path, caplog: Any) -> None:
-    _, expected = run("whole", steps=40)
+    _, expected = run("whole", steps=40, workers=1)
 
     has_ended, killed = threading.Event(), []
 
@@ -127,7 +133,7 @@ def test_killed_worker_is_replaced_and_the_log_has_no_gap(run: Run, tmp_path: Pa
     killer = threading.Thread(target=kill_when_checkpoints_are_there, daemon=True)
     killer.start()
     try:
-        metrics, found = run("killed", steps=40)
+        metrics, found = run("killed", steps=40, workers=1)
     finally:
         has_ended.set()
         killer.join(10)
@@ -137,6 +143,8 @@ def test_killed_worker_is_replaced_and_the_log_has_no_gap(run: Run, tmp_path: Pa
     assert [row["loss"] for row in found] == [row["loss"] for row in expected]
 
 
+@pytest.mark.ray
+@needs_ray
 @needs_two_cores
 def test_mistake_in_one_of_two_workers_reaches_the_driver(
     run: Run, human: Path, tiny: SimpleNamespace, tmp_path: Path
@@ -210,9 +218,11 @@ def test_a_dev_set_judges_the_model_while_it_trains(
         run("judged", dev=dev)
 
 
-def test_more_workers_than_cores_is_an_error(run: Run) -> None:
+@pytest.mark.ray
+@needs_ray
+def test_more_workers_than_cores_is_an_error(run: Run, train_config: TrainConfig) -> None:
     with pytest.raises(TrainingError, match=r"train.num_workers is 4096, but Ray has \d+ CPU cores"):
-        run(workers=4096)
+        run(workers=4096, optim=replace(train_config.optim, batch_size=4096))
 
 
 def test_missing_data_is_found_before_any_worker_starts(run: Run, tmp_path: Path) -> None:
@@ -222,8 +232,7 @@ def test_missing_data_is_found_before_any_worker_starts(run: Run, tmp_path: Path
         run(mixture={"pseudo": 1.0})
 
 
-@needs_two_cores
-def test_batch_that_cannot_be_divided_is_reported(run: Run, train_config: TrainConfig) -> None:
+def test_batch_that_cannot_be_divided_is_reported_before_any_worker_starts(run: Run, train_config: TrainConfig) -> None:
     odd = replace(train_config.optim, batch_size=3)
     with pytest.raises(TrainingError, match=r"must be divisible by train\.num_workers"):
         run(workers=2, optim=odd)

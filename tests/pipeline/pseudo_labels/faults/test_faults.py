@@ -41,6 +41,7 @@ def decoders_of(actor: int) -> list[psutil.Process]:
 
 
 def test_without_a_fault_every_node_has_a_teacher_at_work(bench: Any, undisturbed: dict[str, str]) -> None:
+    bench.teachers = 2
     bench.order(hold=EVERY_SHARD)
     run = bench.start()
     assert len(bench.at_work(teachers=2)) == 2
@@ -78,6 +79,7 @@ def test_node_killed(
     tools: Any, fault_environment: dict[str, str], fault_folder: Path, tmp_path: Path, undisturbed: dict[str, str]
 ) -> None:
     with tools.start_cluster() as cluster, tools.open_bench(cluster, fault_folder, tmp_path) as bench:
+        bench.teachers = 2
         bench.order(hold=EVERY_SHARD)
         run = bench.start()
         with tools.Watcher(bench.out):
@@ -92,6 +94,7 @@ def test_node_that_comes_is_put_to_work_and_one_that_goes_is_not_missed(
     tools: Any, fault_environment: dict[str, str], fault_folder: Path, tmp_path: Path, undisturbed: dict[str, str]
 ) -> None:
     with tools.start_cluster(nodes=1) as cluster, tools.open_bench(cluster, fault_folder, tmp_path) as bench:
+        bench.teachers = 2
         bench.order(hold=EVERY_SHARD)
         run = bench.start()
         (first,) = bench.at_work()
@@ -339,10 +342,3 @@ def test_caption_of_100_kilobytes_that_is_let_through(bench: Any) -> None:
     status, errors = bench.run()
     assert status == 0, errors
     assert {len(record.caption) for record in bench.records()[:ROWS]} == {100_000}
-
-
-def test_any_number_of_teachers_makes_the_same_bytes(bench: Any, undisturbed: dict[str, str]) -> None:
-    bench.settings = {"num_actors": 1}
-    status, errors = bench.run()
-    assert status == 0, errors
-    bench.check_complete(undisturbed)
