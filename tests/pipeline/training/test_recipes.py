@@ -197,3 +197,10 @@ def test_memory_of_rows_is_that_of_a_window_or_of_all(
     assert pixels < 1e6 * found[0] < 20 * pixels
     assert found[400] < found[0]
     assert work_out("tiny", replace(config, train=train), None, None, None).loading is None
+
+
+def test_few_shots_are_judged_on_as_few() -> None:
+    prepare = load_all(RECIPES["odinw_fewshot"]).prepare
+    shown, judged = prepare.human[0], prepare.dev[0]
+    assert (shown["shots"], shown["shot_seed"]) == (judged["shots"], judged["shot_seed"]) == (1, 3)
+    assert (shown["split"], judged["split"]) == ("train", "valid")
