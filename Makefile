@@ -29,7 +29,7 @@ seeds: $(READY) ## repeat the reproduction over three seeds and write metrics/se
 	$(BIN)/python -m stages.seeds --seeds 0 1 2 --out metrics/seeds.json
 
 test: check browser ## set up, check and test everything
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --durations 10
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --durations 10
 
 fuzz: $(READY) ## test properties by other examples than make test, every time anew
 	$(BIN)/python -m pytest -m hypothesis --hypothesis-profile fuzz

@@ -29,6 +29,18 @@ settings.register_profile("fuzz", deadline=None, max_examples=1000)
 settings.load_profile("same")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files that take longest, so that processes that share the files end together."""
+
+    def slowness(item: pytest.Item) -> int:
+        return -sum(item.get_closest_marker(name) is not None for name in ("ray", "slow"))
+
+    of_file: dict[Path, int] = {}
+    for item in items:
+        of_file[item.path] = min(slowness(item), of_file.get(item.path, 0))
+    items.sort(key=lambda item: of_file[item.path])
+
+
 @pytest.fixture(scope="session")
 def imports() -> dict[str, set[str]]:
     """Give the names that each module of the project imports, at its top, inside of functions and for types alone.
