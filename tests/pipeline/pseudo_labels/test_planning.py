@@ -98,7 +98,8 @@ def test_a_sample_is_labelled_to_know_the_rates(
     assert rates.boxes_per_pair == 1.0
     assert rates.bytes_per_pair is not None
     assert rates.bytes_per_pair > 100
-    assert min(rates.images_per_s, rates.decoded_per_core_s or 0, rates.captions_per_core_s or 0) > 0
+    assert min(rates.images_per_s, rates.prepared_per_core_s or 0, rates.captions_per_core_s or 0) > 0
+    assert (rates.asked_per_s or 0) > rates.images_per_s  # which waits for pictures besides
     assert sum(fake_teacher.batches) == 7 + label_config.batch_size  # and the warm-up
     write_shard(tmp_path / "none" / shard_name(0), [], CaptionRecord)
     with pytest.raises(MissingInputError, match="no rows to measure by"):
