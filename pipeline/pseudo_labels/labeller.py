@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from PIL import Image, ImageOps
@@ -34,6 +35,10 @@ CHUNKS_AHEAD = 3
 """Chunks of pictures, each of a batch's length, that are decoded while the teacher works on others."""
 CHUNK_PIXELS = 1 << 26
 """Of a chunk at most, 200 MB."""
+BATCHES_AHEAD = 2
+"""Batches that wait for the teacher: a window gives none for a while, and then several."""
+
+T = TypeVar("T")
 
 Decode = Callable[[Sequence[ImageRef], ResizeRule | None], Sequence[Decoded]]
 """Pictures that records refer to, in order, resized by a rule where there is one, or why one is none."""
@@ -96,7 +101,7 @@ class PseudoLabeller:
             for i, (pair, row) in enumerate(zip(pairs, phrases, strict=True))
             if row.reject_reason is not None
         }
-        for batch, unusable in self._batches(pairs, phrases):
+        for batch, unusable in _ahead(self._batches(pairs, phrases), BATCHES_AHEAD):
             fresh |= {i: _left_out(pairs[i], phrases[i], error.reason) for i, error in unusable.items()}
             found, mirrored, seconds = self._ask(batch)
             for asked, detections, reflection in zip(batch, found, mirrored, strict=True):
@@ -190,6 +195,15 @@ class PseudoLabeller:
             self._ground(images[part], prompts[part]) for part in (slice(half), slice(half, None))
         )
         return first + second, seconds + mine + more
+
+
+def _ahead(results: Iterator[T], count: int) -> Iterator[T]:
+    """Yield what an iterator yields, which is so many results further already."""
+    with ThreadPoolExecutor(1) as pool:
+        pending = deque(pool.submit(next, results, None) for _ in range(count))
+        while (result := pending.popleft().result()) is not None:
+            pending.append(pool.submit(next, results, None))
+            yield result
 
 
 def _left_out(pair: CaptionRecord, row: PhrasesRecord, reason: str) -> GroundingRecord:
