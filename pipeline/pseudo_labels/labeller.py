@@ -101,16 +101,17 @@ class PseudoLabeller:
             for i, (pair, row) in enumerate(zip(pairs, phrases, strict=True))
             if row.reject_reason is not None
         }
-        for batch, unusable in _ahead(self._batches(pairs, phrases), BATCHES_AHEAD):
-            fresh |= {i: _left_out(pairs[i], phrases[i], error.reason) for i, error in unusable.items()}
-            found, mirrored, seconds = self._ask(batch)
-            for asked, detections, reflection in zip(batch, found, mirrored, strict=True):
-                pair, row = pairs[asked.row], phrases[asked.row]
-                fresh[asked.row] = self._select(pair, row, asked.size, detections, reflection)
-            if fresh:
-                on_batch(_figures(fresh.values(), seconds))
-            labelled |= fresh
-            fresh = {}
+        with closing(_ahead(self._batches(pairs, phrases), BATCHES_AHEAD)) as batches:
+            for batch, unusable in batches:
+                fresh |= {i: _left_out(pairs[i], phrases[i], error.reason) for i, error in unusable.items()}
+                found, mirrored, seconds = self._ask(batch)
+                for asked, detections, reflection in zip(batch, found, mirrored, strict=True):
+                    pair, row = pairs[asked.row], phrases[asked.row]
+                    fresh[asked.row] = self._select(pair, row, asked.size, detections, reflection)
+                if fresh:
+                    on_batch(_figures(fresh.values(), seconds))
+                labelled |= fresh
+                fresh = {}
         return [labelled[i] for i in range(len(pairs))]
 
     def _batches(
@@ -197,7 +198,7 @@ class PseudoLabeller:
         return first + second, seconds + mine + more
 
 
-def _ahead(results: Iterator[T], count: int) -> Iterator[T]:
+def _ahead(results: Iterator[T], count: int) -> Generator[T, None, None]:
     """Yield what an iterator yields, which is so many results further already."""
     with ThreadPoolExecutor(1) as pool:
         pending = deque(pool.submit(next, results, None) for _ in range(count))

@@ -317,6 +317,21 @@ def test_pictures_of_mixed_shapes_fill_their_batches(
         assert record.phrases[0].boxes[0].xyxy == ((0, 0, 20 + i, 16) if i % 2 else (0, 0, 16, 20 + i))
 
 
+@pytest.mark.parametrize("room", [1, 3])
+def test_prepared_batches_too_large_for_the_device_are_asked_in_halves_too(
+    room: int, label_config: PseudoLabelConfig, decode: Any, pictures_of_two_shapes: Any
+) -> None:
+    class Full(Shapes):
+        def answer(self, question: Any) -> list[Detections]:
+            if len(question[0]) > room:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return super().answer(question)
+
+    config = dataclasses.replace(label_config, batch_size=4, max_area_share=1.0)
+    records = PseudoLabeller(Full(), config, decode).label(*pictures_of_two_shapes)
+    assert [record.reject_reason for record in records] == [None] * 12
+
+
 def test_the_next_pictures_are_decoded_while_the_teacher_works_but_not_all_of_them(
     label_config: PseudoLabelConfig, decode: Any, pictures_of_two_shapes: Any
 ) -> None:

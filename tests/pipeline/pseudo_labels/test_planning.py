@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from pipeline.errors import ConfigError, MissingInputError
 from pipeline.phrases.settings import PhrasesConfig
+from pipeline.pseudo_labels.plan_text import describe_plan, format_plan
 from pipeline.pseudo_labels.planning import Interruptions, Rates, Workload, measure, simulate, survey
 from pipeline.pseudo_labels.settings import PseudoLabelConfig
 from pipeline.store.records import CaptionRecord
@@ -59,6 +60,17 @@ def test_every_run_ends_and_takes_at_least_the_work(
     assert outcome.gpu_hours * 3600 >= shards * 100 * 0.999
     assert 0 <= outcome.wasted_share < 1
     assert outcome == simulate(web, Rates(1.0), gpus, Interruptions(hours, 60), at_once, seed)
+
+
+def test_a_plan_says_how_many_cores_keep_a_gpu_busy() -> None:
+    rates = Rates(150.0, asked_per_s=200.0, prepared_per_core_s=80.0)
+    plan = describe_plan(WEB, rates, [simulate(WEB, rates, 8)], "a GPU", None)
+    assert plan["output"]["preparing_cores_per_gpu"] == pytest.approx(2.5)
+    assert plan["output"]["teacher_busy_share"] == pytest.approx(0.75)
+    text = format_plan(plan, 256, None)
+    assert "2.50 a GPU read, decode and resize as fast as the teacher looks, one more drives it" in text
+    assert "here the teacher was busy for 75 % of the time" in text
+    assert "cores" not in format_plan(describe_plan(WEB, Rates(20.0), [], None, None), 256, None)
 
 
 @pytest.mark.parametrize(("gpus", "pairs", "rate"), [(0, 1, 1.0), (1, 0, 1.0), (1, 1, 0.0)])
