@@ -58,6 +58,7 @@ bench: $(READY) ## speed and memory as ratios against named baselines (about an 
 	$(BIN)/python tests/benchmarks/model_speed.py
 	$(BIN)/python tests/benchmarks/names_speed.py
 	$(BIN)/python tests/benchmarks/label_speed.py
+	$(BIN)/python tests/benchmarks/teacher_speed.py
 
 clean: ## remove what a run writes; the environment stays
 	git clean -fdxq data models metrics plots reports

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import re
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,9 +23,10 @@ from glip_model.glip import GLIP
 from glip_model.images import ImageLike, open_image
 from glip_model.postprocess import read_off
 from glip_model.precision import Precision, autocast, best_device, dtype_of
-from glip_model.preprocess import image_to_tensor, pad_pictures, pad_prompts, padded_size, resize_size
+from glip_model.preprocess import PictureBatch, pad_prompts
 from glip_model.pretrained import resolve_folder
 from glip_model.prompts import Prompt, caption_prompt, category_prompt, chunk_categories, clean_name
+from glip_model.resizing import ResizedImage, ResizeRule
 from glip_model.structures import CharSpans, Detections
 from glip_model.text_encoder import TextStateCache, load_tokenizer
 
@@ -32,8 +34,20 @@ _ABBREVIATION = r"(?<!\w)(?:[^\W\d_]\.){2,}"
 _BETWEEN_PERIODS = re.compile(rf"(?:{_ABBREVIATION}|[^\s.])(?:{_ABBREVIATION}|[^.]|\.(?=\S))*(?<!\s)")
 """What stands between periods that end a word, but not between those of single letters, as in U.S."""
 
+Picture = Image.Image | ResizedImage
+"""RGB of any size, or resized by ``GLIPPredictor.resize_rule`` already."""
 PhraseParser = Callable[[str], Sequence[CharSpans]]
 """Finds the phrases of a caption: per phrase its half-open character pieces."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """Pictures of one padded size and a prompt for each, with all done to them that needs no device."""
+
+    pictures: PictureBatch
+    prompts: tuple[TokenizedPrompt, ...]
+    asked: tuple[Prompt, ...]
+    """The same as they were given."""
 
 
 class GLIPPredictor:
@@ -67,8 +81,12 @@ class GLIPPredictor:
         if compile_model:
             self._features = torch.compile(self._features, dynamic=False)
             self._ground = torch.compile(self._ground, dynamic=False)
-        # Inference never changes the encoder, so its states can be kept whether or not it was trained.
-        self._text_states = TextStateCache(self.model.text_encoder, tokenizer)
+        config = self.model.config
+        self.resize_rule = ResizeRule(config.test_short_side, config.test_long_side, config.size_divisor)
+        """What is done to pictures first; who does it elsewhere gives ``ResizedImage`` in place of a picture."""
+        # Inference never changes the encoder, so its states can be kept whether or not it was trained. The tokenizer is
+        # a copy: one that ``prepare`` uses in another thread at the same time raises "Already borrowed".
+        self._text_states = TextStateCache(self.model.text_encoder, copy.deepcopy(tokenizer))
 
     @classmethod
     def from_pretrained(
@@ -153,9 +171,9 @@ class GLIPPredictor:
         return prompt
 
     def ground(
-        self, images: Sequence[Image.Image], prompts: Sequence[Prompt], max_detections: int | None = None
+        self, images: Sequence[Picture], prompts: Sequence[Prompt], max_detections: int | None = None
     ) -> list[Detections]:
-        """Find each prompt's phrases in its picture, all pictures in one batch.
+        """Find each prompt's phrases in its picture, all pictures of one padded size in one batch.
 
         Args:
             images: RGB pictures of any sizes.
@@ -170,15 +188,36 @@ class GLIPPredictor:
         """
         if len(images) != len(prompts):
             raise ValueError(f"{len(images)} pictures need as many prompts, got {len(prompts)}")
-        asked = [[self.tokenize(prompt)] for prompt in prompts]
+        config, found = self._config(max_detections), [Detections.none()] * len(images)
+        for rows, resized in self._by_padded_size(images):
+            question = self.prepare(resized, [prompts[i] for i in rows])
+            for i, detections in zip(rows, self.answer(question, config), strict=True):
+                found[i] = detections
+        return found
+
+    def prepare(self, images: Sequence[ResizedImage], prompts: Sequence[Prompt]) -> Question:
+        """Do what needs no device: another thread may be in ``answer`` meanwhile, as long as one at a time is in each.
+
+        Args:
+            images: resized by ``resize_rule``, all of one padded size.
+            prompts: one per picture.
+        """
+        pictures = PictureBatch.of(images, self.resize_rule.size_divisor, self.device.type == "cuda")
+        return Question(pictures, tuple(map(self.tokenize, prompts)), tuple(prompts))
+
+    def answer(self, question: Question, config: GLIPConfig | None = None) -> list[Detections]:
+        """Return per picture what ``ground`` does; ``config`` has another limit of detections than the model's own."""
+        prompts = [[prompt] for prompt in question.prompts]
         return [
-            replace(found, phrases=prompt.phrases, char_spans=prompt.char_spans)
-            for [found], prompt in zip(self._run(images, asked, self._config(max_detections)), prompts, strict=True)
+            replace(found, phrases=asked.phrases, char_spans=asked.char_spans)
+            for [found], asked in zip(
+                self._run(question.pictures, prompts, 1, config or self.model.config), question.asked, strict=True
+            )
         ]
 
     def detect(
         self,
-        images: Sequence[Image.Image],
+        images: Sequence[Picture],
         names: Sequence[str],
         max_prompt_categories: int | None = None,
         limit_total: bool = True,
@@ -207,10 +246,14 @@ class GLIPPredictor:
         chunks = chunk_categories(names, self.tokenizer, config.text.max_tokens, max_prompt_categories)
         prompts = [self.tokenize(category_prompt([names[i] for i in chunk])) for chunk in chunks]
         limit = config.max_detections if limit_total else None
-        return [
-            replace(_merge(found, chunks, limit), phrases=tuple(names))
-            for found in self._run(images, [prompts] * len(images), config)
-        ]
+        merged = [Detections.none()] * len(images)
+        for rows, resized in self._by_padded_size(images):
+            pictures = PictureBatch.of(resized, config.size_divisor, self.device.type == "cuda")
+            # No more pictures with a prompt each run together than there are pictures.
+            found = self._run(pictures, [prompts] * len(rows), len(images) // len(rows), config)
+            for i, parts in zip(rows, found, strict=True):
+                merged[i] = replace(_merge(parts, chunks, limit), phrases=tuple(names))
+        return merged
 
     def tokenize(self, prompt: Prompt) -> TokenizedPrompt:
         """Tokenise a prompt with the model's token limit."""
@@ -225,41 +268,43 @@ class GLIPPredictor:
             raise ValueError(f"max_detections is {max_detections}; expected at least 1")
         return replace(config, max_detections=max_detections)
 
+    def _by_padded_size(self, images: Sequence[Picture]) -> Iterator[tuple[list[int], list[ResizedImage]]]:
+        """Yield the places of pictures that can run together, and the pictures resized."""
+        groups: dict[tuple[int, int], list[int]] = {}
+        for i, image in enumerate(images):
+            size = image.size if isinstance(image, ResizedImage) else self.resize_rule.size((image.height, image.width))
+            groups.setdefault(self.resize_rule.padded(size), []).append(i)
+        for rows in groups.values():
+            chosen = [images[i] for i in rows]
+            yield rows, [each if isinstance(each, ResizedImage) else self.resize_rule(each) for each in chosen]
+
     @torch.inference_mode()
     def _run(
-        self, images: Sequence[Image.Image], prompts: Sequence[Sequence[TokenizedPrompt]], config: GLIPConfig
+        self,
+        pictures: PictureBatch,
+        prompts: Sequence[Sequence[TokenizedPrompt]],
+        at_once: int,
+        config: GLIPConfig,
     ) -> list[list[Detections]]:
-        """Ask every picture its prompts, as many of each; return what each finds, in order."""
-        groups: dict[tuple[int, int], list[int]] = {}
-        sizes = [
-            resize_size(image.height, image.width, config.test_short_side, config.test_long_side) for image in images
-        ]
-        for i, size in enumerate(sizes):
-            groups.setdefault(padded_size(size, config.size_divisor), []).append(i)
-        found: list[list[Detections]] = [[] for _ in images]
+        """Ask every picture its prompts, as many of each, so many at once; return what each finds, in order."""
+        count = len(pictures.sizes)
+        found: list[list[Detections]] = [[] for _ in range(count)]
         with autocast(self.dtype, self.device):
-            for rows in groups.values():
-                tensors = [image_to_tensor(_resize(images[i], sizes[i]), config.backbone) for i in rows]
-                features = self._features(pad_pictures(tensors, config.size_divisor).to(self.device))
-                # No more pictures with a prompt each run together than there are pictures.
-                at_once = len(images) // len(rows)
-                for start in range(0, len(prompts[rows[0]]), at_once):
-                    turns = [
-                        (i, prompt)
-                        for turn in zip(*(prompts[i][start : start + at_once] for i in rows), strict=True)
-                        for i, prompt in zip(rows, turn, strict=True)
-                    ]
-                    asked = [prompt for _, prompt in turns]
-                    repeated = [torch.cat([level] * (len(turns) // len(rows))) for level in features]
-                    detections = read_off(
-                        self._ground(repeated, *self._encode(asked)),
-                        [sizes[i] for i, _ in turns],
-                        [prompt.positive_map for prompt in asked],
-                        [(images[i].height, images[i].width) for i, _ in turns],
-                        config,
-                    )
-                    for (i, _), answer in zip(turns, detections, strict=True):
-                        found[i].append(_whole_pixels(answer, images[i]) if config.inclusive_corners else answer)
+            features = self._features(pictures.to_device(self.device, config.backbone))
+            for start in range(0, len(prompts[0]), at_once):
+                turns = list(zip(*(each[start : start + at_once] for each in prompts), strict=True))
+                asked = [prompt for turn in turns for prompt in turn]
+                detections = read_off(
+                    self._ground([torch.cat([level] * len(turns)) for level in features], *self._encode(asked)),
+                    pictures.sizes * len(turns),
+                    [prompt.positive_map for prompt in asked],
+                    pictures.original_sizes * len(turns),
+                    config,
+                )
+                for place, answer in enumerate(detections):
+                    i = place % count
+                    size = pictures.original_sizes[i]
+                    found[i].append(_whole_pixels(answer, size) if config.inclusive_corners else answer)
         return found
 
     def _encode(self, prompts: Sequence[TokenizedPrompt]) -> tuple[Tensor, Tensor, Tensor]:
@@ -269,10 +314,10 @@ class GLIPPredictor:
         return input_ids.to(self.device), mask.to(self.device), states
 
 
-def _whole_pixels(found: Detections, image: Image.Image) -> Detections:
+def _whole_pixels(found: Detections, size: tuple[int, int]) -> Detections:
     """Return detections with inclusive corners as boxes that end where the next pixel begins, as all data has them."""
     # Of pictures that were enlarged for the model, the last pixel there is less than one of theirs.
-    return replace(found, boxes_xyxy=clip_boxes(to_exclusive(found.boxes_xyxy), (image.height, image.width)))
+    return replace(found, boxes_xyxy=clip_boxes(to_exclusive(found.boxes_xyxy), size))
 
 
 def _usable(device: str | torch.device) -> torch.device:
@@ -304,10 +349,6 @@ def _is_single(images: Any) -> bool:
     if isinstance(images, np.ndarray | Tensor):
         return images.ndim < 4
     return isinstance(images, Image.Image | str | Path)
-
-
-def _resize(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    return image.resize((size[1], size[0]), Image.Resampling.BILINEAR)
 
 
 def _merge(parts: Sequence[Detections], chunks: Sequence[Sequence[int]], limit: int | None) -> Detections:

@@ -1,8 +1,9 @@
-"""Pictures to tensors: the published resize rule, normalisation, and padding to a batch."""
+"""Pictures to tensors: normalisation, and padding to a batch."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -11,31 +12,10 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from glip_model.alignment import TokenizedPrompt
+from glip_model.cached import cached_by_size
 from glip_model.config import BackboneConfig
+from glip_model.resizing import ResizedImage, padded_size
 from glip_model.structures import GroundingBatch, GroundingTarget
-
-
-def resize_size(height: int, width: int, short_side: int, long_side: int) -> tuple[int, int]:
-    """Return the (height, width) that a picture is resized to.
-
-    The short side becomes ``short_side`` unless the long side would exceed ``long_side``; the long side is truncated,
-    as published. Of a sliver one row or column of pixels is left, where the published rule leaves nothing.
-    """
-    short, long = min(height, width), max(height, width)
-    if short_side * long / short > long_side:
-        short_side = round(long_side * short / long)
-        if short_side == 0:
-            return (1, long_side) if height < width else (long_side, 1)
-    if short == short_side:
-        return height, width
-    other = int(short_side * long / short)
-    return (short_side, other) if height < width else (other, short_side)
-
-
-def padded_size(size: tuple[int, int], divisor: int) -> tuple[int, int]:
-    """Return the (height, width) that a picture of this size is padded to when it is alone in its batch."""
-    height, width = size
-    return -(-height // divisor) * divisor, -(-width // divisor) * divisor
 
 
 def image_to_tensor(image: Image.Image, config: BackboneConfig) -> Tensor:
@@ -47,11 +27,52 @@ def image_to_tensor(image: Image.Image, config: BackboneConfig) -> Tensor:
     if image.mode != "RGB":
         raise ValueError(f"pictures must be RGB, got mode {image.mode!r}; convert it: image.convert('RGB')")
     # np.array copies, so that the tensor never shares the picture's read-only buffer.
-    pixels = torch.from_numpy(np.array(image, dtype=np.uint8)).permute(2, 0, 1).float()
+    return normalise(torch.from_numpy(np.array(image, dtype=np.uint8)), config)
+
+
+def normalise(pixels: Tensor, config: BackboneConfig) -> Tensor:
+    """Return RGB pixels (..., h, w, 3) uint8 as (..., 3, h, w) float32, as the backbone takes them, on their device."""
+    values = pixels.movedim(-1, -3).float()
     if config.bgr:
-        pixels = pixels.flip(0)
-    mean, std = (torch.tensor(values)[:, None, None] for values in (config.pixel_mean, config.pixel_std))
-    return (pixels - mean) / std
+        values = values.flip(-3)
+    mean, std = _scale(config.pixel_mean, config.pixel_std, pixels.device)
+    normalised: Tensor = (values - mean) / std
+    return normalised
+
+
+@cached_by_size  # on a GPU a new tensor of numbers would wait for all that is under way
+def _scale(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> Tensor:
+    return torch.tensor([mean, std], device=device)[..., None, None]
+
+
+@dataclass(frozen=True)
+class PictureBatch:
+    """Pictures of one padded size, on their way to the device."""
+
+    pixels: Tensor
+    """(B, H, W, 3) uint8 RGB, padded at the bottom and right with zeros."""
+    sizes: tuple[tuple[int, int], ...]
+    """Per picture (height, width) without padding."""
+    original_sizes: tuple[tuple[int, int], ...]
+    """Per picture (height, width) before it was resized."""
+
+    @classmethod
+    def of(cls, images: Sequence[ResizedImage], size_divisor: int, pin_memory: bool = False) -> PictureBatch:
+        """Put pictures together; ``pin_memory`` takes memory that a GPU fetches from beside other work."""
+        sizes = tuple(image.size for image in images)
+        height, width = padded_size((max(h for h, _ in sizes), max(w for _, w in sizes)), size_divisor)
+        pixels = torch.empty(len(images), height, width, 3, dtype=torch.uint8, pin_memory=pin_memory)
+        for place, image, (h, w) in zip(pixels.numpy(), images, sizes, strict=True):
+            place[:h, :w], place[h:], place[:h, w:] = image.pixels, 0, 0
+        return cls(pixels, sizes, tuple(image.original_size for image in images))
+
+    def to_device(self, device: torch.device, config: BackboneConfig) -> Tensor:
+        """Return the pictures as (B, 3, H, W) float32, normalised on the device, zeros where they are padded."""
+        values = normalise(self.pixels.to(device, non_blocking=True), config).contiguous()
+        for value, (height, width) in zip(values, self.sizes, strict=True):
+            value[:, height:] = 0
+            value[:, :, width:] = 0
+        return values
 
 
 def collate(
@@ -81,7 +102,7 @@ def collate(
             raise ValueError(f"{len(images)} pictures need one of everything each, got {len(parts)} {name}")
     input_ids, mask = pad_prompts(prompts)
     return GroundingBatch(
-        pixel_values=pad_pictures(images, size_divisor),
+        pixel_values=_pad_pictures(images, size_divisor),
         image_sizes=tuple((int(image.shape[1]), int(image.shape[2])) for image in images),
         input_ids=input_ids,
         attention_mask=mask,
@@ -90,7 +111,14 @@ def collate(
     )
 
 
-def pad_pictures(images: Sequence[Tensor], size_divisor: int) -> Tensor:
+def pad_prompts(prompts: Sequence[TokenizedPrompt]) -> tuple[Tensor, Tensor]:
+    """Return the tokens of prompts (B, T) int64, padded with zeros, and their mask (B, T) bool."""
+    input_ids = [prompt.input_ids for prompt in prompts]
+    mask = [torch.ones(len(ids), dtype=torch.bool) for ids in input_ids]
+    return pad_sequence(input_ids, batch_first=True), pad_sequence(mask, batch_first=True)
+
+
+def _pad_pictures(images: Sequence[Tensor], size_divisor: int) -> Tensor:
     """Return pictures (3, h, w) as (B, 3, H, W), padded as ``collate`` does."""
     height, width = padded_size(
         (max(image.shape[1] for image in images), max(image.shape[2] for image in images)), size_divisor
@@ -99,13 +127,6 @@ def pad_pictures(images: Sequence[Tensor], size_divisor: int) -> Tensor:
     for i, image in enumerate(images):
         padded[i, :, : image.shape[1], : image.shape[2]] = image
     return padded
-
-
-def pad_prompts(prompts: Sequence[TokenizedPrompt]) -> tuple[Tensor, Tensor]:
-    """Return the tokens of prompts (B, T) int64, padded with zeros, and their mask (B, T) bool."""
-    input_ids = [prompt.input_ids for prompt in prompts]
-    mask = [torch.ones(len(ids), dtype=torch.bool) for ids in input_ids]
-    return pad_sequence(input_ids, batch_first=True), pad_sequence(mask, batch_first=True)
 
 
 def _pad_target(target: GroundingTarget, tokens: int) -> GroundingTarget:

@@ -2,45 +2,79 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from PIL import Image, ImageOps
 
 from glip_model.images import ImageError
 from glip_model.prompts import Prompt, caption_prompt
+from glip_model.resizing import ResizedImage, ResizeRule
 from glip_model.structures import Detections
 from pipeline.errors import ShardError
+from pipeline.pseudo_labels.batching import BatchWindow
+from pipeline.pseudo_labels.decoding import Decoded
 from pipeline.pseudo_labels.progress import Figures
 from pipeline.pseudo_labels.selection import select_boxes
 from pipeline.pseudo_labels.settings import PseudoLabelConfig
-from pipeline.pseudo_labels.teachers import Teacher
-from pipeline.store.records import CaptionRecord, GroundingRecord, ImageRef, Phrase, PhrasesRecord
+from pipeline.pseudo_labels.teachers import PreparedTeacher, Teacher, prepared
+from pipeline.store.records import CaptionRecord, GroundingRecord, ImageRef, PhrasesRecord
 
 NOTHING_FOUND = "no_boxes"
 """Reject reason of a row for whose phrases the teacher was asked, and no box of it was kept."""
+
+CHUNKS_AHEAD = 3
+"""Chunks of pictures, each of a batch's length, that are decoded while the teacher works on others."""
+CHUNK_PIXELS = 1 << 26
+"""Of a chunk at most, 200 MB."""
+BATCHES_AHEAD = 2
+"""Batches that wait for the teacher: a window gives none for a while, and then several."""
+
+T = TypeVar("T")
+
+Decode = Callable[[Sequence[ImageRef], ResizeRule | None], Sequence[Decoded]]
+"""Pictures that records refer to, in order, resized by a rule where there is one, or why one is none."""
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A row whose picture can be looked at."""
+
+    row: int
+    image: Image.Image | ResizedImage
+    prompt: Prompt
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) in whose pixels boxes are told."""
+        image = self.image
+        return image.original_size if isinstance(image, ResizedImage) else (image.height, image.width)
 
 
 class PseudoLabeller:
     """A teacher, and what is kept of its output; may be called by several threads.
 
+    Pictures are decoded while the teacher works, and wait in a window until there is a batch of one padded size; those
+    for a teacher without a ``resize_rule`` come as they are, in the order of their rows.
+
     Args:
         teacher: grounds phrases; one thread at a time is in it.
         config: thresholds and batch size.
-        decode: pictures that records refer to, in order, or why one is none.
+        decode: may be called by several threads.
     """
 
-    def __init__(
-        self,
-        teacher: Teacher,
-        config: PseudoLabelConfig,
-        decode: Callable[[Sequence[ImageRef]], list[Image.Image | ImageError]],
-    ) -> None:
-        self._teacher, self._config, self._decode = teacher, config, decode
-        self._lock = threading.Lock()
+    def __init__(self, teacher: Teacher | PreparedTeacher, config: PseudoLabelConfig, decode: Decode) -> None:
+        self._teacher = prepared(teacher)
+        self._config, self._decode = config, decode
+        self._preparing, self._answering = threading.Lock(), threading.Lock()
 
     def label(
         self,
@@ -61,69 +95,145 @@ class PseudoLabeller:
         # Captions as well as keys: spans index the caption that was parsed, and no other.
         if [(pair.key, pair.caption) for pair in pairs] != [(row.key, row.caption) for row in phrases]:
             raise ShardError("phrases belong to other rows than the web pairs; run: dvc repro phrases")
-        results: list[GroundingRecord] = []
-        for start in range(0, len(pairs), self._config.batch_size):
-            stop = start + self._config.batch_size
-            records, seconds = self._label_batch(pairs[start:stop], phrases[start:stop])
-            results += records
-            on_batch(_figures(records, seconds))
-        return results
-
-    def _label_batch(
-        self, pairs: Sequence[CaptionRecord], phrases: Sequence[PhrasesRecord]
-    ) -> tuple[list[GroundingRecord], float]:
-        """Return the labelled rows, and the seconds that the teacher worked."""
-        reasons: list[str | None] = [row.reject_reason for row in phrases]
-        asked = [i for i, reason in enumerate(reasons) if reason is None]
-        usable: dict[int, Image.Image] = {}
-        for i, image in zip(asked, self._decode([pairs[i].image for i in asked]), strict=True):
-            if isinstance(image, ImageError):
-                reasons[i] = image.reason
-            else:
-                usable[i] = image
-        images = list(usable.values())
-        spans = {i: [list(phrase.char_spans) for phrase in phrases[i].phrases] for i in usable}
-        prompts = [caption_prompt(pairs[i].caption, spans[i]) for i in usable]
-        mirrored: Sequence[Detections | None] = [None] * len(images)
-        with self._lock:
-            start = time.monotonic()
-            found = self._ground(images, prompts)
-            if self._config.flip_agreement:
-                mirrored = self._ground([ImageOps.mirror(image) for image in images], prompts)
-            seconds = time.monotonic() - start
-        labelled: dict[int, tuple[Phrase, ...]] = {}
-        for (i, image), detections, reflection in zip(usable.items(), found, mirrored, strict=True):
-            least = self._config.min_score_by_source.get(pairs[i].source)
-            labelled[i] = select_boxes(
-                phrases[i].phrases,
-                detections,
-                (image.height, image.width),
-                self._config,
-                min_score=least,
-                mirrored=reflection,
-            )
-            if not any(phrase.boxes for phrase in labelled[i]):
-                reasons[i] = NOTHING_FOUND
-        records = [
-            GroundingRecord(**vars(pair), phrases=labelled.get(i, row.phrases), reject_reason=reasons[i])
+        labelled: dict[int, GroundingRecord] = {}
+        fresh = {
+            i: _left_out(pair, row, row.reject_reason)
             for i, (pair, row) in enumerate(zip(pairs, phrases, strict=True))
-        ]
-        return records, seconds
+            if row.reject_reason is not None
+        }
+        with closing(_ahead(self._batches(pairs, phrases), BATCHES_AHEAD)) as batches:
+            for batch, unusable in batches:
+                fresh |= {i: _left_out(pairs[i], phrases[i], error.reason) for i, error in unusable.items()}
+                found, mirrored, seconds = self._ask(batch)
+                for asked, detections, reflection in zip(batch, found, mirrored, strict=True):
+                    pair, row = pairs[asked.row], phrases[asked.row]
+                    fresh[asked.row] = self._select(pair, row, asked.size, detections, reflection)
+                if fresh:
+                    on_batch(_figures(fresh.values(), seconds))
+                labelled |= fresh
+                fresh = {}
+        return [labelled[i] for i in range(len(pairs))]
 
-    def _ground(self, images: Sequence[Image.Image], prompts: Sequence[Prompt]) -> list[Detections]:
+    def _batches(
+        self, pairs: Sequence[CaptionRecord], phrases: Sequence[PhrasesRecord]
+    ) -> Iterator[tuple[list[_Asked], dict[int, ImageError]]]:
+        """Yield what the teacher is asked together, and the rows since then whose pictures cannot be looked at."""
+        rule = self._teacher.resize_rule
+        window: BatchWindow[_Asked] = BatchWindow(self._config.batch_size)
+        unusable: dict[int, ImageError] = {}
+        asked = [i for i, row in enumerate(phrases) if row.reject_reason is None]
+        with closing(self._decoded(pairs, asked, rule)) as decoded:
+            for i, image in decoded:
+                if isinstance(image, ImageError):
+                    unusable[i] = image
+                    continue
+                prompt = caption_prompt(pairs[i].caption, [list(phrase.char_spans) for phrase in phrases[i].phrases])
+                shape = rule.padded(image.size) if rule and isinstance(image, ResizedImage) else None
+                for batch in window.add(shape, math.prod(image.size), _Asked(i, image, prompt)):
+                    yield batch, unusable
+                    unusable = {}
+        for batch in window.rest():
+            yield batch, unusable
+            unusable = {}
+        yield [], unusable  # rows that nobody was asked about after the last batch
+
+    def _decoded(
+        self, pairs: Sequence[CaptionRecord], rows: Sequence[int], rule: ResizeRule | None
+    ) -> Generator[tuple[int, Decoded], None, None]:
+        """Yield pictures in order, some of them decoded ahead."""
+        chunks = list(_chunks(pairs, rows, rule, self._config.batch_size))
+        with ThreadPoolExecutor(CHUNKS_AHEAD) as pool:
+            pending: deque[tuple[Sequence[int], Future[Sequence[Decoded]]]] = deque()
+            for chunk in chunks:
+                pending.append((chunk, pool.submit(self._decode, [pairs[i].image for i in chunk], rule)))
+                if len(pending) > CHUNKS_AHEAD:
+                    done, images = pending.popleft()
+                    yield from zip(done, images.result(), strict=True)
+            for done, images in pending:
+                yield from zip(done, images.result(), strict=True)
+
+    def _select(
+        self,
+        pair: CaptionRecord,
+        row: PhrasesRecord,
+        size: tuple[int, int],
+        detections: Detections,
+        mirrored: Detections | None,
+    ) -> GroundingRecord:
+        """Return the labelled row."""
+        least = self._config.min_score_by_source.get(pair.source)
+        kept = select_boxes(row.phrases, detections, size, self._config, min_score=least, mirrored=mirrored)
+        reason = None if any(phrase.boxes for phrase in kept) else NOTHING_FOUND
+        return GroundingRecord(**vars(pair), phrases=kept, reject_reason=reason)
+
+    def _ask(self, batch: Sequence[_Asked]) -> tuple[list[Detections], Sequence[Detections | None], float]:
+        """Return what is found in the pictures and in their mirror images, and the seconds that the teacher worked."""
+        prompts = [asked.prompt for asked in batch]
+        found, seconds = self._ground([asked.image for asked in batch], prompts)
+        if not self._config.flip_agreement:
+            return found, [None] * len(batch), seconds
+        mirrored, more = self._ground([_mirror(asked.image) for asked in batch], prompts)
+        return found, mirrored, seconds + more
+
+    def _ground(
+        self, images: Sequence[Image.Image | ResizedImage], prompts: Sequence[Prompt]
+    ) -> tuple[list[Detections], float]:
         """Ask the teacher, in halves where the device has no room for all at once."""
         if not images:
-            return []
-        try:
-            return self._teacher.ground(images, prompts)
-        except torch.OutOfMemoryError:
-            if len(images) == 1:
-                raise
+            return [], 0.0
+        with self._preparing:
+            question = self._teacher.prepare(images, prompts)
+        with self._answering:
+            start = time.monotonic()
+            try:
+                return self._teacher.answer(question), time.monotonic() - start
+            except torch.OutOfMemoryError:
+                if len(images) == 1:
+                    raise
+                seconds = time.monotonic() - start
         half = len(images) // 2
-        return self._ground(images[:half], prompts[:half]) + self._ground(images[half:], prompts[half:])
+        (first, mine), (second, more) = (
+            self._ground(images[part], prompts[part]) for part in (slice(half), slice(half, None))
+        )
+        return first + second, seconds + mine + more
 
 
-def _figures(records: Sequence[GroundingRecord], seconds: float) -> Figures:
+def _ahead(results: Iterator[T], count: int) -> Generator[T, None, None]:
+    """Yield what an iterator yields, which is so many results further already."""
+    with ThreadPoolExecutor(1) as pool:
+        pending = deque(pool.submit(next, results, None) for _ in range(count))
+        while (result := pending.popleft().result()) is not None:
+            pending.append(pool.submit(next, results, None))
+            yield result
+
+
+def _left_out(pair: CaptionRecord, row: PhrasesRecord, reason: str) -> GroundingRecord:
+    return GroundingRecord(**vars(pair), phrases=row.phrases, reject_reason=reason)
+
+
+def _chunks(
+    pairs: Sequence[CaptionRecord], rows: Sequence[int], rule: ResizeRule | None, length: int
+) -> Iterator[list[int]]:
+    """Divide rows into what is decoded at once: few enough pixels, by the sizes that the records name."""
+    chunk: list[int] = []
+    pixels = 0
+    for i in rows:
+        size = max(pairs[i].height, 1), max(pairs[i].width, 1)
+        more = math.prod(size if rule is None else rule.size(size))
+        if chunk and (len(chunk) == length or pixels + more > CHUNK_PIXELS):
+            yield chunk
+            chunk, pixels = [], 0
+        chunk.append(i)
+        pixels += more
+    if chunk:
+        yield chunk
+
+
+def _mirror(image: Image.Image | ResizedImage) -> Image.Image | ResizedImage:
+    return image.mirrored() if isinstance(image, ResizedImage) else ImageOps.mirror(image)
+
+
+def _figures(records: Collection[GroundingRecord], seconds: float) -> Figures:
     return Figures(
         rows=len(records),
         boxes=sum(len(phrase.boxes) for record in records for phrase in record.phrases),

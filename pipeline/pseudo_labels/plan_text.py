@@ -17,7 +17,7 @@ def describe_plan(
     ``device`` was measured, None where the speed was given; ``price`` is that of one GPU-hour.
     """
     boxes, size = rates.boxes_per_pair, rates.bytes_per_pair
-    decoded, captions = rates.decoded_per_core_s, rates.captions_per_core_s
+    asked, prepared, captions = rates.asked_per_s, rates.prepared_per_core_s, rates.captions_per_core_s
     return {
         "input": dataclasses.asdict(workload),
         "device": device,
@@ -25,7 +25,8 @@ def describe_plan(
         "output": {
             "bytes": None if size is None else size * workload.pairs,
             "boxes": None if boxes is None else boxes * workload.pairs,
-            "decoder_cores_per_gpu": decoded and rates.images_per_s / decoded,
+            "preparing_cores_per_gpu": asked and prepared and asked / prepared,
+            "teacher_busy_share": asked and min(1.0, rates.images_per_s / asked),
             "phrase_core_hours": captions and workload.pairs / captions / 3600,
         },
         "runs": [
@@ -45,9 +46,13 @@ def format_plan(plan: Mapping[str, Any], sample: int, interruptions: Interruptio
     ]
     if output["bytes"] is not None and output["boxes"] is not None:
         lines.append(f"output    about {output['bytes'] / 1e9:,.2f} GB, {output['boxes']:,.0f} boxes")
-    if output["decoder_cores_per_gpu"] is not None and output["phrase_core_hours"] is not None:
-        cores = output["decoder_cores_per_gpu"]
-        lines.append(f"pictures  {cores:.2f} CPU cores a GPU decode as fast as the teacher looks")
+    if output["preparing_cores_per_gpu"] is not None:
+        cores, busy = output["preparing_cores_per_gpu"], 100 * output["teacher_busy_share"]
+        lines.append(
+            f"cores     {cores:.2f} a GPU read, decode and resize as fast as the teacher looks, one more drives it"
+        )
+        lines.append(f"          here the teacher was busy for {busy:.0f} % of the time")
+    if output["phrase_core_hours"] is not None:
         lines.append(f"phrases   {output['phrase_core_hours']:,.2f} core-hours, before")
     if interruptions is not None:
         lasting, pause = interruptions.mean_hours, interruptions.restart_s

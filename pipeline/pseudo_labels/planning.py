@@ -12,15 +12,19 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+from glip_model.prompts import Prompt
+from glip_model.structures import Detections
 from pipeline.errors import ConfigError, MissingInputError
 from pipeline.phrases.noun_phrases import NounPhraseParser
 from pipeline.phrases.settings import PhrasesConfig
 from pipeline.pseudo_labels.decoding import PictureDecoder
 from pipeline.pseudo_labels.labeller import PseudoLabeller
+from pipeline.pseudo_labels.progress import Figures
 from pipeline.pseudo_labels.settings import PseudoLabelConfig
-from pipeline.pseudo_labels.teachers import Teacher
-from pipeline.store.records import CaptionRecord, GroundingRecord
+from pipeline.pseudo_labels.teachers import PreparedTeacher, Teacher, prepared
+from pipeline.store.records import CaptionRecord, GroundingRecord, PhrasesRecord
 from pipeline.store.shards import list_shards, read_end, read_shard, write_shard
 from pipeline.store.storage import Place, side_by_side, size
 
@@ -43,7 +47,10 @@ class Rates:
 
     images_per_s: float
     """Of one GPU, or of this machine without one: the teacher with all that is around it."""
-    decoded_per_core_s: float | None = None
+    asked_per_s: float | None = None
+    """Of the teacher alone: what it would do if it never waited."""
+    prepared_per_core_s: float | None = None
+    """Pictures a CPU second of all that is around the teacher: reading, decoding, resizing, batching, selecting."""
     captions_per_core_s: float | None = None
     bytes_per_pair: float | None = None
     """Of the output."""
@@ -87,7 +94,7 @@ def survey(records: Place) -> Workload:
 
 def measure(
     records: Place,
-    teacher: Teacher,
+    teacher: Teacher | PreparedTeacher,
     config: PseudoLabelConfig,
     phrases: PhrasesConfig,
     max_image_pixels: int,
@@ -121,31 +128,59 @@ def measure(
     parsed = parser.parse(captions)
     parse_s = time.process_time() - start
     with PictureDecoder(max_image_pixels, config.decode_timeout_s, cores, roots) as decoder:
-        refs = [pair.image for pair in pairs]
-        decoder.decode(refs)  # starts the processes
-        start = time.monotonic()
-        decoder.decode(refs)
-        decode_s = time.monotonic() - start
         labeller = PseudoLabeller(teacher, config, decoder.decode)
         labeller.label(pairs[: config.batch_size], parsed[: config.batch_size])  # warm
-        with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(2) as pool:
-            # Two shards at once, as the stage has it: one is decoded while the other is in the teacher.
-            half = (len(pairs) + 1) // 2
+        busy: list[float] = []
+        with tempfile.TemporaryDirectory() as folder:
             start = time.monotonic()
-            parts = pool.map(labeller.label, [pairs[:half], pairs[half:]], [parsed[:half], parsed[half:]])
-            labelled = list(itertools.chain.from_iterable(parts))
+            labelled = _label_two(labeller, pairs, parsed, lambda figures: busy.append(figures.busy_s))
             path = Path(folder) / "part-00000.parquet"
             write_shard(path, labelled, GroundingRecord)
             label_s = time.monotonic() - start
             written = path.stat().st_size
+        around = PseudoLabeller(_Silent(teacher), config, decoder.decode)
+        start = time.process_time() + decoder.cpu_s
+        _label_two(around, pairs, parsed)
+        around_s = time.process_time() + decoder.cpu_s - start
     boxes = sum(len(phrase.boxes) for record in labelled for phrase in record.phrases)
     return Rates(
         images_per_s=len(pairs) / label_s,
-        decoded_per_core_s=len(pairs) / decode_s / cores,
+        asked_per_s=len(pairs) / sum(busy) if sum(busy) else None,
+        prepared_per_core_s=len(pairs) / around_s,
         captions_per_core_s=len(pairs) / parse_s,
         bytes_per_pair=written / len(pairs),
         boxes_per_pair=boxes / len(pairs),
     )
+
+
+class _Silent:
+    """Prepares as a teacher does, and finds nothing in no time."""
+
+    def __init__(self, teacher: Teacher | PreparedTeacher) -> None:
+        self._teacher = prepared(teacher)
+        self.resize_rule = self._teacher.resize_rule
+
+    def prepare(self, images: Sequence[Any], prompts: Sequence[Prompt]) -> Any:
+        self._teacher.prepare(images, prompts)
+        return len(images)
+
+    def answer(self, question: Any) -> list[Detections]:
+        return [Detections.none()] * question
+
+
+def _label_two(
+    labeller: PseudoLabeller,
+    pairs: Sequence[CaptionRecord],
+    parsed: Sequence[PhrasesRecord],
+    on_batch: Callable[[Figures], None] = lambda figures: None,
+) -> list[GroundingRecord]:
+    """Label rows as two shards at once, as the stage has it: one is decoded while the other is in the teacher."""
+    half = (len(pairs) + 1) // 2
+    with ThreadPoolExecutor(2) as pool:
+        parts = pool.map(
+            labeller.label, [pairs[:half], pairs[half:]], [parsed[:half], parsed[half:]], [on_batch, on_batch]
+        )
+        return list(itertools.chain.from_iterable(parts))
 
 
 def simulate(

@@ -6,7 +6,7 @@ import importlib
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, cast, runtime_checkable
 
 from PIL import Image
 
@@ -15,25 +15,74 @@ from glip_model.precision import Precision, allow_tf32, best_device
 from glip_model.predictor import GLIPPredictor
 from glip_model.pretrained import resolve_folder
 from glip_model.prompts import Prompt
+from glip_model.resizing import ResizeRule
 from glip_model.structures import Detections
 from pipeline.errors import MissingInputError
 from pipeline.store.provenance import code_sha256, describe_model
 
 
 class Teacher(Protocol):
-    """What labels; ``GLIPPredictor`` is one."""
+    """What labels, by the least that it must do: pictures come one batch at a time, as they are."""
 
     def ground(self, images: Sequence[Image.Image], prompts: Sequence[Prompt]) -> list[Detections]:
         """Find each prompt's phrases in its picture; boxes in pixels of the picture."""
         ...
 
 
-def open_teacher(name: str, device: str | None = None, precision: Precision = "auto") -> Teacher:
+@runtime_checkable
+class PreparedTeacher(Protocol):
+    """A teacher that lets others do what needs no device; ``GLIPPredictor`` is one.
+
+    One thread may be in ``prepare`` while another one is in ``answer``.
+    """
+
+    resize_rule: ResizeRule | None
+    """Pictures are resized so where they are decoded, and come in batches of one padded size; None: as they are."""
+
+    def prepare(self, images: Sequence[Any], prompts: Sequence[Prompt]) -> Any:
+        """Return what ``answer`` takes of pictures that were resized, or not, and of a prompt for each."""
+        ...
+
+    def answer(self, question: Any) -> list[Detections]:
+        """Find each prompt's phrases in its picture; boxes in pixels of the picture before it was resized."""
+        ...
+
+
+class _AsTheyAre:
+    """A teacher that prepares pictures itself."""
+
+    resize_rule: ResizeRule | None = None
+
+    def __init__(self, teacher: Teacher) -> None:
+        self._teacher = teacher
+
+    def prepare(self, images: Sequence[Any], prompts: Sequence[Prompt]) -> Any:
+        return images, prompts
+
+    def answer(self, question: Any) -> list[Detections]:
+        return self._teacher.ground(*question)
+
+
+def prepared(teacher: Teacher | PreparedTeacher) -> PreparedTeacher:
+    """Return a teacher as one that can be asked in two steps.
+
+    A ``ground`` that stands before ``answer`` is called, with pictures as they are: whoever derives a class from
+    ``GLIPPredictor``, or replaces the method of one, wants that.
+    """
+    homes = [getattr(teacher, "__dict__", {}), *map(vars, type(teacher).__mro__)]
+    first = next((home for home in homes if "answer" in home or "ground" in home), {})
+    if isinstance(teacher, PreparedTeacher) and "answer" in first:
+        return teacher
+    return _AsTheyAre(cast(Teacher, teacher))
+
+
+def open_teacher(name: str, device: str | None = None, precision: Precision = "auto") -> Teacher | PreparedTeacher:
     """Load a teacher, and let this process use TensorFloat-32 where there is a GPU.
 
     Args:
         name: folder or hub id of a GLIP model, of Grounding DINO or of OWLv2; or ``module:function`` of a teacher of
-            one's own: the function takes the device, and decides for itself what it computes in.
+            one's own: the function takes the device, decides for itself what it computes in, and returns a ``Teacher``
+            or a ``PreparedTeacher``.
         device: ``cpu`` or ``cuda``; None takes a GPU where there is one.
         precision: see ``GLIPPredictor``.
 
@@ -44,7 +93,7 @@ def open_teacher(name: str, device: str | None = None, precision: Precision = "a
     device = device or best_device()
     own = _own_function(name)
     if own is not None:
-        teacher: Teacher = own(device)
+        teacher: Teacher | PreparedTeacher = own(device)
         return teacher
     folder = _folder(name)
     try:
@@ -88,13 +137,13 @@ def _model_type(folder: Path) -> str | None:
     return None if found is None else str(found)
 
 
-def _own_function(name: str) -> Callable[[str], Teacher] | None:
+def _own_function(name: str) -> Callable[[str], Teacher | PreparedTeacher] | None:
     """Return the function that ``module:function`` names; None where the name is a folder."""
     module, colon, function = name.partition(":")
     if not colon or Path(name).exists():
         return None
     try:
-        found: Callable[[str], Teacher] = getattr(importlib.import_module(module), function)
+        found: Callable[[str], Teacher | PreparedTeacher] = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError) as error:
         raise MissingInputError(f"{name}: no such teacher ({error}); expected module:function, or a folder") from error
     return found

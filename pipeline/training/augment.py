@@ -12,7 +12,8 @@ from PIL import Image
 from glip_model.alignment import TokenizedPrompt, tokenize_prompt
 from glip_model.boxes import to_inclusive
 from glip_model.config import GLIPConfig
-from glip_model.preprocess import image_to_tensor, resize_size
+from glip_model.preprocess import image_to_tensor
+from glip_model.resizing import resize_size
 from glip_model.structures import GroundingTarget
 from pipeline.store.images import load_image
 from pipeline.training.prompts import Sample

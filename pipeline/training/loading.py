@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import pyarrow as pa
 import torch
 from torch.utils.data import DataLoader, Dataset
+from torch.utils.data._utils.pin_memory import pin_memory  # as the DataLoader does it
 
 from pipeline.cli import quiet_libraries
 from pipeline.errors import PipelineError, TrainingError
@@ -23,7 +24,8 @@ def load_ahead(make: Callable[[int], T], numbers: Sequence[int], processes: int)
     """Yield what ``make`` makes of every number, in order, made ahead; closing the iterator ends threads and processes.
 
     Args:
-        make: a function of the number alone; pickled where there are processes.
+        make: a function of the number alone; pickled where there are processes. Where there is a GPU, what it makes is
+            put where the GPU fetches it from beside other work, by ``pin_memory`` of its own or as torch does.
         numbers: asked for one after the other.
         processes: 0 for a thread.
 
@@ -35,12 +37,18 @@ def load_ahead(make: Callable[[int], T], numbers: Sequence[int], processes: int)
 
 
 def _in_thread(make: Callable[[int], T], numbers: Sequence[int]) -> Generator[T, None, None]:
+    has_gpu = torch.cuda.is_available()
+
+    def make_ready(number: int) -> Any:
+        made = make(number)
+        return pin_memory(made) if has_gpu else made  # type: ignore[no-untyped-call]
+
     with ThreadPoolExecutor(1) as pool:
-        pending = [pool.submit(make, number) for number in numbers[:PREFETCHED]]
+        pending = [pool.submit(make_ready, number) for number in numbers[:PREFETCHED]]
         for i in range(len(numbers)):
             made = pending.pop(0).result()
             if i + PREFETCHED < len(numbers):
-                pending.append(pool.submit(make, numbers[i + PREFETCHED]))
+                pending.append(pool.submit(make_ready, numbers[i + PREFETCHED]))
             yield made
 
 
@@ -51,7 +59,7 @@ def _in_processes(make: Callable[[int], T], numbers: Sequence[int], processes: i
         batch_size=None,
         num_workers=min(processes, len(numbers)),
         prefetch_factor=PREFETCHED,
-        pin_memory=torch.cuda.is_available(),  # by a thread; what is made needs a method of that name
+        pin_memory=torch.cuda.is_available(),
         collate_fn=_as_it_is,
         worker_init_fn=_prepare_process,
         multiprocessing_context="spawn",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,10 +14,14 @@ import pytest
 import torch
 from PIL import Image
 
+from glip_model.boxes import clip_boxes, to_exclusive
 from glip_model.config import BackboneConfig, FusionConfig, GLIPConfig, SwinConfig, TextConfig
 from glip_model.glip import GLIP
+from glip_model.postprocess import read_off
 from glip_model.predictor import GLIPPredictor, phrases_between_periods
+from glip_model.preprocess import collate, image_to_tensor
 from glip_model.prompts import Prompt, caption_prompt, category_prompt
+from glip_model.resizing import resize_size
 from glip_model.structures import Detections, GroundingBatch
 
 TINY = GLIPConfig(
@@ -94,6 +99,39 @@ def test_pictures_of_one_size_do_not_depend_on_their_batch(predictor: GLIPPredic
     together = predictor.ground(images, prompts)
     for image, prompt, detections in zip(images, prompts, together, strict=True):
         same(predictor.ground([image], [prompt])[0], detections)
+
+
+def written_out(predictor: GLIPPredictor, image: Image.Image, prompt: Prompt) -> Detections:
+    """Ask about one picture by the slow path: resized, made floats and normalised here, one after the other."""
+    config, asked = predictor.model.config, predictor.tokenize(prompt)
+    height, width = resize_size(image.height, image.width, config.test_short_side, config.test_long_side)
+    resized = image.resize((width, height), Image.Resampling.BILINEAR)
+    batch = collate([image_to_tensor(resized, config.backbone)], [asked], size_divisor=config.size_divisor)
+    states = predictor._text_states([asked.prompt.segments])[0][None]
+    with torch.inference_mode():
+        output = predictor.model.ground(
+            predictor.model.features(batch.pixel_values), batch.input_ids, batch.attention_mask, states
+        )
+        (found,) = read_off(
+            output, batch.image_sizes, [asked.positive_map], [(image.height, image.width)], predictor.model.config
+        )
+    boxes = clip_boxes(to_exclusive(found.boxes_xyxy), (image.height, image.width))
+    return replace(found, boxes_xyxy=boxes, phrases=prompt.phrases, char_spans=prompt.char_spans)
+
+
+@pytest.mark.parametrize("size", [(64, 64), (128, 160), (40, 80), (300, 48), (8, 400)])
+def test_pictures_resized_elsewhere_are_answered_bit_by_bit_as_by_the_slow_path(
+    predictor: GLIPPredictor, size: tuple[int, int]
+) -> None:
+    image, prompt = picture(*size), caption_prompt("a red apple on a pear", [[(2, 11)], [(17, 21)]])
+    expected = written_out(predictor, image, prompt)
+    assert len(expected) > 0
+    rule = pickle.loads(pickle.dumps(predictor.resize_rule))
+    (answered,) = predictor.answer(predictor.prepare([rule(image)], [prompt]))
+    for found in (answered, *predictor.ground([image], [prompt]), *predictor.ground([rule(image)], [prompt])):
+        same(found, expected, tolerance=0.0)
+    (named,) = predictor.detect([rule(image)], NAMES)
+    same(named, predictor.detect([image], NAMES)[0], tolerance=0.0)
 
 
 def test_the_same_words_again_come_from_the_cache_and_change_nothing(predictor: GLIPPredictor) -> None:

@@ -9,12 +9,13 @@ import pytest
 import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageOps
 
 from glip_model.alignment import TokenizedPrompt
 from glip_model.config import BackboneConfig
-from glip_model.preprocess import collate, image_to_tensor, resize_size
+from glip_model.preprocess import PictureBatch, collate, image_to_tensor
 from glip_model.prompts import Prompt
+from glip_model.resizing import ResizedImage, ResizeRule, resize_size
 from glip_model.structures import GroundingTarget
 
 
@@ -81,6 +82,32 @@ def test_the_tensor_does_not_share_the_pictures_memory() -> None:
 def test_a_picture_of_another_mode_is_refused_by_name(mode: str) -> None:
     with pytest.raises(ValueError, match=f"RGB.*{mode}"):
         image_to_tensor(Image.new(mode, (4, 4)), BackboneConfig())
+
+
+@pytest.mark.parametrize("bgr", [True, False])
+def test_a_batch_of_bytes_is_normalised_as_each_picture_by_itself(bgr: bool) -> None:
+    rng, config = np.random.default_rng(0), BackboneConfig(bgr=bgr)
+    images = [rng.integers(0, 256, (*size, 3), dtype=np.uint8) for size in ((33, 50), (64, 64), (40, 35))]
+    batch = PictureBatch.of([ResizedImage(image, (1, 2)) for image in images], 32)
+    assert batch.pixels.dtype == torch.uint8
+    values = batch.to_device(torch.device("cpu"), config)
+    assert values.is_contiguous()
+    slow = collate(
+        [image_to_tensor(Image.fromarray(image), config) for image in images], [make_prompt(1)] * 3, size_divisor=32
+    )
+    assert torch.equal(values, slow.pixel_values)
+    assert batch.sizes == slow.image_sizes
+    assert batch.original_sizes == ((1, 2),) * 3
+
+
+@given(st.integers(1, 300), st.integers(1, 300), st.integers(16, 200), st.integers(0, 9))
+def test_mirroring_and_resizing_change_places(height: int, width: int, short_side: int, seed: int) -> None:
+    rule = ResizeRule(short_side, 2 * short_side, 32)
+    image = Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
+    before, after = rule(ImageOps.mirror(image)), rule(image).mirrored()
+    assert before.original_size == after.original_size == (height, width)
+    # Pillow rounds the weights of its filter in one direction: now and then one value in 256 is the next one.
+    assert np.abs(before.pixels.astype(int) - after.pixels).max() <= 1
 
 
 def make_prompt(length: int) -> TokenizedPrompt:

@@ -16,7 +16,10 @@ from glip_model.config import GLIPConfig
 from glip_model.glip import GLIP
 from glip_model.images import ImageError
 from glip_model.prompts import Prompt
+from glip_model.resizing import ResizeRule
 from glip_model.structures import Detections
+from pipeline.pseudo_labels.decoding import Decoded
+from pipeline.pseudo_labels.labeller import Decode
 from pipeline.pseudo_labels.settings import PseudoLabelConfig
 from pipeline.store.images import load_image
 from pipeline.store.records import CaptionRecord, ImageRef, Phrase, PhrasesRecord
@@ -93,19 +96,20 @@ def picture() -> Callable[..., bytes]:
     return make
 
 
-def decode_here(refs: Sequence[ImageRef]) -> list[Image.Image | ImageError]:
+def decode_here(refs: Sequence[ImageRef], rule: ResizeRule | None = None) -> list[Decoded]:
     """Decode pictures of at most 10,000 pixels in this process."""
-    results: list[Image.Image | ImageError] = []
+    results: list[Decoded] = []
     for ref in refs:
         try:
-            results.append(load_image(ref, 10_000, ["/no/such"]))
+            image = load_image(ref, 10_000, ["/no/such"])
+            results.append(image if rule is None else rule(image))
         except ImageError as error:
             results.append(error)
     return results
 
 
 @pytest.fixture(scope="session")
-def decode() -> Callable[[Sequence[ImageRef]], list[Image.Image | ImageError]]:
+def decode() -> Decode:
     return decode_here
 
 

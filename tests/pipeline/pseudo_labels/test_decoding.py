@@ -10,11 +10,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
 from PIL import Image
 
 from glip_model.images import ImageError
+from glip_model.resizing import ResizedImage, ResizeRule
 from pipeline.pseudo_labels import decoding
 from pipeline.pseudo_labels.decoding import PictureDecoder
 from pipeline.store.records import ImageRef
@@ -131,10 +133,11 @@ def test_a_picture_answers_for_its_own_deaths_alone(
     script = iter([b"die", b"die", b"hang", b"die", b"good"])
 
     def start() -> None:
-        worker._process, worker._pipe, worker._answers = FakeProcess(), FakePipe(next(script)), FakePoll(worker)
+        ends = FakeEnds(next(script))
+        worker._process, worker._orders, worker._answers = FakeProcess(), ends, ends
 
     monkeypatch.setattr(worker, "_start", start)
-    first, second = worker.decode([b"bad", picture(red=RED)])
+    first, second = worker.decode([b"bad", picture(red=RED)], None)
     assert isinstance(first, ImageError)
     assert first.reason == "image_timeout"
     assert isinstance(second, Image.Image)
@@ -147,28 +150,69 @@ class FakeProcess:
     join = kill
 
 
-class FakePipe:
+class FakeEnds:
+    """Where orders go in and answers come out."""
+
     def __init__(self, fate: bytes) -> None:
         self.fate = fate
 
-    def send(self, pictures: list[bytes]) -> None:
-        self.pictures = list(pictures)
+    def send(self, order: tuple[list[bytes], ResizeRule | None]) -> None:
+        pictures, rule = order
+        self.answers = b"".join(part for data in pictures for part in decoding._answer(data, 10_000, rule))
 
-    def recv_bytes(self) -> bytes:
+    def settimeout(self, seconds: float) -> None:
+        assert 0 < seconds <= 1
+
+    def recv_into(self, buffer: memoryview) -> int:
+        if self.fate == b"hang":
+            raise TimeoutError
         if self.fate == b"die":
-            raise EOFError
-        return decoding._answer(self.pictures.pop(0), 10_000)
+            return 0
+        some, self.answers = self.answers[: min(len(buffer), 100)], self.answers[min(len(buffer), 100) :]
+        buffer[: len(some)] = some
+        return len(some)
 
     def close(self) -> None:
         pass
 
 
-class FakePoll:
-    def __init__(self, worker: Any) -> None:
-        self._worker = worker
+@pytest.mark.parametrize(
+    "answer",
+    [
+        (decoding._PICTURE, 1 << 16, 1 << 16, 1 << 16, 1 << 16, 0.0),
+        (decoding._PICTURE, 24, 32, 48, 64, 0.0),  # not the size that was ordered
+        (decoding._PICTURE, 0, 0, 0, 0, 0.0),
+        (decoding._REFUSAL, 0, 0, 1 << 30, 0, 0.0),
+        (9, 24, 32, 24, 32, 0.0),
+    ],
+)
+def test_a_decoder_that_answers_nonsense_is_taken_for_dead(
+    answer: tuple[Any, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = decoding._Worker(max_pixels=10_000, timeout_s=1.0)
 
-    def poll(self, milliseconds: float) -> bool:
-        return self._worker._pipe.fate != b"hang"
+    def start() -> None:
+        ends = FakeEnds(b"good")
+        worker._process, worker._orders, worker._answers = FakeProcess(), ends, ends
+
+    monkeypatch.setattr(worker, "_start", start)
+    monkeypatch.setattr(decoding, "_answer", lambda *_: (decoding._HEADER.pack(*answer), bytes(1 << 16)))
+    (found,) = worker.decode([b""], None)
+    assert isinstance(found, ImageError)
+    assert str(found) == "its decoder died 3 times"
+
+
+def test_pictures_are_resized_as_the_predictor_does(decoder: PictureDecoder, picture: Callable[..., bytes]) -> None:
+    rule = ResizeRule(80, 133, 32)
+    sizes = [(32, 24), (300, 200), (1, 90), (80, 80)]
+    before = decoder.cpu_s
+    found = decoder.decode([ImageRef(bytes=picture(size, red=RED)) for size in sizes], rule)
+    for size, resized in zip(sizes, found, strict=True):
+        assert isinstance(resized, ResizedImage)
+        expected = rule(Image.open(io.BytesIO(picture(size, red=RED))).convert("RGB"))
+        assert resized.original_size == expected.original_size == size[::-1]
+        assert np.array_equal(resized.pixels, expected.pixels)
+    assert decoder.cpu_s > before
 
 
 def test_nothing_is_left_behind(picture: Callable[..., bytes]) -> None:

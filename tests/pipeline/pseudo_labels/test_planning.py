@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from pipeline.errors import ConfigError, MissingInputError
 from pipeline.phrases.settings import PhrasesConfig
+from pipeline.pseudo_labels.plan_text import describe_plan, format_plan
 from pipeline.pseudo_labels.planning import Interruptions, Rates, Workload, measure, simulate, survey
 from pipeline.pseudo_labels.settings import PseudoLabelConfig
 from pipeline.store.records import CaptionRecord
@@ -61,6 +62,17 @@ def test_every_run_ends_and_takes_at_least_the_work(
     assert outcome == simulate(web, Rates(1.0), gpus, Interruptions(hours, 60), at_once, seed)
 
 
+def test_a_plan_says_how_many_cores_keep_a_gpu_busy() -> None:
+    rates = Rates(150.0, asked_per_s=200.0, prepared_per_core_s=80.0)
+    plan = describe_plan(WEB, rates, [simulate(WEB, rates, 8)], "a GPU", None)
+    assert plan["output"]["preparing_cores_per_gpu"] == pytest.approx(2.5)
+    assert plan["output"]["teacher_busy_share"] == pytest.approx(0.75)
+    text = format_plan(plan, 256, None)
+    assert "2.50 a GPU read, decode and resize as fast as the teacher looks, one more drives it" in text
+    assert "here the teacher was busy for 75 % of the time" in text
+    assert "cores" not in format_plan(describe_plan(WEB, Rates(20.0), [], None, None), 256, None)
+
+
 @pytest.mark.parametrize(("gpus", "pairs", "rate"), [(0, 1, 1.0), (1, 0, 1.0), (1, 1, 0.0)])
 def test_numbers_that_make_no_sense_are_refused(gpus: int, pairs: int, rate: float) -> None:
     with pytest.raises(ConfigError, match="expected all above zero"):
@@ -98,7 +110,8 @@ def test_a_sample_is_labelled_to_know_the_rates(
     assert rates.boxes_per_pair == 1.0
     assert rates.bytes_per_pair is not None
     assert rates.bytes_per_pair > 100
-    assert min(rates.images_per_s, rates.decoded_per_core_s or 0, rates.captions_per_core_s or 0) > 0
+    assert min(rates.images_per_s, rates.prepared_per_core_s or 0, rates.captions_per_core_s or 0) > 0
+    assert (rates.asked_per_s or 0) > rates.images_per_s  # which waits for pictures besides
     assert sum(fake_teacher.batches) == 7 + label_config.batch_size  # and the warm-up
     write_shard(tmp_path / "none" / shard_name(0), [], CaptionRecord)
     with pytest.raises(MissingInputError, match="no rows to measure by"):

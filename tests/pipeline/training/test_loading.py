@@ -37,6 +37,24 @@ def test_thread_works_ahead_but_not_further_than_it_should() -> None:
     assert threading.main_thread() not in threads
 
 
+class Pinnable:
+    def __init__(self) -> None:
+        self.pinned_by: threading.Thread | None = None
+
+    def pin_memory(self) -> Pinnable:
+        self.pinned_by = threading.current_thread()
+        return self
+
+
+@pytest.mark.parametrize("has_gpu", [True, False])
+def test_a_thread_puts_what_it_made_where_a_gpu_fetches_it(has_gpu: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: has_gpu)
+    for made, number in load_ahead(lambda number: (Pinnable(), number), range(4), 0):
+        assert number in range(4)
+        assert (made.pinned_by is not None) == has_gpu
+        assert made.pinned_by is not threading.main_thread()
+
+
 def test_processes_keep_the_order_and_have_one_thread_each() -> None:
     numbers, processes, threads = zip(*load_ahead(about_process, range(3, 9), 2), strict=True)
     assert numbers == tuple(range(3, 9))
