@@ -73,6 +73,7 @@ def ray_session() -> Iterator[None]:
     if address:
         _join(address)
     else:
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nobody takes this machine away
         with _native_stderr_discarded(), _ended_by(on_sigterm):
             _start()
     if callable(on_sigterm):
