@@ -27,6 +27,7 @@ from glip_model.pretrained import resolve_folder
 from glip_model.prompts import Prompt, caption_prompt, category_prompt, chunk_categories, clean_name
 from glip_model.structures import CharSpans, Detections
 from glip_model.text_encoder import TextStateCache, load_tokenizer
+from glip_model.transfer import send
 
 _ABBREVIATION = r"(?<!\w)(?:[^\W\d_]\.){2,}"
 _BETWEEN_PERIODS = re.compile(rf"(?:{_ABBREVIATION}|[^\s.])(?:{_ABBREVIATION}|[^.]|\.(?=\S))*(?<!\s)")
@@ -240,7 +241,7 @@ class GLIPPredictor:
         with autocast(self.dtype, self.device):
             for rows in groups.values():
                 tensors = [image_to_tensor(_resize(images[i], sizes[i]), config.backbone) for i in rows]
-                features = self._features(pad_pictures(tensors, config.size_divisor).to(self.device))
+                features = self._features(send(pad_pictures(tensors, config.size_divisor), self.device))
                 # No more pictures with a prompt each run together than there are pictures.
                 at_once = len(images) // len(rows)
                 for start in range(0, len(prompts[rows[0]]), at_once):
@@ -266,7 +267,7 @@ class GLIPPredictor:
         """Return tokens, mask and encoder states of prompts as ``GLIP.ground`` takes them."""
         states = pad_sequence(self._text_states([prompt.prompt.segments for prompt in prompts]), batch_first=True)
         input_ids, mask = pad_prompts(prompts)
-        return input_ids.to(self.device), mask.to(self.device), states
+        return send(input_ids, self.device), send(mask, self.device), states
 
 
 def _whole_pixels(found: Detections, image: Image.Image) -> Detections:
