@@ -8,10 +8,10 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export DVC_NO_ANALYTICS := 1
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help setup repro seeds test fuzz check browser bench lock clean
+.PHONY: help setup repro seeds test fuzz check browser bench bench-gpu lock clean
 
 help: ## show this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 setup: $(READY) ## create the environment from the lock file
 
@@ -59,6 +59,9 @@ bench: $(READY) ## speed and memory as ratios against named baselines (about an 
 	$(BIN)/python tests/benchmarks/names_speed.py
 	$(BIN)/python tests/benchmarks/label_speed.py
 	$(BIN)/python tests/benchmarks/teacher_speed.py
+
+bench-gpu: $(READY) ## training and labelling on the GPUs of this machine; ends with 2 where there is none
+	$(BIN)/python tests/benchmarks/gpu_speed.py
 
 clean: ## remove what a run writes; the environment stays
 	git clean -fdxq data models metrics plots reports

@@ -11,6 +11,7 @@ from torch import Tensor
 
 P = ParamSpec("P")
 SIZES_KEPT = 64
+_caches: list[Any] = []
 
 
 def cached_by_size(compute: Callable[P, Tensor]) -> Callable[P, Tensor]:
@@ -24,6 +25,8 @@ def cached_by_size(compute: Callable[P, Tensor]) -> Callable[P, Tensor]:
         with torch.inference_mode(False):  # what is kept serves training too, whoever asked first
             return compute(*args, **kwargs)
 
+    _caches.append(kept)
+
     @wraps(compute)
     def call(*args: P.args, **kwargs: P.kwargs) -> Tensor:
         if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
@@ -31,3 +34,9 @@ def cached_by_size(compute: Callable[P, Tensor]) -> Callable[P, Tensor]:
         return kept(*args, **kwargs)  # type: ignore[arg-type]
 
     return call
+
+
+def forget() -> None:
+    """Drop all that is kept, as after a FakeTensorMode, whose tensors are of no use outside of it."""
+    for kept in _caches:
+        kept.cache_clear()

@@ -61,18 +61,22 @@ class BiDirectionalAttention(nn.Module):
         key_bias = (key @ query_bias.unsqueeze(-1)).flatten(1)  # (B, hT)
         logits = clamp_half(visual @ folded_key.transpose(1, 2) + key_bias.unsqueeze(1))  # (B, N, hT)
 
+        # Tensors of this size are most of the memory that the layer takes: nothing is copied that need not be.
+        by_cell = logits.softmax(1)  # (B, N, hT)
         # Cells look at real tokens only.
-        per_head = torch.unflatten(logits, -1, (self.num_heads, tokens)).masked_fill(
-            ~mask[:, None, None, :], -torch.inf
-        )
-        to_tokens = F.dropout(per_head.softmax(-1), self.dropout, self.training).flatten(2)  # (B, N, hT)
+        per_head = torch.unflatten(logits, -1, (self.num_heads, tokens))
+        per_head = per_head.masked_fill_(~mask[:, None, None, :], -torch.inf).softmax(-1)
+        del logits
+        to_tokens = F.dropout(per_head, self.dropout, self.training).flatten(2)  # (B, N, hT)
+        del per_head
         text_values = self._split(self.values_l_proj(text))  # (B, h, T, d)
         out_weight = self._per_head(self.out_v_proj.weight.T)  # (h, d, C)
         to_visual = to_tokens @ (text_values @ out_weight).flatten(1, 2) + self.out_v_proj.bias
+        del to_tokens
 
         # Tokens look at every cell without any mask, padded picture area included: outputs depend slightly on how
         # a batch is padded, and released weights were trained so.
-        to_cells = F.dropout(logits.softmax(1), self.dropout, self.training).transpose(1, 2)  # (B, hT, N)
+        to_cells = F.dropout(by_cell, self.dropout, self.training).transpose(1, 2)  # (B, hT, N)
         seen = torch.unflatten(to_cells @ visual, 1, (self.num_heads, tokens))  # (B, h, T, C)
         value_weight, value_bias = self._per_head(self.values_v_proj.weight), self._per_head(self.values_v_proj.bias)
         share = torch.unflatten(to_cells.sum(-1), 1, (self.num_heads, tokens)).unsqueeze(-1)  # 1 but for dropout

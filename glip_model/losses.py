@@ -50,35 +50,57 @@ class GroundingCriterion:
         logits = output.token_logits.float()
         anchors = anchor_grid(output.level_sizes, config.strides, config.anchor_scale, logits.device)
         per_level = tuple(height * width for height, width in output.level_sizes)
-        token_targets = torch.zeros_like(logits)
+        matches, most, before = [], 0, 0  # anchors of the batch to boxes of the batch
         token_mask = batch.attention_mask.clone()
-        picked, matched_boxes = [], []  # indices of positive anchors over the flattened batch, and their boxes
         for i, target in enumerate(targets):
             match = match_anchors(anchors, per_level, target.boxes_xyxy, config.atss_topk)
-            positive = (match != UNMATCHED).nonzero().squeeze(1)
-            rows = match[positive]
-            token_targets[i, positive] = target.positive_map[rows].to(logits.dtype)
-            picked.append(positive + i * anchors.shape[0])
-            matched_boxes.append(target.boxes_xyxy[rows])
+            matches.append(torch.where(match == UNMATCHED, UNMATCHED, match + before))
+            before += len(target.boxes_xyxy)
+            most += min(len(anchors), len(target.boxes_xyxy) * config.atss_topk * len(per_level))
             if target.token_mask is not None:
                 token_mask[i] &= target.token_mask
-        index, boxes = torch.cat(picked), torch.cat(matched_boxes).float()
-        matched_anchors = anchors[index % anchors.shape[0]]
-        quality = centerness_of(matched_anchors, boxes)
-        num_positives = _mean_over_ranks(logits.new_tensor(float(len(index)))).clamp(min=1.0)
+        matched = torch.cat(matches)
+        # Positive anchors over the flattened batch; behind them, on a GPU, empty rows, which weigh nothing.
+        index, real = positions(matched != UNMATCHED, most)
+        place = index.clamp(max=len(matched) - 1)
+        rows = matched[place].clamp(min=0)
+        matched_anchors = anchors[place % len(anchors)]
+        boxes = torch.cat([target.boxes_xyxy for target in targets])[rows].float()
+        boxes = torch.where(real[:, None], boxes, matched_anchors)
+        positive_map = torch.cat([target.positive_map for target in targets])
+        token_targets = logits.new_zeros(len(matched) + 1, logits.shape[-1])  # the last row is that of the empty ones
+        token_targets[index] = positive_map[rows].to(logits.dtype)
+        token_targets = token_targets[:-1].view_as(logits)
+        quality = torch.where(real, centerness_of(matched_anchors, boxes), 0.0)
+        num_positives = _mean_over_ranks(real.sum().float()).clamp(min=1.0)
         quality_sum = _mean_over_ranks(quality.sum())
-        predicted = decode_boxes(output.box_deltas.float().flatten(0, 1)[index], matched_anchors)
+        deltas = torch.where(real[:, None], output.box_deltas.float().flatten(0, 1)[place], 0.0)
+        predicted = decode_boxes(deltas, matched_anchors)
         # The published target passes through the codec as well.
         expected = decode_boxes(encode_boxes(boxes, matched_anchors), matched_anchors)
         giou_loss = (quality * (1 - generalised_iou(predicted, expected))).sum()
-        centerness = output.centerness.float().flatten()[index]
-        centerness_loss = F.binary_cross_entropy_with_logits(centerness, quality, reduction="sum")
+        centerness = output.centerness.float().flatten()[place]
+        entropy = F.binary_cross_entropy_with_logits(centerness, quality, reduction="none")
+        centerness_loss = torch.where(real, entropy, 0.0).sum()
         token_loss = focal_loss(logits, token_targets, token_mask, config.focal_alpha, config.focal_gamma)
         return {
             "loss_token": config.token_loss_weight * token_loss / num_positives,
             "loss_box": config.box_loss_weight * giou_loss / quality_sum.clamp(min=1e-6),
             "loss_centerness": config.centerness_loss_weight * centerness_loss / num_positives,
         }
+
+
+def positions(mask: Tensor, most: int) -> tuple[Tensor, Tensor]:
+    """Return where a mask (M,) is True, (K,) int64, without waiting for a GPU, and which of the K there are.
+
+    Elsewhere K is how many there are. On a GPU it is ``most``, which must be no less: their number is not known there
+    before all work has been done. What is too much is M.
+    """
+    if mask.device.type == "cpu":
+        index = mask.nonzero().squeeze(1)
+    else:
+        index = mask.nonzero_static(size=most, fill_value=len(mask)).squeeze(1)
+    return index, index < len(mask)
 
 
 def focal_loss(logits: Tensor, targets: Tensor, token_mask: Tensor, alpha: float, gamma: float) -> Tensor:

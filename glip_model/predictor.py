@@ -29,6 +29,7 @@ from glip_model.prompts import Prompt, caption_prompt, category_prompt, chunk_ca
 from glip_model.resizing import ResizedImage, ResizeRule
 from glip_model.structures import CharSpans, Detections
 from glip_model.text_encoder import TextStateCache, load_tokenizer
+from glip_model.transfer import send
 
 _ABBREVIATION = r"(?<!\w)(?:[^\W\d_]\.){2,}"
 _BETWEEN_PERIODS = re.compile(rf"(?:{_ABBREVIATION}|[^\s.])(?:{_ABBREVIATION}|[^.]|\.(?=\S))*(?<!\s)")
@@ -311,7 +312,7 @@ class GLIPPredictor:
         """Return tokens, mask and encoder states of prompts as ``GLIP.ground`` takes them."""
         states = pad_sequence(self._text_states([prompt.prompt.segments for prompt in prompts]), batch_first=True)
         input_ids, mask = pad_prompts(prompts)
-        return input_ids.to(self.device), mask.to(self.device), states
+        return send(input_ids, self.device), send(mask, self.device), states
 
 
 def _whole_pixels(found: Detections, size: tuple[int, int]) -> Detections:

@@ -99,7 +99,7 @@ class SwinBlock(nn.Module):
         rows, columns = x.shape[1] // w, x.shape[2] // w
         if self.shift:
             x = torch.roll(x, (-self.shift, -self.shift), (1, 2))
-            mask = shift_mask(rows, columns, w, self.shift).to(device=x.device, dtype=x.dtype)
+            mask = shift_mask(rows, columns, w, self.shift, x.device).to(x.dtype)
         else:
             mask = None
         x = x.view(batch, rows, w, columns, w, dim).transpose(2, 3).reshape(-1, w * w, dim)
@@ -188,17 +188,17 @@ class SwinTransformer(nn.Module):
 
 
 @cached_by_size
-def shift_mask(rows: int, columns: int, window: int, shift: int) -> Tensor:
+def shift_mask(rows: int, columns: int, window: int, shift: int, device: torch.device) -> Tensor:
     """Return (rows·columns, n, n) of 0 or ``CROSS_REGION`` for windows of a cyclically shifted, padded map."""
-    vertical, horizontal = (_bands(count * window, window, shift) for count in (rows, columns))
+    vertical, horizontal = (_bands(count * window, window, shift, device) for count in (rows, columns))
     region = vertical[:, None] * 3 + horizontal
     windows = region.view(rows, window, columns, window).transpose(1, 2).reshape(-1, window * window)
     return (windows.unsqueeze(1) != windows.unsqueeze(2)) * CROSS_REGION
 
 
-def _bands(length: int, window: int, shift: int) -> Tensor:
+def _bands(length: int, window: int, shift: int, device: torch.device) -> Tensor:
     """Number cells by where the shift took them from: 0 in all windows but the last, 1 and 2 in its two parts."""
-    cell = torch.arange(length)
+    cell = torch.arange(length, device=device)
     return (cell >= length - window).long() + (cell >= length - shift).long()
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from glip_model.config import TextConfig
 from glip_model.pretrained import resolve_source
+from glip_model.transfer import send
 
 SEPARATOR = ". "
 """Stands between the segments of a prompt."""
@@ -63,9 +64,15 @@ class TextEncoder(nn.Module):
         Returns:
             (B, T, hidden_size) last hidden states; those of padding are garbage and stay unmasked.
         """
-        # Published checkpoints were run with an int64 mask; only its zeros matter here.
-        states: Tensor = self.body(input_ids=input_ids, attention_mask=attention_mask.long()).last_hidden_state
+        # Of a mask of tokens, transformers asks whether it hides any, and waits for the answer; of one of pairs not.
+        mask = attention_mask.long() if attention_mask.device.type == "cpu" else _pairs(attention_mask)
+        states: Tensor = self.body(input_ids=input_ids, attention_mask=mask).last_hidden_state
         return states
+
+
+def _pairs(mask: Tensor) -> Tensor:
+    """Return (B, 1, T, T) bool, which tokens may look at which, of the tokens that are real (B, T)."""
+    return mask[:, None, None, :].expand(-1, 1, mask.shape[1], -1)
 
 
 def load_tokenizer(source: str | Path, vocab_size: int) -> Any:
@@ -190,9 +197,9 @@ class TextStateCache:
     def _encode_rows(self, strings: list[tuple[str, list[int]]], width: int, device: torch.device) -> None:
         # Rows without a string hold one padding token, so that their attention has something to look at.
         rows = [ids for _, ids in strings] + [[0]] * (_CACHED_ROWS - len(strings))
-        input_ids = torch.tensor([row + [0] * (width - len(row)) for row in rows], device=device)
-        mask = torch.tensor([[True] * len(row) + [False] * (width - len(row)) for row in rows], device=device)
-        states = self.encoder(input_ids, mask)
+        input_ids = torch.tensor([row + [0] * (width - len(row)) for row in rows])
+        mask = torch.tensor([[True] * len(row) + [False] * (width - len(row)) for row in rows])
+        states = self.encoder(send(input_ids, device), send(mask, device))
         for (text, ids), state in zip(strings, states, strict=False):
             self._states[text] = state[: len(ids)].clone()
             self._bytes += self._states[text].nbytes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -37,7 +38,13 @@ def distribute(model: GLIP, how: Literal["ddp", "fsdp"], half: torch.dtype | Non
     if how == "fsdp":
         _shard(model, half)
         return model
-    return model if dist.get_world_size() == 1 else DistributedDataParallel(model)
+    if dist.get_world_size() == 1:
+        return model
+    # Gradients stand in what is sent, without a copy. Buffers are the same everywhere or, running statistics of a
+    # BatchNorm that trains, read by no training step; those of the first worker are saved.
+    has_new_name = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters  # since torch 2.15
+    unsent: dict[str, Any] = {"forward_sync_buffers" if has_new_name else "broadcast_buffers": False}
+    return DistributedDataParallel(model, gradient_as_bucket_view=True, **unsent)
 
 
 def compile_layers(model: GLIP, backend: str = "inductor") -> None:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from pipeline.training.distribution import gather, local, spread
-from pipeline.training.settings import OptimConfig
+
+if TYPE_CHECKING:  # a machine that measures steps alone needs no reader of settings
+    from pipeline.training.settings import OptimConfig
 
 BIAS_LEARNING_RATE_FACTOR = 2.0
 """Everything with "bias" in its name learns twice as fast and does not decay, as published."""

@@ -6,7 +6,7 @@ import copy
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -35,7 +35,9 @@ from pipeline.training.optim import (
     set_weight_decay,
     weight_decay_factor,
 )
-from pipeline.training.settings import OptimConfig
+
+if TYPE_CHECKING:  # as in ``optim``
+    from pipeline.training.settings import OptimConfig
 
 MAX_SKIPPED_IN_A_ROW = 10
 """Steps with a gradient that is not finite before training gives up."""

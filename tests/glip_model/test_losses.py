@@ -277,3 +277,31 @@ def test_ranks_together_compute_the_loss_of_the_whole_batch(monkeypatch: Any) ->
     found = [run(rank, own[1 - rank])[0] for rank in range(2)]
     for name, loss in whole.items():
         assert ((found[0][name] + found[1][name]) / 2).item() == pytest.approx(loss.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("boxes", [(3, 0, 7), (0, 0)])
+def test_empty_rows_as_of_a_gpu_change_neither_losses_nor_gradients(
+    boxes: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch = make_batch([make_target(i, count) for i, count in enumerate(boxes)])
+
+    def run() -> list[Tensor]:
+        output = make_output(len(boxes))
+        found = GroundingCriterion(CONFIG)(output, batch)
+        sum(found.values(), torch.zeros(())).backward()
+        gradients = [output.token_logits.grad, output.box_deltas.grad, output.centerness.grad]
+        return [*found.values(), *(torch.zeros(()) if each is None else each for each in gradients)]
+
+    sizes: list[tuple[int, int]] = []
+
+    def padded(mask: Tensor, most: int) -> tuple[Tensor, Tensor]:
+        index = mask.nonzero_static(size=most, fill_value=len(mask)).squeeze(1)
+        sizes.append((int(mask.sum()), most))
+        return index, index < len(mask)
+
+    expected = run()
+    monkeypatch.setattr(losses, "positions", padded)
+    for found, exact in zip(run(), expected, strict=True):
+        torch.testing.assert_close(found, exact, rtol=1e-6, atol=1e-7)
+    [(positives, most)] = sizes
+    assert positives < most or most == 0

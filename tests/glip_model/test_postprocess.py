@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from glip_model import postprocess
 from glip_model.anchors import anchor_grid
 from glip_model.boxes import encode_boxes
 from glip_model.config import GLIPConfig
-from glip_model.postprocess import read_off
+from glip_model.postprocess import DROPPED, KEPT, OPEN, read_off, suppress, suppress_together
 from glip_model.structures import Detections, GLIPOutput
 
 CONFIG = GLIPConfig(
@@ -186,3 +188,39 @@ def test_pictures_are_read_off_independently() -> None:
         (single,) = read_off(alone, sizes[i : i + 1], maps[:1], sizes[i : i + 1], CONFIG)
         torch.testing.assert_close(single.boxes_xyxy, both[i].boxes_xyxy)
         assert torch.equal(single.phrase_index, both[i].phrase_index)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_suppression_of_pictures_together_is_that_of_each_box_after_box(seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    corners = torch.rand(3, 200, 2, generator=generator, dtype=torch.float64) * 90
+    boxes = torch.cat((corners, corners + 5 + 40 * torch.rand(3, 200, 2, generator=generator)), -1)
+    phrases, scores = torch.randint(3, (3, 200), generator=generator), torch.linspace(1, 0.1, 200)
+    fates = suppress_together(boxes, phrases, 0.4)
+    for i in range(3):
+        assert torch.equal(fates[i], suppress(boxes[i], scores, phrases[i], 0.4))
+        assert {KEPT, DROPPED} == set(fates[i].tolist())
+
+
+def test_a_picture_with_a_long_chain_of_rivals_stays_open_and_is_suppressed_on_the_host(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    left = 3.0 * torch.arange(12.0)  # each box overlaps the next one too much, and no other
+    boxes = torch.stack((left, torch.zeros(12), left + 10, torch.full((12,), 10.0)), 1)
+    output, maps = output_of(boxes, [[0.9 - 0.01 * i] for i in range(12)])
+    sizes, config = ((48, 64),), replace(CONFIG, nms_threshold=0.5, max_detections=100)
+    (expected,) = read_off(output, sizes, maps, sizes, config)
+    assert len(expected) == 6
+    monkeypatch.setattr(postprocess, "ROUNDS", 3)
+    opened = suppress_together(boxes[None].double(), torch.zeros(1, 12, dtype=torch.int64), 0.5)
+    assert (opened == OPEN).all()
+    on_host, calls = postprocess._suppress, []
+
+    def as_on_a_gpu(*arguments: Any) -> list[Tensor]:
+        calls.append(arguments)
+        return [opened[0]] if len(calls) == 1 else on_host(*arguments)
+
+    monkeypatch.setattr(postprocess, "_suppress", as_on_a_gpu)
+    (found,) = read_off(output, sizes, maps, sizes, config)
+    assert len(calls) == 2
+    assert torch.equal(found.boxes_xyxy, expected.boxes_xyxy)
