@@ -267,8 +267,14 @@ def apart(laptop: Laptop) -> Iterator[Laptop]:
         pytest.skip("no mount namespaces here: they take rights of root")
     gcs, dashboard = free_port(), free_port()
     hide = " && ".join(f"mount -t tmpfs tmpfs {shlex.quote(str(folder))}" for folder in HIDDEN)
-    common = "--num-cpus=1 --node-ip-address=127.0.0.1 --dashboard-agent-listen-port=0 --disable-usage-stats --block"
-    head = f"--head --port={gcs} --include-dashboard=true --dashboard-port={dashboard}"
+    ports = (
+        "--dashboard-agent-listen-port=0 --min-worker-port=0 --max-worker-port=0"  # any, as the nodes share a machine
+    )
+    common = f"--num-cpus=1 --node-ip-address=127.0.0.1 {ports} --disable-usage-stats --block"
+    client = free_port()
+    head = (
+        f"--head --port={gcs} --ray-client-server-port={client} --include-dashboard=true --dashboard-port={dashboard}"
+    )
     roles = [head, *2 * [f"--address=127.0.0.1:{gcs}"]]
     environment = {name: value for name, value in laptop.environment.items() if name != "PYTHONPATH"}
     nodes: list[subprocess.Popen[bytes]] = []
@@ -305,7 +311,7 @@ def wait_for(condition: Callable[[], bool], nodes: Sequence[subprocess.Popen[byt
         time.sleep(0.2)
 
 
-def test_nodes_that_share_no_folder_make_the_same_in_a_store(laptop: Laptop, finished: str, apart: Laptop) -> None:
+def test_nodes_that_share_no_folder_make_the_same_in_a_store(laptop: Laptop, apart: Laptop, finished: str) -> None:
     store = UPath("s3://submitted/apart")
     submit = ("stages.glip", "submit", "all", "--run", "apart", "--folder", str(store))
     client = apart.start(*submit)
