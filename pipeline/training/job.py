@@ -10,11 +10,13 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import ray
 import ray.train
 import torch
+from pyarrow.fs import FSSpecHandler, PyFileSystem
 from ray.train.torch import TorchTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from tqdm.contrib.logging import logging_redirect_tqdm
@@ -26,8 +28,7 @@ from pipeline.errors import MissingInputError, PipelineError, TrainingError
 from pipeline.ray_session import cores_per_worker
 from pipeline.settings import to_yaml
 from pipeline.store.atomic import write_csv
-from pipeline.store.dataset import arrow_filesystem
-from pipeline.store.storage import Place, exists, is_folder, is_remote, remove_folder
+from pipeline.store.storage import Place, exists, is_folder, remove_folder
 from pipeline.training.batches import Worker, share_of_batch
 from pipeline.training.checkpoints import Checkpoints, discard_checkpoints, has_checkpoints
 from pipeline.training.counting import count_rows, with_steps
@@ -234,10 +235,10 @@ def _scaling(workers: int) -> tuple[ray.train.ScalingConfig, int]:
 
 def _notes_of_ray(folder: Place) -> dict[str, Any]:
     """Return what Ray Train is told of where to keep its notes."""
-    if not is_remote(folder):
+    if isinstance(folder, Path):
         return {"storage_path": str(folder)}
-    filesystem, (path,) = arrow_filesystem([folder])
-    return {"storage_path": path, "storage_filesystem": filesystem}
+    # Not Arrow's own for S3, which leaves an empty object in the place of every folder.
+    return {"storage_path": folder.path, "storage_filesystem": PyFileSystem(FSSpecHandler(folder.fs))}
 
 
 def _watch(

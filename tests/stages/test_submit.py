@@ -277,6 +277,7 @@ def apart(laptop: Laptop) -> Iterator[Laptop]:
     )
     roles = [head, *2 * [f"--address=127.0.0.1:{gcs}"]]
     environment = {name: value for name, value in laptop.environment.items() if name != "PYTHONPATH"}
+    environment["RAY_AUTH_MODE"] = "disabled"  # "ray start" asks for a token, which would lie in the home of all nodes
     nodes: list[subprocess.Popen[bytes]] = []
     try:
         for role in roles:
@@ -289,9 +290,10 @@ def apart(laptop: Laptop) -> Iterator[Laptop]:
             node.terminate()
         for node in nodes:
             try:
-                node.wait(30)
+                node.wait(60)  # Ray drains it for 30 s
             except subprocess.TimeoutExpired:
                 os.killpg(node.pid, signal.SIGKILL)
+                node.wait()
 
 
 def num_nodes(dashboard: int) -> int:
