@@ -240,7 +240,8 @@ def _grow(wanted: dict[str, int]) -> None:
 def _join(address: str) -> None:
     """Connect to a cluster, which gets this checkout's code, whatever its nodes have installed.
 
-    Data and models go by path: the nodes must see the same files, and their processes work in the same folder.
+    Data and models go by URL; or by path, and then the nodes must see the same files. Processes work in the driver's
+    folder, where their node has it.
     """
     folder = Path.cwd()
 

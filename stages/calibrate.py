@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.cli import add_params, progress, run_if_program
@@ -26,8 +25,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of this stage."""
     parser.add_argument("--records", required=True, help="shards of human grounding data: a folder or a URL")
     parser.add_argument("--teacher", required=True, help="see pseudo_label")
-    parser.add_argument("--out", type=Path, required=True, help="CSV file for the curves")
-    parser.add_argument("--metrics", type=Path, help="JSON file for the figures at the threshold in use")
+    parser.add_argument("--out", required=True, help="CSV file for the curves")
+    parser.add_argument("--metrics", help="JSON file for the figures at the threshold in use")
     parser.add_argument("--limit", type=int, default=2000, help="rows to look at (default: %(default)s)")
     add_params(parser)
 
@@ -70,10 +69,10 @@ def run(args: argparse.Namespace) -> str:
     if not positive:
         raise MissingInputError(f"{args.records}: no phrase has a true box to compare with")
     rows = curves(positive, negative)
-    write_curves(rows, args.out)
+    write_curves(rows, to_place(args.out))
     summary = summarise(rows, config.min_score) | {"rows": len(records), "phrases": len(positive)}
     if args.metrics:
-        write_json(args.metrics, summary)
+        write_json(to_place(args.metrics), summary)
     used = summary["at_min_score"]
     precision, recall, alarms = (_percent(used[name]) for name in ("precision_all", "recall_all", "false_alarms"))
     figures = f"precision {precision}, recall {recall}, false alarms {alarms}"

@@ -10,7 +10,6 @@ Run: glip evaluate --model models/student --records data/records --out data/pred
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.cli import add_params, run_if_program
@@ -21,12 +20,12 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of this stage."""
-    parser.add_argument("--model", type=Path, required=True, help="folder of the model, one of the project's own")
+    parser.add_argument("--model", required=True, help="folder or URL of the model, one of the project's own")
     parser.add_argument("--records", required=True, help="folder or URL with dev/ and test/")
     parser.add_argument("--out", required=True, help="folder or URL for predictions")
-    parser.add_argument("--metrics", type=Path, required=True, help="JSON file for the metrics")
-    parser.add_argument("--table", type=Path, help="CSV file for all measures beside the published ones")
-    parser.add_argument("--curves", type=Path, help="CSV file for precision over recall at IoU 0.5 on the last split")
+    parser.add_argument("--metrics", required=True, help="JSON file for the metrics")
+    parser.add_argument("--table", help="CSV file for all measures beside the published ones")
+    parser.add_argument("--curves", help="CSV file for precision over recall at IoU 0.5 on the last split")
     add_params(parser)
 
 
@@ -43,18 +42,18 @@ def run(args: argparse.Namespace) -> str:
 
     settings = load_all(args.params)
     config: EvaluateConfig = settings.evaluate
-    out = to_place(args.out)
+    model, out = to_place(args.model), to_place(args.out)
     with alone_in(out), ray_session():
-        found = predict_benchmarks(config, args.model, to_place(args.records), out, allowed_roots(settings.image_roots))
+        found = predict_benchmarks(config, model, to_place(args.records), out, allowed_roots(settings.image_roots))
     scores = [(benchmark, score_predictions(benchmark, out)) for benchmark in found]
     metrics = collect(scores)
-    write_json(args.metrics, metrics)
+    write_json(to_place(args.metrics), metrics)
     if args.table:
-        write_csv(args.table, measure_table(metrics))
+        write_csv(to_place(args.table), measure_table(metrics))
     last = [(benchmark, each) for benchmark, each in scores if benchmark.split == config.splits[-1]]
     if args.curves:
-        write_csv(args.curves, curve_table(last))
-    return f"evaluate {args.model.name}: {figures(last)}"
+        write_csv(to_place(args.curves), curve_table(last))
+    return f"evaluate {model.name}: {figures(last)}"
 
 
 run_if_program(__name__)

@@ -23,7 +23,6 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.cli import add_params, run_if_program
@@ -33,6 +32,7 @@ if TYPE_CHECKING:
     from pipeline.evaluation.settings import EvaluateConfig
     from pipeline.prepare.layouts import Layout
     from pipeline.prepare.settings import PrepareConfig
+    from pipeline.store.storage import Place
 
 logger = logging.getLogger(__name__)
 
@@ -42,9 +42,11 @@ RESULT_FILE = "finetune.json"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of this command."""
-    parser.add_argument("--data", type=Path, required=True, help="folder of annotated pictures")
-    parser.add_argument("--from", dest="start", required=True, metavar="MODEL", help="folder or hub id to start from")
-    parser.add_argument("--out", type=Path, required=True, help="folder for the tuned model")
+    parser.add_argument("--data", required=True, help="folder or URL of annotated pictures")
+    parser.add_argument(
+        "--from", dest="start", required=True, metavar="MODEL", help="folder, URL or hub id to start from"
+    )
+    parser.add_argument("--out", required=True, help="folder or URL for the tuned model")
     parser.add_argument(
         "--tuning", choices=("full", "linear", "prompt"), default="full", help="what is trained (default: all of it)"
     )
@@ -58,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="processes, one for each GPU; 0 trains in this one (default: %(default)s)",
     )
     parser.add_argument("--val-share", type=float, default=0.15, help="held out to judge by (default: %(default)s)")
-    parser.add_argument("--work", type=Path, help="folder for records and predictions (default: OUT/work)")
+    parser.add_argument("--work", help="folder or URL for records and predictions (default: OUT/work)")
     parser.add_argument("--dry-run", action="store_true", help="read and divide the data, train nothing")
     add_params(parser)
 
@@ -74,32 +76,35 @@ def run(args: argparse.Namespace) -> str:
     from pipeline.settings import load, load_all
     from pipeline.store.atomic import write_json
     from pipeline.store.filesystem import allowed_roots
+    from pipeline.store.folders import local_folder
     from pipeline.store.resume import alone_in
+    from pipeline.store.storage import to_place
     from pipeline.training.finetune import RUN, Choices, finetune_config, with_length
     from pipeline.training.job import Paths, train
     from pipeline.training.settings import TrainingSettings
 
-    start = _start(args.start)
-    if args.out.resolve() == start.resolve():
-        raise ConfigError(f"--out is {args.out}, the model to start from; name another folder")
+    start, out, data = _start(args.start), to_place(args.out), to_place(args.data)
+    if out.resolve() == start:
+        raise ConfigError(f"--out is {out}, the model to start from; name another folder")
     if not 0 < args.val_share < 1:
         raise ConfigError(f"--val-share is {args.val_share}; expected a share between 0 and 1, such as 0.15")
-    work = args.work or args.out / "work"
-    layout = find_layout(args.data)
+    work = to_place(args.work) if args.work else out / "work"
+    layout = find_layout(data)
     logger.info("finetune: %s", layout.description)
     try:
-        sizes = read_config(start)
-        tokenizer = load_tokenizer(start, sizes.text.vocab_size)
+        with local_folder(start) as folder:
+            sizes = read_config(folder)
+            tokenizer = load_tokenizer(folder, sizes.text.vocab_size)
     except ValueError as error:
         raise ConfigError(f"--from {start}: not usable as a model: {error}") from error
     choices = Choices(args.tuning, args.steps, args.learning_rate, args.batch_size, args.workers)
     settings = load_all(args.params)
     config = finetune_config(load(args.params, TrainingSettings), sizes, choices)
     judging = _judging(settings.evaluate, max(1, args.workers))
-    with alone_in(args.out), ray_session():
+    with alone_in(out), ray_session():
         preparing = _preparing(settings.prepare, layout)
         check = partial(check_names, tokenizer=tokenizer, max_tokens=sizes.text.max_tokens)
-        roots = (str(args.data.resolve()), *settings.image_roots)
+        roots = (str(data.resolve()), *settings.image_roots)
         prepare(preparing, config.seed, work / "read", check, roots)
         allowed = allowed_roots(roots)
         counts = divide(work / "read", work / "records", args.val_share, preparing.max_image_pixels, allowed)
@@ -111,28 +116,30 @@ def run(args: argparse.Namespace) -> str:
             human=(work / "records/human").resolve(),
             pseudo_labels=None,
             teacher=start,
-            out=args.out.resolve(),
+            out=out.resolve(),
             allowed=allowed,
         )
         trained = train(RUN, config, paths, work / "losses.csv")
-        after = _judge(judging, args.out, work, allowed, "after")
-    write_json(args.out / RESULT_FILE, {"before": before, "after": after, "pictures": counts, **trained})
+        after = _judge(judging, out, work, allowed, "after")
+    write_json(out / RESULT_FILE, {"before": before, "after": after, "pictures": counts, **trained})
     print(f"{counts['train']} pictures, {trained['steps']} steps; judged on {counts['validation']} others")
     for name, found in (("before", before), ("after", after)):
         print(f"  {name:6} " + "  ".join(f"{measure} {found.get(measure, 0.0):5.1f}" for measure in MEASURES))
-    return f"finetune → {args.out}"
+    return f"finetune → {out}"
 
 
-def _start(name: str) -> Path:
+def _start(name: str) -> Place:
     """Return the folder of the model to start from."""
     from glip_model.checkpoint import WEIGHTS_FILE
     from glip_model.pretrained import resolve_folder
+    from pipeline.store.filesystem import is_url
+    from pipeline.store.storage import exists, to_place
 
     try:
-        folder = resolve_folder(name)
+        folder = to_place(name) if is_url(name) else resolve_folder(name)
     except ValueError as error:
         raise ConfigError(f"--from {error}") from error
-    if not (folder / WEIGHTS_FILE).is_file():
+    if not exists(folder / WEIGHTS_FILE):
         raise MissingInputError(
             f"--from {folder}: holds no {WEIGHTS_FILE}; published checkpoints: glip convert FILE DIR"
         )
@@ -167,7 +174,7 @@ def _judging(base: EvaluateConfig, workers: int) -> EvaluateConfig:
     )
 
 
-def _judge(config: EvaluateConfig, model: Path, work: Path, allowed: Sequence[str], name: str) -> Mapping[str, float]:
+def _judge(config: EvaluateConfig, model: Place, work: Place, allowed: Sequence[str], name: str) -> Mapping[str, float]:
     """Return COCO's measures on the pictures held out, in percent."""
     from pipeline.evaluation.job import predict_benchmarks
     from pipeline.evaluation.results import score_predictions

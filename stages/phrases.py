@@ -9,7 +9,6 @@ Run: glip phrases --records data/records/web --out data/phrases --metrics metric
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from pipeline.cli import add_params, run_if_program
 
@@ -18,9 +17,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of this stage."""
     parser.add_argument("--records", required=True, help="shards of web pairs: a folder or a URL such as s3://…")
     parser.add_argument("--out", required=True, help="place for shards of phrases")
-    parser.add_argument("--metrics", type=Path, help="JSON file for counts")
-    parser.add_argument("--curve", type=Path, help="CSV file for how often phrases are said, by rank")
-    parser.add_argument("--names", type=Path, help="count how many of these names captions cover: LVIS or COCO JSON")
+    parser.add_argument("--metrics", help="JSON file for counts")
+    parser.add_argument("--curve", help="CSV file for how often phrases are said, by rank")
+    parser.add_argument("--names", help="count how many of these names captions cover: LVIS or COCO JSON")
     add_params(parser)
 
 
@@ -39,14 +38,14 @@ def run(args: argparse.Namespace) -> str:
     out = to_place(args.out)
     with alone_in(out), ray_session():
         metrics = extract_phrases(config, to_place(args.records), out)
-    stats = count_phrases(out, args.names)
+    stats = count_phrases(out, to_place(args.names) if args.names else None)
     metrics |= {"unique_phrases": stats.unique, "phrases_said_once": stats.said_once}
     if args.names:
         metrics |= {"names": stats.names, "names_covered": stats.names_covered}
     if args.curve:
-        write_curve(stats, args.curve)
+        write_curve(stats, to_place(args.curve))
     if args.metrics:
-        write_json(args.metrics, metrics)
+        write_json(to_place(args.metrics), metrics)
     counts = f"{metrics['rows']} captions, {metrics['phrases']} phrases, {metrics['unique_phrases']} unique"
     return f"phrases: {counts}, {sum(metrics['rejects'].values())} rejected → {args.out}"
 

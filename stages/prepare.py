@@ -7,15 +7,14 @@ from __future__ import annotations
 
 import argparse
 from collections import Counter
-from pathlib import Path
 
 from pipeline.cli import add_params, run_if_program
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of this stage."""
-    parser.add_argument("--out", type=Path, required=True, help="folder for human/, web/, dev/ and test/")
-    parser.add_argument("--metrics", type=Path, help="JSON file for counts and reject reasons")
+    parser.add_argument("--out", required=True, help="folder or URL for human/, web/, dev/ and test/")
+    parser.add_argument("--metrics", help="JSON file for counts and reject reasons")
     add_params(parser)
 
 
@@ -26,12 +25,13 @@ def run(args: argparse.Namespace) -> str:
     from pipeline.settings import load_all
     from pipeline.store.atomic import write_json
     from pipeline.store.resume import alone_in
+    from pipeline.store.storage import to_place
 
-    settings = load_all(args.params)
-    with alone_in(args.out), ray_session():
-        metrics = prepare(settings.prepare, settings.seed, args.out, image_roots=settings.image_roots)
+    settings, out = load_all(args.params), to_place(args.out)
+    with alone_in(out), ray_session():
+        metrics = prepare(settings.prepare, settings.seed, out, image_roots=settings.image_roots)
     if args.metrics:
-        write_json(args.metrics, metrics)
+        write_json(to_place(args.metrics), metrics)
     rows, boxes = (sum(folder[name] for folder in metrics.values()) for name in ("rows", "boxes"))
     rejects, dropped, converted = (
         sum((Counter(folder.get(name, {})) for folder in metrics.values()), Counter[str]())

@@ -9,7 +9,6 @@ Run: glip pseudo_label --records data/records/web --phrases data/phrases --teach
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from pipeline.cli import add_params, run_if_program
 
@@ -18,9 +17,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of this stage."""
     parser.add_argument("--records", required=True, help="shards of web pairs: a folder or a URL such as s3://…")
     parser.add_argument("--phrases", required=True, help="shards of their phrases")
-    parser.add_argument("--teacher", required=True, help="folder of a GLIP model, or module:function of your own")
+    parser.add_argument("--teacher", required=True, help="folder or URL of a GLIP model, or own module:function")
     parser.add_argument("--out", required=True, help="place for shards of pseudo-labels")
-    parser.add_argument("--metrics", type=Path, help="JSON file for counts")
+    parser.add_argument("--metrics", help="JSON file for counts")
     add_params(parser)
 
 
@@ -40,7 +39,7 @@ def run(args: argparse.Namespace) -> str:
     with alone_in(inputs.out), ray_session():
         metrics = pseudo_label(inputs, settings.pseudo_label, settings.prepare.max_image_pixels)
     if args.metrics:
-        write_json(args.metrics, metrics)
+        write_json(to_place(args.metrics), metrics)
     rows = f"{metrics['shards']} shards, {metrics['rows_labelled']} of {metrics['rows']} rows labelled"
     found = f"{metrics['phrases']} phrases, {metrics['boxes']} boxes, {metrics['images_per_s'] or 'no'} images/s"
     return f"pseudo_label: {rows}, {found} → {args.out}"

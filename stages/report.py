@@ -10,7 +10,6 @@ The page needs no network. It tells what there is to tell: a part whose inputs a
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from pipeline.cli import add_params, run_if_program
 
@@ -23,12 +22,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--records", default="data/records", help=f"folder or URL of SPLIT/TASK {shown}")
     parser.add_argument("--predictions", default="data/predictions", help=f"folder or URL of NAME/SPLIT/TASK {shown}")
-    parser.add_argument("--metrics", type=Path, default=Path("metrics"), help=f"of NAME.json and the stages' {shown}")
-    parser.add_argument("--plots", type=Path, default=Path("plots"), help=f"folder of calibration.csv {shown}")
-    parser.add_argument("--lock", type=Path, default=Path("dvc.lock"), help=f"hashes of data and models {shown}")
+    parser.add_argument("--metrics", default="metrics", help=f"folder or URL of NAME.json and the stages' {shown}")
+    parser.add_argument("--plots", default="plots", help=f"folder or URL of calibration.csv {shown}")
+    parser.add_argument("--lock", default="dvc.lock", help=f"hashes of data and models {shown}")
     parser.add_argument("--split", default="test", help=f"that the models are judged by {shown}")
-    parser.add_argument("--out", type=Path, default=Path("reports"), help=f"folder for page, picture and table {shown}")
-    parser.add_argument("--summary", type=Path, help="JSON file for the numbers (default: OUT/summary.json)")
+    parser.add_argument("--out", default="reports", help=f"folder or URL for page, picture and table {shown}")
+    parser.add_argument("--summary", help="JSON file for the numbers (default: OUT/summary.json)")
     add_params(parser)
 
 
@@ -42,31 +41,36 @@ def run(args: argparse.Namespace) -> str:
     from pipeline.settings import load_all
     from pipeline.store.atomic import replacing, write_csv, write_json
     from pipeline.store.filesystem import allowed_roots
+    from pipeline.store.folders import sent_folder
     from pipeline.store.storage import to_place
 
-    predictions = to_place(args.predictions)
-    settings = load_all(args.params)
-    models = find_models(args.models, args.metrics, predictions, args.split)
-    metrics, absent = read_models(args.metrics, models)
-    benchmarks, unknown = find_benchmarks(to_place(args.records), args.split, allowed_roots(settings.image_roots))
-    args.out.mkdir(parents=True, exist_ok=True)
-    findings, gallery, left_out = examine_all(benchmarks, predictions, models, settings.report, settings.seed, args.out)
-    report = Report(
-        models=models,
-        split=args.split,
-        findings=findings,
-        metrics=metrics,
-        gallery=gallery,
-        labels=read_labels(args.metrics, args.plots),
-        provenance=collect(args.params, args.lock, args.metrics),
-        notes=absent + unknown + left_out,
+    predictions, metrics_folder, plots, lock, out = map(
+        to_place, (args.predictions, args.metrics, args.plots, args.lock, args.out)
     )
-    with replacing(args.out / "report.html") as aside:
-        aside.write_text(render_page(report), encoding="utf-8")
-    write_csv(args.out / "category_ap.csv", category_table(report))
+    settings = load_all(args.params)
+    models = find_models(args.models, metrics_folder, predictions, args.split)
+    metrics, absent = read_models(metrics_folder, models)
+    benchmarks, unknown = find_benchmarks(to_place(args.records), args.split, allowed_roots(settings.image_roots))
+    with sent_folder(out, "report.html") as folder:
+        findings, gallery, left_out = examine_all(
+            benchmarks, predictions, models, settings.report, settings.seed, folder
+        )
+        report = Report(
+            models=models,
+            split=args.split,
+            findings=findings,
+            metrics=metrics,
+            gallery=gallery,
+            labels=read_labels(metrics_folder, plots),
+            provenance=collect(args.params, lock, metrics_folder),
+            notes=absent + unknown + left_out,
+        )
+        with replacing(folder / "report.html") as aside:
+            aside.write_text(render_page(report), encoding="utf-8")
+        write_csv(folder / "category_ap.csv", category_table(report))
     standings = [each for found in report.findings for each in found.standings]
-    write_json(args.summary or args.out / "summary.json", summarise(standings))
-    return f"report: {' '.join(headline(standings)) or 'no predictions'} → {args.out / 'report.html'}"
+    write_json(to_place(args.summary) if args.summary else out / "summary.json", summarise(standings))
+    return f"report: {' '.join(headline(standings)) or 'no predictions'} → {out / 'report.html'}"
 
 
 run_if_program(__name__)

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.cli import run_if_program
@@ -32,8 +31,8 @@ logger = logging.getLogger(__name__)
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of this command."""
     parser.add_argument("--protocol", required=True, choices=("coco", "lvis", "lvis-fixed"))
-    parser.add_argument("--annotations", required=True, type=Path, help="ground truth, JSON as of COCO or LVIS")
-    parser.add_argument("--predictions", required=True, type=Path, help="detections, JSON as above")
+    parser.add_argument("--annotations", required=True, help="ground truth, JSON as of COCO or LVIS")
+    parser.add_argument("--predictions", required=True, help="detections, JSON as above")
     parser.add_argument(
         "--max-detections",
         type=int,
@@ -47,30 +46,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="lvis: best detections of a category that count, -1 for all (default: -1; lvis-fixed: 10000)",
     )
-    parser.add_argument("--json", type=Path, metavar="OUT", help="file for the numbers")
+    parser.add_argument("--json", metavar="OUT", help="file for the numbers")
 
 
 def run(args: argparse.Namespace) -> None:
     """Read, score, print."""
     from pipeline.store.atomic import write_json
+    from pipeline.store.storage import to_place
 
     metrics = _score(args)
     width = max(map(len, metrics))
     for name, value in metrics.items():
         print(f"{name:{width}} {'–' if value is None else f'{100 * value:.2f}':>7}")
     if args.json:
-        write_json(args.json, metrics)
+        write_json(to_place(args.json), metrics)
 
 
 def _score(args: argparse.Namespace) -> dict[str, float | None]:
     from pipeline.evaluation.results_json import read_annotations, read_results
+    from pipeline.store.storage import to_place
 
     for option, count in (("--max-detections", args.max_detections), ("--per-category", args.per_category)):
         least = 1 if args.protocol == "coco" else -1
         if count is not None and (count < least or count == 0):
             raise ConfigError(f"{option} is {count}; expected at least 1" + (", or -1 for all" if least < 0 else ""))
-    annotations = read_annotations(args.annotations, federated=args.protocol != "coco")
-    found = read_results(args.predictions, annotations)
+    annotations = read_annotations(to_place(args.annotations), federated=args.protocol != "coco")
+    found = read_results(to_place(args.predictions), annotations)
     if args.protocol == "coco" and args.per_category is not None:
         raise ConfigError("--per-category goes with --protocol lvis or lvis-fixed")
     metrics = _evaluate(args, annotations.detection_set, found)

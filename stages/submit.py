@@ -1,12 +1,13 @@
 """Run a stage, the whole graph or a command on a Ray cluster, through its job server.
 
-glip submit all --folder /data/YOUR-RUN                dvc repro there; hashes, metrics and reports come back
-glip submit train@student --folder /data/YOUR-RUN      one stage of dvc.yaml, and what it needs
+glip submit all --folder s3://YOUR-BUCKET/YOUR-RUN     the whole graph; metrics, plots and reports come back
+glip submit train@student --folder s3://YOUR-BUCKET/YOUR-RUN    one stage of dvc.yaml, and what it needs
+glip submit all --folder /data/YOUR-RUN                the same in a folder that all nodes see, by dvc repro there
 glip submit -- python -m stages.phrases --records s3://YOUR-BUCKET/records/web --out s3://YOUR-BUCKET/YOUR-RUN/phrases
 
 Code and settings travel: glip_model/, pipeline/, stages/, params.yaml, and dvc.yaml with its hashes; data and keys do
-not. The folder is one that all nodes see. Data goes between it and DVC's remote, so that here dvc pull brings it, if it
-is wanted, and dvc repro has nothing to do.
+not. Where --folder is a URL, data, models and hashes rest below it, and the nodes share nothing. Where it is a folder,
+data goes between it and DVC's remote: here dvc pull brings it, if it is wanted, and dvc repro has nothing to do.
 
 The log follows here. Ctrl-C, or a lost connection, leaves the job alone: the same command again follows the job that is
 running, and goes on with what is unfinished where none is. glip jobs lists, follows and stops.
@@ -38,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of this command."""
     parser.add_argument("what", nargs="+", help="a stage of dvc.yaml, all, or behind -- a command line")
     parser.add_argument(
-        "--folder", help="where to work: an absolute path that all nodes see; for stages it must be said"
+        "--folder", help="where data and models are: a URL, or an absolute path that all nodes see; stages need it"
     )
     parser.add_argument(
         "--run", dest="run_name", metavar="NAME", help="whose the results are (default: you and this folder)"
@@ -84,10 +85,19 @@ def _check_places(args: argparse.Namespace) -> None:
 
     if len(args.what) == 1 and not args.folder:
         raise ConfigError(
-            f"{args.what[0]}: a stage needs --folder, where its data is on the cluster; all nodes must see it"
+            f"{args.what[0]}: a stage needs --folder, where its data is: a URL such as s3://YOUR-BUCKET/YOUR-RUN, or a "
+            "folder that all nodes see"
         )
-    if args.folder and (is_url(args.folder) or not PurePosixPath(args.folder).is_absolute()):
-        raise ConfigError(f"--folder {args.folder}: expected an absolute path that all nodes see, such as /data/my-run")
+    if args.folder and is_url(args.folder):
+        to_place(args.folder)
+        if len(args.what) > 1:
+            raise ConfigError(
+                f"--folder {args.folder}: a command cannot work in a URL; name URLs in the command itself"
+            )
+    elif args.folder and not PurePosixPath(args.folder).is_absolute():
+        raise ConfigError(
+            f"--folder {args.folder}: expected a URL, or an absolute path that all nodes see, such as /data/my-run"
+        )
     for place in places_written(args.what):
         to_place(place)  # refuses credentials
         if not args.folder and not is_url(place) and not PurePosixPath(place).is_absolute():
@@ -98,13 +108,18 @@ def _check_places(args: argparse.Namespace) -> None:
 
 
 def _bring_home(project: Path, name: str, folder: str) -> None:
-    from pipeline.submission.results import fetch_results, has_remote
+    from pipeline.store.storage import is_remote, to_place
+    from pipeline.submission.results import fetch_results, has_remote, kept_results
 
-    if not has_remote(project):
+    where = to_place(folder)
+    if is_remote(where):
+        names = kept_results(project, where, with_lock=False)
+        logger.info("%d files are here: metrics, plots and reports; data and models: %s", len(names), folder)
+    elif not has_remote(project):
         logger.info("results are in %s on the cluster; to bring them here: dvc remote add --default NAME URL", folder)
-        return
-    names = fetch_results(project, name)
-    logger.info("%d files are here: hashes, metrics, plots and reports; for data and models: dvc pull", len(names))
+    else:
+        names = fetch_results(project, name)
+        logger.info("%d files are here: hashes, metrics, plots and reports; for data and models: dvc pull", len(names))
 
 
 run_if_program(__name__)

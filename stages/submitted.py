@@ -11,8 +11,14 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pipeline.cli import run_if_program
+
+if TYPE_CHECKING:
+    from pipeline.store.storage import Place
+
+DVC = (sys.executable, "-m", "dvc")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("what", nargs="+", help="a stage, all, or a command line")
     parser.add_argument("--run", dest="run_name", required=True, help="the run's name")
     parser.add_argument("--sent", required=True, help="hash of code and settings")
-    parser.add_argument("--folder", type=Path, help="where to work")
+    parser.add_argument("--folder", help="where to work, or the URL of the run's data")
     parser.add_argument("--take-over", action="store_true", help="take places from the run that has them")
 
 
@@ -28,25 +34,32 @@ def run(args: argparse.Namespace) -> None:
     """Claim, then run."""
     from pipeline.ray_session import CODE_ROOT
     from pipeline.store.filesystem import is_url
-    from pipeline.store.storage import to_place
+    from pipeline.store.storage import is_remote, to_place
     from pipeline.submission.ownership import Owner, claim
     from pipeline.submission.package import unpack
 
     owner = Owner(run=args.run_name, since=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), sent=args.sent)
-    if args.folder:
-        claim(args.folder, owner, args.take_over)
+    where = to_place(args.folder) if args.folder else None
+    if where is not None:
+        claim(where, owner, args.take_over)
     for text in places_written(args.what):
         place = to_place(text if is_url(text) else os.path.abspath(Path(args.folder or "/") / text))
-        if not (args.folder and isinstance(place, Path) and args.folder in place.parents):
+        if where is None or where not in place.parents:
             claim(place, owner, args.take_over)
     with tempfile.TemporaryDirectory(prefix="glip-job-") as none_of_its_own:
-        folder = args.folder or Path(none_of_its_own)
-        unpack(CODE_ROOT, folder)
+        folder = where if isinstance(where, Path) else Path(none_of_its_own)
+        in_store = where is not None and is_remote(where)
+        unpack(CODE_ROOT, folder, with_lock=not in_store)  # it is that of the graph on disk
         os.chdir(folder)  # Ray may clear away what it unpacked while it is in use
         if len(args.what) > 1:
             _call(args.what, folder)
+            return
+        target = None if args.what == ["all"] else args.what[0]
+        _make_repository(folder)
+        if where is not None and in_store:
+            _reproduce_in_store(target, folder, where)
         else:
-            _reproduce([] if args.what == ["all"] else args.what, folder, args.run_name)
+            _reproduce(target, folder, args.run_name)
 
 
 def places_written(command: Sequence[str]) -> list[str]:
@@ -55,19 +68,33 @@ def places_written(command: Sequence[str]) -> list[str]:
     return found + [word.removeprefix("--out=") for word in command if word.startswith("--out=")]
 
 
-def _reproduce(targets: list[str], folder: Path, name: str) -> None:
-    from pipeline.submission.results import has_remote, send_results
-
+def _make_repository(folder: Path) -> None:
     local = folder / ".dvc/config.local"
     if not local.exists():
         local.parent.mkdir(exist_ok=True)
         local.write_text("[core]\n    no_scm = true\n", encoding="utf-8")
-    dvc = [sys.executable, "-m", "dvc"]
+
+
+def _reproduce(target: str | None, folder: Path, name: str) -> None:
+    from pipeline.submission.results import has_remote, send_results
+
     remote = has_remote(folder)
-    _call([*dvc, "repro", *(["--pull"] if remote else []), *targets], folder)
+    _call([*DVC, "repro", *(["--pull"] if remote else []), *([target] if target else [])], folder)
     if remote:
-        _call([*dvc, "push"], folder)
+        _call([*DVC, "push"], folder)
         send_results(folder, name)
+
+
+def _reproduce_in_store(target: str | None, folder: Path, store: Place) -> None:
+    """Run stages whose data is in a store; what is known of them goes there after each, as this machine may go."""
+    from pipeline.submission.graph import put_in_store, stages_in_order
+    from pipeline.submission.results import keep_results, kept_results
+
+    put_in_store(folder / "dvc.yaml", str(store))
+    kept_results(folder, store, with_lock=True)
+    for stage in stages_in_order(folder, target):
+        _call([*DVC, "repro", "--single-item", stage], folder)
+        keep_results(folder, store)
 
 
 def _call(command: list[str], folder: Path) -> None:

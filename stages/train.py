@@ -15,7 +15,6 @@ Run: glip train student --human data/records/human --pseudo-labels data/pseudo_l
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from pipeline.cli import run_if_program
 from stages import train_only
@@ -24,7 +23,7 @@ from stages import train_only
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of this command."""
     train_only.add_arguments(parser)
-    parser.add_argument("--dev", type=Path, help="records of the split that judges the model now and then")
+    parser.add_argument("--dev", help="records, a folder or URL, of the split that judges the model now and then")
 
 
 def run(args: argparse.Namespace) -> str | None:
@@ -34,10 +33,11 @@ def run(args: argparse.Namespace) -> str | None:
     from pipeline.evaluation.dev_set import DevSet
     from pipeline.settings import load_all
     from pipeline.store.filesystem import allowed_roots
+    from pipeline.store.storage import to_place
 
     settings = load_all(args.params)
     dev_set = DevSet(
-        args.dev.resolve(),
+        to_place(args.dev).resolve(),
         settings.evaluate,
         settings.train.evaluate_rows,
         settings.train.sample_pictures,

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 from contextlib import nullcontext
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.cli import add_params, run_if_program
@@ -20,13 +19,13 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of this stage."""
     parser.add_argument("name", help="key of train.runs in params.yaml")
-    parser.add_argument("--human", type=Path, help="folder with detection/ and grounding/ records")
-    parser.add_argument("--pseudo-labels", type=Path, help="folder of pseudo-label shards")
-    parser.add_argument("--teacher", type=Path, help="model to start from where train.runs.NAME.init is teacher")
-    parser.add_argument("--out", type=Path, help="folder for the model")
+    parser.add_argument("--human", help="folder or URL with detection/ and grounding/ records")
+    parser.add_argument("--pseudo-labels", help="folder or URL of pseudo-label shards")
+    parser.add_argument("--teacher", help="model, a folder or URL, to start from where train.runs.NAME.init is teacher")
+    parser.add_argument("--out", help="folder or URL for the model")
     parser.add_argument("--checkpoints", help="folder or URL for checkpoints of this training (OUT/checkpoints)")
-    parser.add_argument("--metrics", type=Path, help="JSON file for the last losses and the speed")
-    parser.add_argument("--log", type=Path, help="CSV file for the losses over time")
+    parser.add_argument("--metrics", help="JSON file for the last losses and the speed")
+    parser.add_argument("--log", help="CSV file for the losses over time")
     parser.add_argument(
         "--dry-run", action="store_true", help="check settings, say what the training takes, train nothing"
     )
@@ -54,23 +53,27 @@ def run(args: argparse.Namespace, validate: Validate | None = None) -> str | Non
     config = load(args.params, TrainingSettings)
     if args.name not in config.train.runs:
         raise ConfigError(f"{args.params}: train.runs has no {args.name!r}; runs: {', '.join(config.train.runs)}")
+    human, pseudo_labels, teacher, out, checkpoints = (
+        None if text is None else to_place(text).resolve()
+        for text in (args.human, args.pseudo_labels, args.teacher, args.out, args.checkpoints)
+    )
     if args.dry_run:
-        print(describe_run(args.name, args.params, args.human, args.pseudo_labels, args.teacher, args.images_per_s))
+        print(describe_run(args.name, args.params, human, pseudo_labels, teacher, args.images_per_s))
         return None
-    if args.human is None or args.out is None:
+    if human is None or out is None:
         raise ConfigError("training needs --human and --out; only --dry-run does without")
     paths = Paths(
-        human=args.human.resolve(),
-        pseudo_labels=args.pseudo_labels.resolve() if args.pseudo_labels else None,
-        teacher=args.teacher.resolve() if args.teacher else None,
-        out=args.out.resolve(),
-        checkpoints_elsewhere=to_place(args.checkpoints).absolute() if args.checkpoints else None,
+        human=human,
+        pseudo_labels=pseudo_labels,
+        teacher=teacher,
+        out=out,
+        checkpoints_elsewhere=checkpoints,
         allowed=allowed_roots(load_all(args.params).image_roots),
     )
-    with alone_in(paths.out), ray_session() if config.train.num_workers else nullcontext():
-        metrics = train(args.name, config, paths, args.log, validate)
+    with alone_in(out), ray_session() if config.train.num_workers else nullcontext():
+        metrics = train(args.name, config, paths, to_place(args.log) if args.log else None, validate)
     if args.metrics:
-        write_json(args.metrics, metrics)
+        write_json(to_place(args.metrics), metrics)
     figures = f"{metrics['steps']} steps, loss {metrics['losses']['loss']:.3f}, {metrics['images_per_s']:.0f} images/s"
     return f"train {args.name}: {figures} → {args.out}"
 

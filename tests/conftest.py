@@ -5,8 +5,10 @@ from __future__ import annotations
 import ast
 import os
 import shutil
+import urllib.request
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -167,6 +169,26 @@ def s3(s3_variables: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Iterato
     yield filesystem
     filesystem.rm("raw", recursive=True)
     _forget_file_systems()
+
+
+@pytest.fixture
+def s3_denied(s3: Any, s3_endpoint: str) -> Callable[[], AbstractContextManager[None]]:
+    """Makes the S3 server refuse every request inside of a ``with``."""
+
+    def demand_rights(after_requests: bytes) -> None:
+        headers = {"Content-Type": "text/plain"}
+        address = f"{s3_endpoint}/moto-api/reset-auth"
+        urllib.request.urlopen(urllib.request.Request(address, data=after_requests, headers=headers)).close()
+
+    @contextmanager
+    def denied() -> Iterator[None]:
+        demand_rights(b"0")
+        try:
+            yield
+        finally:
+            demand_rights(b"inf")
+
+    return denied
 
 
 @pytest.fixture(params=["disk", "store"])

@@ -22,14 +22,14 @@ from pipeline.evaluation.scoring import ALL, LEADING, leading, score
 from pipeline.evaluation.settings import EvaluateConfig
 from pipeline.store.drawing import join_pictures
 from pipeline.store.shards import read_metadata, read_shard, shard_name, write_shard
-from pipeline.store.storage import Place
+from pipeline.store.storage import Place, is_folder
 
 
 @dataclass(frozen=True)
 class DevSet:
     """Judges models by the benchmarks of a split, in the process that calls it."""
 
-    folder: Path
+    folder: Place
     """Records of the split, by task."""
     config: EvaluateConfig
     rows: int
@@ -41,7 +41,7 @@ class DevSet:
 
     def benchmarks(self) -> list[Benchmark]:
         """Return the benchmarks; MissingInputError where there are none."""
-        if not self.folder.is_dir():
+        if not is_folder(self.folder):
             raise MissingInputError(f"{self.folder}: no such folder; run: dvc repro prepare")
         return list_benchmarks(self.folder.parent, [self.folder.name], self.allowed)[0]
 

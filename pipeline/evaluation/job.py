@@ -11,7 +11,6 @@ import os
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property, partial
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -26,6 +25,7 @@ from pipeline.evaluation.predictions import write_predictions
 from pipeline.evaluation.settings import EvaluateConfig
 from pipeline.evaluation.work import ShardTask, is_complete, plan
 from pipeline.ray_session import RESTARTS, on_gpu_machines, run_pool, share_cluster
+from pipeline.store.folders import local_folder
 from pipeline.store.provenance import describe_model
 from pipeline.store.resume import keep_apart, keep_finished
 from pipeline.store.storage import Place, side_by_side
@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 class PredictActor:
     """Keeps a model loaded in its process."""
 
-    def __init__(self, model: Path, config: EvaluateConfig, num_threads: int) -> None:
+    def __init__(self, model: Place, config: EvaluateConfig, num_threads: int) -> None:
         quiet_libraries()
         torch.set_num_threads(num_threads)
         allow_tf32()
@@ -46,7 +46,8 @@ class PredictActor:
     def _predictor(self) -> GLIPPredictor:
         # Not in __init__: an error there would reach the stage as the death of an actor, without its message.
         try:
-            return GLIPPredictor.from_pretrained(self._model, precision=self._config.precision)
+            with local_folder(self._model) as folder:
+                return GLIPPredictor.from_pretrained(folder, precision=self._config.precision)
         except (ValueError, OSError) as error:
             raise BenchmarkError(
                 f"{self._model}: not a usable model ({error}); run: dvc repro train@{self._model.name}"
@@ -68,7 +69,7 @@ class PredictActor:
 
 
 def predict_benchmarks(
-    config: EvaluateConfig, model: Path, records: Place, out: Place, allowed: Sequence[str] = ()
+    config: EvaluateConfig, model: Place, records: Place, out: Place, allowed: Sequence[str] = ()
 ) -> list[Benchmark]:
     """Write the model's predictions for every benchmark below ``out``; Ray must be running.
 
@@ -91,7 +92,8 @@ def predict_benchmarks(
         BenchmarkError: the model cannot be loaded, or records do not make a benchmark.
     """
     keep_apart(out, records)
-    described = describe_model(model)
+    with local_folder(model) as folder:
+        described = describe_model(folder)
     config = replace(config, precision=settle(config.precision, on_gpu_machines))
     found, absent = list_benchmarks(records.absolute(), config.splits, allowed)
     if absent:

@@ -6,7 +6,6 @@ import json
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ from pipeline.evaluation.detection_set import DetectionSet, in_order, numbers_of
 from pipeline.evaluation.lvis import FREQUENCIES
 from pipeline.evaluation.matching import Found, Truth
 from pipeline.store.records import Category
+from pipeline.store.storage import Place, fetched
 
 _ID: tuple[set[type], str] = ({int, float, str}, "a number or a text")
 
@@ -29,7 +29,7 @@ class AnnotationFile:
     """Image id to number, in order of the ids: the evaluators go through pictures so."""
 
 
-def read_annotations(path: Path, federated: bool = False) -> AnnotationFile:
+def read_annotations(path: Place, federated: bool = False) -> AnnotationFile:
     """Read an annotation file.
 
     As for the evaluators, boxes of pictures and categories that the file does not list are left out, and of two
@@ -69,7 +69,7 @@ def read_annotations(path: Path, federated: bool = False) -> AnnotationFile:
     return AnnotationFile(DetectionSet(vocabulary, len(numbers), truth, negative, not_exhaustive), numbers)
 
 
-def read_results(path: Path, annotations: AnnotationFile) -> Found:
+def read_results(path: Place, annotations: AnnotationFile) -> Found:
     """Read detections: a list of objects with ``image_id``, ``category_id``, ``bbox`` (x, y, width, height), ``score``.
 
     Raises:
@@ -172,9 +172,10 @@ def _truth(rows: _Rows, pictures: dict[int | str, int], categories: dict[int, in
     return truth.select((truth.pictures >= 0) & (truth.categories >= 0))
 
 
-def _load(path: Path) -> Any:
+def _load(path: Place) -> Any:
     try:
-        return json.loads(path.read_bytes())
+        with fetched(path) as copy:
+            return json.loads(copy.read_bytes())
     except OSError as error:
         raise MissingInputError(f"{path}: cannot be read ({error.strerror or error})") from error
     except (ValueError, RecursionError) as error:

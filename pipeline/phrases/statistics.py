@@ -8,13 +8,12 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from pipeline.errors import MissingInputError, ShardError
 from pipeline.store.atomic import write_csv
 from pipeline.store.dataset import connect, open_dataset
-from pipeline.store.storage import Place
+from pipeline.store.storage import Place, read_text
 
 CURVE_POINTS_PER_DECADE = 10
 NAME_WORDS = 4
@@ -52,7 +51,7 @@ class PhraseStatistics:
     """Of these, named by a phrase: as a whole or by its last words, in singular or plural."""
 
 
-def count_phrases(folder: Place, names: Path | None = None) -> PhraseStatistics:
+def count_phrases(folder: Place, names: Place | None = None) -> PhraseStatistics:
     """Count the phrases of shards: those of the phrases stage, pseudo-labels, or human grounding data.
 
     Args:
@@ -77,12 +76,12 @@ def count_phrases(folder: Place, names: Path | None = None) -> PhraseStatistics:
     return PhraseStatistics(total, unique, once, tuple(curve), len(wanted), covered)
 
 
-def write_curve(stats: PhraseStatistics, path: Path) -> None:
+def write_curve(stats: PhraseStatistics, path: Place) -> None:
     """Write the frequency curve as CSV with the columns ``rank`` and ``times``."""
     write_csv(path, [("rank", "times"), *stats.curve], end="\n")
 
 
-def read_names(path: Path) -> list[list[str]]:
+def read_names(path: Place) -> list[list[str]]:
     """Return names with their synonyms, lower case, as words with spaces.
 
     Args:
@@ -92,9 +91,9 @@ def read_names(path: Path) -> list[list[str]]:
         MissingInputError: there is no such file.
         ShardError: it holds no names.
     """
-    if not path.is_file():
+    text = read_text(path)
+    if text is None:
         raise MissingInputError(f"{path}: no such file of names")
-    text = path.read_text(encoding="utf-8")
     try:
         found = [_spellings(entry) for entry in _categories(text)] if path.suffix == ".json" else _lines(text)
     except (ValueError, KeyError, TypeError) as error:

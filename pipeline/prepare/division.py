@@ -9,7 +9,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from hashlib import sha256
-from pathlib import Path
 from typing import Any
 
 from glip_model.images import ImageError, check_image
@@ -23,7 +22,7 @@ from pipeline.store.images import read_encoded
 from pipeline.store.records import Category, DetectionRecord, ImageRef
 from pipeline.store.resume import SHARDS
 from pipeline.store.shards import categories_to_metadata, read_categories, read_shard, shard_name, write_shard
-from pipeline.store.storage import list_files, remove
+from pipeline.store.storage import Place, list_files, remove
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +64,7 @@ def check_names(sources: Mapping[Role, Sequence[Source]], tokenizer: Any, max_to
         raise ConfigError(f"--data: {error}; rename it in the annotations, as people call the thing") from error
 
 
-def divide(read: Path, out: Path, share: float, max_pixels: int, roots: Sequence[str]) -> dict[str, int]:
+def divide(read: Place, out: Place, share: float, max_pixels: int, roots: Sequence[str]) -> dict[str, int]:
     """Write what was read as one data set: what is learnt from and what is judged by, with the same vocabulary.
 
     Categories that a model reads alike ("Dog" and "dog") become one. Where nothing was read to judge by, pictures are
@@ -174,7 +173,7 @@ def _looks(images: Sequence[ImageRef], max_pixels: int, roots: Sequence[str]) ->
     return looks
 
 
-def _read(folder: Path, vocabulary: dict[str, Category]) -> list[DetectionRecord]:
+def _read(folder: Place, vocabulary: dict[str, Category]) -> list[DetectionRecord]:
     """Read records with the ids of a vocabulary, by what a model reads of a name; it gets what it lacks."""
     records: dict[str, DetectionRecord] = {}
     again = 0
@@ -195,7 +194,7 @@ def _read(folder: Path, vocabulary: dict[str, Category]) -> list[DetectionRecord
     return list(records.values())
 
 
-def _write(folder: Path, records: Sequence[DetectionRecord], vocabulary: Iterable[Category]) -> None:
+def _write(folder: Place, records: Sequence[DetectionRecord], vocabulary: Iterable[Category]) -> None:
     """Write shards, and remove those of before."""
     metadata = categories_to_metadata(vocabulary)
     starts = range(0, len(records), _ROWS_PER_SHARD)

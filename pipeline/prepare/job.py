@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
 import ray
@@ -36,13 +36,14 @@ from pipeline.store.provenance import FINGERPRINT, code_sha256, fingerprint
 from pipeline.store.records import SCHEMA_VERSION, CaptionRecord, DetectionRecord, GroundingRecord
 from pipeline.store.resume import MANIFEST_FILE, SHARDS, find_manifest, write_manifest_file
 from pipeline.store.shards import KIND, PROVENANCE_KEY, REPEAT_KEY, categories_to_metadata
-from pipeline.store.storage import list_files
+from pipeline.store.storage import Place, folders_below, list_files, make_folder, remove, remove_empty, side_by_side
 
 logger = logging.getLogger(__name__)
 
 FOLDERS = ("human/detection", "human/grounding", "web", "dev", "test")
 """Made even when no source fills them: later stages depend on them by name."""
 _KINDS = {CaptionRecord: "", DetectionRecord: "detection", GroundingRecord: "grounding"}
+_SHARD_OF_PART = re.compile(r"part-(\d+)(_\d+)?\.parquet")
 _SHOWN_IN_TRAINING = ("human", "web")
 _JUDGED_BY = ("dev", "test", "held_out")
 
@@ -50,7 +51,7 @@ _JUDGED_BY = ("dev", "test", "held_out")
 def prepare(
     config: PrepareConfig,
     seed: int,
-    out: Path,
+    out: Place,
     check: Callable[[Mapping[Role, Sequence[Source]]], None] | None = None,
     image_roots: Sequence[str] = (),
 ) -> dict[str, Any]:
@@ -86,7 +87,7 @@ def prepare(
     if check is not None:
         check(sources)
     for folder in FOLDERS:
-        (out / folder).mkdir(parents=True, exist_ok=True)
+        make_folder(out / folder)
     sightings: list[Sighting] = []
     held_out = None
     metrics: dict[str, Any] = {}
@@ -128,7 +129,7 @@ class _Folder:
     """The shards of one folder, from planning to the manifest."""
 
     def __init__(
-        self, name: str, out: Path | None, config: PrepareConfig, held_out: HeldOut | None, roots: _Roots
+        self, name: str, out: Place | None, config: PrepareConfig, held_out: HeldOut | None, roots: _Roots
     ) -> None:
         self._name, self._path = name, None if out is None else out / name
         self._config, self._held_out, self._roots = config, held_out, roots
@@ -182,6 +183,7 @@ class _Folder:
 
     def _plan(self, tables: list[tuple[Source, RawTable]]) -> Iterator[PartTask]:
         number, earlier = 0, ""
+        there = {} if self._path is None else shards_by_part(self._path)
         config, judged = self._config, self._name.split("/")[0] in _JUDGED_BY
         for source, table in tables:
             rules = Rules(
@@ -235,6 +237,7 @@ class _Folder:
                     rows_per_shard=config.rows_per_shard,
                     shard_bytes=config.shard_mb * 10**6,
                     keeps_sightings=judged,
+                    there=there.get(number, ()),
                     earlier=earlier,
                 )
                 number, earlier = number + 1, fingerprint({"earlier": earlier, "part": provenance[FINGERPRINT]})
@@ -243,9 +246,7 @@ class _Folder:
         """Remove shards of earlier runs and rows that come again, and write the manifest."""
         assert self._path is not None
         sweep(self._path, SHARDS)
-        for path in self._path.glob(SHARDS):
-            if path.name not in set(result.files):
-                path.unlink()
+        side_by_side(remove, [path for path in list_files(self._path, SHARDS) if path.name not in set(result.files)])
         paths = [self._path / name for name in result.files]
         figures = on_all_machines(look_at_shard, paths)
         again = find_duplicates([shard.key_hashes for shard in figures])
@@ -279,24 +280,31 @@ class _Folder:
             raise RejectLimitError(_reject_summary(self._name, total, result, self._config.max_reject_share))
 
 
-def _remove_leftovers(role: Path, written: set[Path]) -> None:
+def shards_by_part(folder: Place) -> dict[int, list[Place]]:
+    """Return the shards of a folder, in order, by the number of the part that each is of; it is listed once."""
+    found: dict[int, list[Place]] = {}
+    for path in list_files(folder, SHARDS):
+        if matched := _SHARD_OF_PART.fullmatch(path.name):
+            found.setdefault(int(matched[1]), []).append(path)
+    return found
+
+
+def _remove_leftovers(role: Place, written: set[Place]) -> None:
     """Remove what an earlier run wrote for sources that are no more; folders that later stages name stay.
 
     The user's own files stay, too, with the folders that hold them: raw data may lie in a folder named ``test``.
     """
     kept = {*written, *(role.parent / folder for folder in FOLDERS)}
-    folders = [path for path in role.rglob("*") if path.is_dir() and not path.is_symlink()]
-    for folder in sorted([role, *folders], reverse=True):  # what is inside of a folder before the folder
+    for folder in sorted([role, *folders_below(role)], reverse=True):  # what is inside of a folder before the folder
         if folder in written:
             continue
         sweep(folder, SHARDS)
         shards, manifest = list_files(folder, SHARDS), find_manifest(folder)
         if manifest and (shards or manifest.name == MANIFEST_FILE):
-            manifest.unlink()
-        for path in shards:
-            path.unlink()
-        if folder not in kept and folder != role and not any(folder.iterdir()):
-            folder.rmdir()
+            remove(manifest)
+        side_by_side(remove, shards)
+        if folder not in kept and folder != role:
+            remove_empty(folder)
 
 
 def _metrics(result: PartResult) -> dict[str, Any]:

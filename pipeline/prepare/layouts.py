@@ -9,10 +9,10 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from pathlib import Path
 
 from pipeline.errors import MissingInputError
 from pipeline.prepare.settings import SourceEntry
+from pipeline.store.storage import Place, is_folder, name_below, to_place
 
 NAME = "own"
 """What records of such a folder are called."""
@@ -60,17 +60,17 @@ class _Piece:
 
     role: str
     entry: SourceEntry
-    path: Path
+    path: Place
 
 
-def find_layout(folder: Path) -> Layout:
+def find_layout(folder: Place) -> Layout:
     """Find out what a folder holds.
 
     Raises:
         MissingInputError: it is not there, or has none of the known layouts.
     """
     folder = folder.resolve()
-    if not folder.is_dir():
+    if not is_folder(folder):
         raise MissingInputError(f"{folder}: no such folder; expected one of annotated pictures")
     files = list(_files(folder))
     found = {pattern: [path for path in files if fnmatchcase(path.name.lower(), pattern)] for pattern in _PATTERNS}
@@ -92,15 +92,15 @@ def find_layout(folder: Path) -> Layout:
     told = {
         "reads": [piece.path for piece in train],
         "judges by": [piece.path for piece in validation],
-        "pictures in": [Path(piece.entry["images"]) for piece in train + validation],
+        "pictures in": [to_place(piece.entry["images"]) for piece in train + validation],
         "does not read": [piece.path for piece in test] + [path for path in files if path not in used],
     }
     description = "; ".join(f"{what} {_listed(folder, paths)}" for what, paths in told.items() if paths)
-    places = [Path(piece.entry["images"]) for piece in pieces]
+    places = [to_place(piece.entry["images"]) for piece in pieces]
     return Layout(_entries(train, places), _entries(validation, places), description)
 
 
-def _entries(pieces: list[_Piece], places: list[Path]) -> tuple[SourceEntry, ...]:
+def _entries(pieces: list[_Piece], places: list[Place]) -> tuple[SourceEntry, ...]:
     """Return sources with names of their own, so that a picture of two files is not taken for a row that comes twice.
 
     What is searched for in a folder above that of another part could be found among its pictures.
@@ -109,30 +109,30 @@ def _entries(pieces: list[_Piece], places: list[Path]) -> tuple[SourceEntry, ...
         {
             **piece.entry,
             "name": f"{NAME} {i}" if i > 1 else NAME,
-            "search": not any(Path(piece.entry["images"]) in place.parents for place in places),
+            "search": not any(to_place(piece.entry["images"]) in place.parents for place in places),
         }
         for i, piece in enumerate(pieces, 1)
     )
 
 
-def _files(folder: Path) -> Iterator[Path]:
+def _files(folder: Place) -> Iterator[Place]:
     """Yield what may be annotation files, in the order of ``_PLACES``."""
     for place in _PLACES:
         for each in [folder] if not place else _folders(folder, place):
-            deeper = [each] if place != "annotations" or any(each.glob("*.*")) else sorted(each.iterdir())
+            deeper: list[Place] = [each] if place != "annotations" or any(each.glob("*.*")) else sorted(each.iterdir())
             for path in sorted(path for inner in deeper if inner.is_dir() for path in inner.iterdir()):
                 if path.suffix.lower() in (".json", ".xml") and path.is_file():
                     yield path
 
 
-def _coco(folder: Path, files: list[Path]) -> Iterator[_Piece]:
+def _coco(folder: Place, files: list[Place]) -> Iterator[_Piece]:
     for path in files:
         split = path.stem.lower().removeprefix("instances_")
         entry = _entry(folder, path, path.parent, split)
         yield _Piece(_role(folder, path), {"reader": "coco_detection", **entry, "only_used": True}, path)
 
 
-def _voc(folder: Path, files: list[Path]) -> Iterator[_Piece]:
+def _voc(folder: Place, files: list[Place]) -> Iterator[_Piece]:
     for place in dict.fromkeys(path.parent for path in files):
         entry = {"reader": "pascal_voc", **_entry(folder, place, place, place.name.lower())}
         lists = {path.stem.lower(): path for path in folder.glob("ImageSets/Main/*.txt")}
@@ -147,13 +147,13 @@ def _voc(folder: Path, files: list[Path]) -> Iterator[_Piece]:
         yield _Piece("validation", {**entry, "split": str(validation)}, validation)
 
 
-def _entry(folder: Path, annotations: Path, beside: Path, split: str) -> SourceEntry:
+def _entry(folder: Place, annotations: Place, beside: Place, split: str) -> SourceEntry:
     """Return the options that all sources have."""
     images = _picture_folder(folder, beside, split)
     return {"data_set": NAME, "annotations": str(annotations), "images": str(images)}
 
 
-def _picture_folder(folder: Path, beside: Path, split: str) -> Path:
+def _picture_folder(folder: Place, beside: Place, split: str) -> Place:
     """Return the folder that pictures are below: beside the annotations, of that part or of all."""
     if any(path.suffix.lower() in _SUFFIXES for path in beside.iterdir()):
         return beside
@@ -167,16 +167,16 @@ def _picture_folder(folder: Path, beside: Path, split: str) -> Path:
     return folder
 
 
-def _folders(place: Path, name: str) -> list[Path]:
+def _folders(place: Place, name: str) -> list[Place]:
     """Return the folders below another that are called so, in upper or lower case."""
     return sorted(path for path in place.iterdir() if path.name.lower() == name and path.is_dir())
 
 
-def _role(folder: Path, path: Path) -> str:
-    name = str(path.relative_to(folder)).lower()
+def _role(folder: Place, path: Place) -> str:
+    name = name_below(folder, path).lower()
     return next(role for role, pattern in _ROLES.items() if pattern.search(name))
 
 
-def _listed(folder: Path, paths: list[Path]) -> str:
-    names = [str(path.relative_to(folder)) if path != folder else folder.name for path in dict.fromkeys(paths)]
+def _listed(folder: Place, paths: list[Place]) -> str:
+    names = [name_below(folder, path) or folder.name for path in dict.fromkeys(paths)]
     return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")

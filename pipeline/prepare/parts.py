@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -20,7 +20,16 @@ from pipeline.prepare.validation import Rules, to_records
 from pipeline.store.filesystem import OUTSIDE
 from pipeline.store.provenance import file_sha256
 from pipeline.store.records import CaptionRecord, DetectionRecord, GroundingRecord, Record
-from pipeline.store.shards import PROVENANCE_KEY, ShardWriter, keep_rows, read_metadata, read_table, shard_name
+from pipeline.store.shards import (
+    PROVENANCE_KEY,
+    ShardWriter,
+    keep_rows,
+    read_metadata,
+    read_table,
+    shard_errors,
+    shard_name,
+)
+from pipeline.store.storage import Place, fetched, remove
 
 EXAMPLES_SHOWN = 3
 """Names of rejected rows that a message gives per reason."""
@@ -92,7 +101,7 @@ class PartResult:
 class PartTask:
     """One part to write."""
 
-    folder: Path | None
+    folder: Place | None
     """Of the shards; None only looks at the pictures."""
     number: int
     part: Part
@@ -102,6 +111,8 @@ class PartTask:
     rows_per_shard: int
     shard_bytes: int
     keeps_sightings: bool
+    there: Sequence[Place] = ()
+    """Its shards of an earlier run."""
     earlier: str = ""
     """Hash over what the parts before this one in the folder depend on."""
 
@@ -128,8 +139,8 @@ def write_part(task: PartTask, held_out: HeldOut | None) -> PartResult:
         for _ in records:
             pass
         return result
-    for path in _shards_of(task, task.folder):
-        path.unlink()  # of another part, or of half of this one
+    for path in task.there:
+        remove(path)  # of another part, or of half of this one
     pending = next(records, None)
     while True:
         path = task.folder / shard_name(task.number, len(result.files))
@@ -146,9 +157,8 @@ def write_part(task: PartTask, held_out: HeldOut | None) -> PartResult:
 
 def finished(task: PartTask) -> PartResult | None:
     """Return what an earlier run made of a part, if all of its shards are there and depend on the same things."""
-    shards = [] if task.folder is None else _shards_of(task, task.folder)
     try:
-        ends = [read_metadata(path) for path in shards]
+        ends = [read_metadata(path) for path in task.there]
     except ShardError:
         return None
     metadata = ends[-1] if ends else {}
@@ -159,11 +169,16 @@ def finished(task: PartTask) -> PartResult | None:
     result = PartResult.from_json(metadata[RECEIPT_KEY])
     if result.rejects[OUTSIDE] and metadata.get(ROOTS_KEY) != task.metadata.get(ROOTS_KEY):
         return None
-    return result if result.files == [path.name for path in shards] else None
+    return result if result.files == [path.name for path in task.there] else None
 
 
-def look_at_shard(path: Path) -> ShardFigures:
+def look_at_shard(place: Place) -> ShardFigures:
     """Count a finished shard's rows and hash its keys and its bytes."""
+    with shard_errors(place), fetched(place) as path:
+        return _look_at(path)
+
+
+def _look_at(path: Path) -> ShardFigures:
     keys = read_table(path, ["key"])["key"].to_pylist()
     hashes = np.array([_hash(key) for key in keys], np.uint64)
     duplicates = int(read_metadata(path).get(DUPLICATES_KEY, "0"))
@@ -192,19 +207,13 @@ def find_duplicates(key_hashes: list[NDArray[np.uint64]]) -> dict[int, list[int]
     return found
 
 
-def drop_rows(path: Path, rows: list[int], earlier: str) -> ShardFigures:
+def drop_rows(path: Place, rows: list[int], earlier: str) -> ShardFigures:
     """Write a finished shard again without some of its rows, and say in it how many, and after which ``earlier``."""
     figures = look_at_shard(path)
     away = set(rows)
     metadata = {DUPLICATES_KEY: str(figures.duplicates + len(away)), EARLIER_KEY: earlier}
     keep_rows(path, [i for i in range(figures.rows) if i not in away], metadata)
     return look_at_shard(path)
-
-
-def _shards_of(task: PartTask, folder: Path) -> list[Path]:
-    """Return the shards of a part's number, in order."""
-    first = folder / shard_name(task.number)
-    return [*folder.glob(first.name), *sorted(folder.glob(f"{first.stem}_*.parquet"))]
 
 
 def _count(rows: Iterator[Record | Reject | DroppedBox | Converted], result: PartResult) -> Iterator[Record]:
@@ -225,7 +234,7 @@ def _count(rows: Iterator[Record | Reject | DroppedBox | Converted], result: Par
             yield row
 
 
-def count_boxes(path: Path, record_type: type) -> int:
+def count_boxes(path: Place, record_type: type) -> int:
     """Count the boxes of a shard, without its pictures."""
     if record_type is CaptionRecord:
         return 0

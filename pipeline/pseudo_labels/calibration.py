@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +21,7 @@ from pipeline.pseudo_labels.labeller import PseudoLabeller
 from pipeline.pseudo_labels.settings import PseudoLabelConfig
 from pipeline.store.atomic import write_csv
 from pipeline.store.records import CaptionRecord, GroundingRecord, Phrase, PhrasesRecord
+from pipeline.store.storage import Place
 
 IOU_THRESHOLD = 0.5
 THRESHOLDS = tuple(round(0.02 * step, 2) for step in range(51))
@@ -115,7 +115,7 @@ def summarise(rows: Sequence[Mapping[str, float | None]], min_score: float) -> d
     return {"min_score": min_score, "at_min_score": dict(used), "best_f1_at": best}
 
 
-def write_curves(rows: Sequence[Mapping[str, float | None]], path: Path) -> None:
+def write_curves(rows: Sequence[Mapping[str, float | None]], path: Place) -> None:
     """Write the rows as CSV."""
     write_csv(path, [list(rows[0]), *(list(row.values()) for row in rows)], end="\n")
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol, cast, runtime_checkable
 
@@ -18,7 +19,10 @@ from glip_model.prompts import Prompt
 from glip_model.resizing import ResizeRule
 from glip_model.structures import Detections
 from pipeline.errors import MissingInputError
+from pipeline.store.filesystem import is_url
+from pipeline.store.folders import local_folder
 from pipeline.store.provenance import code_sha256, describe_model
+from pipeline.store.storage import to_place
 
 
 class Teacher(Protocol):
@@ -80,9 +84,9 @@ def open_teacher(name: str, device: str | None = None, precision: Precision = "a
     """Load a teacher, and let this process use TensorFloat-32 where there is a GPU.
 
     Args:
-        name: folder or hub id of a GLIP model, of Grounding DINO or of OWLv2; or ``module:function`` of a teacher of
-            one's own: the function takes the device, decides for itself what it computes in, and returns a ``Teacher``
-            or a ``PreparedTeacher``.
+        name: folder, URL or hub id of a GLIP model, of Grounding DINO or of OWLv2; or ``module:function`` of a teacher
+            of one's own: the function takes the device, decides for itself what it computes in, and returns a
+            ``Teacher`` or a ``PreparedTeacher``.
         device: ``cpu`` or ``cuda``; None takes a GPU where there is one.
         precision: see ``GLIPPredictor``.
 
@@ -95,14 +99,14 @@ def open_teacher(name: str, device: str | None = None, precision: Precision = "a
     if own is not None:
         teacher: Teacher | PreparedTeacher = own(device)
         return teacher
-    folder = _folder(name)
     try:
-        kind = _model_type(folder)
-        if kind is None:
-            return GLIPPredictor.from_pretrained(folder, device, precision)
-        from pipeline.pseudo_labels.open_set_teachers import TEACHERS  # transformers' detectors take a second to load
+        with _folder(name) as folder:
+            kind = _model_type(folder)
+            if kind is None:
+                return GLIPPredictor.from_pretrained(folder, device, precision)
+            from pipeline.pseudo_labels.open_set_teachers import TEACHERS  # transformers takes a second to load
 
-        return cast(Teacher, TEACHERS[kind](folder, device, precision))
+            return cast(Teacher, TEACHERS[kind](folder, device, precision))
     except KeyError as error:
         raise MissingInputError(
             f"{name}: no teacher for models of type {error}; write one as module:function"
@@ -120,14 +124,22 @@ def describe_teacher(name: str) -> dict[str, Any]:
     own = _own_function(name)
     if own is not None:
         return {"name": name, "sha256": code_sha256([own]), "files": {}}
-    return describe_model(_folder(name)) | {"name": Path(name).name}
+    with _folder(name) as folder:
+        return describe_model(folder) | {"name": Path(name).name}
 
 
-def _folder(name: str) -> Path:
+@contextmanager
+def _folder(name: str) -> Iterator[Path]:
+    """Give the folder of a model for the length of a ``with`` block."""
+    if is_url(name):
+        with local_folder(to_place(name)) as folder:
+            yield folder
+        return
     try:
-        return resolve_folder(name)
+        found = resolve_folder(name)
     except ValueError as error:
         raise MissingInputError(f"{error}; to make one run: dvc repro train@teacher") from error
+    yield found
 
 
 def _model_type(folder: Path) -> str | None:
@@ -140,7 +152,7 @@ def _model_type(folder: Path) -> str | None:
 def _own_function(name: str) -> Callable[[str], Teacher | PreparedTeacher] | None:
     """Return the function that ``module:function`` names; None where the name is a folder."""
     module, colon, function = name.partition(":")
-    if not colon or Path(name).exists():
+    if not colon or is_url(name) or Path(name).exists():
         return None
     try:
         found: Callable[[str], Teacher | PreparedTeacher] = getattr(importlib.import_module(module), function)

@@ -14,13 +14,13 @@ from pipeline.report.judged import MODELS, Judged, has_predictions, judge, pairs
 from pipeline.report.page import Findings, Report, Shot, examine, make_gallery
 from pipeline.report.settings import ReportConfig
 from pipeline.report.tables import count_notes, read_metrics
-from pipeline.store.storage import Place
+from pipeline.store.storage import Place, exists
 
 SIDE_BY_SIDE_ROWS = 3
 """Pictures in the side-by-side picture."""
 
 
-def find_models(asked: Sequence[str] | None, metrics: Path, predictions: Place, split: str) -> tuple[str, ...]:
+def find_models(asked: Sequence[str] | None, metrics: Place, predictions: Place, split: str) -> tuple[str, ...]:
     """Return the models that were asked for, or those of a run that have metrics, or predictions of a split.
 
     Args:
@@ -33,9 +33,7 @@ def find_models(asked: Sequence[str] | None, metrics: Path, predictions: Place, 
         MissingInputError: one that was asked for is not there, or none is.
     """
     names = [Path(name).name for name in asked or MODELS]
-    there = [
-        name for name in names if (metrics / f"{name}.json").is_file() or has_predictions(predictions, name, split)
-    ]
+    there = [name for name in names if exists(metrics / f"{name}.json") or has_predictions(predictions, name, split)]
     absent = names if not there else [name for name in names if name not in there] if asked else []
     if absent:
         raise MissingInputError(
@@ -44,7 +42,7 @@ def find_models(asked: Sequence[str] | None, metrics: Path, predictions: Place, 
     return tuple(dict.fromkeys(there))
 
 
-def read_models(folder: Path, models: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+def read_models(folder: Place, models: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
     """Return the metrics of every model, and notes on what is not there or has to be known of them."""
     metrics = {model: read_metrics(folder / f"{model}.json") for model in models}
     absent = [f"{folder / model}.json is not there: no measures of {model}." for model in models if not metrics[model]]

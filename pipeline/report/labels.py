@@ -7,11 +7,11 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from pipeline.errors import BenchmarkError
 from pipeline.report.charts import PERCENT, Line, Plot, scale
+from pipeline.store.storage import Place, read_text
 
 _PARTS = ("base", "novel")
 
@@ -34,7 +34,7 @@ class LabelFigures:
         return bool(self.facts or self.rejects or self.plots)
 
 
-def read_labels(metrics: Path, plots: Path) -> LabelFigures:
+def read_labels(metrics: Place, plots: Place) -> LabelFigures:
     """Read the metrics of ``pseudo_label``, ``phrases`` and ``calibrate``, as far as there are any.
 
     Args:
@@ -55,7 +55,7 @@ def read_labels(metrics: Path, plots: Path) -> LabelFigures:
     )
 
 
-def read_json(path: Path, remedy: str = "dvc repro") -> dict[str, Any]:
+def read_json(path: Place, remedy: str = "dvc repro") -> dict[str, Any]:
     """Return the object that a JSON file holds, nothing where there is no file.
 
     Args:
@@ -65,10 +65,9 @@ def read_json(path: Path, remedy: str = "dvc repro") -> dict[str, Any]:
     Raises:
         BenchmarkError: it holds anything else.
     """
-    if not path.is_file():
-        return {}
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        text = read_text(path)
+        found = {} if text is None else json.loads(text)
     except ValueError as error:
         raise BenchmarkError(
             f"{path}: no JSON ({error}); written by an older version or broken; run: {remedy}"
@@ -108,12 +107,12 @@ def _shares(reasons: Mapping[str, int], total: int) -> list[tuple[str, int, floa
     return [(name.replace("_", " "), count, 100 * count / total) for name, count in ranked]
 
 
-def _read_curves(path: Path) -> dict[str, list[float]]:
+def _read_curves(path: Place) -> dict[str, list[float]]:
     """Return the columns of a table; cells that are no numbers are NaN."""
-    if not path.is_file():
+    text = read_text(path)
+    if text is None:
         return {}
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
+    rows = list(csv.DictReader(text.splitlines()))
     numbers = {name: [_number(row[name]) for row in rows] for name in (rows[0] if rows else ())}
     return {name: [math.nan if each is None else each for each in column] for name, column in numbers.items()}
 

@@ -17,6 +17,7 @@ import torch
 import yaml
 
 from pipeline.report.labels import read_json
+from pipeline.store.storage import Place, list_files, read_text
 
 PACKAGES = ("torch", "torchvision", "transformers", "timm", "ray", "numpy", "pyarrow", "dvc")
 DATA = ("data/", "models/")
@@ -41,7 +42,7 @@ class Provenance:
     versions: dict[str, str]
 
 
-def collect(params: Path, lock: Path, metrics: Path) -> Provenance:
+def collect(params: Path, lock: Place, metrics: Place) -> Provenance:
     """Ask git, DVC's lock file, the metrics of stages and this machine.
 
     Args:
@@ -50,7 +51,7 @@ def collect(params: Path, lock: Path, metrics: Path) -> Provenance:
         metrics: folder of the stages' JSON files.
     """
     outs = _outs(lock)
-    stages = sorted(path for name in STAGES for path in metrics.glob(f"{name}.json"))
+    stages = sorted(path for name in STAGES for path in list_files(metrics, f"{name}.json"))
     return Provenance(
         code=_code([*outs, lock.name]),
         params=params.read_text(encoding="utf-8") if params.is_file() else "",
@@ -83,11 +84,12 @@ def _git(*arguments: str) -> str:
     return done.stdout.rstrip() if done.returncode == 0 else ""
 
 
-def _outs(lock: Path) -> dict[str, dict[str, Any]]:
+def _outs(lock: Place) -> dict[str, dict[str, Any]]:
     """Return what the stages have written, by path."""
-    if not lock.is_file():
+    text = read_text(lock)
+    if text is None:
         return {}
-    stages = (yaml.safe_load(lock.read_text(encoding="utf-8")) or {}).get("stages", {})
+    stages = (yaml.safe_load(text) or {}).get("stages", {})
     return {out["path"]: out for stage in stages.values() for out in stage.get("outs", [])}
 
 

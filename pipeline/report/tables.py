@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from pipeline.errors import BenchmarkError
@@ -16,6 +15,7 @@ from pipeline.evaluation.results import LEVELS, Key, leaves
 from pipeline.evaluation.scoring import ALL, LEADING
 from pipeline.report.judged import Judged, category_part, pairs
 from pipeline.report.labels import read_json
+from pipeline.store.storage import Place
 
 MISSING = "missing"
 """The part of a benchmark that counts its rows without a readable picture."""
@@ -56,7 +56,7 @@ class CategoryRow:
     """Of the first pair of models; None for one model alone."""
 
 
-def read_metrics(path: Path) -> dict[str, Any]:
+def read_metrics(path: Place) -> dict[str, Any]:
     """Return split → task → source → part → measure → value as ``glip evaluate`` wrote it, nothing without a file.
 
     Raises:

@@ -21,6 +21,7 @@ from upath import UPath
 from glip_model.whole_files import whole_file
 from pipeline.errors import StorageError
 from pipeline.plain_json import finite
+from pipeline.store.copies import scratch
 from pipeline.store.filesystem import READ_ERRORS, STORE_ERRORS, describe
 from pipeline.store.storage import Place, patiently
 
@@ -45,12 +46,12 @@ def replacing(place: Place) -> Iterator[Path]:
             with storage_errors(place):
                 stack.close()
         return
-    with tempfile.TemporaryDirectory(prefix="glip-upload-") as folder:
-        aside = Path(folder) / place.name
+    with scratch() as folder:
+        aside = folder / place.name
         with storage_errors(place, _FULL_OR_CLOSED):
             yield aside
         with storage_errors(place):
-            patiently(lambda: _upload(aside, place), place)
+            patiently(lambda: upload(aside, place), place)
 
 
 def write_json(place: Place, value: Any) -> None:
@@ -127,7 +128,8 @@ def _create_on_disk(path: Path, content: bytes) -> bool:
     return True
 
 
-def _upload(source: Path, place: UPath) -> None:
+def upload(source: Path, place: UPath) -> None:
+    """Send a file to a store in one put; OSError where less of it arrives."""
     place.fs.put_file(str(source), place.path)
     place.fs.invalidate_cache(place.path)
     sent = place.fs.info(place.path)["size"]

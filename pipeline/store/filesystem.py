@@ -11,7 +11,7 @@ import os
 import posixpath
 import re
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -411,16 +411,27 @@ def file_identity(url: str) -> str:
     with _missing_input(url):
         filesystem, path = _locate(url)
         info = filesystem.info(path)
-    version = next((str(info[name]) for name in _VERSIONS if info.get(name)), None)
+    version = version_of(info)
     if version is None:  # then a query may tell files apart that are called alike
         version = hashlib.sha256(url.encode("utf-8", "surrogatepass")).hexdigest()[:16]
     return f"{redact(url)} {info.get('size')} {version}"
 
 
+def version_of(info: Mapping[str, Any]) -> str | None:
+    """Return what a file system calls the version of a file, of what it says of it; None where it says none."""
+    return next((str(info[name]) for name in _VERSIONS if info.get(name)), None)
+
+
+def lacks_bucket(error: FileNotFoundError) -> bool:
+    """Tell whether it is not a file that is missing but its whole bucket, of S3."""
+    answer = getattr(error.__cause__, "response", None)
+    return isinstance(answer, dict) and answer.get("Error", {}).get("Code") == "NoSuchBucket"
+
+
 def describe(error: Exception, url: str) -> str:
     """Say what a file system found, in one line and without the URL's secrets."""
     if isinstance(error, FileNotFoundError):
-        return "no such file"
+        return "no such bucket" if lacks_bucket(error) else "no such file"
     if has_credentials(url):  # stores take pieces of a password for names, and say so
         return type(error).__name__
     text = str(error)

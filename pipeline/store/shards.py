@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.errors import MissingInputError, ShardError
+from pipeline.errors import MissingInputError, ShardError, StorageError
 from pipeline.store.atomic import replacing, storage_errors
 from pipeline.store.filesystem import READ_ERRORS, describe
 from pipeline.store.provenance import FINGERPRINT, file_sha256
@@ -311,11 +311,15 @@ def from_row(record_type: type[R], row: Mapping[str, Any]) -> R:
 
 @contextmanager
 def shard_errors(path: Place) -> Iterator[None]:
-    """Turn what Arrow raises about a file into ShardErrors."""
+    """Turn what Arrow raises about a file into ShardErrors, and that it may not be read into StorageErrors."""
     try:
         yield
     except FileNotFoundError as error:
         raise ShardError(f"{path}: no such shard; run: dvc repro") from error
+    except PermissionError as error:
+        raise StorageError(
+            f"{path}: may not be read ({describe(error, str(path))}); mend the access, then run the same command again"
+        ) from error
     except (pa.ArrowException, *READ_ERRORS) as error:
         raise ShardError(
             f"{path}: not a readable Parquet file ({describe(error, str(path))}); delete it and run: dvc repro"

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import posixpath
 import random
-import tempfile
+import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,10 +18,12 @@ from pathlib import Path
 from typing import TypeVar
 
 import pyarrow as pa
+from fsspec import get_filesystem_class
 from upath import UPath
 
 from pipeline.errors import ConfigError, StorageError
-from pipeline.store.filesystem import READ_ERRORS, describe, has_credentials, is_url, redact
+from pipeline.store.copies import scratch
+from pipeline.store.filesystem import READ_ERRORS, describe, has_credentials, is_url, lacks_bucket, redact, version_of
 
 Place = Path | UPath
 """A file or folder: a ``pathlib.Path`` on disk, a ``UPath`` in a store."""
@@ -47,13 +49,17 @@ def to_place(text: str) -> Place:
     """Return the place that a path or URL names; a type for arguments of commands.
 
     Raises:
-        ConfigError: the URL holds credentials, which would end up in logs.
+        ConfigError: the URL holds credentials, which would end up in logs, or nothing here knows such stores.
     """
     if not is_url(text):
         return Path(text)
     if has_credentials(text):
         raise ConfigError(f"{redact(text)}: no credentials in URLs; set them in the environment, as AWS_ACCESS_KEY_ID")
-    place = UPath(text)
+    try:
+        place = UPath(text)
+        get_filesystem_class(place.protocol)
+    except (ImportError, ValueError) as error:
+        raise ConfigError(f"{redact(text)}: no such kind of store here ({describe(error, text)})") from error
     return Path(place.path) if place.protocol in ("file", "local") else place
 
 
@@ -101,6 +107,68 @@ def list_files(folder: P, pattern: str) -> list[P]:
     return [folder / name for name in sorted(names) if fnmatchcase(name, pattern)]
 
 
+def list_below(folder: P) -> list[P]:
+    """Return all files below a folder, in folders of it as well, sorted; maybe none."""
+    if isinstance(folder, Path):
+        return sorted(path for path in folder.rglob("*") if path.is_file())
+    top = folder.path.rstrip("/") + "/"
+    found = _or_missing(lambda: folder.fs.find(folder.path), folder) or []
+    return [folder / name.removeprefix(top) for name in sorted(found) if name.startswith(top)]
+
+
+def name_below(folder: Place, place: Place) -> str:
+    """Return where a place lies in a folder above it."""
+    return str(place).removeprefix(str(folder)).lstrip("/")
+
+
+def is_folder(place: Place) -> bool:
+    """Tell whether there is a folder at a place: in a store, something that lies below it."""
+    if isinstance(place, Path):
+        return place.is_dir()
+    info = _or_missing(lambda: place.fs.info(place.path), place)
+    return info is not None and info["type"] == "directory"
+
+
+def folders_below(folder: P) -> list[P]:
+    """Return all folders below a folder, but for links; maybe none."""
+    if isinstance(folder, Path):
+        return [path for path in folder.rglob("*") if path.is_dir() and not path.is_symlink()]
+    found: set[P] = set()
+    for path in list_below(folder):
+        above = path.parent
+        while above != folder and above not in found:
+            found.add(above)
+            above = above.parent
+    return list(found)
+
+
+def make_folder(place: Place) -> None:
+    """Make a folder; a store has none but those that something lies below."""
+    if isinstance(place, Path):
+        place.mkdir(parents=True, exist_ok=True)
+
+
+def remove_empty(folder: Place) -> None:
+    """Remove a folder on disk if nothing is in it."""
+    if isinstance(folder, Path) and folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
+
+
+def versions(folder: UPath) -> dict[str, tuple[int, str]]:
+    """Return of the files of a folder in a store, by name, their bytes and what changes when they do."""
+    entries = _or_missing(lambda: folder.fs.ls(folder.path, detail=True), folder) or []
+    files = (entry for entry in entries if entry["type"] == "file")
+    return {posixpath.basename(each["name"]): (int(each["size"]), version_of(each) or "") for each in files}
+
+
+def read_text(place: Place) -> str | None:
+    """Return what a small file holds, as UTF-8; None where there is none."""
+    if not exists(place):
+        return None
+    with fetched(place) as path:
+        return path.read_text(encoding="utf-8")
+
+
 def exists(place: Place) -> bool:
     """Tell whether there is a file at a place."""
     if isinstance(place, Path):
@@ -113,7 +181,9 @@ def _or_missing(operation: Callable[[], T], place: UPath) -> T | None:
     place.fs.invalidate_cache(place.path)  # what was listed before
     try:
         return patiently(operation, place)
-    except FileNotFoundError:
+    except FileNotFoundError as error:
+        if lacks_bucket(error):
+            raise StorageError(f"{place}: no such bucket; make it, or mend the URL") from error
         return None
     except READ_ERRORS as error:
         raise StorageError(
@@ -140,6 +210,14 @@ def remove(place: Place) -> None:
         _or_missing(lambda: place.fs.rm_file(place.path), place)
 
 
+def remove_folder(folder: Place) -> None:
+    """Remove a folder with all that is in it, if it is there; what cannot be removed from a disk stays."""
+    if isinstance(folder, Path):
+        shutil.rmtree(folder, ignore_errors=True)
+    else:
+        side_by_side(remove, list_below(folder))
+
+
 def read_source(place: Place) -> pa.NativeFile | Path:
     """Return what Arrow reads a whole file from: its path on disk, or all of its bytes out of a store."""
     return place if isinstance(place, Path) else pa.BufferReader(patiently(place.read_bytes, place))
@@ -156,8 +234,8 @@ def fetched(place: Place) -> Iterator[Path]:
     if isinstance(place, Path):
         yield place
         return
-    with tempfile.TemporaryDirectory(prefix="glip-download-") as folder:
-        copy = Path(folder) / place.name
+    with scratch() as folder:
+        copy = folder / place.name
         if _or_missing(lambda: place.fs.get_file(place.path, str(copy)) or copy, place) is None:
             raise FileNotFoundError(place)
         yield copy

@@ -83,8 +83,14 @@ def pack(project: Path, code: Path, with_graph: bool, into: Path) -> str:
     return digest.hexdigest()
 
 
-def unpack(package: Path, folder: Path) -> None:
-    """Bring a folder's code, settings and graph to what has travelled; its data and its own lock stay."""
+def unpack(package: Path, folder: Path, with_lock: bool = True) -> None:
+    """Bring a folder's code, settings and graph to what has travelled; its data and its own lock stay.
+
+    Args:
+        package: folder that ``pack`` filled.
+        folder: where the work is done.
+        with_lock: bring the lock and its files as well, where the folder has none.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     for room in ROOMS:
         shutil.rmtree(folder / room, ignore_errors=True)
@@ -93,7 +99,7 @@ def unpack(package: Path, folder: Path) -> None:
         (folder / name).unlink(missing_ok=True)
         if (package / name).is_file():
             _copy(package / name, folder / name)
-    if (package / LOCK).is_file() and not (folder / LOCK).exists():
+    if with_lock and (package / LOCK).is_file() and not (folder / LOCK).exists():
         known = _known_files(_read_lock(package), package)
         for name in (LOCK, *itertools.chain(*known.values())):
             _copy(package / name, folder / name)

@@ -18,7 +18,6 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, Self
 
 import torch
@@ -29,7 +28,7 @@ from pipeline.errors import StorageError
 from pipeline.store.atomic import replacing, sweep
 from pipeline.store.filesystem import READ_ERRORS, describe
 from pipeline.store.provenance import file_sha256
-from pipeline.store.storage import Place, fetched, list_files, remove
+from pipeline.store.storage import Place, fetched, list_files, remove, remove_empty
 
 logger = logging.getLogger(__name__)
 
@@ -166,8 +165,7 @@ def has_checkpoints(folder: Place) -> bool:
 def discard_checkpoints(folder: Place) -> None:
     """Remove all checkpoints, and the folder if nothing else is in it."""
     _keep(folder, set())
-    if isinstance(folder, Path) and folder.is_dir() and not any(folder.iterdir()):
-        folder.rmdir()
+    remove_empty(folder)
 
 
 def _copy(tensor: Tensor) -> Tensor:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch.distributed as dist
+
+if TYPE_CHECKING:
+    from pipeline.store.storage import Place
 
 DIVERGED_FILE = "diverged.json"
 """In the model's folder: the steps that were skipped last."""
@@ -25,7 +27,7 @@ class SkippedStep:
     losses: Mapping[str, float]
 
 
-def write_divergence(path: Path, skipped: Sequence[SkippedStep]) -> None:
+def write_divergence(path: Place, skipped: Sequence[SkippedStep]) -> None:
     """Write a JSON file of the skipped steps, with what every worker saw; all workers must call it.
 
     Numbers that are not finite stand there as strings, which JSON has no numbers for.

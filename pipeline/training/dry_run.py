@@ -20,6 +20,8 @@ from glip_model.config import GLIPConfig
 from glip_model.glip import GLIP
 from pipeline.errors import ConfigError, MissingInputError
 from pipeline.settings import extended_files, load, load_all
+from pipeline.store.folders import local_folder
+from pipeline.store.storage import Place, exists
 from pipeline.training.batches import BatchMaker, Worker
 from pipeline.training.counting import count_rows, sample_weights, with_steps
 from pipeline.training.optim import learning_rate_factor, parameter_groups, weight_decay_factor
@@ -99,7 +101,7 @@ class Outlook:
 
 
 def work_out(
-    name: str, config: TrainingSettings, human: Path | None, pseudo: Path | None, teacher: Path | None
+    name: str, config: TrainingSettings, human: Place | None, pseudo: Place | None, teacher: Place | None
 ) -> Outlook:
     """Work out a run; no weights are read, and of the data as much as a worker reads before its first batch.
 
@@ -139,7 +141,12 @@ def differences(settings: Any, base: Any) -> dict[str, tuple[Any, Any]]:
 
 
 def describe_run(
-    name: str, params: Path, human: Path | None, pseudo: Path | None, teacher: Path | None, images_per_s: float | None
+    name: str,
+    params: Path,
+    human: Place | None,
+    pseudo: Place | None,
+    teacher: Place | None,
+    images_per_s: float | None,
 ) -> str:
     """Say what a run of a params file comes to, and what that file changes of the one that all others extend.
 
@@ -149,14 +156,15 @@ def describe_run(
     return "\n".join([*_lines(found, images_per_s), *_changed(params)])
 
 
-def _structure(run: RunConfig, config: TrainingSettings, teacher: Path | None) -> GLIP:
+def _structure(run: RunConfig, config: TrainingSettings, teacher: Place | None) -> GLIP:
     """Build the model without memory for its weights, frozen as the run asks for."""
     sizes = config.model.glip_config()
     if run.init == "teacher" and teacher is not None:
-        if not (teacher / WEIGHTS_FILE).is_file():
+        if not exists(teacher / WEIGHTS_FILE):
             raise MissingInputError(f"{teacher}: holds no model")
         try:
-            sizes = read_config(teacher)
+            with local_folder(teacher) as folder:
+                sizes = read_config(folder)
         except ValueError as error:
             raise MissingInputError(str(error)) from error
     with torch.device("meta"), warnings.catch_warnings():
@@ -166,7 +174,7 @@ def _structure(run: RunConfig, config: TrainingSettings, teacher: Path | None) -
     return model
 
 
-def _rows(name: str, run: RunConfig, human: Path, pseudo: Path | None) -> dict[str, int]:
+def _rows(name: str, run: RunConfig, human: Place, pseudo: Place | None) -> dict[str, int]:
     if run.mixture.get("pseudo", 0) > 0 and pseudo is None:
         raise MissingInputError(f"train.runs.{name}.mixture gives pseudo-labels weight; pass --pseudo-labels FOLDER")
     rows = count_rows(human, pseudo, run.mixture)
@@ -179,7 +187,9 @@ def _rows(name: str, run: RunConfig, human: Path, pseudo: Path | None) -> dict[s
     return rows
 
 
-def _loading(run: RunConfig, config: TrainingSettings, model: GLIPConfig, human: Path, pseudo: Path | None) -> Loading:
+def _loading(
+    run: RunConfig, config: TrainingSettings, model: GLIPConfig, human: Place, pseudo: Place | None
+) -> Loading:
     """Open the data as a worker does, and see what that takes; where all rows would be read, judge by the first."""
     train, samples = config.train, config.train.samples
     begin, before = time.perf_counter(), peak_host_memory_gb()

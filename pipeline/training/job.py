@@ -6,7 +6,6 @@ import dataclasses
 import datetime
 import logging
 import math
-import shutil
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -17,6 +16,7 @@ from typing import Any
 import ray
 import ray.train
 import torch
+from pyarrow.fs import FSSpecHandler, PyFileSystem
 from ray.train.torch import TorchTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from tqdm.contrib.logging import logging_redirect_tqdm
@@ -27,8 +27,8 @@ from pipeline.cli import progress, quiet_libraries
 from pipeline.errors import MissingInputError, PipelineError, TrainingError
 from pipeline.ray_session import cores_per_worker
 from pipeline.settings import to_yaml
-from pipeline.store.atomic import storage_errors, write_csv
-from pipeline.store.storage import Place
+from pipeline.store.atomic import write_csv
+from pipeline.store.storage import Place, exists, is_folder, remove_folder
 from pipeline.training.batches import Worker, share_of_batch
 from pipeline.training.checkpoints import Checkpoints, discard_checkpoints, has_checkpoints
 from pipeline.training.counting import count_rows, with_steps
@@ -40,6 +40,7 @@ from pipeline.training.model_folder import (
     AVERAGE_FOLDER,
     SCRATCH_FOLDER,
     remove_unfinished,
+    save_model,
     starting_model,
 )
 from pipeline.training.progress import Board, Progress
@@ -57,19 +58,19 @@ WORKER_RESTARTS = 2
 
 @dataclass(frozen=True)
 class Paths:
-    """What a training reads and writes; absolute, and the same on every node."""
+    """What a training reads and writes; absolute, and the same on every node: folders that all see, or URLs."""
 
-    human: Path
-    pseudo_labels: Path | None
-    teacher: Path | None
-    out: Path
+    human: Place
+    pseudo_labels: Place | None
+    teacher: Place | None
+    out: Place
     checkpoints_elsewhere: Place | None = None
     allowed: tuple[str, ...] = ()
     """Where pictures may be besides the records' folders, see ``allowed_roots``."""
 
     @property
     def checkpoints(self) -> Place:
-        """Folder of the checkpoints that an interrupted run resumes from."""
+        """Place of the checkpoints that an interrupted run resumes from."""
         return self.checkpoints_elsewhere or self.out / "checkpoints"
 
 
@@ -110,7 +111,7 @@ class _BoardHandler(logging.Handler):
 
 
 def train(
-    name: str, config: TrainingSettings, paths: Paths, log: Path | None, validate: Validate | None = None
+    name: str, config: TrainingSettings, paths: Paths, log: Place | None, validate: Validate | None = None
 ) -> dict[str, Any]:
     """Train one of the runs of params.yaml; Ray must be running where there are workers.
 
@@ -149,7 +150,7 @@ def train(
         scaling_config=scaling,
         run_config=ray.train.RunConfig(
             name=name,
-            storage_path=str(paths.out / SCRATCH_FOLDER),
+            **_notes_of_ray(paths.out / SCRATCH_FOLDER),
             failure_config=ray.train.FailureConfig(max_failures=WORKER_RESTARTS),
         ),
     )
@@ -158,7 +159,7 @@ def train(
         entries = _watch(trainer, board, name, run.steps, trackers)
     finally:
         trackers.close()
-        shutil.rmtree(paths.out / SCRATCH_FOLDER, ignore_errors=True)
+        remove_folder(paths.out / SCRATCH_FOLDER)
     if log is not None:
         _write_log(log, entries)
     discard_checkpoints(paths.checkpoints)
@@ -203,11 +204,11 @@ def _check(name: str, config: TrainingSettings, paths: Paths, validate: Validate
         raise TrainingError("train.evaluate_every or evaluate_epochs asks for evaluations; pass --dev FOLDER")
     if validate is not None and not is_judged:
         raise TrainingError("--dev names a dev set; set train.evaluate_every or train.evaluate_epochs")
-    if not paths.human.is_dir():
+    if not is_folder(paths.human):
         raise MissingInputError(f"{paths.human}: no such folder; run: dvc repro prepare")
     if run.mixture.get("pseudo", 0) > 0 and paths.pseudo_labels is None:
         raise TrainingError(f"train.runs.{name}.mixture gives pseudo-labels weight; pass --pseudo-labels FOLDER")
-    if run.init == "teacher" and (paths.teacher is None or not (paths.teacher / WEIGHTS_FILE).is_file()):
+    if run.init == "teacher" and (paths.teacher is None or not exists(paths.teacher / WEIGHTS_FILE)):
         raise MissingInputError(f"train.runs.{name}.init is teacher, but {paths.teacher} holds no model")
 
 
@@ -230,6 +231,14 @@ def _scaling(workers: int) -> tuple[ray.train.ScalingConfig, int]:
         raise TrainingError(f"train.num_workers is {workers}, but Ray has {cores} CPU cores; set it to that at most")
     resources = {"CPU": float(share)}
     return ray.train.ScalingConfig(num_workers=workers, resources_per_worker=resources), share
+
+
+def _notes_of_ray(folder: Place) -> dict[str, Any]:
+    """Return what Ray Train is told of where to keep its notes."""
+    if isinstance(folder, Path):
+        return {"storage_path": str(folder)}
+    # Not Arrow's own for S3, which leaves an empty object in the place of every folder.
+    return {"storage_path": folder.path, "storage_filesystem": PyFileSystem(FSSpecHandler(folder.fs))}
 
 
 def _watch(
@@ -350,14 +359,13 @@ def _train_worker(
         _save(trainer, tokenizer, worker, paths.out / AVERAGE_FOLDER)
 
 
-def _save(trainer: Trainer, tokenizer: Any, worker: Worker, out: Path) -> None:
+def _save(trainer: Trainer, tokenizer: Any, worker: Worker, out: Place) -> None:
     model = trainer.whole_model()  # on every worker: what is spread over them comes together
     if worker.rank == 0 and model is not None:
-        with storage_errors(out):
-            model.save_pretrained(out, tokenizer)
+        save_model(model, tokenizer, out)
 
 
-def _write_log(path: Path, entries: list[Progress]) -> None:
+def _write_log(path: Place, entries: list[Progress]) -> None:
     rows = [
         {
             **dataclasses.asdict(entry),

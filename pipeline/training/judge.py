@@ -19,8 +19,10 @@ import torch.distributed as dist
 
 from glip_model.glip import GLIP
 from pipeline.errors import PipelineError
+from pipeline.store.folders import sent_folder
+from pipeline.store.storage import Place, list_files
 from pipeline.training.batches import Worker
-from pipeline.training.model_folder import BEST_FOLDER, SAMPLES_FOLDER
+from pipeline.training.model_folder import BEST_FOLDER, SAMPLES_FOLDER, save_model
 from pipeline.training.update import Updater
 
 logger = logging.getLogger(__name__)
@@ -43,7 +45,7 @@ class Verdict:
     scores: Mapping[str, float]
     """Of the first worker; others have none."""
     pictures: tuple[str, ...] = ()
-    """Files, of the first worker."""
+    """Files or URLs, of the first worker."""
 
 
 class Judge:
@@ -56,7 +58,7 @@ class Judge:
         worker: this process among its equals.
     """
 
-    def __init__(self, validate: Validate, tokenizer: Any, out: Path, worker: Worker) -> None:
+    def __init__(self, validate: Validate, tokenizer: Any, out: Place, worker: Worker) -> None:
         self._validate, self._tokenizer, self._out, self._worker = validate, tokenizer, out, worker
         self.best = -math.inf
         """Highest score so far."""
@@ -76,12 +78,13 @@ class Judge:
             model = updater.model_to_judge()
             if model is None:
                 return Verdict(math.nan, {})
-            scores = self._validate(model, self._tokenizer, samples)
+            with sent_folder(samples) as folder:
+                scores = self._validate(model, self._tokenizer, folder)
             score = fmean(scores.values()) if scores else math.nan
             if score > self.best:
-                model.save_pretrained(self._out / BEST_FOLDER, self._tokenizer)
+                save_model(model, self._tokenizer, self._out / BEST_FOLDER)
                 self.best = score
         except (PipelineError, ValueError, OSError, RuntimeError) as error:  # of memory, too
             logger.warning("evaluation after step %d failed, training goes on: %s", step, error)
             return Verdict(math.nan, {})
-        return Verdict(score, scores, tuple(str(path) for path in sorted(samples.glob("*.jpg"))))
+        return Verdict(score, scores, tuple(str(path) for path in list_files(samples, "*.jpg")))

@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, replace
-from pathlib import Path
 from statistics import fmean
 from typing import Any
 
@@ -22,6 +21,7 @@ from glip_model.glip import GLIP
 from glip_model.structures import GroundingBatch
 from glip_model.text_encoder import TextStateCache
 from pipeline.errors import TrainingError
+from pipeline.store.storage import Place
 from pipeline.training.batches import MODEL_STREAM, BatchMaker, TrainingBatch, Worker, chance
 from pipeline.training.checkpoints import Checkpoints
 from pipeline.training.judge import Judge
@@ -61,7 +61,7 @@ class Trainer:
         worker: Worker | None = None,
         *,
         judge: Judge | None = None,
-        diverged: Path | None = None,
+        diverged: Place | None = None,
     ) -> None:
         self.model, self.config, self.run_config, self.seed = model, config, run, seed
         self.checkpoints, self.worker = checkpoints, worker or Worker()

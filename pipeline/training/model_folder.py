@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,9 @@ from glip_model.initialise import initialise_pretrained
 from glip_model.text_encoder import load_tokenizer
 from glip_model.whole_files import ASIDE_FOLDER
 from pipeline.errors import TrainingError
+from pipeline.store.atomic import storage_errors
+from pipeline.store.folders import local_folder, sent_folder
+from pipeline.store.storage import Place, remove, remove_folder
 from pipeline.training.divergence import DIVERGED_FILE
 from pipeline.training.settings import TrainingSettings
 
@@ -27,7 +29,7 @@ SAMPLES_FOLDER = "samples"
 """Pictures drawn at evaluations during training, a folder for each."""
 
 
-def starting_model(config: TrainingSettings, teacher: Path | None) -> tuple[GLIP, Any]:
+def starting_model(config: TrainingSettings, teacher: Place | None) -> tuple[GLIP, Any]:
     """Return the model to start from, and its tokenizer: the teacher's, or a fresh one with pretrained parts.
 
     Raises:
@@ -35,8 +37,9 @@ def starting_model(config: TrainingSettings, teacher: Path | None) -> tuple[GLIP
     """
     try:
         if teacher is not None:
-            model = GLIP.from_pretrained(teacher)
-            return model, load_tokenizer(teacher, model.config.text.vocab_size)
+            with local_folder(teacher) as folder:
+                model = GLIP.from_pretrained(folder)
+                return model, load_tokenizer(folder, model.config.text.vocab_size)
         torch.manual_seed(config.seed)  # the same start in every worker
         model = GLIP(config.model.glip_config())
         initialise_pretrained(model, config.model.backbone_weights, config.model.text_weights)
@@ -48,13 +51,24 @@ def starting_model(config: TrainingSettings, teacher: Path | None) -> tuple[GLIP
         raise TrainingError(f"{where}: {error}") from error
 
 
-def remove_unfinished(out: Path, is_resumed: bool = False) -> None:
+def remove_unfinished(out: Place, is_resumed: bool = False) -> None:
     """Remove the model of an earlier training and what a killed one left; checkpoints stay.
 
     What evaluations left stays as well where training goes on.
     """
     for name in (CONFIG_FILE, WEIGHTS_FILE, DIVERGED_FILE):
-        (out / name).unlink(missing_ok=True)
+        remove(out / name)
     evaluated = () if is_resumed else (out / BEST_FOLDER, out / SAMPLES_FOLDER)
-    for folder in (out / SCRATCH_FOLDER, out / AVERAGE_FOLDER, *evaluated, *out.glob(f"{ASIDE_FOLDER}*")):
-        shutil.rmtree(folder, ignore_errors=True)
+    left = out.glob(f"{ASIDE_FOLDER}*") if isinstance(out, Path) else ()  # in a store nothing is half-written
+    for folder in (out / SCRATCH_FOLDER, out / AVERAGE_FOLDER, *evaluated, *left):
+        remove_folder(folder)
+
+
+def save_model(model: GLIP, tokenizer: Any, out: Place) -> None:
+    """Write a model's folder, in a store as well; the weights come last, so that no half of a model can be loaded.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    with sent_folder(out, WEIGHTS_FILE) as folder, storage_errors(out):
+        model.save_pretrained(folder, tokenizer)

@@ -1,8 +1,8 @@
 """Experiment trackers that follow a training: TensorBoard, DVCLive, Weights & Biases, MLflow.
 
-They run in the driver. What they keep on disk lies in ``OUT/tracking``, with the names of the runs and the last step:
-a training that goes on continues the same runs and repeats no step. A tracker that fails is left out from there on, as
-training is worth more than its log.
+They run in the driver. What they keep lies in ``OUT/tracking``, also where that is in a store, with the names of the
+runs and the last step: a training that goes on continues the same runs and repeats no step. A tracker that fails is
+left out from there on, as training is worth more than its log.
 """
 
 from __future__ import annotations
@@ -12,17 +12,19 @@ import importlib.util
 import json
 import logging
 import math
-import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, StorageError
 from pipeline.store.atomic import write_json
+from pipeline.store.folders import Mirror, local_files
+from pipeline.store.storage import Place, remove_folder, to_place
 from pipeline.training.progress import Progress
 
 logger = logging.getLogger(__name__)
@@ -67,27 +69,34 @@ class Trackers:
     """
 
     def __init__(
-        self, names: Sequence[str], out: Path, name: str, settings: Mapping[str, Any], is_resumed: bool
+        self, names: Sequence[str], out: Place, name: str, settings: Mapping[str, Any], is_resumed: bool
     ) -> None:
         for each in names:
             if importlib.util.find_spec(each) is None:
                 raise ConfigError(f"train.trackers names {each}, which is not installed; run: pip install {each}")
-        folder = out / FOLDER
+        self._trackers: dict[str, Tracker] = {}
+        self._stack = ExitStack()
+        if not names:
+            remove_folder(out / FOLDER)
+            return
+        self._mirror = self._stack.enter_context(Mirror(out / FOLDER))
+        folder = self._mirror.folder
+        if is_resumed:
+            self._mirror.fetch()
         self._state_file = folder / STATE_FILE
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()
         self._state = self._read_state() if is_resumed else {}
         if self._state.get("settings") != digest:
-            shutil.rmtree(folder, ignore_errors=True)
+            remove_folder(folder)
+            remove_folder(out / FOLDER)
             self._state = {"settings": digest, "step": -1, "runs": {}}
-        self._trackers: dict[str, Tracker] = {}
         for each in names:
             (folder / each).mkdir(parents=True, exist_ok=True)
             try:
                 self._trackers[each] = _KINDS[each](folder / each, name, settings, self._state["runs"].get(each, ""))
             except Exception as error:  # a package's own, of any kind: nobody is logged in, or no server answers
                 raise ConfigError(f"train.trackers names {each}, which does not start: {error}") from error
-        if names:
-            self._write_state(self._state["step"])
+        self._write_state(self._state["step"])
 
     def log(self, entry: Progress) -> None:
         """Pass a report on; one that the trackers have had already, before training was resumed, is left out."""
@@ -103,13 +112,21 @@ class Trackers:
             **entry.scores,
         }
         finite = {name: float(value) for name, value in values.items() if math.isfinite(value)}
-        pictures = [Path(path) for path in entry.pictures]
-        self._each("log", entry.step, finite, pictures)
+        with ExitStack() as stack:
+            pictures: list[Path] = []
+            try:
+                pictures = stack.enter_context(local_files(map(to_place, entry.pictures)))
+            except (OSError, StorageError) as error:
+                logger.warning("trackers get no pictures of step %d: %s", entry.step, error)
+            self._each("log", entry.step, finite, pictures)
         self._write_state(entry.step)
 
     def close(self) -> None:
         """Let all trackers write what is left."""
-        self._each("close")
+        if self._trackers:
+            self._each("close")
+            self._send()
+        self._stack.close()
 
     def _each(self, call: str, *args: Any) -> None:
         for name, tracker in list(self._trackers.items()):
@@ -129,6 +146,13 @@ class Trackers:
     def _write_state(self, step: int) -> None:
         self._state |= {"step": step, "runs": {name: tracker.run_id for name, tracker in self._trackers.items()}}
         write_json(self._state_file, self._state)
+        self._send()
+
+    def _send(self) -> None:
+        try:
+            self._mirror.send()
+        except StorageError as error:
+            logger.warning("what the trackers wrote is not in the store yet: %s", error)
 
 
 class TensorBoard:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -37,6 +36,7 @@ from pipeline.training.optim import (
 )
 
 if TYPE_CHECKING:  # as in ``optim``
+    from pipeline.store.storage import Place
     from pipeline.training.settings import OptimConfig
 
 MAX_SKIPPED_IN_A_ROW = 10
@@ -62,7 +62,7 @@ class Updater:
         steps: int,
         distribution: Literal["ddp", "fsdp"] = "ddp",
         compiled: bool = False,
-        diverged: Path | None = None,
+        diverged: Place | None = None,
     ) -> None:
         self.model, self._config, self._steps, self._diverged = model, config, steps, diverged
         self.criterion = GroundingCriterion(model.config)

@@ -196,6 +196,22 @@ def test_pods_have_few_rights_and_bounds(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", KUBERAY)
+def test_pods_need_no_volume_that_others_see(name: str) -> None:
+    spec = ray_cluster(name)
+    for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"]):
+        pod = group["template"]["spec"]
+        assert [set(volume) - {"name"} for volume in pod["volumes"]] == [{"emptyDir"}]
+        assert [mount["name"] for container in pod["containers"] for mount in container["volumeMounts"]] == ["shm"]
+
+
+def test_places_of_the_job_are_urls() -> None:
+    words = shlex.split(load("rayjob")["spec"]["entrypoint"])[2].split()
+    places = {option: words[i + 1] for i, option in enumerate(words) if option.startswith("--")}
+    assert places.keys() == {"--records", "--phrases", "--teacher", "--out"}
+    assert all(place.startswith("s3://YOUR-BUCKET/") for place in places.values())
+
+
+@pytest.mark.parametrize("name", KUBERAY)
 def test_the_ray_of_the_manifests_is_that_of_the_lock_file(name: str) -> None:
     lock = (ROOT / "requirements.lock").read_text(encoding="utf-8")
     assert f"ray=={ray_cluster(name)['rayVersion']} " in lock

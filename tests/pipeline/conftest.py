@@ -8,7 +8,6 @@ import http.server
 import io
 import threading
 import urllib.parse
-import urllib.request
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -88,26 +87,6 @@ def read_rows() -> ReadRows:
         return rows
 
     return read
-
-
-@pytest.fixture
-def s3_denied(s3: Any, s3_endpoint: str) -> Callable[[], AbstractContextManager[None]]:
-    """Makes the S3 server refuse every request inside of a ``with``."""
-
-    def demand_rights(after_requests: bytes) -> None:
-        headers = {"Content-Type": "text/plain"}
-        address = f"{s3_endpoint}/moto-api/reset-auth"
-        urllib.request.urlopen(urllib.request.Request(address, data=after_requests, headers=headers)).close()
-
-    @contextmanager
-    def denied() -> Iterator[None]:
-        demand_rights(b"0")
-        try:
-            yield
-        finally:
-            demand_rights(b"inf")
-
-    return denied
 
 
 @pytest.fixture

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +20,8 @@ from glip_model.config import GLIPConfig
 from glip_model.glip import GLIP
 from glip_model.predictor import GLIPPredictor
 from pipeline.settings import load
+from pipeline.store.folders import local_folder
+from pipeline.store.storage import read_text, to_place
 from pipeline.training.finetune import RUN, Choices, finetune_config, steps_for, with_length
 from pipeline.training.settings import TrainingSettings
 from stages.glip import main
@@ -79,6 +84,28 @@ def test_own_pictures_make_a_model_that_predicts(
     (found,) = GLIPPredictor.from_pretrained(out).predict(picture, ["red disc", "blue square"], min_score=0.0)
     assert found.phrases == ("red disc", "blue square")
     assert GLIP.from_pretrained(out).text_offset is not None
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_pictures_and_models_may_rest_in_a_store(data: Path, model: Path, tmp_path: Path, s3: Any) -> None:
+    for folder in (data, model):
+        s3.put(str(folder), f"raw/{folder.name}", recursive=True)
+    words = ["--data", "s3://raw/data", "--from", "s3://raw/start", "--out", "s3://raw/mine", "--tuning", "prompt"]
+    done = subprocess.run(
+        [sys.executable, "-m", "stages.glip", "finetune", *words, "--steps", "3", "--batch-size", "4"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("8 pictures, 3 steps; judged on 2 others")
+    place = to_place("s3://raw/mine")
+    assert json.loads(read_text(place / "finetune.json") or "")["pictures"] == {"train": 8, "validation": 2}
+    with local_folder(place) as folder:
+        assert GLIP.from_pretrained(folder).text_offset is not None
 
 
 def test_mistakes_are_told(data: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,7 +1,7 @@
-"""``glip submit`` and ``glip jobs`` on a cluster of two nodes, with S3 as store and as DVC's remote.
+"""``glip submit`` and ``glip jobs`` on clusters of several nodes, with S3 as store and as DVC's remote.
 
 A person at a machine without data or models sends the whole run, is cut off, comes back, stops it, goes on, and takes
-home what DVC needs to know.
+home what DVC needs to know. Then nodes that share no folder: everything rests in the store, and is the same.
 """
 
 from __future__ import annotations
@@ -9,12 +9,16 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shlex
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+import time
+import urllib.request
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +30,7 @@ from upath import UPath
 from pipeline.store.manifest import describe_shards
 from pipeline.store.records import CaptionRecord
 from pipeline.store.shards import list_shards, read_shard, write_shard
+from pipeline.store.storage import list_below, name_below
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -59,6 +64,14 @@ class Laptop:
 
     def submit_all(self) -> subprocess.Popen[str]:
         return self.start("stages.glip", "submit", "all", "--run", "mine", "--folder", str(self.folder))
+
+    def at(self, name: str, **environment: str) -> Laptop:
+        """Return another machine with the same project, in a folder beside this one."""
+        other = dataclasses.replace(self, project=self.project.with_name(name))
+        shutil.copytree(self.project, other.project, ignore=shutil.ignore_patterns("metrics", "plots", "reports"))
+        (other.project / "dvc.lock").unlink(missing_ok=True)
+        other.environment = self.environment | {"PYTHONPATH": str(other.project)} | environment
+        return other
 
     def git(self, *words: str) -> None:
         identity = ["-c", "user.name=test", "-c", "user.email=test@localhost"]
@@ -227,3 +240,102 @@ def test_dvc_drives_the_cluster_and_a_changed_shard_is_labelled_alone(laptop: La
     log = here.call("dvc", "repro")  # reads the manifest anew, and has nothing to do
     assert "Stage 'phrases' didn't change, skipping" in log
     assert "Stage 'pseudo_label' didn't change, skipping" in log
+
+
+HIDDEN = [*(ROOT / room for room in ("glip_model", "pipeline", "stages", "tests")), Path(tempfile.gettempdir())]
+"""Folders that each node has to itself, and empty: the project, and where all else that is written lies."""
+
+
+def can_hide_folders() -> bool:
+    """Tell whether a process may have folders of its own here."""
+    command = ["unshare", "--mount", "mount", "-t", "tmpfs", "tmpfs", tempfile.gettempdir()]
+    return (
+        shutil.which("unshare") is not None
+        and subprocess.run(command, capture_output=True, check=False).returncode == 0
+    )
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def apart(laptop: Laptop) -> Iterator[Laptop]:
+    """Start a cluster of three nodes that share no folder; give a machine from which it can be reached."""
+    if not can_hide_folders():
+        pytest.skip("no mount namespaces here: they take rights of root")
+    gcs, dashboard = free_port(), free_port()
+    hide = " && ".join(f"mount -t tmpfs tmpfs {shlex.quote(str(folder))}" for folder in HIDDEN)
+    ports = (
+        "--dashboard-agent-listen-port=0 --min-worker-port=0 --max-worker-port=0"  # any, as the nodes share a machine
+    )
+    common = f"--num-cpus=1 --node-ip-address=127.0.0.1 {ports} --disable-usage-stats --block"
+    client = free_port()
+    head = (
+        f"--head --port={gcs} --ray-client-server-port={client} --include-dashboard=true --dashboard-port={dashboard}"
+    )
+    roles = [head, *2 * [f"--address=127.0.0.1:{gcs}"]]
+    environment = {name: value for name, value in laptop.environment.items() if name != "PYTHONPATH"}
+    environment["RAY_AUTH_MODE"] = "disabled"  # "ray start" asks for a token, which would lie in the home of all nodes
+    nodes: list[subprocess.Popen[bytes]] = []
+    try:
+        for role in roles:
+            words = ["unshare", "--mount", "bash", "-c", f"{hide} && cd /tmp && exec ray start {role} {common}"]
+            nodes.append(subprocess.Popen(words, env=environment, stdout=subprocess.DEVNULL, start_new_session=True))
+            wait_for(lambda: num_nodes(dashboard) == len(nodes), nodes)
+        yield laptop.at("apart", RAY_API_SERVER_ADDRESS=f"http://127.0.0.1:{dashboard}")
+    finally:
+        for node in reversed(nodes):
+            node.terminate()
+        for node in nodes:
+            try:
+                node.wait(60)  # Ray drains it for 30 s
+            except subprocess.TimeoutExpired:
+                os.killpg(node.pid, signal.SIGKILL)
+                node.wait()
+
+
+def num_nodes(dashboard: int) -> int:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{dashboard}/api/v0/nodes") as answer:
+            found = json.load(answer)["data"]["result"]["result"]
+    except (OSError, KeyError, TypeError, ValueError):
+        return 0
+    return sum(node["state"] == "ALIVE" for node in found)
+
+
+def wait_for(condition: Callable[[], bool], nodes: Sequence[subprocess.Popen[bytes]], seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert all(node.poll() is None for node in nodes), "a node has ended"
+        assert time.monotonic() < deadline, "not in time"
+        time.sleep(0.2)
+
+
+def test_nodes_that_share_no_folder_make_the_same_in_a_store(laptop: Laptop, apart: Laptop, finished: str) -> None:
+    store = UPath("s3://submitted/apart")
+    submit = ("stages.glip", "submit", "all", "--run", "apart", "--folder", str(store))
+    client = apart.start(*submit)
+    read_until(client, "Running stage 'phrases'")
+    apart.call("stages.glip", "jobs", "--stop", "apart-1")
+    client.communicate()
+    log = apart.call(*submit)
+    assert "Stage 'prepare' didn't change, skipping" in log
+    assert "job apart-2: succeeded" in log
+
+    made = {name_below(store, path): path.read_bytes() for path in list_below(store)}
+    there = {
+        name_below(laptop.folder, path): path
+        for room in ("data", "models")
+        for path in list_below(laptop.folder / room)
+    }
+    assert made.keys() - there.keys() == {"glip-run.json", "results.tar.gz"}
+    assert [name for name, path in there.items() if made.get(name) != path.read_bytes()] == []
+    for name in ("teacher", "student", "control"):
+        results = Path("metrics", f"{name}.json")
+        assert (apart.project / results).read_bytes() == (laptop.project / results).read_bytes()
+    assert "</html>" in (apart.project / "reports/report.html").read_text(encoding="utf-8")
+    assert not (apart.project / "dvc.lock").exists()
+    log = apart.call(*submit)
+    assert "Running stage" not in log

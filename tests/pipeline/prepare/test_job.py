@@ -22,10 +22,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from pipeline.errors import MissingInputError, RejectLimitError
-from pipeline.prepare import job
+from pipeline.prepare import job, parts
 from pipeline.prepare.held_out import HeldOut, Sighting
-from pipeline.prepare.job import prepare
-from pipeline.prepare.parts import ROOTS_KEY, PartTask, drop_rows, find_duplicates, finished, write_part
+from pipeline.prepare.job import prepare, shards_by_part
+from pipeline.prepare.parts import ROOTS_KEY, PartResult, PartTask, drop_rows, find_duplicates
 from pipeline.prepare.raw import Converted, DroppedBox, Part, RawImage, RawPair, Reject
 from pipeline.prepare.settings import PrepareConfig
 from pipeline.prepare.validation import Rules
@@ -63,6 +63,20 @@ def task(folder: Path | None, rows: Sequence[Any], **changes: Any) -> PartTask:
         keeps_sightings=False,
     )
     return dataclasses.replace(base, **changes)
+
+
+def as_it_is(part: PartTask) -> PartTask:
+    """Return a part that knows what is in its folder, as ``prepare`` plans it."""
+    there = {} if part.folder is None else shards_by_part(part.folder)
+    return dataclasses.replace(part, there=there.get(part.number, ()))
+
+
+def write_part(part: PartTask, held_out: HeldOut | None) -> PartResult:
+    return parts.write_part(as_it_is(part), held_out)
+
+
+def finished(part: PartTask) -> PartResult | None:
+    return parts.finished(as_it_is(part))
 
 
 def test_a_shard_holds_its_records_and_counts_the_rest(tmp_path: Path) -> None:

@@ -662,8 +662,8 @@ def test_what_s3_does_not_have_or_give_is_told_without_secrets(
     s3: Any, s3_denied: Callable[[], AbstractContextManager[None]]
 ) -> None:
     s3.pipe("raw/a", b"x")
-    for url in ("s3://raw/nobody", "s3://nobucket/a"):
-        for message in refusals(url, f"{url}: no such file; mend the path"):
+    for url, lacking in (("s3://raw/nobody", "file"), ("s3://nobucket/a", "bucket")):
+        for message in refusals(url, f"{url}: no such {lacking}; mend the path"):
             assert "THE" not in message
     with s3_denied():
         for message in refusals("s3://raw/a", "s3://raw/a: Forbidden; mend the path"):

@@ -80,8 +80,14 @@ def test_a_missing_shard_is_told_at_once(folder: Any) -> None:
 def test_a_store_that_refuses_us_is_told_at_once(
     s3: Any, s3_denied: Callable[[], AbstractContextManager[None]]
 ) -> None:
+    shard = to_place("s3://raw/part-00000.parquet")
+    write_shard(shard, ROWS, CaptionRecord)
     with s3_denied(), pytest.raises(StorageError, match=r"part-00000\.parquet: cannot be written"):
-        write_shard(to_place("s3://raw/part-00000.parquet"), ROWS, CaptionRecord)
+        write_shard(shard, ROWS, CaptionRecord)
+    with s3_denied(), pytest.raises(StorageError, match=r"part-00000\.parquet: may not be read"):
+        read_metadata(shard)
+    with s3_denied(), pytest.raises(StorageError, match=r"part-00000\.parquet: may not be read"):
+        read_shard(shard, CaptionRecord)
 
 
 def test_a_store_that_gives_no_answer_does_not_seem_empty(

@@ -12,7 +12,8 @@ import torch
 
 from glip_model.glip import GLIP
 from pipeline.errors import TrainingError
-from pipeline.training.model_folder import remove_unfinished, starting_model
+from pipeline.store.storage import Place, list_below, remove
+from pipeline.training.model_folder import remove_unfinished, save_model, starting_model
 from pipeline.training.settings import TrainingSettings
 
 
@@ -39,6 +40,19 @@ def test_a_student_starts_as_its_teacher(
     assert loaded("a cat")["input_ids"] == tokenizer("a cat")["input_ids"]
 
 
+def test_a_model_is_saved_and_begun_from_in_a_store_as_on_disk(
+    config: TrainingSettings, disk_or_store: Place, make_model: Callable[..., GLIP], tokenizer: Any
+) -> None:
+    teacher, place = make_model(), disk_or_store / "models" / "teacher"
+    save_model(teacher, tokenizer, place)
+    student, loaded = starting_model(config, place)
+    assert all(torch.equal(value, student.state_dict()[name]) for name, value in teacher.state_dict().items())
+    assert loaded("a cat")["input_ids"] == tokenizer("a cat")["input_ids"]
+    remove(place / "model.safetensors")
+    with pytest.raises(TrainingError, match="cannot be loaded"):
+        starting_model(config, place)
+
+
 def test_broken_teacher_is_named(
     config: TrainingSettings, tmp_path: Path, make_model: Callable[..., GLIP], tokenizer: Any
 ) -> None:
@@ -55,9 +69,24 @@ def test_missing_pretrained_weights_are_named(config: TrainingSettings, setting:
         starting_model(wrong, None)
 
 
-def test_leftovers_go_and_checkpoints_stay(tmp_path: Path) -> None:
-    for name in (".saving-77/model.safetensors", ".ray-train/notes", "checkpoints/step.pt", "model.safetensors"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_bytes(b"x")
+def test_leftovers_go_and_checkpoints_stay(disk_or_store: Any) -> None:
+    for name in (
+        ".ray-train/notes",
+        "average/config.json",
+        "best/config.json",
+        "checkpoints/step.pt",
+        "model.safetensors",
+    ):
+        (disk_or_store / name).parent.mkdir(exist_ok=True)
+        (disk_or_store / name).write_bytes(b"x")
+    remove_unfinished(disk_or_store, is_resumed=True)
+    assert [path.parent.name for path in list_below(disk_or_store)] == ["best", "checkpoints"]
+    remove_unfinished(disk_or_store)
+    assert [path.name for path in list_below(disk_or_store)] == ["step.pt"]
+
+
+def test_what_a_killed_writer_left_goes(tmp_path: Path) -> None:
+    (tmp_path / ".saving-77").mkdir()
+    (tmp_path / ".saving-77/model.safetensors").write_bytes(b"x")
     remove_unfinished(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["checkpoints"]
+    assert not list(tmp_path.iterdir())

@@ -12,6 +12,8 @@ import pytest
 from PIL import Image
 
 from pipeline.errors import ConfigError
+from pipeline.store.folders import Mirror
+from pipeline.store.storage import Place, is_folder, to_place
 from pipeline.training.progress import Progress
 from pipeline.training.trackers import Trackers
 
@@ -32,7 +34,7 @@ def entry(step: int, **more: Any) -> Progress:
     )
 
 
-def track(folder: Path, names: list[str], entries: list[Progress], is_resumed: bool = False, **settings: Any) -> None:
+def track(folder: Place, names: list[str], entries: list[Progress], is_resumed: bool = False, **settings: Any) -> None:
     trackers = Trackers(names, folder, "teacher", SETTINGS | settings, is_resumed)
     for each in entries:
         trackers.log(each)
@@ -80,6 +82,30 @@ def test_numbers_are_read_back_and_a_resumed_training_repeats_no_step(name: str,
     # Another training in the same folder begins anew.
     track(tmp_path, [name], [entry(1)], is_resumed=True, seed=1)
     assert READERS[name](tmp_path)["train/loss"] == [(1, 9.0)]
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_what_trackers_keep_rests_in_a_store_and_is_gone_on_with(
+    name: str, tmp_path: Path, picture: str, s3: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    out = to_place("s3://raw/model")
+    shown = to_place("s3://raw/model/samples/step-00000002/detection-0-000.jpg")
+    shown.write_bytes(Path(picture).read_bytes())
+    track(out, [name], [entry(1), entry(2, pictures=(str(shown), "s3://raw/gone.jpg"))])
+    track(out, [name], [entry(2, pictures=(str(shown),)), entry(3, pictures=(str(shown),))], is_resumed=True)
+    assert "trackers get no pictures of step 2" in caplog.text
+    with Mirror(out / "tracking") as mirror:
+        mirror.fetch()
+        (tmp_path / "tracking").symlink_to(mirror.folder)
+        assert READERS[name](tmp_path)["train/loss"] == [(1, 9.0), (2, 8.0), (3, 7.0)]
+    track(out, [name], [entry(1)], is_resumed=True, seed=1)
+    with Mirror(out / "tracking") as mirror:
+        mirror.fetch()
+        (tmp_path / "tracking").unlink()
+        (tmp_path / "tracking").symlink_to(mirror.folder)
+        assert READERS[name](tmp_path)["train/loss"] == [(1, 9.0)]
+    track(out, [], [])
+    assert not is_folder(out / "tracking")
 
 
 def test_pictures_are_kept_by_dvclive(tmp_path: Path, picture: str) -> None:

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,8 +19,11 @@ from typing import Any
 import psutil
 import pytest
 import yaml
+from s3fs import S3FileSystem
+from upath import UPath
 
 from pipeline.settings import load, load_all, parse, to_yaml
+from pipeline.store.storage import Place, exists, is_remote, list_below, list_files, read_text
 from pipeline.training.settings import RunConfig, TrainConfig, TrainingSettings
 
 ROOT = Path(__file__).resolve().parents[4]
@@ -36,11 +39,14 @@ class Bench:
     cluster: Any
     human: Path
     params: Path
+    store: Place
+    """An empty bucket, but for the same data."""
     started: list[subprocess.Popen[str]] = field(default_factory=list)
 
-    def start(self, out: Path, *words: str) -> subprocess.Popen[str]:
+    def start(self, out: Place, *words: str) -> subprocess.Popen[str]:
         """Start the stage."""
-        places = ["--human", str(self.human), "--out", str(out), "--log", str(out / "log.csv")]
+        human = self.store / "human" if is_remote(out) else self.human
+        places = ["--human", str(human), "--out", str(out), "--log", str(out / "log.csv")]
         self.started.append(
             subprocess.Popen(
                 [sys.executable, "-m", "stages.train", "tiny", "--params", str(self.params), *places, *words],
@@ -74,19 +80,19 @@ class Bench:
         self.cluster.remove_node(node, allow_graceful=False)
 
 
-def outcome(out: Path) -> tuple[list[tuple[str, str]], str]:
+def outcome(out: Place) -> tuple[list[tuple[str, str]], str]:
     """Return the losses by step, and the hash of the weights."""
-    with (out / "log.csv").open(encoding="utf-8") as file:
-        losses = [(row["step"], row["loss"]) for row in csv.DictReader(file)]
+    lines = (read_text(out / "log.csv") or "").splitlines()
+    losses = [(row["step"], row["loss"]) for row in csv.DictReader(lines)]
     return losses, hashlib.sha256((out / "model.safetensors").read_bytes()).hexdigest()
 
 
-def checkpoint_after(step: int, checkpoints: Path, process: subprocess.Popen[str]) -> int:
+def checkpoint_after(step: int, checkpoints: Place, process: subprocess.Popen[str]) -> int:
     """Wait for a checkpoint of a later step and return its own."""
     end = time.monotonic() + 120
     while time.monotonic() < end:
         assert process.poll() is None, process.communicate()[1]
-        steps = [int(path.name.split("-")[1]) for path in checkpoints.glob("step-*.json")]
+        steps = [int(path.name.split("-")[1]) for path in list_files(checkpoints, "step-*.json")]
         if max(steps, default=0) > step:
             return max(steps)
         time.sleep(0.01)
@@ -106,6 +112,7 @@ def bench(
     config: TrainingSettings,
     train_config: TrainConfig,
     tiny: SimpleNamespace,
+    s3_variables: dict[str, str],
 ) -> Iterator[Bench]:
     folder = tmp_path_factory.mktemp("faults")
     names = list(tiny.COLOURS)
@@ -119,8 +126,15 @@ def bench(
     params = folder / "params.yaml"
     shipped = f"extends: {ROOT / 'params.yaml'}\n"
     params.write_text(shipped + to_yaml(replace(config, train=train)), encoding="utf-8")
-    with start_cluster(nodes=2) as cluster:
-        bench = Bench(cluster, folder / "human", params)
+    with pytest.MonkeyPatch.context() as patch, ExitStack() as stack:
+        for name, value in s3_variables.items():
+            patch.setenv(name, value)
+        S3FileSystem.clear_instance_cache()
+        stack.callback(S3FileSystem.clear_instance_cache)
+        bucket = UPath("s3://faults")
+        bucket.fs.mkdir(bucket.path)
+        tiny.write_detection(bucket / "human" / "detection", rows)
+        bench = Bench(stack.enter_context(start_cluster(nodes=2)), folder / "human", params, bucket)
         yield bench
         for process in bench.started:
             if process.poll() is None:
@@ -148,21 +162,24 @@ def test_worker_killed_and_then_a_node_with_its_worker(
     assert outcome(tmp_path) == undisturbed
 
 
+@pytest.mark.parametrize("where", ["disk", "store"])
 def test_driver_killed_and_started_again(
-    bench: Bench, undisturbed: tuple[list[tuple[str, str]], str], tmp_path: Path
+    bench: Bench, undisturbed: tuple[list[tuple[str, str]], str], tmp_path: Path, where: str
 ) -> None:
-    process = bench.start(tmp_path)
-    checkpoint_after(EVERY, tmp_path / "checkpoints", process)
+    out = tmp_path if where == "disk" else bench.store / "driver"
+    process = bench.start(out)
+    checkpoint_after(EVERY, out / "checkpoints", process)
     process.kill()
     process.communicate()
-    [settings, *_] = (tmp_path / "checkpoints").glob("step-*.yaml")
-    assert parse(TrainingSettings, yaml.safe_load(settings.read_text(encoding="utf-8")), "") == load(
+    assert not exists(out / "model.safetensors")
+    [settings, *_] = list_files(out / "checkpoints", "step-*.yaml")
+    assert parse(TrainingSettings, yaml.safe_load(read_text(settings) or ""), "") == load(
         bench.params, TrainingSettings
     )
-    printed = bench.end(bench.start(tmp_path))
+    printed = bench.end(bench.start(out))
     assert "resuming after step" in printed
-    assert outcome(tmp_path) == undisturbed
-    assert not (tmp_path / "checkpoints").exists()
+    assert outcome(out) == undisturbed
+    assert not {path.parent.name for path in list_below(out)} & {"checkpoints", ".ray-train"}
 
 
 def test_disk_full_when_a_checkpoint_is_written(
