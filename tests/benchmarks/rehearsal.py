@@ -609,7 +609,7 @@ def summarise(found: dict[str, Any]) -> str:
     return "\n".join(
         [
             f"steps: {training['steps']:,} of {step_s:.3f} s come to {days:.3f} days, the recipe's to {whole:.2f}",
-            f"samples: a worker makes one in {made_ms:.1f} ms, without its pixels",
+            f"samples: a worker makes one in {made_ms:.1f} ms, start-up counted in, without its pixels",
             f"checkpoints: {number} in the recipe's run, which is held up for {held_up:.2f} h by them",
             f"interruptions: {again} steps were made again, {lost:.2f} h of all GPUs",
             f"all rows: at most {hours - sampled:.1f} h on this machine by the times above, with their start-up, and "
