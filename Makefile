@@ -8,7 +8,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export DVC_NO_ANALYTICS := 1
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help setup repro seeds test fuzz check browser bench bench-gpu lock clean
+.PHONY: help setup repro seeds test fuzz check browser bench bench-gpu rehearsal lock clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -62,6 +62,9 @@ bench: $(READY) ## speed and memory as ratios against named baselines (about an 
 
 bench-gpu: $(READY) ## training and labelling on the GPUs of this machine; ends with 2 where there is none
 	$(BIN)/python tests/benchmarks/gpu_speed.py
+
+rehearsal: $(READY) ## the stages of GLIP-L's run at the paper's row counts, without pictures or GPU (hours; SCALE=0.01: minutes)
+	$(BIN)/python tests/benchmarks/rehearsal.py --scale $(or $(SCALE),1)
 
 clean: ## remove what a run writes; the environment stays
 	git clean -fdxq data models metrics plots reports
