@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import os
 import struct
 import warnings
 import zlib
@@ -180,9 +181,13 @@ def open_image(source: ImageLike, max_pixels: int = MAX_PIXELS) -> Image.Image:
 
 def _from_file(url: str, max_pixels: int) -> Image.Image:
     import fsspec
+    from fsspec.implementations.local import LocalFileSystem
 
     try:
-        with fsspec.open(url, "rb") as file:
+        filesystem, path = fsspec.core.url_to_fs(url)
+        if isinstance(filesystem, LocalFileSystem) and os.path.exists(path) and not os.path.isfile(path):
+            raise OSError("it is no file but a folder, a pipe or a device, which may never end")
+        with filesystem.open(path, "rb") as file:
             data = file.read()
     except (OSError, ValueError, ImportError) as error:  # ImportError: a file system whose package is not installed
         raise ImageError("image_missing", f"{url}: cannot be read: {error}") from error

@@ -17,7 +17,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TextIO, cast
@@ -158,6 +158,26 @@ def run_if_program(name: str) -> None:
     if name == "__main__":
         module: Any = sys.modules[name]
         run_stage(module.__doc__, module.add_arguments, module.run, prog=f"python -m {module.__spec__.name}")
+
+
+def at_least(least: int) -> Callable[[str], int]:
+    """Return a type of arguments: whole numbers from ``least`` on."""
+
+    def parse(text: str) -> int:
+        with suppress(ValueError):
+            if (value := int(text)) >= least:
+                return value
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number of at least {least}")
+
+    return parse
+
+
+def score(text: str) -> float:
+    """Return a score, from 0 to 1; a type of arguments."""
+    with suppress(ValueError):
+        if 0 <= (value := float(text)) <= 1:
+            return value
+    raise argparse.ArgumentTypeError(f"{text!r}: expected a number from 0 to 1")
 
 
 def add_params(parser: argparse.ArgumentParser) -> None:

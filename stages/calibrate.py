@@ -13,7 +13,7 @@ import itertools
 import os
 from typing import TYPE_CHECKING
 
-from pipeline.cli import add_params, progress, run_if_program
+from pipeline.cli import add_params, at_least, progress, run_if_program
 from pipeline.errors import MissingInputError
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--teacher", required=True, help="see pseudo_label")
     parser.add_argument("--out", required=True, help="CSV file for the curves")
     parser.add_argument("--metrics", help="JSON file for the figures at the threshold in use")
-    parser.add_argument("--limit", type=int, default=2000, help="rows to look at (default: %(default)s)")
+    parser.add_argument("--limit", type=at_least(1), default=2000, help="rows to look at (default: %(default)s)")
     add_params(parser)
 
 

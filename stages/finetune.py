@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -69,9 +70,9 @@ def run(args: argparse.Namespace) -> str:
     """Prepare, judge, tune, judge again."""
     from glip_model.checkpoint import read_config
     from glip_model.text_encoder import load_tokenizer
-    from pipeline.prepare.division import check_names, divide
+    from pipeline.prepare.division import check_names, divide, tell_of_unused
     from pipeline.prepare.job import prepare
-    from pipeline.prepare.layouts import find_layout
+    from pipeline.prepare.layouts import find_layout, picture_files
     from pipeline.ray_session import ray_session
     from pipeline.settings import load, load_all
     from pipeline.store.atomic import write_json
@@ -88,6 +89,10 @@ def run(args: argparse.Namespace) -> str:
         raise ConfigError(f"--out is {out}, the model to start from; name another folder")
     if not 0 < args.val_share < 1:
         raise ConfigError(f"--val-share is {args.val_share}; expected a share between 0 and 1, such as 0.15")
+    if args.steps is not None and args.steps < 1:
+        raise ConfigError(f"--steps is {args.steps}; expected at least 1")
+    if args.learning_rate is not None and not 0 < args.learning_rate < math.inf:
+        raise ConfigError(f"--learning-rate is {args.learning_rate}; expected a number above 0, such as 0.0001")
     work = to_place(args.work) if args.work else out / "work"
     layout = find_layout(data)
     logger.info("finetune: %s", layout.description)
@@ -108,6 +113,7 @@ def run(args: argparse.Namespace) -> str:
         prepare(preparing, config.seed, work / "read", check, roots)
         allowed = allowed_roots(roots)
         counts = divide(work / "read", work / "records", args.val_share, preparing.max_image_pixels, allowed)
+        tell_of_unused(picture_files(layout), work / "records")
         if args.dry_run:
             return f"finetune: would learn from {counts['train']} pictures, judged on {counts['validation']} others"
         config = with_length(config, counts["train"])

@@ -25,7 +25,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.cli import printable, progress, run_if_program
+from pipeline.cli import at_least, printable, progress, run_if_program, score
 from pipeline.errors import ConfigError, ShardError
 from pipeline.plain_json import to_json
 
@@ -48,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("place", help="folder of part-*.parquet shards, one of them, or a URL")
     action = parser.add_mutually_exclusive_group()
     action.add_argument("--row", metavar="KEY", help="show one pair instead of the figures")
-    action.add_argument("--sample", type=int, metavar="N", help="show N pairs, at random")
+    action.add_argument("--sample", type=at_least(0), metavar="N", help="show N pairs, at random")
     action.add_argument("--keys", action="store_true", help="list key and caption of every row")
     action.add_argument("--html", type=Path, metavar="FILE", help="write a page of pairs that needs no network")
     action.add_argument("--sql", metavar="QUERY", help="ask by SQL; tables are labels, phrases and boxes")
@@ -60,11 +60,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     chosen = parser.add_argument_group("which pairs, for all but the figures, --row and --sql")
     chosen.add_argument("--phrase", metavar="TEXT", help="with a phrase that holds this, whatever the case")
-    chosen.add_argument("--min-score", type=float, metavar="S", help="that has a box of at least this score")
-    chosen.add_argument("--max-score", type=float, metavar="S", help="that has a box of at most this score")
+    chosen.add_argument("--min-score", type=score, metavar="S", help="that has a box of at least this score")
+    chosen.add_argument("--max-score", type=score, metavar="S", help="that has a box of at most this score")
     chosen.add_argument("--reason", metavar="NAME", help="where the pair or a phrase has no box for this reason")
     chosen.add_argument("--source", metavar="NAME", help="of this source")
-    chosen.add_argument("--limit", type=int, metavar="N", help="at most so many")
+    chosen.add_argument("--limit", type=at_least(1), metavar="N", help="at most so many")
     chosen.add_argument("--seed", type=int, default=0, help="of --sample and --html (default: %(default)s)")
     parser.add_argument("--against", metavar="PLACE", help="compare with another version of the labels, the later one")
     parser.add_argument("--save", type=Path, metavar="PICTURE", help="with --row: draw it into this file (.png, .jpg)")
@@ -77,7 +77,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="folder or URL whose pictures the shards may name, beside their own folder; may be repeated",
     )
     parser.add_argument("--names", type=Path, metavar="FILE", help="count how many of these names phrases cover")
-    parser.add_argument("--top", type=int, default=20, help="most frequent phrases to show (default: %(default)s)")
+    parser.add_argument(
+        "--top", type=at_least(0), default=20, help="most frequent phrases to show (default: %(default)s)"
+    )
     parser.add_argument("--json", action="store_true", help="print figures, or pairs as lines, as JSON")
 
 

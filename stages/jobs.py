@@ -12,7 +12,7 @@ import logging
 import time
 from typing import TYPE_CHECKING
 
-from pipeline.cli import INTERRUPTED_STATUS, run_if_program
+from pipeline.cli import INTERRUPTED_STATUS, at_least, run_if_program
 
 if TYPE_CHECKING:
     from pipeline.submission.job import Job, JobServer
@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     action = parser.add_mutually_exclusive_group()
     action.add_argument("--follow", metavar="JOB", help="print its log until it ends")
     action.add_argument("--stop", metavar="JOB", help="end it and wait until it has")
-    parser.add_argument("--last", type=int, default=20, help="how many to list (default: %(default)s)")
+    parser.add_argument("--last", type=at_least(1), default=20, help="how many to list (default: %(default)s)")
     add_address(parser)
 
 

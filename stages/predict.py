@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO, get_args
 
 from glip_model.precision import Precision
-from pipeline.cli import add_params, printable, progress, run_if_program
+from pipeline.cli import add_params, printable, progress, run_if_program, score
 from pipeline.errors import ConfigError, MissingInputError, PipelineError
 from pipeline.plain_json import to_json
 
@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     asked.add_argument("--text", help='what to find, divided by periods: "a cat. a remote control."')
     asked.add_argument("--caption", help="a sentence whose noun phrases are found")
     parser.add_argument("--model", required=True, help="folder or hub id, such as models/student")
-    parser.add_argument("--min-score", type=float, default=0.3, help="boxes below are left out (default: %(default)s)")
+    parser.add_argument("--min-score", type=score, default=0.3, help="boxes below are left out (default: %(default)s)")
     parser.add_argument("--save", type=Path, help="folder for pictures and JSON")
     parser.add_argument("--device", help="torch device (default: a GPU where there is one)")
     parser.add_argument(
@@ -70,6 +70,10 @@ def run(args: argparse.Namespace) -> str | None:
     with ExitStack() as stack:
         lines: TextIO = sys.stdout
         if args.save:
+            try:
+                args.save.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise ConfigError(f"--save {args.save}: no folder can be made there ({error}); name another") from error
             path = stack.enter_context(whole_file(args.save / DETECTIONS_FILE))
             lines = stack.enter_context(path.open("w", encoding="utf-8"))
         with progress(len(pictures), "predict", "pictures") as bar:
@@ -133,7 +137,7 @@ def _in_folder(source: str) -> list[str]:
     if not folder.is_dir():
         return [source]
     suffixes = Image.registered_extensions()
-    files = sorted(path for path in folder.iterdir() if path.is_file())
+    files = sorted(path for path in folder.iterdir() if not path.is_dir())  # what is none is told as it is opened
     found = [str(path) for path in files if path.suffix.lower() in suffixes]
     below = [path for path in folder.glob("*/**/*") if path.suffix.lower() in suffixes and path.is_file()]
     if not found:

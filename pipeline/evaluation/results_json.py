@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from pipeline.evaluation.lvis import FREQUENCIES
 from pipeline.evaluation.matching import Found, Truth
 from pipeline.store.records import Category
 from pipeline.store.storage import Place, fetched
+
+logger = logging.getLogger(__name__)
 
 _ID: tuple[set[type], str] = ({int, float, str}, "a number or a text")
 
@@ -83,6 +86,15 @@ def read_results(path: Place, annotations: AnnotationFile) -> Found:
         row = pictures.index(-1)
         raise rows.error(row, ".image_id", "the id of an image that the annotations list", image_ids[row])
     numbers = numbers_of(annotations.detection_set.categories)
+    unknown = [label for label in labels if label not in numbers]
+    if unknown:
+        logger.warning(
+            "%s: %d of %d detections are left out, of categories that the annotations do not list, such as %r",
+            path,
+            len(unknown),
+            len(labels),
+            unknown[0],
+        )
     return Found(
         pictures=np.array(pictures, np.int64),
         categories=np.array([numbers.get(label, -1) for label in labels], np.int64),
@@ -169,7 +181,16 @@ def _truth(rows: _Rows, pictures: dict[int | str, int], categories: dict[int, in
         is_ignored=rows.numbers("ignore", values=rows.optional("ignore", none)) != 0,
         is_mute=np.array([each == 0 for each in ids], bool),
     )
-    return truth.select((truth.pictures >= 0) & (truth.categories >= 0))
+    is_listed = (truth.pictures >= 0) & (truth.categories >= 0)
+    if not is_listed.all():
+        logger.warning(
+            "%s: %d of %d are left out, of pictures or categories that the file does not list, such as that of id %r",
+            rows.where,
+            (~is_listed).sum(),
+            len(ids),
+            ids[int(is_listed.argmin())],
+        )
+    return truth.select(is_listed)
 
 
 def _load(path: Place) -> Any:

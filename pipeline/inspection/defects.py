@@ -23,6 +23,7 @@ KINDS = {
     "size_missing": "rows without height or width; their phrases are left out",
     "source_missing": "rows without a source",
     "picture_missing": "rows with neither bytes nor a path of a picture; exports leave them out",
+    "picture_unreadable": "rows whose picture cannot be read; only pages and exports look, pages say why",
     "phrases_missing": "rows without a list of phrases, not even an empty one",
     "phrase_missing": "phrases without a text",
     "span_outside": "phrases with a place that is not in the caption",

@@ -14,7 +14,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from glip_model.images import ImageError, decode_image
+from glip_model.images import ImageError, check_image, decode_image
 from pipeline.errors import ConfigError, MissingInputError, ShardError, StorageError
 from pipeline.inspection.reading import read_records
 from pipeline.inspection.search import Found
@@ -53,8 +53,11 @@ class Pairs:
         count = 0
         for record in read_records(self.found, self.defects):
             if record.image != ImageRef() and any(phrase.boxes for phrase in record.phrases):
-                count += 1
-                yield count, record
+                if _is_readable(record.image):
+                    count += 1
+                    yield count, record
+                else:
+                    self.defects["picture_unreadable"] += 1
             self.on_row(1)
 
     def by_shard(self) -> Iterator[tuple[Place, Pairs]]:
@@ -74,6 +77,17 @@ class Pairs:
         except ImageError as error:
             raise ShardError(f"row {record.key}: {error.reason}: {error}") from error
         return data
+
+
+def _is_readable(image: ImageRef) -> bool:
+    """Say whether the bytes in a record are a picture; what a path leads to is seen when it is read."""
+    if image.bytes is None:
+        return True
+    try:
+        check_image(image.bytes, MAX_PIXELS, 1)
+    except ImageError:
+        return False
+    return True
 
 
 def export_coco(pairs: Pairs, out: Path) -> int:
@@ -210,12 +224,13 @@ def export(
 ) -> int:
     """Write labels in another format; see the functions above.
 
-    What is broken is left out, and counted in ``defects``, by kind: rows without a picture, phrases and boxes. Pictures
-    that do not lie in the shards are copied from below ``roots`` alone. An export that fails leaves OUT empty.
+    What is broken is left out, and counted in ``defects``, by kind: rows without a picture, or with bytes that are
+    none, phrases and boxes. Pictures that do not lie in the shards are copied from below ``roots`` alone. An export
+    that fails leaves OUT empty.
 
     Raises:
         ConfigError: there is something at OUT already.
-        ShardError: a picture cannot be read.
+        ShardError: a picture beside the shards cannot be read.
         StorageError: OUT cannot be written.
     """
     try:

@@ -23,7 +23,7 @@ from pipeline.inspection.reading import read_records
 from pipeline.inspection.search import Found
 from pipeline.store.atomic import replacing
 from pipeline.store.images import load_image
-from pipeline.store.records import GroundingRecord
+from pipeline.store.records import GroundingRecord, ImageRef
 
 THUMBNAIL_SIDE = 320
 """Pixels; longer sides are shrunk."""
@@ -50,7 +50,7 @@ def write_gallery(
         max_pixels: larger pictures are not decoded; their pairs appear without.
         on_row: told of every pair.
         roots: folders and URLs where pictures may be that do not lie in the shards.
-        defects: what is broken is left out, and counted here.
+        defects: what is broken is left out, and counted here, as are pictures that cannot be read.
 
     Returns:
         Pairs on the page.
@@ -59,8 +59,13 @@ def write_gallery(
         ShardError: a shard is broken.
     """
     pairs = []
-    for record in read_records(found, Counter() if defects is None else defects):
-        pairs.append(_pair(record, max_pixels, roots))
+    defects = Counter() if defects is None else defects
+    for record in read_records(found, defects):
+        pair = _pair(record, max_pixels, roots)
+        # What is rejected may have no picture; a row without one is counted as it is read.
+        if not pair["image"] and not record.reject_reason and record.image != ImageRef():
+            defects["picture_unreadable"] += 1
+        pairs.append(pair)
         on_row(1)
     script = _SCRIPT.read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import duckdb
 import pyarrow as pa
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, ShardError
 from pipeline.inspection.reading import read_pseudo_labels
 from pipeline.store.dataset import connect
 from pipeline.store.storage import Place
@@ -33,14 +33,18 @@ def query(place: Place, sql: str, is_unsafe: bool = False) -> pa.Table:
 
     Raises:
         MissingInputError: there are no shards.
-        ShardError: they hold other records.
+        ShardError: they hold other records, or text that is none.
         ConfigError: the query is wrong.
     """
     with connect(not is_unsafe, labels=read_pseudo_labels(str(place))) as db:
         db.execute(_VIEWS)
         try:
             answer = db.sql(sql)
-            return pa.table({}) if answer is None else answer.to_arrow_table()
+            table = pa.table({}) if answer is None else answer.to_arrow_table()
+            table.validate(full=True)
+            return table
+        except pa.ArrowInvalid as error:
+            raise ShardError(f"{place}: holds what cannot be shown ({error}); write the broken shard anew") from error
         except duckdb.Error as error:
             hint = "\n--sql-unsafe lets a query touch files" if isinstance(error, duckdb.PermissionException) else ""
             raise ConfigError(f"--sql: {error}{hint}\ntables:\n{TABLES}") from error

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from contextlib import suppress
 from dataclasses import replace
 from hashlib import sha256
@@ -18,10 +20,18 @@ from pipeline.prepare.held_out import group_alike, perceptual_hash
 from pipeline.prepare.layouts import NAME
 from pipeline.prepare.sources import Role, Source
 from pipeline.prepare.validation import CHECKED_SIDE
+from pipeline.store.filesystem import is_url
 from pipeline.store.images import read_encoded
 from pipeline.store.records import Category, DetectionRecord, ImageRef
 from pipeline.store.resume import SHARDS
-from pipeline.store.shards import categories_to_metadata, read_categories, read_shard, shard_name, write_shard
+from pipeline.store.shards import (
+    categories_to_metadata,
+    read_categories,
+    read_shard,
+    read_table,
+    shard_name,
+    write_shard,
+)
 from pipeline.store.storage import Place, list_files, remove
 
 logger = logging.getLogger(__name__)
@@ -30,6 +40,8 @@ TRAIN, VALIDATION = "human/detection", "dev/detection"
 """Folders of records."""
 _ROWS_PER_SHARD = 1000
 _READ_AT_ONCE = 64
+_SHOWN = 3
+"""Names in a message."""
 
 
 def check_names(sources: Mapping[Role, Sequence[Source]], tokenizer: Any, max_tokens: int) -> None:
@@ -109,6 +121,21 @@ def divide(read: Place, out: Place, share: float, max_pixels: int, roots: Sequen
     return {"train": len(train), "validation": len(validation)}
 
 
+def tell_of_unused(pictures: AbstractSet[str], records: Place) -> None:
+    """Warn of pictures on disk that are in no record, as ``divide`` wrote them."""
+    shards = [path for folder in (TRAIN, VALIDATION) for path in list_files(records / folder, SHARDS)]
+    places = [image["path"] for path in shards for image in read_table(path, ["image"])["image"].to_pylist()]
+    unused = sorted(pictures - {place if is_url(place) else os.path.normpath(place) for place in places if place})
+    if unused:
+        logger.warning(
+            "finetune: %d of %d pictures in these folders are not used, for example %s: no annotation that is read "
+            "names them, or they were left out for a reason above",
+            len(unused),
+            len(pictures),
+            ", ".join(unused[:_SHOWN]),
+        )
+
+
 def hold_out(records: Sequence[DetectionRecord], share: float, max_pixels: int, roots: Sequence[str]) -> set[int]:
     """Choose pictures to judge by: with boxes, and unlike those that are learnt from.
 
@@ -130,7 +157,7 @@ def hold_out(records: Sequence[DetectionRecord], share: float, max_pixels: int, 
     if len(boxed) < 2:
         raise MissingInputError(
             f"--data: {len(boxed)} pictures with boxes that can be used; expected at least two, to learn from and to "
-            "judge by: annotate more, or mend what was left out for the reasons above"
+            "judge by: annotate more, or mend what was left out for the reasons above; crowd regions are no such boxes"
         )
     wanted = min(max(math.ceil(share * len(boxed)), 1), len(boxed) - 1)
     groups = group_alike(_looks([record.image for record in records], max_pixels, roots))

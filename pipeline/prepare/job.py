@@ -42,6 +42,8 @@ logger = logging.getLogger(__name__)
 
 FOLDERS = ("human/detection", "human/grounding", "web", "dev", "test")
 """Made even when no source fills them: later stages depend on them by name."""
+_ENDS_SHOWN = 100
+"""Characters at either end of a name in a message."""
 _KINDS = {CaptionRecord: "", DetectionRecord: "detection", GroundingRecord: "grounding"}
 _SHARD_OF_PART = re.compile(r"part-(\d+)(_\d+)?\.parquet")
 _SHOWN_IN_TRAINING = ("human", "web")
@@ -346,10 +348,14 @@ def _tell_what_is_odd(folder: str, result: PartResult) -> None:
 def _rejects_by_reason(result: PartResult) -> list[str]:
     return [
         f"  {reason}: {count}"
-        + (f", for example {', '.join(result.examples[reason])}" if reason in result.examples else "")
+        + (f", for example {', '.join(map(_shortened, result.examples[reason]))}" if reason in result.examples else "")
         for reason, count in sorted(result.rejects.items())
         if reason != "held_out"
     ] + [f"  {OUTSIDE}: {HOW_TO_ALLOW}"] * (OUTSIDE in result.rejects)
+
+
+def _shortened(example: str) -> str:
+    return example if len(example) <= 2 * _ENDS_SHOWN else f"{example[:_ENDS_SHOWN]}…{example[-_ENDS_SHOWN:]}"
 
 
 def _reject_summary(folder: str, total: int, result: PartResult, limit: float) -> str:

@@ -12,7 +12,7 @@ from fnmatch import fnmatchcase
 
 from pipeline.errors import MissingInputError
 from pipeline.prepare.settings import SourceEntry
-from pipeline.store.storage import Place, is_folder, name_below, to_place
+from pipeline.store.storage import Place, is_folder, list_below, name_below, to_place
 
 NAME = "own"
 """What records of such a folder are called."""
@@ -98,6 +98,13 @@ def find_layout(folder: Place) -> Layout:
     description = "; ".join(f"{what} {_listed(folder, paths)}" for what, paths in told.items() if paths)
     places = [to_place(piece.entry["images"]) for piece in pieces]
     return Layout(_entries(train, places), _entries(validation, places), description)
+
+
+def picture_files(layout: Layout) -> set[str]:
+    """Return the paths of all pictures in and below the folders where those of a layout are looked for."""
+    folders = {str(entry["images"]) for entry in (*layout.train, *layout.validation)}
+    files = [path for folder in folders for path in list_below(to_place(folder))]
+    return {str(path) for path in files if path.suffix.lower() in _SUFFIXES}
 
 
 def _entries(pieces: list[_Piece], places: list[Place]) -> tuple[SourceEntry, ...]:

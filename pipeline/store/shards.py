@@ -334,6 +334,8 @@ def check_columns(path: Place, kind: str | None, found: pa.Schema, columns: Sequ
             if column in ADDED_COLUMNS:
                 continue
             raise ShardError(f"{path}: no column {column!r} (found: {', '.join(found.names)}); write the shard anew")
+        if (times := found.names.count(column)) > 1:
+            raise ShardError(f"{path}: {times} columns are called {column!r}; write the shard anew")
         if column not in promised.names:
             continue
         known, expected = found.field(column).type, promised.field(column).type

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import random
 import struct
 import time
@@ -231,6 +232,14 @@ def test_an_unknown_kind_of_url_is_refused() -> None:
     with pytest.raises(ImageError, match=r"nosuchscheme://bucket/a\.png: cannot be read") as caught:
         open_image("nosuchscheme://bucket/a.png")
     assert caught.value.reason == "image_missing"
+
+
+def test_what_may_never_end_is_not_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    for place in (tmp_path / "pipe.png", tmp_path, "/dev/zero", "file:///dev/zero"):
+        with pytest.raises(ImageError, match="it is no file but") as refused:
+            open_image(place)
+        assert refused.value.reason == "image_missing"
 
 
 def test_broken_and_large_files_are_refused_with_their_name_and_reason(tmp_path: Path) -> None:

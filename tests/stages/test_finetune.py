@@ -117,6 +117,10 @@ def test_mistakes_are_told(data: Path, model: Path, tmp_path: Path, capsys: pyte
     assert "name another folder" in capsys.readouterr().err
     assert glip("finetune", "--data", model, "--from", model, "--out", tmp_path / "out") == 2
     assert "no annotations found" in capsys.readouterr().err
+    words = ["--data", data, "--from", model, "--out", tmp_path / "out"]
+    for option, value in (("--steps", 0), ("--learning-rate", 0), ("--learning-rate", "nan")):
+        assert glip("finetune", *words, option, value) == 2
+        assert f"{option} is {value}" in capsys.readouterr().err
 
 
 @pytest.mark.ray
@@ -134,11 +138,12 @@ def test_what_is_found_is_told_without_training(
     for row in values["annotations"]:
         row["image_id"] = str(row["image_id"])
     path.write_text(json.dumps(values), encoding="utf-8-sig")
-    (data / "0.png").unlink()
+    (data / "0.png").rename(data / "unlisted.PNG")
     words = ["--data", data, "--from", model, "--out", tmp_path / "out", "--dry-run"]
     assert glip("finetune", *words) == 0
     assert "finetune: reads _annotations.coco.json; pictures in data" in caplog.text
     assert "image_missing: 1, for example 0.png" in caplog.text
+    assert f"1 of 10 pictures in these folders are not used, for example {data}/unlisted.PNG" in caplog.text
     assert "would learn from 7 pictures, judged on 2 others" in caplog.text
     assert not (tmp_path / "out/work/predictions").exists()
     values["categories"][0]["name"] = "(unknown)"

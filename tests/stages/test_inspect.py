@@ -115,6 +115,10 @@ def test_one_pair_drawn(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixt
         (["--row", "k2", "--save", "pair.png"], "row k2: image_unreadable"),
         (["--row", "k1", "--save", "pair.nonsense"], "name a file ending in .png or .jpg"),
         (["--save", "pair.png"], "name it with --row KEY"),
+        (["--keys", "--limit", "-1"], "--limit: '-1': expected a whole number of at least 1"),
+        (["--sample", "many"], "--sample: 'many': expected a whole number of at least 0"),
+        (["--min-score", "nan"], "--min-score: 'nan': expected a number from 0 to 1"),
+        (["--against", "nonsense://a/b"], "nonsense://a/b: "),
     ],
 )
 def test_mistakes_exit_2_with_a_message(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -234,12 +235,23 @@ def test_a_checkpoint_whose_names_are_numbers_is_a_message(tmp_path: Path, capsy
 def test_a_broken_picture_is_named_and_the_others_are_done(
     folder: Path, pictures: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "gone.png").symlink_to(tmp_path / "absent.png")
+    os.mkfifo(tmp_path / "folder" / "pipe.png")
+    assert glip("predict", tmp_path / "folder", "--text", "a cat", "--model", folder) == 2
+    assert "2 of 2 pictures could not be read" in capsys.readouterr().err
     (tmp_path / "broken.png").write_bytes(b"no picture")
     words = ["predict", tmp_path / "broken.png", pictures[0], tmp_path / "absent.png"]
     assert glip(*words, "--text", "a cat", "--model", folder) == 2
     captured = capsys.readouterr()
     assert len(captured.out.splitlines()) == 1
     assert "2 of 3 pictures could not be read" in captured.err
+    for words, message in (
+        (["--save", "/proc/none/out"], "no folder can be made there"),
+        (["--min-score", "nan"], "expected a number from 0 to 1"),
+    ):
+        assert glip("predict", pictures[0], "--text", "a cat", "--model", folder, *words) == 2
+        assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -118,3 +118,18 @@ def test_an_annotation_with_id_0_counts_as_for_the_evaluators_and_a_warning_says
     (tmp_path / "found.json").write_text("[]", encoding="utf-8")
     assert run("--protocol", "coco", *files) == 0
     assert "they would be the same here" in caplog.text
+
+
+def test_what_the_annotations_do_not_list_is_counted(
+    files: list[object], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    box = TRUTH["annotations"][0]
+    truth = {**TRUTH, "annotations": [box, {**box, "id": 77, "category_id": 99}]}
+    (tmp_path / "truth.json").write_text(json.dumps(truth), encoding="utf-8")
+    found = [{**box, "score": 0.5}, {**box, "score": 0.5, "category_id": str(box["category_id"])}]
+    (tmp_path / "found.json").write_text(json.dumps(found), encoding="utf-8")
+    assert run("--protocol", "coco", *files) == 0
+    assert "truth.json: annotations: 1 of 2 are left out" in caplog.text
+    assert "id 77" in caplog.text
+    told = "found.json: 1 of 2 detections are left out, of categories that the annotations do not list, such as"
+    assert f"{told} '{box['category_id']}'" in caplog.text

@@ -5,9 +5,11 @@ The files are read as streams, so that memory does not grow with them.
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from itertools import chain
 from typing import Any
 
 from pipeline.errors import MissingInputError
@@ -26,6 +28,8 @@ from pipeline.prepare.readers.json_stream import JsonStream
 from pipeline.prepare.readers.spool import Spool, text_id
 from pipeline.store.filesystem import file_identity, redact
 from pipeline.store.records import CaptionRecord, Category, DetectionRecord
+
+logger = logging.getLogger(__name__)
 
 Values = Mapping[str, Any]
 _COCO_NAME = re.compile(r"COCO_[a-z]+20\d\d_(\d{12})\.jpg")
@@ -136,7 +140,12 @@ class CocoFile:
         spool.add_pictures((row.get("id"), row) for row in self.rows("images"))
         if not len(spool):
             raise MissingInputError(f"{self.label}: no pictures in a list 'images'; expected a COCO file")
-        spool.add_annotations((row.get("image_id"), values(row)) for row in self.rows("annotations"))
+        annotations = self.rows("annotations")
+        first = next(annotations, None)
+        if first is None:
+            logger.warning("%s: nothing in a list 'annotations': its %d pictures show nothing", self.label, len(spool))
+        else:
+            spool.add_annotations((row.get("image_id"), values(row)) for row in chain([first], annotations))
         self._json.check_rest()
         return spool
 

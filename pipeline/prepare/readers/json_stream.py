@@ -39,6 +39,8 @@ class JsonStream:
     def __init__(self, url: str) -> None:
         self._url = url
         self._begins: dict[str, int] = {}
+        self._no_lists: set[str] = set()
+        """Names of what is neither a list nor null."""
         self._seen = 0
         """Bytes up to the end of the last value that stands before anything unknown."""
 
@@ -56,6 +58,8 @@ class JsonStream:
             found = text.items() if name is None or name in self._begins else self._search(name, text)
             for entry in found:
                 yield entry if isinstance(entry, dict) else {}
+            if name in self._no_lists:
+                raise ValueError(f"{name!r} holds no list")
 
     def check_rest(self) -> None:
         """See that behind what was read the file goes on as JSON, and that no list comes again.
@@ -83,8 +87,8 @@ class JsonStream:
                     yield from items
                 for _ in items:
                     pass
-            else:
-                text.value()
+            elif text.value() is not None:
+                self._no_lists.add(key)
             self._seen = max(self._seen, text.place())
             if key == name:
                 return
@@ -99,6 +103,8 @@ def _opened(url: str, start: int) -> Iterator[_Text]:
             yield text
         except _BROKEN as error:
             detail = error.msg if isinstance(error, json.JSONDecodeError) else " ".join(str(error).split())[:200]
+            if isinstance(error, UnicodeError):
+                detail += "; expected UTF-8, or UTF-16 or UTF-32 with a byte order mark"
             place = f" near byte {text.place()}" if text is not None else ""
             raise MissingInputError(
                 f"{redact(url)}: not readable as JSON{place}: {detail}; fetch the file again"

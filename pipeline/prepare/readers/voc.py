@@ -97,7 +97,7 @@ class _PlainTree(ElementTree.TreeBuilder):
 
 
 def parse_voc(data: bytes, notes: set[str] | None = None) -> ElementTree.Element:
-    """Parse an XML file; ValueError when it is broken, too large, or declares a document type.
+    """Parse an XML file; ValueError when it is broken, too large, no annotation, or declares a document type.
 
     Args:
         data: its bytes, in the encoding that it declares, UTF-8 without one; else in GBK, as tools on Chinese Windows
@@ -113,6 +113,11 @@ def parse_voc(data: bytes, notes: set[str] | None = None) -> ElementTree.Element
         raise ValueError(f"not readable as XML: {error}") from error
     if is_guess and notes is not None:
         notes.add(NAMES_NOT_UTF8)
+    if root.tag.startswith("{"):  # of a namespace
+        for element in root.iter():
+            element.tag = element.tag.rpartition("}")[2]
+    if root.tag != "annotation":
+        raise ValueError(f"no annotation: it begins with <{root.tag[:80]}>; expected <annotation>")
     return root
 
 

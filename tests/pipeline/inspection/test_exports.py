@@ -6,6 +6,7 @@ import gc
 import io
 import json
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -197,6 +198,18 @@ def test_pictures_by_path_are_fetched(name: str, tmp_path: Path) -> None:
     (tmp_path / "a.jpg").unlink()
     with pytest.raises(ShardError, match="row k: image_missing"):
         export(name, find_rows(tmp_path / "labels", Filter()), tmp_path / "again", lambda _: None, roots)
+
+
+@pytest.mark.parametrize("name", sorted(set(EXPORTS) - {"fiftyone"}))
+@pytest.mark.parametrize("data", [b"no picture", b"", picture("JPEG")[:-20]])
+def test_bytes_that_are_no_picture_are_counted_and_the_rest_is_exported(name: str, data: bytes, tmp_path: Path) -> None:
+    images = {"bad": data, "good": picture("PNG")}
+    rows = [row(key, DOG, image=ImageRef(bytes=image)) for key, image in images.items()]
+    write_shard(tmp_path / "labels" / shard_name(0), rows, GroundingRecord)
+    defects: Counter[str] = Counter()
+    found = find_rows(tmp_path / "labels", Filter())
+    assert export(name, found, tmp_path / "out", lambda _: None, defects=defects) == 1
+    assert defects == {"picture_unreadable": 1}
 
 
 def test_nothing_is_written_over(labels: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -274,3 +275,13 @@ def test_a_broken_shard_leaves_the_page_of_before(write: Any, tmp_path: Path) ->
     with pytest.raises(ShardError):
         write_gallery(found, path, "labels", MAX_PIXELS)
     assert path.read_bytes() == before
+
+
+def test_pictures_that_cannot_be_shown_are_counted(tmp_path: Path) -> None:
+    """Rows that are rejected may have none."""
+    rejected = pair("k2", "b", image=ImageRef(bytes=b"no picture"), reject_reason="image_unreadable")
+    rows = [pair("k1", "a", image=ImageRef(path="/etc/passwd")), rejected, pair("k3", "c")]
+    write_shard(tmp_path / shard_name(0), rows, GroundingRecord)
+    defects: Counter[str] = Counter()
+    write_gallery(find_rows(tmp_path, Filter()), tmp_path / "a.html", "a", MAX_PIXELS, defects=defects)
+    assert defects == {"picture_unreadable": 1}

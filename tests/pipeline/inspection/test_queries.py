@@ -6,12 +6,14 @@ import json
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from pipeline.errors import ConfigError, MissingInputError, ShardError
 from pipeline.inspection.queries import format_table, query
 from pipeline.inspection.reading import read_pseudo_labels
-from pipeline.store.shards import shard_name
+from pipeline.store.records import GroundingRecord, ImageRef
+from pipeline.store.shards import shard_name, write_shard
 
 
 def test_labels_are_a_lazy_table_for_notebooks(folder: Path) -> None:
@@ -62,6 +64,18 @@ def test_broken_pages_are_an_error_and_no_answer(folder: Path) -> None:
     path.write_bytes(data)
     with pytest.raises((ConfigError, ShardError)):
         query(folder, "SELECT key, image FROM labels")
+
+
+def test_text_that_is_none_is_an_error_and_no_answer(tmp_path: Path) -> None:
+    path = tmp_path / shard_name(0)
+    head = {"height": 9, "width": 9, "source": "web", "caption": "a dog"}
+    write_shard(path, [GroundingRecord(key="k", image=ImageRef(path="a"), phrases=(), **head)], GroundingRecord)
+    table = pq.read_table(path)
+    caption = pa.Array.from_buffers(pa.string(), 1, pa.array([b"\xff dog"], pa.binary()).buffers())
+    place = table.column_names.index("caption")
+    pq.write_table(table.set_column(place, "caption", caption), path)
+    with pytest.raises(ShardError, match="cannot be shown"):
+        query(tmp_path, "SELECT caption FROM labels")
 
 
 def test_answers_are_laid_out_for_a_terminal() -> None:

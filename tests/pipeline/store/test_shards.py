@@ -269,6 +269,16 @@ def test_a_missing_column_is_named_with_what_was_found(tmp_path: Path) -> None:
         read_shard(path, CaptionRecord)
 
 
+def test_a_column_that_comes_twice_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "part-00000.parquet"
+    write_shard(path, [grounding()], GroundingRecord)
+    table = pq.read_table(path)
+    pq.write_table(table.append_column("key", table["key"]), path)
+    for columns in (None, ["key"]):
+        with pytest.raises(ShardError, match="2 columns are called 'key'"):
+            read_table(path, columns)
+
+
 def test_a_column_of_another_type_is_named_with_both_types(tmp_path: Path) -> None:
     path = tmp_path / "part-00000.parquet"
     schema = SCHEMAS[CaptionRecord]

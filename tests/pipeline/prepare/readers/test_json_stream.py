@@ -54,8 +54,11 @@ def test_lists_are_those_of_the_whole_file_in_any_order_and_at_any_block(
         patch.setattr(json_stream, "BLOCK_BYTES", block)
         stream = JsonStream(str(path))
         for name in asked:
-            expected = content.get(name)
-            assert list(stream.entries(name)) == (as_objects(expected) if isinstance(expected, list) else [])
+            if isinstance(expected := content.get(name), list | None):
+                assert list(stream.entries(name)) == as_objects(expected or [])
+            else:
+                with pytest.raises(MissingInputError, match="holds no list"):
+                    list(stream.entries(name))
         assert list(stream.pairs()) == list(content.items())
 
 
@@ -111,7 +114,9 @@ def test_lists_are_found_again_without_reading_what_stands_before(tmp_path: Path
         (b'{"images": [{"id": 1} {"id": 2}]}', r"found \{, expected , or \]"),
         (b'{"images": [{"id": 1, }]}', "near byte 12"),
         (b'{"images": [{"id": tru}]}', "near byte 12"),
-        (b'{"images": [{"id": "\xff"}]}', "utf-8"),
+        (b'{"images": [{"id": "\xff"}]}', "utf-8.*expected UTF-8"),
+        (b'{"images": {"0": {"id": 1}}}', "'images' holds no list"),
+        (b'{"images": "a.json"}', "'images' holds no list"),
         (b'{"images": [{"caption": "' + b"a" * 300, "more than 200 characters"),
     ],
 )
@@ -124,6 +129,16 @@ def test_what_is_wrong_is_told_with_its_place(
     path.write_bytes(content)
     with pytest.raises(MissingInputError, match=rf"a\.json: not readable as JSON.*{found}.*; fetch the file again"):
         list(JsonStream(str(path)).entries("images"))
+
+
+def test_what_holds_no_list_is_told_wherever_it_stands(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text('{"annotations": {"1": {}}, "empty": null, "images": [{"id": 1}]}', encoding="utf-8")
+    stream = JsonStream(str(path))
+    assert list(stream.entries("images")) == [{"id": 1}]
+    assert list(stream.entries("empty")) == []
+    with pytest.raises(MissingInputError, match="'annotations' holds no list"):
+        list(stream.entries("annotations"))
 
 
 def test_entries_before_the_damage_are_read(tmp_path: Path) -> None:

@@ -124,6 +124,7 @@ BOMB = '<!DOCTYPE a [<!ENTITY a "ha"><!ENTITY b "&a;&a;&a;">]>'
         "<a></b>",
         BOMB + "<annotation>&b;</annotation>",
         '<!DOCTYPE a SYSTEM "file:///etc/passwd"><annotation/>',
+        "<html><body/></html>",
     ],
 )
 def test_broken_and_hostile_files_are_rejects(
@@ -134,6 +135,14 @@ def test_broken_and_hostile_files_are_rejects(
     (table,) = read_pascal_voc(context, **data.options)
     reject, record = read_rows(table)
     assert (reject.reason, len(record.objects)) == ("row_malformed", 1)
+
+
+def test_an_annotation_may_be_in_a_namespace(data: Voc, context: SourceContext, read_rows: Read) -> None:
+    text = xml(("dog", (1, 1, 20, 20)), name="b.jpg")
+    data.write("b", text.replace("<annotation>", '<annotation xmlns="http://www.example.org/voc">', 1))
+    (table,) = read_pascal_voc(context, **data.options)
+    (record,) = read_rows(table)
+    assert [item.xyxy for item in record.objects] == [(0, 0, 20, 20)]
 
 
 def test_bad_boxes_are_dropped(
