@@ -137,6 +137,7 @@ def train(
     remove_unfinished(paths.out, is_resumed)
     trackers = Trackers(config.train.trackers, paths.out, name, dict(flat_settings(config)), is_resumed)
     board = _BoardElsewhere() if config.train.num_workers else Board()
+    quiet_libraries()  # Ray Train tells of its way to train here
     trainer = TorchTrainer(
         _work,
         train_loop_config={
