@@ -19,8 +19,8 @@ _WRITTEN = ("outs", "metrics", "plots")
 def put_in_store(graph: Path, store: str) -> None:
     """Let the stages of a dvc.yaml read and write their data and models below a URL; metrics and plots stay files.
 
-    Data and models are outputs that are folders, by their names without a suffix. DVC keeps no copies of them, and
-    knows a changed one by what the store says of its files.
+    Data and models are outputs that are folders, by their names without a suffix. DVC knows a changed one by what the
+    store says of its files, and keeps no copies of any output: its cache would go with the machine.
 
     Args:
         graph: the file, is written anew.
@@ -46,7 +46,7 @@ def put_in_store(graph: Path, store: str) -> None:
 
     def written(output: Any) -> Any:
         path, options = next(iter(output.items())) if isinstance(output, Mapping) else (output, {})
-        return {moved(path): {**options, "cache": False}} if pattern.match(path) else output
+        return {moved(path): {**options, "cache": False}}
 
     content["vars"] = moved(content.get("vars", []))
     for stage, body in zip(content["stages"].values(), bodies, strict=True):
