@@ -283,8 +283,12 @@ def measure(
     device: str,
     seconds: float,
     distribution: Literal["ddp", "fsdp"] = "ddp",
+    steps: tuple[int, int] = (WARMUP_STEPS, DISTRIBUTED_STEPS),
 ) -> dict[str, float]:
-    """Train for so many seconds behind the warm-up; the batch crosses to the device anew in every step."""
+    """Train for so many seconds behind the warm-up; the batch crosses to the device anew in every step.
+
+    ``steps`` are those of the warm-up, and those that several processes take at least.
+    """
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
     updater = build(case, config, device, distribution)
@@ -296,12 +300,12 @@ def measure(
         updater.step(batch.to(device, non_blocking=True), ["random"])
 
     began = time.perf_counter()
-    for _ in range(WARMUP_STEPS):
+    for _ in range(steps[0]):
         step()
     synchronize(device)
     warmup = time.perf_counter() - began
     if dist.is_initialized():  # all processes must make as many steps
-        times += [timed(step, 1, device) for _ in range(DISTRIBUTED_STEPS)]
+        times += [timed(step, 1, device) for _ in range(steps[1])]
     while sum(times) < seconds or len(times) < 3:
         times.append(timed(step, 1, device))
     median = statistics.median(times)
@@ -373,6 +377,7 @@ def work(
     config: GLIPConfig,
     size: tuple[int, int],
     device: str,
+    steps: tuple[int, int],
     store: str,
     out: str,
 ) -> None:
@@ -382,7 +387,7 @@ def work(
     torch.set_float32_matmul_precision(FLOAT32_MATMUL)
     backend = "nccl" if device == "cuda" else "gloo"
     dist.init_process_group(backend, init_method=f"file://{store}", rank=rank, world_size=processes)
-    found = measure(case, config, size, device, 0.0, how)
+    found = measure(case, config, size, device, 0.0, how, steps)
     found["images_per_s"] *= processes
     if rank == 0:
         Path(out).write_text(json.dumps(found), encoding="utf-8")
@@ -390,12 +395,18 @@ def work(
 
 
 def spread(
-    processes: int, how: Literal["ddp", "fsdp"], case: Case, config: GLIPConfig, size: tuple[int, int], device: str
+    processes: int,
+    how: Literal["ddp", "fsdp"],
+    case: Case,
+    config: GLIPConfig,
+    size: tuple[int, int],
+    device: str,
+    steps: tuple[int, int],
 ) -> dict[str, float]:
     """Return what so many processes reach together."""
     with tempfile.TemporaryDirectory() as folder:
         out = f"{folder}/found.json"
-        arguments = (processes, how, case, config, size, device, f"{folder}/store", out)
+        arguments = (processes, how, case, config, size, device, steps, f"{folder}/store", out)
         mp.spawn(work, arguments, nprocs=processes)
         found: dict[str, float] = json.loads(Path(out).read_text(encoding="utf-8"))
     return found
@@ -492,7 +503,8 @@ def run(args: argparse.Namespace) -> None:
     for how in ("ddp", "fsdp") if processes > 1 else ():
         entry = {"how": how, "processes": processes}
         try:
-            entry |= spread(processes, how, cases[0], config, size, device)
+            steps = (1, 1) if args.tiny else (WARMUP_STEPS, DISTRIBUTED_STEPS)
+            entry |= spread(processes, how, cases[0], config, size, device, steps)
             line = f"{entry['images_per_s']:7.2f} images/s {entry['peak_gb']:6.1f} GB a GPU"
         except Exception as error:  # a process that failed raises one of many kinds
             line = entry["failed"] = f"{type(error).__name__}: {str(error)[:500]}"
