@@ -26,6 +26,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
@@ -369,45 +370,25 @@ def label(
     return {"images_per_s": size / statistics.median(times), "peak_gb": memory, "boxes_a_picture": found / size}
 
 
-def work(
-    rank: int,
-    processes: int,
-    how: Literal["ddp", "fsdp"],
-    case: Case,
-    config: GLIPConfig,
-    size: tuple[int, int],
-    device: str,
-    steps: tuple[int, int],
-    store: str,
-    out: str,
-) -> None:
+def work(rank: int, processes: int, device: str, train: Callable[[], dict[str, float]], store: str, out: str) -> None:
     """Train in one of several processes, each with a device; the first one writes down what came out."""
     if device == "cuda":
         torch.cuda.set_device(rank)
     torch.set_float32_matmul_precision(FLOAT32_MATMUL)
     backend = "nccl" if device == "cuda" else "gloo"
     dist.init_process_group(backend, init_method=f"file://{store}", rank=rank, world_size=processes)
-    found = measure(case, config, size, device, 0.0, how, steps)
+    found = train()
     found["images_per_s"] *= processes
     if rank == 0:
         Path(out).write_text(json.dumps(found), encoding="utf-8")
     dist.destroy_process_group()
 
 
-def spread(
-    processes: int,
-    how: Literal["ddp", "fsdp"],
-    case: Case,
-    config: GLIPConfig,
-    size: tuple[int, int],
-    device: str,
-    steps: tuple[int, int],
-) -> dict[str, float]:
-    """Return what so many processes reach together."""
+def spread(processes: int, device: str, train: Callable[[], dict[str, float]]) -> dict[str, float]:
+    """Return what so many processes reach together that each train so."""
     with tempfile.TemporaryDirectory() as folder:
         out = f"{folder}/found.json"
-        arguments = (processes, how, case, config, size, device, steps, f"{folder}/store", out)
-        mp.spawn(work, arguments, nprocs=processes)
+        mp.spawn(work, (processes, device, train, f"{folder}/store", out), nprocs=processes)
         found: dict[str, float] = json.loads(Path(out).read_text(encoding="utf-8"))
     return found
 
@@ -504,7 +485,7 @@ def run(args: argparse.Namespace) -> None:
         entry = {"how": how, "processes": processes}
         try:
             steps = (1, 1) if args.tiny else (WARMUP_STEPS, DISTRIBUTED_STEPS)
-            entry |= spread(processes, how, cases[0], config, size, device, steps)
+            entry |= spread(processes, device, partial(measure, cases[0], config, size, device, 0.0, how, steps))
             line = f"{entry['images_per_s']:7.2f} images/s {entry['peak_gb']:6.1f} GB a GPU"
         except Exception as error:  # a process that failed raises one of many kinds
             line = entry["failed"] = f"{type(error).__name__}: {str(error)[:500]}"
