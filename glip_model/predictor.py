@@ -27,7 +27,7 @@ from glip_model.preprocess import PictureBatch, pad_prompts
 from glip_model.pretrained import resolve_folder
 from glip_model.prompts import Prompt, caption_prompt, category_prompt, chunk_categories, clean_name
 from glip_model.resizing import ResizedImage, ResizeRule
-from glip_model.structures import CharSpans, Detections
+from glip_model.structures import CharSpans, Detections, join_detections
 from glip_model.text_encoder import TextStateCache, load_tokenizer
 from glip_model.transfer import send
 
@@ -43,11 +43,12 @@ PhraseParser = Callable[[str], Sequence[CharSpans]]
 
 @dataclass(frozen=True)
 class Question:
-    """Pictures of one padded size and a prompt for each, with all done to them that needs no device."""
+    """Pictures of one padded size and prompts for each, with all done to them that needs no device."""
 
     pictures: PictureBatch
-    prompts: tuple[TokenizedPrompt, ...]
-    asked: tuple[Prompt, ...]
+    prompts: tuple[tuple[TokenizedPrompt, ...], ...]
+    """Per picture, as many of each."""
+    asked: tuple[tuple[Prompt, ...], ...]
     """The same as they were given."""
 
 
@@ -204,17 +205,32 @@ class GLIPPredictor:
             prompts: one per picture.
         """
         pictures = PictureBatch.of(images, self.resize_rule.size_divisor, self.device.type == "cuda")
-        return Question(pictures, tuple(map(self.tokenize, prompts)), tuple(prompts))
+        return Question(pictures, tuple((self.tokenize(prompt),) for prompt in prompts), tuple((p,) for p in prompts))
+
+    def prepare_several(self, images: Sequence[ResizedImage], prompts: Sequence[Sequence[Prompt]]) -> Question:
+        """Do as ``prepare`` with several prompts a picture, as many of each; every picture is looked at once."""
+        pictures = PictureBatch.of(images, self.resize_rule.size_divisor, self.device.type == "cuda")
+        tokenized = tuple(tuple(map(self.tokenize, each)) for each in prompts)
+        return Question(pictures, tokenized, tuple(map(tuple, prompts)))
 
     def answer(self, question: Question, config: GLIPConfig | None = None) -> list[Detections]:
-        """Return per picture what ``ground`` does; ``config`` has another limit of detections than the model's own."""
-        prompts = [[prompt] for prompt in question.prompts]
-        return [
-            replace(found, phrases=asked.phrases, char_spans=asked.char_spans)
-            for [found], asked in zip(
-                self._run(question.pictures, prompts, 1, config or self.model.config), question.asked, strict=True
-            )
+        """Return per picture what ``ground`` does; ``config`` has another limit of detections than the model's own.
+
+        Phrases of several prompts count through, and each prompt has its own limit.
+        """
+        answers = self._run(question.pictures, question.prompts, 1, config or self.model.config)
+        named = [
+            [replace(part, phrases=p.phrases, char_spans=p.char_spans) for part, p in zip(found, asked, strict=True)]
+            for found, asked in zip(answers, question.asked, strict=True)
         ]
+        return [
+            found[0] if len(found) == 1 else join_detections(found, [len(prompt.phrases) for prompt in asked])
+            for found, asked in zip(named, question.asked, strict=True)
+        ]
+
+    def divide(self, names: Sequence[str]) -> list[list[int]]:
+        """Return which names go into each of as few prompts as hold them; ValueError where one is too long."""
+        return chunk_categories(names, self.tokenizer, self.model.config.text.max_tokens)
 
     def detect(
         self,

@@ -195,3 +195,18 @@ class Detections:
             )
         ]
         return draw_boxes(open_image(image), boxes, caption)
+
+
+def join_detections(parts: Sequence[Detections], counts: Sequence[int]) -> Detections:
+    """Put what several prompts found in one picture together, best first; ``counts`` says how many phrases each has."""
+    starts = np.cumsum([0, *counts[:-1]]).tolist()
+    scores = torch.cat([part.scores for part in parts])
+    order = scores.argsort(descending=True, stable=True)
+    index = torch.cat([part.phrase_index + start for part, start in zip(parts, starts, strict=True)])
+    return Detections(
+        torch.cat([part.boxes_xyxy for part in parts])[order],
+        scores[order],
+        index[order],
+        tuple(phrase for part in parts for phrase in part.phrases),
+        tuple(spans for part in parts for spans in part.char_spans),
+    )

@@ -18,6 +18,7 @@ GROUPS = {
         "report": "the page of a run: numbers, curves, pictures",
     },
     "label": {
+        "label": "pictures with names of your own, by a teacher",
         "phrases": "noun phrases of web captions",
         "plan": "what labelling will take, before it is paid for",
         "pseudo_label": "the teacher grounds the phrases of web captions",

@@ -12,8 +12,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from pipeline.inspection.detections import label_table
 from pipeline.store.records import SCHEMA_VERSION, GroundingRecord
-from pipeline.store.shards import PROVENANCE_KEY, REPEAT_KEY, VERSION_KEY, from_row, read_end, read_metadata, read_table
+from pipeline.store.shards import PROVENANCE_KEY, REPEAT_KEY, VERSION_KEY, from_row, read_end, read_metadata
 from pipeline.store.storage import Place
 
 KINDS = {
@@ -90,7 +91,7 @@ def count_defects(shard: Place) -> Counter[str]:
         ShardError: it cannot be read at all.
     """
     defects = Counter({"metadata_odd": int(_is_odd(read_metadata(shard))), "picture_missing": _pictureless(shard)})
-    table = read_table(shard, _COLUMNS).combine_chunks()
+    table = label_table(shard, _COLUMNS).combine_chunks()
     lacking = {f"{name}_missing": _nulls(table[name]) for name in ("key", "caption")}
     sizes = [_floats(table[name]) for name in ("height", "width")]
     lacking["size_missing"] = ~((sizes[0] > 0) & (sizes[1] > 0))

@@ -9,13 +9,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.inspection.defects import KINDS, count_defects, read_provenance
-from pipeline.inspection.reading import label_shards
-from pipeline.store.dataset import connect, open_dataset
+from pipeline.inspection.reading import label_shards, open_labels
+from pipeline.store.dataset import connect
 from pipeline.store.provenance import FINGERPRINT
 from pipeline.store.storage import Place, size
 
 SCORE_BINS = 10
 BAR_WIDTH = 40
+NAMES_SHOWN = 10
 _PHRASES = """
     CREATE TEMP TABLE said AS
     SELECT lower(phrase.text) AS text, phrase.reject_reason AS reason, [box.score FOR box IN phrase.boxes] AS scores
@@ -77,7 +78,7 @@ def collect_statistics(place: Place, most_frequent: int = 20) -> Statistics:
         seen.add(json.dumps(provenance, sort_keys=True))
         total.defects += count_defects(shard)
     total.provenances = len(seen - {"{}"})
-    with connect(shards=open_dataset(place)) as db:
+    with connect(shards=open_labels(place)) as db:
         rejects = "SELECT {0}, count(*) FROM {1} WHERE {0} IS NOT NULL GROUP BY ALL ORDER BY 2 DESC, 1"
         total.rows = db.execute("SELECT count(*) FROM shards").fetchall()[0][0]
         total.row_rejects = dict(db.execute(rejects.format("reject_reason", "shards")).fetchall())
@@ -129,17 +130,27 @@ def _shared_provenance(path: Place) -> dict[str, Any]:
 
 def _format_provenance(provenance: Mapping[str, Any], count: int) -> list[str]:
     if not provenance:
-        return ["  no provenance: not made by the pseudo_label stage"]
+        return ["  no provenance: not made by glip pseudo_label or glip label"]
     teacher = provenance.get("teacher", {})
     settings = ", ".join(f"{key} {value}" for key, value in provenance.get("settings", {}).items())
     lines = [
         f"  teacher {teacher.get('name')} (sha256 {str(teacher.get('sha256'))[:12]}…)",
-        f"  parser {provenance.get('parser')}",
+        _asked(provenance),
         f"  {settings}",
     ]
     if count > 1:
         lines.append(f"  MIXED: {count} different teachers, parsers or settings; this is the first of them")
     return lines
+
+
+def _asked(provenance: Mapping[str, Any]) -> str:
+    """Say what the teacher was asked for: names, or phrases that a parser found."""
+    names = provenance.get("names")
+    if not isinstance(names, dict) or not isinstance(names.get("classes"), list):
+        return f"  parser {provenance.get('parser')}"
+    return f"  names {', '.join(map(str, names['classes'][:NAMES_SHOWN]))}" + (
+        f" and {len(names['classes']) - NAMES_SHOWN} more" if len(names["classes"]) > NAMES_SHOWN else ""
+    )
 
 
 def _bars(counts: Mapping[str, int]) -> list[str]:

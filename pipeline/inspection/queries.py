@@ -6,7 +6,7 @@ import duckdb
 import pyarrow as pa
 
 from pipeline.errors import ConfigError, ShardError
-from pipeline.inspection.reading import read_pseudo_labels
+from pipeline.inspection.reading import open_labels
 from pipeline.store.dataset import connect
 from pipeline.store.storage import Place
 
@@ -36,7 +36,7 @@ def query(place: Place, sql: str, is_unsafe: bool = False) -> pa.Table:
         ShardError: they hold other records, or text that is none.
         ConfigError: the query is wrong.
     """
-    with connect(not is_unsafe, labels=read_pseudo_labels(str(place))) as db:
+    with connect(not is_unsafe, labels=open_labels(place)) as db:
         db.execute(_VIEWS)
         try:
             answer = db.sql(sql)

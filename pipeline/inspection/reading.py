@@ -1,4 +1,4 @@
-"""The door to shards of grounding records, pseudo-labels and human data alike."""
+"""The door to shards of labels: grounding and detection records, of a teacher and of people alike."""
 
 from __future__ import annotations
 
@@ -12,15 +12,21 @@ import pyarrow.dataset
 
 from pipeline.errors import MissingInputError, ShardError
 from pipeline.inspection.defects import sound_record
+from pipeline.inspection.detections import (
+    DetectionLabels,
+    as_grounding_row,
+    label_columns,
+    names_in,
+)
 from pipeline.store.dataset import open_dataset
-from pipeline.store.records import GROUNDING_SCHEMA, GroundingRecord
+from pipeline.store.records import GROUNDING_SCHEMA, DetectionRecord, GroundingRecord
 from pipeline.store.row_groups import Recent, RowGroups
-from pipeline.store.shards import KIND, KIND_KEY, list_shards, read_metadata
+from pipeline.store.shards import KIND, KIND_KEY, holds_detections, list_shards, read_metadata
 from pipeline.store.storage import Place, exists, to_place
 
 
 def read_pseudo_labels(url: str | Path) -> pyarrow.dataset.Dataset:
-    """Open pseudo-labels as one lazy table, for notebooks.
+    """Open labels as one lazy table, for notebooks: as they are stored, grounding or detection records.
 
     Nothing is read until it is asked for, and then only the columns that are: without ``image`` a scan of millions of
     rows does not touch their pictures.
@@ -41,6 +47,15 @@ def read_pseudo_labels(url: str | Path) -> pyarrow.dataset.Dataset:
     return open_dataset(place)
 
 
+def open_labels(place: Place) -> pyarrow.dataset.Dataset | DetectionLabels:
+    """Open labels as a table that DuckDB can ask, with the columns of grounding records; errors as above.
+
+    That of detection records is without the pictures.
+    """
+    shards = list(label_shards(place))
+    return DetectionLabels(shards) if holds_detections(shards[0]) else open_dataset(place)
+
+
 def label_shards(place: Place) -> Iterator[Place]:
     """Yield the shards of a folder, or one that is named itself, each when its turn comes to be looked at.
 
@@ -50,10 +65,10 @@ def label_shards(place: Place) -> Iterator[Place]:
     """
     for path in [place] if exists(place) else _list_shards(place):
         kind = read_metadata(path).get(KIND_KEY)
-        if kind != KIND[GroundingRecord]:
+        if kind not in (KIND[GroundingRecord], KIND[DetectionRecord]):
             raise ShardError(
-                f"{path}: holds {kind or 'no'} records; expected grounding records, that is pseudo-labels or human "
-                "grounding data"
+                f"{path}: holds {kind or 'no'} records; expected grounding or detection records, that is labels of a "
+                "teacher or of people"
             )
         yield path
 
@@ -69,13 +84,16 @@ def read_records(found: Iterable[tuple[Place, int]], defects: Counter[str]) -> I
         ShardError: a shard is broken.
     """
     for shard, rows in groupby(found, key=itemgetter(0)):
-        groups = RowGroups([shard], GROUNDING_SCHEMA.names, is_repeated=False)
+        is_detection = holds_detections(shard)
+        names = names_in(shard) if is_detection else {}
+        groups = RowGroups([shard], label_columns(GROUNDING_SCHEMA.names, is_detection), is_repeated=False)
         tables = Recent(groups.read, 1)
         for _, row in rows:
             if row >= groups.rows.sum():
                 raise ShardError(f"{shard}: has fewer rows than a moment ago; was it written anew? Ask again")
             group, place = groups.locate(row)
-            yield sound_record(tables[group].slice(place, 1).to_pylist()[0], defects)
+            (found_row,) = tables[group].slice(place, 1).to_pylist()
+            yield sound_record(as_grounding_row(found_row, names) if is_detection else found_row, defects)
 
 
 def read_record(shard: Place, row: int, defects: Counter[str] | None = None) -> GroundingRecord:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.errors import MissingInputError
+from pipeline.inspection.detections import label_table
 from pipeline.inspection.reading import label_shards, read_record
 from pipeline.store.dataset import connect
 from pipeline.store.records import GroundingRecord
@@ -69,7 +70,7 @@ def find_rows(place: Place, wanted: Filter) -> Iterator[Found]:
         if not values:
             yield from ((shard, row) for row in range(len(read_table(shard, ["key"]))))
             continue
-        table = read_table(shard, ["source", "reject_reason", "phrases"])
+        table = label_table(shard, ["source", "reject_reason", "phrases"])
         with connect(shard=table) as db:
             query = f"SELECT row FROM (SELECT *, row_number() OVER () - 1 AS row FROM shard) WHERE {condition}"
             yield from ((shard, row) for (row,) in sorted(db.execute(query, values).fetchall()))
@@ -109,7 +110,7 @@ def list_keys(place: Place, wanted: Filter) -> Iterator[tuple[str, str]]:
     shard_of: Place | None = None
     for shard, row in find_rows(place, wanted):
         if shard is not shard_of:
-            shard_of, table = shard, read_table(shard, ["key", "caption"])
+            shard_of, table = shard, label_table(shard, ["key", "caption"])
         yield table["key"][row].as_py() or "", table["caption"][row].as_py() or ""
 
 

@@ -12,7 +12,8 @@ from fnmatch import fnmatchcase
 
 from pipeline.errors import MissingInputError
 from pipeline.prepare.settings import SourceEntry
-from pipeline.store.storage import Place, is_folder, list_below, name_below, to_place
+from pipeline.store.resume import SHARDS
+from pipeline.store.storage import Place, is_folder, list_below, list_files, name_below, to_place
 
 NAME = "own"
 """What records of such a folder are called."""
@@ -72,11 +73,15 @@ def find_layout(folder: Place) -> Layout:
     folder = folder.resolve()
     if not is_folder(folder):
         raise MissingInputError(f"{folder}: no such folder; expected one of annotated pictures")
+    if shards := list_files(folder, SHARDS):
+        entry = {"reader": "detection_records", "name": NAME, "data_set": NAME, "shards": str(folder)}
+        return Layout((entry,), (), f"reads {len(shards)} shards of labels; what a teacher drew is judged by as well")
     files = list(_files(folder))
     found = {pattern: [path for path in files if fnmatchcase(path.name.lower(), pattern)] for pattern in _PATTERNS}
     pattern = next((pattern for pattern in FORMATS if found[pattern]), None)
     if pattern is None:
-        kinds = "".join(f"\n  {pattern:24}{what}" for pattern, what in FORMATS.items())
+        known = {SHARDS: "labels as glip label writes them", **FORMATS}
+        kinds = "".join(f"\n  {pattern:24}{what}" for pattern, what in known.items())
         raise MissingInputError(
             f"{folder}: no annotations found; expected one of{kinds}\nLet your tool export one of them: YOLO's and "
             "LabelMe's files, among others, are not read"
@@ -102,7 +107,7 @@ def find_layout(folder: Place) -> Layout:
 
 def picture_files(layout: Layout) -> set[str]:
     """Return the paths of all pictures in and below the folders where those of a layout are looked for."""
-    folders = {str(entry["images"]) for entry in (*layout.train, *layout.validation)}
+    folders = {str(entry["images"]) for entry in (*layout.train, *layout.validation) if "images" in entry}
     files = [path for folder in folders for path in list_below(to_place(folder))]
     return {str(path) for path in files if path.suffix.lower() in _SUFFIXES}
 

@@ -67,6 +67,8 @@ class RawObject:
     """The corners are shares of the picture's sides, 0 to 1."""
     area: Any = None
     """Of its mask in pixels², where the data set has one."""
+    score: float = 1.0
+    """Below 1 where a teacher drew it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -107,6 +109,8 @@ class RawDetection(_RawPicture):
     """A list of what somebody looked for in vain, where not all categories are looked for."""
     not_exhaustive_category_ids: Any = ()
     """A list of categories of which some objects may have no box."""
+    key: Any = None
+    """What the record's key begins with, for pictures that people will look for; None derives it from the content."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -24,7 +24,9 @@ from pipeline.prepare.readers import (
     odinw,
     odvg,
     openimages,
+    own_records,
     pair_tables,
+    pictures,
     refcoco,
     visual_genome,
     voc,
@@ -60,6 +62,7 @@ READERS: dict[str, Reader] = {
     "imagenet_boxes": voc.read_imagenet_boxes,
     "pascal_voc": voc.read_pascal_voc,
     "odinw": odinw.read_odinw,
+    "detection_records": own_records.read_detection_records,
     # Captions with boxes
     "flickr30k_entities": flickr30k.read_flickr30k_entities,
     "mdetr": mdetr.read_mdetr,
@@ -68,6 +71,8 @@ READERS: dict[str, Reader] = {
     # Either, as the file has it
     "glip_tsv": glip_tsv.read_glip_tsv,
     "odvg": odvg.read_odvg,
+    # No annotations
+    "pictures": pictures.read_pictures,
     # Captions alone
     "coco_captions": coco.read_coco_captions,
     "webdataset": webdataset.read_webdataset,

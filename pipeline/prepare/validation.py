@@ -59,6 +59,8 @@ READ_AHEAD = 64
 CHECKED_SIDE = 64
 """Pixels of the small picture that is looked at."""
 _WINDOWS = re.compile(r"[A-Za-z]:[\\/]|\\|\.\.\\")
+_KEY_DIGITS = 8
+"""Of the content's hash behind the name of a picture."""
 MAX_NAME_CHARS = 200
 """Of the key and the source that a row brings along."""
 
@@ -262,8 +264,12 @@ def _detection(
             num_clipped += _is_clipped(corners, box)
             is_crowd, area = bool(item.is_crowd), read_area(item.area)
             area = None if area is None else area * frame.scale[0] * frame.scale[1]
-            objects.append(DetectedObject(category_id=item.category_id, xyxy=box, is_crowd=is_crowd, area=area))
+            objects.append(
+                DetectedObject(category_id=item.category_id, xyxy=box, is_crowd=is_crowd, area=area, score=item.score)
+            )
     key = content_key(rules.source, picture.content)
+    if _is_name(row.key):  # with the content: what depends on the rows must see when a picture changes in its place
+        key = f"{row.key}@{key[:_KEY_DIGITS]}"
     yield DetectionRecord(
         objects=tuple(objects),
         negative_category_ids=_known_ids(row.negative_category_ids, rules),

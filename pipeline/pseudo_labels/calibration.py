@@ -26,6 +26,8 @@ from pipeline.store.storage import Place
 IOU_THRESHOLD = 0.5
 THRESHOLDS = tuple(round(0.02 * step, 2) for step in range(51))
 PARTS = ("all", "base", "novel")
+Row = Mapping[str, float | None]
+"""Figures at a threshold; None where there is nothing to take a share of."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,15 +99,17 @@ def curves(positive: Sequence[Sample], negative: Sequence[Sample]) -> list[dict[
     rows = []
     for threshold in THRESHOLDS:
         row: dict[str, float | None] = {"threshold": threshold}
-        for part, (scores, hits, truth) in arrays.items():
-            kept = scores >= threshold
-            right = int(hits[kept].sum())
-            row[f"precision_{part}"] = _share(right, int(kept.sum()))
-            row[f"recall_{part}"] = _share(right, truth)
-            row[f"f1_{part}"] = _share(2 * right, int(kept.sum()) + truth)
+        for part, found in arrays.items():
+            row |= {f"{measure}_{part}": share for measure, share in _shares(*found, threshold).items()}
         row["false_alarms"] = _share(int((best >= threshold).sum()), len(best))
         rows.append(row)
     return rows
+
+
+def curve(samples: Sequence[Sample]) -> list[Row]:
+    """Return ``precision``, ``recall`` and ``f1`` of some samples, a row per ``threshold``, as ``curves`` does."""
+    found = _arrays(samples)
+    return [{"threshold": threshold, **_shares(*found, threshold)} for threshold in THRESHOLDS]
 
 
 def summarise(rows: Sequence[Mapping[str, float | None]], min_score: float) -> dict[str, Any]:
@@ -151,14 +155,14 @@ def _sample(truth: Phrase, found: Phrase) -> Sample:
     boxes = sorted(found.boxes, key=lambda box: -box.score)
     return Sample(
         scores=tuple(box.score for box in boxes),
-        hits=tuple(_hits([box.xyxy for box in boxes], [box.xyxy for box in truth.boxes])),
+        hits=tuple(match_boxes([box.xyxy for box in boxes], [box.xyxy for box in truth.boxes])),
         truth=len(truth.boxes),
         split=truth.split,
     )
 
 
-def _hits(boxes: Sequence[Sequence[float]], truth: Sequence[Sequence[float]]) -> Iterator[bool]:
-    """Match boxes, best first, each to the free true box that it overlaps most."""
+def match_boxes(boxes: Sequence[Sequence[float]], truth: Sequence[Sequence[float]]) -> Iterator[bool]:
+    """Match boxes, best first, each to the free true box that it overlaps most; tell of each whether there is one."""
     overlap = pairwise_iou(torch.tensor(boxes).reshape(-1, 4), torch.tensor(truth).reshape(-1, 4))
     is_free = torch.ones(len(truth), dtype=torch.bool)
     for mine in overlap:
@@ -173,6 +177,16 @@ def _arrays(samples: Sequence[Sample]) -> tuple[np.ndarray, np.ndarray, int]:
     scores = np.array([score for sample in samples for score in sample.scores], dtype=np.float64)
     hits = np.array([hit for sample in samples for hit in sample.hits], dtype=bool)
     return scores, hits, sum(sample.truth for sample in samples)
+
+
+def _shares(scores: np.ndarray, hits: np.ndarray, truth: int, threshold: float) -> dict[str, float | None]:
+    kept = scores >= threshold
+    right = int(hits[kept].sum())
+    return {
+        "precision": _share(right, int(kept.sum())),
+        "recall": _share(right, truth),
+        "f1": _share(2 * right, int(kept.sum()) + truth),
+    }
 
 
 def _share(part: int, whole: int) -> float | None:

@@ -26,26 +26,36 @@ from glip_model.precision import settle
 from pipeline.cli import progress, quiet_libraries
 from pipeline.errors import PipelineError, RejectLimitError, ShardError, StorageError
 from pipeline.pseudo_labels.decoding import PictureDecoder
-from pipeline.pseudo_labels.labeller import NOTHING_FOUND, PseudoLabeller
+from pipeline.pseudo_labels.labeller import PseudoLabeller
 from pipeline.pseudo_labels.manifest import (
+    NAME_REJECTS_KEY,
     ShardSummary,
     describe_labelling,
     finished_summary,
     plan_shard,
     read_manifest,
     summarise,
+    summarise_names,
     to_metrics,
     write_manifest,
 )
+from pipeline.pseudo_labels.naming import Vocabulary
 from pipeline.pseudo_labels.progress import Figures, Meter, describe
 from pipeline.pseudo_labels.settings import PseudoLabelConfig
 from pipeline.pseudo_labels.teachers import open_teacher
 from pipeline.ray_session import on_all_machines, on_gpu_machines, share_cluster
 from pipeline.store.filesystem import HOW_TO_ALLOW, OUTSIDE
 from pipeline.store.provenance import FINGERPRINT
-from pipeline.store.records import CaptionRecord, GroundingRecord, PhrasesRecord
+from pipeline.store.records import NOTHING_FOUND, CaptionRecord, DetectionRecord, GroundingRecord, PhrasesRecord
 from pipeline.store.resume import keep_apart, keep_finished
-from pipeline.store.shards import PROVENANCE_KEY, ShardWriter, list_shards, read_end, read_shard
+from pipeline.store.shards import (
+    PROVENANCE_KEY,
+    ShardWriter,
+    categories_to_metadata,
+    list_shards,
+    read_end,
+    read_shard,
+)
 from pipeline.store.storage import Place, exists, side_by_side, size
 
 logger = logging.getLogger(__name__)
@@ -73,12 +83,16 @@ class Inputs:
     """What the stage reads and writes."""
 
     records: Place
-    phrases: Place
+    """Of web pairs, or of pictures as detection records, where names are asked for."""
+    phrases: Place | None
+    """Of the captions; None where names are asked for."""
     teacher: str
     """See ``open_teacher``."""
     out: Place
     allowed: tuple[str, ...] = ()
     """Where pictures may be besides ``records``, see ``allowed_roots``."""
+    vocabulary: Vocabulary | None = None
+    """The names that all pictures are asked for, in place of phrases; labels are detection records then."""
 
 
 class LabelActor:
@@ -128,16 +142,36 @@ class LabelActor:
             return summary
         if self._times_begun(name) > CRASHES:
             raise ShardError(f"{self._inputs.records / name}: its worker died {CRASHES} times; is memory short?")
+        write = self._write_pairs if self._inputs.vocabulary is None else self._write_names
+        counted, shard = write(name, {PROVENANCE_KEY: provenance})
+        return replace(counted, fingerprint=fingerprint, bytes=shard.file_bytes, sha256=shard.file_sha256)
+
+    def _write_pairs(self, name: str, metadata: Mapping[str, str]) -> tuple[ShardSummary, ShardWriter]:
+        """Label a shard of web pairs."""
+        assert self._inputs.phrases is not None
         pairs = read_shard(self._inputs.records / name, CaptionRecord)
         phrases = read_shard(self._inputs.phrases / name, PhrasesRecord)
         try:
             labelled = self._labeller.label(pairs, phrases, self._tell)
         except ShardError as error:
             raise ShardError(f"{self._inputs.phrases / name}: {error}") from error
-        with ShardWriter(path, GroundingRecord, {PROVENANCE_KEY: provenance}) as shard:
+        with ShardWriter(self._inputs.out / name, GroundingRecord, metadata) as shard:
             for record in labelled:
                 shard.append(record)
-        return summarise(name, labelled, fingerprint, shard.file_bytes, shard.file_sha256)
+        return summarise(name, labelled), shard
+
+    def _write_names(self, name: str, metadata: Mapping[str, str]) -> tuple[ShardSummary, ShardWriter]:
+        """Label a shard of pictures."""
+        assert self._inputs.vocabulary is not None
+        pictures = read_shard(self._inputs.records / name, DetectionRecord)
+        questions = self._labeller.ask_names(pictures, self._inputs.vocabulary)
+        labelled = self._labeller.answer(questions, self._tell)
+        rejects, categories = questions.phrase_rejects, self._inputs.vocabulary.categories
+        told = {NAME_REJECTS_KEY: json.dumps(dict(sorted(rejects.items()))), **categories_to_metadata(categories)}
+        with ShardWriter(self._inputs.out / name, DetectionRecord, {**metadata, **told}) as shard:
+            for record in labelled:
+                shard.append(record)
+        return summarise_names(name, labelled, len(categories), rejects), shard
 
     def _times_begun(self, name: str) -> int:
         try:
@@ -181,7 +215,7 @@ def pseudo_label(inputs: Inputs, config: PseudoLabelConfig, max_image_pixels: in
             nothing at all is found in the first pictures.
         RejectLimitError: too large a share of rows is broken.
     """
-    keep_apart(inputs.out, inputs.records, inputs.phrases)
+    keep_apart(inputs.out, inputs.records, *([inputs.phrases] if inputs.phrases else []))
     sources = list_shards(inputs.records)
     config = replace(config, precision=settle(config.precision, on_gpu_machines))
     wanted = _plan(inputs, config, max_image_pixels, sources)
@@ -209,8 +243,11 @@ def _plan(
     inputs: Inputs, config: PseudoLabelConfig, max_image_pixels: int, sources: list[Place]
 ) -> dict[Place, dict[str, Any]]:
     """Return per shard to make everything that its content depends on."""
-    labelling = describe_labelling(inputs.teacher, config, max_image_pixels)
-    entries = side_by_side(lambda source: plan_shard(labelling, source, inputs.phrases / source.name), sources)
+    labelling = describe_labelling(inputs.teacher, config, max_image_pixels, inputs.vocabulary)
+    phrases = inputs.phrases
+    entries = side_by_side(
+        lambda source: plan_shard(labelling, source, phrases / source.name if phrases else None), sources
+    )
     return {inputs.out / source.name: entry for source, entry in zip(sources, entries, strict=True)}
 
 

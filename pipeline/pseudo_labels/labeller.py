@@ -1,4 +1,4 @@
-"""PseudoLabeller: web pairs and their phrases in, grounding records out. Knows nothing of Ray."""
+"""PseudoLabeller: rows and what is asked about them in, labelled rows out. Knows nothing of Ray."""
 
 from __future__ import annotations
 
@@ -16,20 +16,24 @@ import torch
 from PIL import Image, ImageOps
 
 from glip_model.images import ImageError
-from glip_model.prompts import Prompt, caption_prompt
+from glip_model.prompts import Prompt
 from glip_model.resizing import ResizedImage, ResizeRule
 from glip_model.structures import Detections
-from pipeline.errors import ShardError
 from pipeline.pseudo_labels.batching import BatchWindow
 from pipeline.pseudo_labels.decoding import Decoded
+from pipeline.pseudo_labels.naming import Vocabulary
 from pipeline.pseudo_labels.progress import Figures
-from pipeline.pseudo_labels.selection import select_boxes
+from pipeline.pseudo_labels.questions import CaptionQuestions, L, NameQuestions, Questions
 from pipeline.pseudo_labels.settings import PseudoLabelConfig
-from pipeline.pseudo_labels.teachers import PreparedTeacher, Teacher, prepared
-from pipeline.store.records import CaptionRecord, GroundingRecord, ImageRef, PhrasesRecord
-
-NOTHING_FOUND = "no_boxes"
-"""Reject reason of a row for whose phrases the teacher was asked, and no box of it was kept."""
+from pipeline.pseudo_labels.teachers import (
+    PreparedTeacher,
+    Teacher,
+    answer_question,
+    divide_names,
+    prepare_question,
+    prepared,
+)
+from pipeline.store.records import CaptionRecord, DetectionRecord, GroundingRecord, ImageRef, PhrasesRecord
 
 CHUNKS_AHEAD = 3
 """Chunks of pictures, each of a batch's length, that are decoded while the teacher works on others."""
@@ -42,6 +46,8 @@ T = TypeVar("T")
 
 Decode = Callable[[Sequence[ImageRef], ResizeRule | None], Sequence[Decoded]]
 """Pictures that records refer to, in order, resized by a rule where there is one, or why one is none."""
+OnBatch = Callable[[Figures], None]
+Picture = CaptionRecord | DetectionRecord
 
 
 @dataclass(frozen=True)
@@ -50,7 +56,7 @@ class _Asked:
 
     row: int
     image: Image.Image | ResizedImage
-    prompt: Prompt
+    prompts: tuple[Prompt, ...]
 
     @property
     def size(self) -> tuple[int, int]:
@@ -80,9 +86,9 @@ class PseudoLabeller:
         self,
         pairs: Sequence[CaptionRecord],
         phrases: Sequence[PhrasesRecord],
-        on_batch: Callable[[Figures], None] = lambda figures: None,
+        on_batch: OnBatch = lambda figures: None,
     ) -> list[GroundingRecord]:
-        """Label the rows of one shard, in order; every row comes back, labelled or with its reason.
+        """Label the web pairs of one shard, in order; every row comes back, labelled or with its reason.
 
         Args:
             pairs: pictures and captions.
@@ -92,44 +98,49 @@ class PseudoLabeller:
         Raises:
             ShardError: the two do not belong together.
         """
-        # Captions as well as keys: spans index the caption that was parsed, and no other.
-        if [(pair.key, pair.caption) for pair in pairs] != [(row.key, row.caption) for row in phrases]:
-            raise ShardError("phrases belong to other rows than the web pairs; run: dvc repro phrases")
-        labelled: dict[int, GroundingRecord] = {}
-        fresh = {
-            i: _left_out(pair, row, row.reject_reason)
-            for i, (pair, row) in enumerate(zip(pairs, phrases, strict=True))
-            if row.reject_reason is not None
-        }
-        with closing(_ahead(self._batches(pairs, phrases), BATCHES_AHEAD)) as batches:
+        return self.answer(CaptionQuestions(pairs, phrases, self._config), on_batch)
+
+    def ask_names(self, pictures: Sequence[DetectionRecord], vocabulary: Vocabulary) -> NameQuestions:
+        """Return the question for the names of a vocabulary in pictures; ConfigError where one is too long."""
+        return NameQuestions(pictures, vocabulary, divide_names(self._teacher, vocabulary.prompts), self._config)
+
+    def answer(self, questions: Questions[L], on_batch: OnBatch = lambda figures: None) -> list[L]:
+        """Label the rows of one shard, in order; every row comes back, labelled or with its reason.
+
+        Args:
+            questions: rows, and what is asked about each.
+            on_batch: told what was done, batch by batch.
+        """
+        labelled: dict[int, L] = {}
+        fresh = dict(questions.refused())
+        with closing(_ahead(self._batches(questions, frozenset(fresh)), BATCHES_AHEAD)) as batches:
             for batch, unusable in batches:
-                fresh |= {i: _left_out(pairs[i], phrases[i], error.reason) for i, error in unusable.items()}
+                fresh |= {i: questions.left_out(i, error.reason) for i, error in unusable.items()}
                 found, mirrored, seconds = self._ask(batch)
                 for asked, detections, reflection in zip(batch, found, mirrored, strict=True):
-                    pair, row = pairs[asked.row], phrases[asked.row]
-                    fresh[asked.row] = self._select(pair, row, asked.size, detections, reflection)
+                    fresh[asked.row] = questions.select(asked.row, asked.size, detections, reflection)
                 if fresh:
                     on_batch(_figures(fresh.values(), seconds))
                 labelled |= fresh
                 fresh = {}
-        return [labelled[i] for i in range(len(pairs))]
+        return [labelled[i] for i in range(len(questions.pictures))]
 
     def _batches(
-        self, pairs: Sequence[CaptionRecord], phrases: Sequence[PhrasesRecord]
+        self, questions: Questions[L], refused: Collection[int]
     ) -> Iterator[tuple[list[_Asked], dict[int, ImageError]]]:
         """Yield what the teacher is asked together, and the rows since then whose pictures cannot be looked at."""
         rule = self._teacher.resize_rule
         window: BatchWindow[_Asked] = BatchWindow(self._config.batch_size)
         unusable: dict[int, ImageError] = {}
-        asked = [i for i, row in enumerate(phrases) if row.reject_reason is None]
-        with closing(self._decoded(pairs, asked, rule)) as decoded:
+        asked = [i for i in range(len(questions.pictures)) if i not in refused]
+        with closing(self._decoded(questions.pictures, asked, rule)) as decoded:
             for i, image in decoded:
                 if isinstance(image, ImageError):
                     unusable[i] = image
                     continue
-                prompt = caption_prompt(pairs[i].caption, [list(phrase.char_spans) for phrase in phrases[i].phrases])
                 shape = rule.padded(image.size) if rule and isinstance(image, ResizedImage) else None
-                for batch in window.add(shape, math.prod(image.size), _Asked(i, image, prompt)):
+                item = _Asked(i, image, tuple(questions.prompts(i)))
+                for batch in window.add(shape, math.prod(image.size), item):
                     yield batch, unusable
                     unusable = {}
         for batch in window.rest():
@@ -138,7 +149,7 @@ class PseudoLabeller:
         yield [], unusable  # rows that nobody was asked about after the last batch
 
     def _decoded(
-        self, pairs: Sequence[CaptionRecord], rows: Sequence[int], rule: ResizeRule | None
+        self, pairs: Sequence[Picture], rows: Sequence[int], rule: ResizeRule | None
     ) -> Generator[tuple[int, Decoded], None, None]:
         """Yield pictures in order, some of them decoded ahead."""
         chunks = list(_chunks(pairs, rows, rule, self._config.batch_size))
@@ -152,23 +163,9 @@ class PseudoLabeller:
             for done, images in pending:
                 yield from zip(done, images.result(), strict=True)
 
-    def _select(
-        self,
-        pair: CaptionRecord,
-        row: PhrasesRecord,
-        size: tuple[int, int],
-        detections: Detections,
-        mirrored: Detections | None,
-    ) -> GroundingRecord:
-        """Return the labelled row."""
-        least = self._config.min_score_by_source.get(pair.source)
-        kept = select_boxes(row.phrases, detections, size, self._config, min_score=least, mirrored=mirrored)
-        reason = None if any(phrase.boxes for phrase in kept) else NOTHING_FOUND
-        return GroundingRecord(**vars(pair), phrases=kept, reject_reason=reason)
-
     def _ask(self, batch: Sequence[_Asked]) -> tuple[list[Detections], Sequence[Detections | None], float]:
         """Return what is found in the pictures and in their mirror images, and the seconds that the teacher worked."""
-        prompts = [asked.prompt for asked in batch]
+        prompts = [asked.prompts for asked in batch]
         found, seconds = self._ground([asked.image for asked in batch], prompts)
         if not self._config.flip_agreement:
             return found, [None] * len(batch), seconds
@@ -176,17 +173,17 @@ class PseudoLabeller:
         return found, mirrored, seconds + more
 
     def _ground(
-        self, images: Sequence[Image.Image | ResizedImage], prompts: Sequence[Prompt]
+        self, images: Sequence[Image.Image | ResizedImage], prompts: Sequence[Sequence[Prompt]]
     ) -> tuple[list[Detections], float]:
         """Ask the teacher, in halves where the device has no room for all at once."""
         if not images:
             return [], 0.0
         with self._preparing:
-            question = self._teacher.prepare(images, prompts)
+            question = prepare_question(self._teacher, images, prompts)
         with self._answering:
             start = time.monotonic()
             try:
-                return self._teacher.answer(question), time.monotonic() - start
+                return answer_question(self._teacher, question), time.monotonic() - start
             except torch.OutOfMemoryError:
                 if len(images) == 1:
                     raise
@@ -207,13 +204,7 @@ def _ahead(results: Iterator[T], count: int) -> Generator[T, None, None]:
             yield result
 
 
-def _left_out(pair: CaptionRecord, row: PhrasesRecord, reason: str) -> GroundingRecord:
-    return GroundingRecord(**vars(pair), phrases=row.phrases, reject_reason=reason)
-
-
-def _chunks(
-    pairs: Sequence[CaptionRecord], rows: Sequence[int], rule: ResizeRule | None, length: int
-) -> Iterator[list[int]]:
+def _chunks(pairs: Sequence[Picture], rows: Sequence[int], rule: ResizeRule | None, length: int) -> Iterator[list[int]]:
     """Divide rows into what is decoded at once: few enough pixels, by the sizes that the records name."""
     chunk: list[int] = []
     pixels = 0
@@ -233,10 +224,17 @@ def _mirror(image: Image.Image | ResizedImage) -> Image.Image | ResizedImage:
     return image.mirrored() if isinstance(image, ResizedImage) else ImageOps.mirror(image)
 
 
-def _figures(records: Collection[GroundingRecord], seconds: float) -> Figures:
+def count_boxes(record: GroundingRecord | DetectionRecord) -> int:
+    """Count the boxes of a labelled row."""
+    if isinstance(record, DetectionRecord):
+        return len(record.objects)
+    return sum(len(phrase.boxes) for phrase in record.phrases)
+
+
+def _figures(records: Collection[GroundingRecord | DetectionRecord], seconds: float) -> Figures:
     return Figures(
         rows=len(records),
-        boxes=sum(len(phrase.boxes) for record in records for phrase in record.phrases),
+        boxes=sum(map(count_boxes, records)),
         busy_s=seconds,
         rejects=Counter(record.reject_reason for record in records if record.reject_reason),
     )

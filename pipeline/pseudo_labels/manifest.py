@@ -10,24 +10,27 @@ import dataclasses
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pydantic import NonNegativeInt, TypeAdapter
 
 from pipeline.errors import MissingInputError, ShardError
 from pipeline.pseudo_labels.decoding import PictureDecoder
-from pipeline.pseudo_labels.labeller import PseudoLabeller
+from pipeline.pseudo_labels.labeller import PseudoLabeller, count_boxes
+from pipeline.pseudo_labels.naming import Vocabulary
 from pipeline.pseudo_labels.settings import PseudoLabelConfig
 from pipeline.pseudo_labels.teachers import describe_teacher, open_teacher
 from pipeline.store.provenance import FINGERPRINT, code_sha256, file_sha256, with_fingerprint
-from pipeline.store.records import SCHEMA_VERSION, GroundingRecord
+from pipeline.store.records import NOTHING_FOUND, SCHEMA_VERSION, DetectionRecord, GroundingRecord
 from pipeline.store.resume import find_manifest, fingerprint_of, input_identity, write_manifest_file
-from pipeline.store.shards import PROVENANCE_KEY, read_metadata, read_shard
+from pipeline.store.shards import PROVENANCE_KEY, holds_detections, read_categories, read_metadata, read_shard
 from pipeline.store.storage import Place, exists, patiently, size
 
 FREE_SETTINGS = ("num_actors", "max_reject_share")
 """They do not change any row."""
+NAME_REJECTS_KEY = "glip.name_rejects"
+"""In the metadata of a shard that was labelled with names: how often a class has no box in a picture, by the reason."""
 
 
 @dataclass(frozen=True)
@@ -52,10 +55,16 @@ class ShardSummary:
 _SUMMARY = TypeAdapter(ShardSummary)
 
 
-def describe_labelling(teacher: str, config: PseudoLabelConfig, max_image_pixels: int) -> dict[str, Any]:
+def describe_labelling(
+    teacher: str, config: PseudoLabelConfig, max_image_pixels: int, vocabulary: Vocabulary | None = None
+) -> dict[str, Any]:
     """Return what the labels of all shards depend on; MissingInputError where there is no such teacher.
 
-    The precision of ``config`` must be settled: ``auto`` is not the same on all machines.
+    Args:
+        teacher: see ``open_teacher``.
+        config: its precision must be settled: ``auto`` is not the same on all machines.
+        max_image_pixels: larger pictures are refused.
+        vocabulary: the names that are asked for; None where captions are.
     """
     settings = dataclasses.asdict(config) | {"max_image_pixels": max_image_pixels}
     return {
@@ -63,20 +72,22 @@ def describe_labelling(teacher: str, config: PseudoLabelConfig, max_image_pixels
         "settings": {name: value for name, value in settings.items() if name not in FREE_SETTINGS},
         "code": code_sha256([PictureDecoder, PseudoLabeller, open_teacher]),
         "schema_version": SCHEMA_VERSION,
-    }
+    } | ({"names": vocabulary.to_dict()} if vocabulary else {})
 
 
-def plan_shard(labelling: Mapping[str, Any], pairs: Place, phrases: Place) -> dict[str, Any]:
+def plan_shard(labelling: Mapping[str, Any], pairs: Place, phrases: Place | None) -> dict[str, Any]:
     """Return everything that the labels of one input shard depend on, with its fingerprint.
 
     Args:
         labelling: see ``describe_labelling``.
-        pairs: the shard of web pairs.
-        phrases: the shard of their phrases.
+        pairs: the shard of web pairs, or of pictures.
+        phrases: the shard of their phrases; None where names are asked for.
 
     Raises:
         MissingInputError: the shard of phrases is not there.
     """
+    if phrases is None:
+        return with_fingerprint({**labelling, "input": {"pictures": input_identity(pairs)}})
     if not exists(phrases):
         raise MissingInputError(f"{phrases}: no phrases for {pairs}; run: dvc repro phrases")
     entry = {
@@ -93,31 +104,57 @@ def finished_summary(path: Place, expected_fingerprint: str) -> ShardSummary | N
     if fingerprint_of(path) != expected_fingerprint:
         return None
     try:
+        metadata = read_metadata(path)
         # Every page against its checksum, the pictures' as well.
-        records = read_shard(path, GroundingRecord)
-    except ShardError:
+        if holds_detections(path):
+            rejects = json.loads(metadata.get(NAME_REJECTS_KEY, "{}"))
+            if not isinstance(rejects, dict):
+                return None
+            counted = summarise_names(path.name, read_shard(path, DetectionRecord), len(read_categories(path)), rejects)
+        else:
+            counted = summarise(path.name, read_shard(path, GroundingRecord))
+    except (ShardError, json.JSONDecodeError):
         return None
     sha256 = patiently(lambda: file_sha256(path), path)
-    return summarise(path.name, records, expected_fingerprint, size(path), sha256)
+    return replace(counted, fingerprint=expected_fingerprint, bytes=size(path), sha256=sha256)
 
 
-def summarise(
-    name: str, records: Sequence[GroundingRecord], fingerprint: str, num_bytes: int, sha256: str
-) -> ShardSummary:
-    """Count what a shard holds."""
+def summarise(name: str, records: Sequence[GroundingRecord]) -> ShardSummary:
+    """Count what a shard of labelled pairs holds; its file is still to be described."""
     phrases = [phrase for record in records for phrase in record.phrases]
+    rejects = Counter(phrase.reject_reason for phrase in phrases if phrase.reject_reason)
+    return _summary(name, records, len(phrases), rejects)
+
+
+def summarise_names(
+    name: str, records: Sequence[DetectionRecord], num_classes: int, rejects: Mapping[str, int]
+) -> ShardSummary:
+    """Count what a shard of pictures labelled with names holds; every picture was asked for every class.
+
+    Args:
+        name: of the shard.
+        records: its rows.
+        num_classes: asked for.
+        rejects: how often a class has no box in a picture, by the reason.
+    """
+    looked_at = sum(record.reject_reason in (None, NOTHING_FOUND) for record in records)
+    return _summary(name, records, looked_at * num_classes, rejects)
+
+
+def _summary(
+    name: str, records: Sequence[GroundingRecord | DetectionRecord], phrases: int, rejects: Mapping[str, int]
+) -> ShardSummary:
     row_rejects = Counter(record.reject_reason for record in records if record.reject_reason)
-    phrase_rejects = Counter(phrase.reject_reason for phrase in phrases if phrase.reject_reason)
     return ShardSummary(
         name=name,
         rows=len(records),
-        phrases=len(phrases),
-        boxes=sum(len(phrase.boxes) for phrase in phrases),
+        phrases=phrases,
+        boxes=sum(map(count_boxes, records)),
         row_rejects=dict(sorted(row_rejects.items())),
-        phrase_rejects=dict(sorted(phrase_rejects.items())),
-        fingerprint=fingerprint,
-        bytes=num_bytes,
-        sha256=sha256,
+        phrase_rejects=dict(sorted(rejects.items())),
+        fingerprint=None,
+        bytes=0,
+        sha256="",
     )
 
 

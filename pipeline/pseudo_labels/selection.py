@@ -45,7 +45,7 @@ def select_boxes(
     image_size: tuple[int, int],
     config: PseudoLabelConfig,
     *,
-    min_score: float | None = None,
+    min_score: float | Sequence[float] | None = None,
     mirrored: Detections | None = None,
 ) -> tuple[Phrase, ...]:
     """Give every phrase the boxes that pass, or the reason why none does.
@@ -61,13 +61,14 @@ def select_boxes(
         detections: what the teacher found, in pixels of the original picture.
         image_size: (height, width) of it.
         config: thresholds.
-        min_score: instead of the one in ``config``.
+        min_score: instead of the one in ``config``, of all phrases or of each.
         mirrored: what the teacher found in the mirrored picture; scores are then means over both, see ``agree``.
 
     Returns:
         The same phrases with ``boxes`` or ``reject_reason`` set.
     """
     least = config.min_score if min_score is None else min_score
+    least_of = least if isinstance(least, Sequence) else [least] * len(phrases)
     agreed = detections.scores if mirrored is None else agree(detections, mirrored, image_size[1])
     columns = (detections.phrase_index, detections.boxes_xyxy, detections.scores, agreed)
     rows = zip(*(column.tolist() for column in columns), strict=True)
@@ -76,7 +77,7 @@ def select_boxes(
     reached = [0] * len(phrases)
     candidates = []
     for box in found:
-        stage = _stage(box, least, config.min_box_side, largest)
+        stage = _stage(box, least_of[box.phrase], config.min_box_side, largest)
         reached[box.phrase] = max(reached[box.phrase], stage)
         if stage == _LAST_STAGE:
             candidates.append(box)

@@ -17,8 +17,8 @@ from glip_model.predictor import GLIPPredictor
 from glip_model.pretrained import resolve_folder
 from glip_model.prompts import Prompt
 from glip_model.resizing import ResizeRule
-from glip_model.structures import Detections
-from pipeline.errors import MissingInputError
+from glip_model.structures import Detections, join_detections
+from pipeline.errors import ConfigError, MissingInputError
 from pipeline.store.filesystem import is_url
 from pipeline.store.folders import local_folder
 from pipeline.store.provenance import code_sha256, describe_model
@@ -59,6 +59,8 @@ class _AsTheyAre:
 
     def __init__(self, teacher: Teacher) -> None:
         self._teacher = teacher
+        if hasattr(teacher, "divide"):
+            self.divide = teacher.divide
 
     def prepare(self, images: Sequence[Any], prompts: Sequence[Prompt]) -> Any:
         return images, prompts
@@ -78,6 +80,42 @@ def prepared(teacher: Teacher | PreparedTeacher) -> PreparedTeacher:
     if isinstance(teacher, PreparedTeacher) and "answer" in first:
         return teacher
     return _AsTheyAre(cast(Teacher, teacher))
+
+
+def divide_names(teacher: Teacher | PreparedTeacher, names: Sequence[str]) -> list[list[int]]:
+    """Return which names a teacher is asked for at once, by their places.
+
+    A teacher with a method ``divide`` says so itself; others are asked for all of them.
+
+    Raises:
+        ConfigError: a name is too long for the teacher.
+    """
+    divide = getattr(teacher, "divide", None)
+    try:
+        return [list(range(len(names)))] if divide is None else [list(chunk) for chunk in divide(names)]
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def prepare_question(
+    teacher: PreparedTeacher, images: Sequence[Any], prompts: Sequence[Sequence[Prompt]]
+) -> list[tuple[int, Any]]:
+    """Return what ``answer_question`` takes, of pictures with as many prompts for each.
+
+    A teacher with a method ``prepare_several`` looks at a picture once, whatever the number of prompts; others are
+    asked one prompt after the other.
+    """
+    several = getattr(teacher, "prepare_several", None)
+    if several is not None and len(prompts[0]) > 1:
+        return [(0, several(images, prompts))]
+    return [(len(turn[0].phrases), teacher.prepare(images, turn)) for turn in zip(*prompts, strict=True)]
+
+
+def answer_question(teacher: PreparedTeacher, question: Sequence[tuple[int, Any]]) -> list[Detections]:
+    """Return per picture what is found for all of its prompts, whose phrases count through."""
+    answers = [teacher.answer(part) for _, part in question]
+    counts = [count for count, _ in question]
+    return answers[0] if len(answers) == 1 else [join_detections(found, counts) for found in zip(*answers, strict=True)]
 
 
 def open_teacher(name: str, device: str | None = None, precision: Precision = "auto") -> Teacher | PreparedTeacher:

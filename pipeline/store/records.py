@@ -7,7 +7,8 @@ picture, and ``source``.
     caption     head + caption                       web pairs, before labelling
     phrases     key + caption + phrases               what the phrase parser found, one row per caption row
     grounding   head + caption + phrases with boxes   human grounding data and pseudo-labels alike
-    detection   head + objects                        category boxes; the vocabulary rests in the file's metadata
+    detection   head + objects                        category boxes, human or labelled; the vocabulary rests in the
+                                                      file's metadata
 
 Boxes are ``xyxy`` corners in pixels of the decoded picture, spans are half-open character offsets into the caption
 exactly as it is stored.
@@ -39,6 +40,9 @@ ROW_REJECT_REASONS = (
     "row_malformed",
 )
 """Why a row may be refused; every stage counts its rejects by these."""
+
+NOTHING_FOUND = "no_boxes"
+"""Reject reason of a row for which a teacher was asked, and no box of it was kept."""
 
 BOX_DROP_REASONS = ("box_malformed", "box_degenerate", "category_unknown", "span_empty", "picture_unknown")
 """Why a box of a raw data set may be left out while its picture stays; ``prepare`` counts them by these."""
@@ -132,6 +136,8 @@ class DetectedObject:
     is_crowd: bool = False
     area: float | None = None
     """Of its mask in pixels², as the data set has it; None takes that of the box."""
+    score: float = 1.0
+    """Human boxes score 1, those of a teacher less."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,6 +149,8 @@ class DetectionRecord(_PictureRecord):
     """Categories that somebody looked for and that are not there, where not all are looked for, as in LVIS."""
     not_exhaustive_category_ids: tuple[int, ...] = ()
     """Categories of which some objects may have no box."""
+    reject_reason: str | None = None
+    """Why a labelled picture has no boxes; ``no_boxes`` where it was looked at and nothing was found."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,17 +194,20 @@ CAPTION_SCHEMA = pa.schema([*_HEAD, _CAPTION])
 PHRASES_SCHEMA = pa.schema([_HEAD[0], _CAPTION, pa.field("phrases", _PHRASES), _REJECT])
 GROUNDING_SCHEMA = pa.schema([*_HEAD, _CAPTION, pa.field("phrases", _PHRASES), _REJECT])
 _OBJECT = [pa.field("category_id", pa.int32()), *_XYXY, pa.field("is_crowd", pa.bool_())]
+_AREA = pa.field("area", pa.float64())
 DETECTION_SCHEMA = pa.schema(
     [
         *_HEAD,
-        pa.field("objects", pa.list_(pa.struct([*_OBJECT, pa.field("area", pa.float64())]))),
+        pa.field("objects", pa.list_(pa.struct([*_OBJECT, _AREA, pa.field("score", pa.float32())]))),
         pa.field("negative_category_ids", pa.list_(pa.int32())),
         pa.field("not_exhaustive_category_ids", pa.list_(pa.int32())),
+        _REJECT,
     ]
 )
-ADDED_COLUMNS = ("negative_category_ids", "not_exhaustive_category_ids")
-OLDER_TYPES = {"objects": pa.list_(pa.struct(_OBJECT))}
-"""Columns that older shards may lack, and types that they may have in them; their records take the defaults."""
+ADDED_LISTS = ("negative_category_ids", "not_exhaustive_category_ids")
+ADDED_COLUMNS: dict[type, tuple[str, ...]] = {DetectionRecord: (*ADDED_LISTS, _REJECT.name)}
+OLDER_TYPES = {"objects": (pa.list_(pa.struct(_OBJECT)), pa.list_(pa.struct([*_OBJECT, _AREA])))}
+"""Columns that older shards of a kind may lack, and types that they may have; their records take the defaults."""
 
 Record = CaptionRecord | PhrasesRecord | GroundingRecord | DetectionRecord
 SCHEMAS: dict[type, pa.Schema] = {

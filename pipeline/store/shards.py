@@ -18,6 +18,7 @@ from pipeline.store.filesystem import READ_ERRORS, describe
 from pipeline.store.provenance import FINGERPRINT, file_sha256
 from pipeline.store.records import (
     ADDED_COLUMNS,
+    ADDED_LISTS,
     OLDER_TYPES,
     SCHEMA_VERSION,
     SCHEMAS,
@@ -226,6 +227,11 @@ def read_metadata(path: Place) -> dict[str, str]:
     return read_end(path)[1]
 
 
+def holds_detections(path: Place) -> bool:
+    """Tell whether a shard holds detection records; as ``read_end``."""
+    return read_metadata(path).get(KIND_KEY) == KIND[DetectionRecord]
+
+
 def read_fingerprint(path: Place) -> str | None:
     """Return the fingerprint in a shard's provenance; None where it has none.
 
@@ -300,10 +306,11 @@ def from_row(record_type: type[R], row: Mapping[str, Any]) -> R:
                 xyxy=_xyxy(item),
                 is_crowd=bool(item["is_crowd"]),
                 area=item.get("area"),
+                score=1.0 if item.get("score") is None else item["score"],
             )
             for item in values["objects"] or ()
         )
-    for name in ADDED_COLUMNS:
+    for name in ADDED_LISTS:
         if name in values:
             values[name] = tuple(values[name] or ())
     return record_type(**values)
@@ -328,10 +335,11 @@ def shard_errors(path: Place) -> Iterator[None]:
 
 def check_columns(path: Place, kind: str | None, found: pa.Schema, columns: Sequence[str] | None) -> None:
     """See that a shard has the columns, each of the type that its kind of records has; ShardError otherwise."""
-    promised = next((SCHEMAS[record_type] for record_type, name in KIND.items() if name == kind), pa.schema([]))
+    record_type = next((record_type for record_type, name in KIND.items() if name == kind), None)
+    promised = pa.schema([]) if record_type is None else SCHEMAS[record_type]
     for column in found.names if columns is None else columns:
         if column not in found.names:
-            if column in ADDED_COLUMNS:
+            if record_type is not None and column in ADDED_COLUMNS.get(record_type, ()):
                 continue
             raise ShardError(f"{path}: no column {column!r} (found: {', '.join(found.names)}); write the shard anew")
         if (times := found.names.count(column)) > 1:
@@ -339,7 +347,7 @@ def check_columns(path: Place, kind: str | None, found: pa.Schema, columns: Sequ
         if column not in promised.names:
             continue
         known, expected = found.field(column).type, promised.field(column).type
-        if known not in (expected, OLDER_TYPES.get(column)):
+        if known not in (expected, *OLDER_TYPES.get(column, ())):
             raise ShardError(f"{path}: column {column!r} is {known}, expected {expected}; write the shard anew")
 
 

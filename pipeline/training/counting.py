@@ -12,7 +12,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pipeline.store.shards import list_shards, read_repeat, read_table
+from pipeline.store.records import NOTHING_FOUND
+from pipeline.store.shards import holds_detections, list_shards, read_repeat, read_table
 from pipeline.store.storage import Place
 from pipeline.training.settings import RunConfig
 
@@ -30,6 +31,14 @@ def usable_rows(table: pa.Table) -> NDArray[np.bool_]:
     return has_box
 
 
+def looked_at(table: pa.Table) -> NDArray[np.bool_]:
+    """Tell of every row of objects whether its picture was looked at; human data says nothing of it."""
+    if "reject_reason" not in table.column_names:
+        return np.ones(len(table), dtype=bool)
+    reasons = table["reject_reason"]
+    return np.asarray(pc.or_(pc.is_null(reasons), pc.fill_null(pc.equal(reasons, NOTHING_FOUND), False)), dtype=bool)
+
+
 def count_rows(human: Place, pseudo: Place | None, mixture: Mapping[str, float]) -> dict[str, int]:
     """Count the usable rows, repeats included, of the sources that have weight; the pictures are not read.
 
@@ -40,13 +49,14 @@ def count_rows(human: Place, pseudo: Place | None, mixture: Mapping[str, float])
     sizes = {}
     for name, folder in folders.items():
         if mixture.get(name, 0) > 0 and folder is not None:
-            columns, count = (("key",), len) if name == "detection" else (("phrases", "reject_reason"), _count_usable)
-            sizes[name] = sum(read_repeat(path) * count(read_table(path, columns)) for path in list_shards(folder))
+            sizes[name] = sum(read_repeat(path) * _count_usable(path) for path in list_shards(folder))
     return sizes
 
 
-def _count_usable(table: pa.Table) -> int:
-    return int(usable_rows(table).sum())
+def _count_usable(shard: Place) -> int:
+    if holds_detections(shard):
+        return int(looked_at(read_table(shard, ("key", "reject_reason"))).sum())
+    return int(usable_rows(read_table(shard, ("phrases", "reject_reason"))).sum())
 
 
 def sample_weights(run: RunConfig, sizes: Mapping[str, int]) -> dict[str, float]:

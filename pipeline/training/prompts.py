@@ -23,7 +23,7 @@ from pipeline.store.records import (
 )
 from pipeline.store.shards import from_row, read_categories, read_repeat
 from pipeline.store.storage import Place
-from pipeline.training.counting import usable_rows
+from pipeline.training.counting import looked_at, usable_rows
 from pipeline.training.negatives import Budget, TokenCount, choose_categories, has_head_in, word_forms
 from pipeline.training.settings import SamplesConfig
 
@@ -43,7 +43,10 @@ class Sample:
 
 
 class DetectionPrompter:
-    """Shows category boxes with a prompt of the names that are there and of sampled negatives, in random order."""
+    """Shows category boxes with a prompt of the names that are there and of sampled negatives, in random order.
+
+    Human data and pictures that a teacher labelled with names alike.
+    """
 
     columns = DETECTION_SCHEMA.names
 
@@ -52,8 +55,12 @@ class DetectionPrompter:
         self._vocabularies: dict[Place, dict[int, str]] = {}
 
     def shown(self, table: pa.Table) -> tuple[pa.Table, NDArray[np.int64]]:
-        """Return all rows, and the place of each: a picture without boxes teaches that nothing is there."""
-        return table, np.arange(len(table))
+        """Return the rows, and the place of each: a picture without boxes teaches that nothing is there.
+
+        Those that a teacher could not look at have the place -1.
+        """
+        usable = looked_at(table)
+        return table.filter(pa.array(usable)), np.where(usable, np.cumsum(usable) - 1, -1)
 
     def contexts(self, tables: Sequence[tuple[Place, pa.Table]]) -> Sequence[Mapping[int, str]]:
         """Return, for each of the tables, what its rows are shown with: the vocabulary of their shard."""

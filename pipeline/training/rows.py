@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import TrainingError
 from pipeline.store.row_groups import Recent, RowGroups
-from pipeline.store.shards import list_shards
+from pipeline.store.shards import holds_detections, list_shards
 from pipeline.store.storage import Place
 from pipeline.training.counting import TokenCounter
 from pipeline.training.prompts import DetectionPrompter, GroundingPrompter, Prompter, Sample
@@ -189,6 +189,9 @@ def make_sources(
     if weights.get("pseudo", 0) > 0:
         if pseudo is None:
             raise TrainingError("the mixture gives pseudo-labels weight; pass --pseudo-labels FOLDER")
-        prompter = GroundingPrompter(config, count_tokens, config.ignore_unlocated)
-        sources["pseudo"] = Rows(pseudo, prompter, is_streamed, allowed)
+        if holds_detections(list_shards(pseudo)[0]):  # labelled with names: what has no box is not there
+            sources["pseudo"] = Rows(pseudo, DetectionPrompter(config, count_tokens), is_streamed, allowed)
+        else:
+            prompter = GroundingPrompter(config, count_tokens, config.ignore_unlocated)
+            sources["pseudo"] = Rows(pseudo, prompter, is_streamed, allowed)
     return sources

@@ -37,6 +37,7 @@ Values = Mapping[str, Any]
 CAPTION_COLUMNS = ("caption", "text", "TEXT")
 IMAGE_FIELDS = ("file_name", "image", "path")
 URL_COLUMNS = ("url", "URL")
+IMAGE_COLUMNS = ("image", "img", "picture", "jpg")
 _COLUMN_NAME = re.compile(r"[^./\\]+")
 """What a column of URLs may be called; an address without its scheme is no name."""
 _QUOTED = re.compile(r'"(?:[^"]*"")+[^"]*"')
@@ -57,6 +58,7 @@ def read_image_parquet(
     caption: str | None = None,
     several: Literal["pairs", "first"] = "pairs",
     images: Url | None = None,
+    needs_captions: bool = True,
 ) -> list[RawTable]:
     """Parquet with the pictures inside, as Hugging Face data sets have them.
 
@@ -70,6 +72,7 @@ def read_image_parquet(
         caption: column of the captions; left out, ``caption`` or ``text``, in every row the first of them that has one.
         several: what a list of captions becomes: ``pairs`` of the picture with each, or the ``first`` alone.
         images: folder of the pictures that have a path and no bytes; left out, they are rejects.
+        needs_captions: false lets a table be without a column of captions.
     """
 
     def row(table: str, number: int, values: Values, text: Any) -> Iterator[RawPair | Reject]:
@@ -85,7 +88,8 @@ def read_image_parquet(
         yield from (RawPair(name=name, image=first, caption=each) for each in captions)
         yield from (Reject(f"{other}: a second picture of {name}", "row_malformed") for other, _ in others)
 
-    return [_parquet_table(tables, (image,), (caption,) if caption else CAPTION_COLUMNS, row)]
+    captions = (caption,) if caption else CAPTION_COLUMNS
+    return [_parquet_table(tables, (image,), captions if needs_captions else (), row)]
 
 
 def _picture(value: Any, number: int, images: Url | None) -> tuple[str, RawImage]:
@@ -135,6 +139,7 @@ def read_url_list(
     file_name: str = "{row:09d}.jpg",
     caption: str | None = None,
     url: str | None = None,
+    needs_captions: bool = True,
 ) -> list[RawTable]:
     """Lists of captions and picture URLs: CC3M, CC12M, SBU, LAION; TSV, CSV or Parquet.
 
@@ -152,6 +157,7 @@ def read_url_list(
         caption: column of the captions; left out, ``caption`` or ``text``. In a list without a header its number
             from 1, likewise that of ``url``.
         url: column of the URLs; left out, ``url``.
+        needs_captions: false lets a Parquet file be without a column of captions.
     """
 
     def row(table: str, number: int, values: Values, text: Any) -> Iterator[RawPair | Reject]:
@@ -164,7 +170,7 @@ def read_url_list(
     files, urls = list_files(tables), (url,) if url else URL_COLUMNS
     captions = (caption,) if caption else CAPTION_COLUMNS
     if all(file.endswith(".parquet") for file in files):
-        return [_parquet_table(tables, urls, captions, row)]
+        return [_parquet_table(tables, urls, captions if needs_captions else (), row)]
 
     def parts(rows_per_part: int) -> Iterator[Part]:
         for file in files:
@@ -405,7 +411,7 @@ def _parquet_table(
 def _columns(url: str, file: pq.ParquetFile, names: Sequence[str]) -> list[str]:
     """Return those of some columns that a file has; MissingInputError where it has none."""
     found = file.schema_arrow.names
-    if not set(names) & set(found):
+    if names and not set(names) & set(found):
         raise MissingInputError(
             f"{redact(url)}: no column {' or '.join(map(repr, names))} (found: {', '.join(found)}); "
             "name it by an option"

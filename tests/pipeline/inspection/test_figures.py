@@ -82,7 +82,7 @@ def test_human_data_have_no_provenance(tmp_path: Path, rows: list[list[Grounding
     write_shard(tmp_path / shard_name(0), rows[0], GroundingRecord)
     stats = collect_statistics(tmp_path)
     assert (stats.rows, stats.provenances) == (2, 0)
-    assert "no provenance: not made by the pseudo_label stage" in format_statistics(stats, "x")
+    assert "no provenance: not made by glip pseudo_label or glip label" in format_statistics(stats, "x")
 
 
 def test_empty_shard_and_single_file(folder: Path, tmp_path: Path) -> None:

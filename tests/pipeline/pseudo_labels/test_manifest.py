@@ -8,12 +8,21 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import MissingInputError
-from pipeline.pseudo_labels.manifest import ShardSummary, finished_summary, read_manifest, write_manifest
+from pipeline.pseudo_labels.manifest import (
+    NAME_REJECTS_KEY,
+    ShardSummary,
+    describe_labelling,
+    finished_summary,
+    read_manifest,
+    write_manifest,
+)
+from pipeline.pseudo_labels.naming import Vocabulary, read_names
+from pipeline.pseudo_labels.settings import PseudoLabelConfig
 from pipeline.pseudo_labels.teachers import describe_teacher
 from pipeline.store.provenance import FINGERPRINT, file_sha256, fingerprint
-from pipeline.store.records import GroundingRecord, ImageRef, Phrase, ScoredBox
+from pipeline.store.records import DetectedObject, DetectionRecord, GroundingRecord, ImageRef, Phrase, ScoredBox
 from pipeline.store.resume import MANIFEST_FILE
-from pipeline.store.shards import PROVENANCE_KEY, write_shard
+from pipeline.store.shards import PROVENANCE_KEY, categories_to_metadata, write_shard
 
 WHOLE = Phrase(text="dog", char_spans=((0, 3),), boxes=(ScoredBox(xyxy=(0, 0, 5, 5), score=0.9),) * 2)
 BARE = Phrase(text="cat", char_spans=((4, 7),), reject_reason="below_min_score")
@@ -136,3 +145,36 @@ def test_missing_teacher_is_named(tmp_path: Path, missing: str) -> None:
         (tmp_path / name).write_text("x")
     with pytest.raises(MissingInputError, match=f"{missing}: no such model; run: dvc repro train"):
         describe_teacher(str(tmp_path))
+
+
+def test_pictures_labelled_with_names_are_summed_up_from_their_shard(tmp_path: Path) -> None:
+    path = tmp_path / "part-00000.parquet"
+    head = {"image": ImageRef(bytes=b"x"), "height": 10, "width": 10, "source": "test"}
+    boxes = (DetectedObject(category_id=1, xyxy=(0, 0, 5, 5), score=0.5),) * 2
+    rows = [
+        DetectionRecord(key="a", objects=boxes, **head),
+        DetectionRecord(key="b", objects=(), reject_reason="no_boxes", **head),
+        DetectionRecord(key="c", objects=(), reject_reason="image_unreadable", **head),
+    ]
+    names = read_names("cat, dog")
+    metadata = {PROVENANCE_KEY: json.dumps({FINGERPRINT: "f1"}), NAME_REJECTS_KEY: '{"below_min_score": 3}'}
+    write_shard(path, rows, DetectionRecord, metadata | categories_to_metadata(names.categories))
+    summary = finished_summary(path, "f1")
+    assert summary is not None
+    assert (summary.rows, summary.phrases, summary.boxes) == (3, 4, 2)
+    assert summary.row_rejects == {"image_unreadable": 1, "no_boxes": 1}
+    assert summary.phrase_rejects == {"below_min_score": 3}
+    write_shard(path, rows, DetectionRecord, metadata | {NAME_REJECTS_KEY: "[]"})
+    assert finished_summary(path, "f1") is None
+
+
+def test_labels_depend_on_names_prompts_and_thresholds(random_teacher: Path, label_config: PseudoLabelConfig) -> None:
+    asked = [
+        None,
+        read_names("cat, dog"),
+        read_names("dog, cat"),
+        read_names("cat, dog").with_min_scores({"dog": 0.5}, 0.3),
+        Vocabulary.of({"tom": "cat", "dog": "dog"}),
+    ]
+    found = [fingerprint(describe_labelling(str(random_teacher), label_config, 100, names)) for names in asked]
+    assert len(set(found)) == len(asked)

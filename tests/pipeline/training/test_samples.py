@@ -16,6 +16,7 @@ from glip_model.alignment import tokenize_prompt
 from pipeline.errors import MissingInputError, TrainingError
 from pipeline.store.records import Category, DetectedObject, GroundingRecord
 from pipeline.store.shards import REPEAT_KEY, shard_name, write_shard
+from pipeline.training.counting import count_rows
 from pipeline.training.prompts import DetectionPrompter, GroundingPrompter, Sample
 from pipeline.training.rows import Rows, make_sources
 from pipeline.training.settings import SamplesConfig
@@ -86,6 +87,22 @@ def test_crowds_and_unknown_categories_are_neither_shown_as_boxes_nor_denied(
     assert [names for _, names in named(sample)] == [{"apple"}]
     assert "sea" not in sample.prompt.phrases
     assert len(sample.prompt.phrases) == 5
+
+
+def test_pictures_labelled_with_names_are_pseudo_labels_and_what_was_not_looked_at_is_left_out(
+    tmp_path: Path, tiny: SimpleNamespace, samples_config: SamplesConfig, tokenizer: Any
+) -> None:
+    rows = [
+        replace(tiny.detection_record("broken", []), reject_reason="image_unreadable"),
+        replace(tiny.detection_record("empty", []), reject_reason="no_boxes"),
+        tiny.detection_record("a", ["apple"]),
+    ]
+    folder = tiny.write_detection(tmp_path, rows)
+    weights = {"pseudo": 1.0}
+    (pseudo,) = make_sources(tmp_path, folder, weights, samples_config, tokenizer).values()
+    shown = [pseudo.sample(row, rng()) for row in range(len(pseudo))]
+    assert [sample.key for sample in shown if sample is not None] == ["empty", "a"]
+    assert count_rows(tmp_path, folder, weights) == {"pseudo": 2}
 
 
 # Grounding
