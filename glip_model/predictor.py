@@ -111,6 +111,7 @@ class GLIPPredictor:
         spans: Sequence[CharSpans] | None = None,
         parser: PhraseParser | None = None,
         min_score: float = 0.0,
+        compete_threshold: float = 1.0,
         max_detections: int | None = None,
         batch_size: int = 8,
     ) -> list[Detections]:
@@ -124,6 +125,7 @@ class GLIPPredictor:
             parser: with a caption, finds the phrases. With neither, they are what stands between its periods:
                 ``"a cat. a remote control."`` asks for two.
             min_score: boxes below are left out, 0 to 1.
+            compete_threshold: of boxes of different names that overlap by more, the best stays; 1 keeps all.
             max_detections: best boxes of a picture that are kept; None is the model's own limit.
             batch_size: pictures that are open at a time.
 
@@ -152,7 +154,8 @@ class GLIPPredictor:
                 batch = self.ground(opened, [caption] * len(opened), max_detections)
             else:
                 batch = self.detect(opened, names, max_detections=max_detections)
-            results += [detections.above(min_score) for detections in batch]
+            kept = (detections.above(min_score) for detections in batch)
+            results += [each if compete_threshold >= 1 else each.without_rivals(compete_threshold) for each in kept]
         return results
 
     def _caption(self, text: str, spans: Sequence[CharSpans] | None, parser: PhraseParser | None) -> Prompt:

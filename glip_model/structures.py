@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from glip_model.boxes import pairwise_iou
 from glip_model.drawing import LabelledBox, draw_boxes
 from glip_model.images import ImageLike, open_image
 
@@ -149,6 +150,23 @@ class Detections:
             boxes_xyxy=self.boxes_xyxy[kept],
             scores=self.scores[kept],
             phrase_index=self.phrase_index[kept],
+        )
+
+    def without_rivals(self, iou_threshold: float) -> Detections:
+        """Return the boxes without those that overlap a better box of another phrase by more than ``iou_threshold``.
+
+        What is asked for by several names, "ball" and "red ball", gives the same box for each; the best of them stays.
+        """
+        order = self.scores.argsort(descending=True, stable=True)
+        boxes, phrases = self.boxes_xyxy[order], self.phrase_index[order]
+        rivals = (pairwise_iou(boxes, boxes) > iou_threshold) & (phrases[:, None] != phrases[None, :])
+        kept = torch.ones(len(order), dtype=torch.bool)
+        for i in range(len(order)):
+            if kept[i]:
+                kept[i + 1 :] &= ~rivals[i, i + 1 :]
+        stays = order[kept].sort().values
+        return replace(
+            self, boxes_xyxy=self.boxes_xyxy[stays], scores=self.scores[stays], phrase_index=self.phrase_index[stays]
         )
 
     def to_coco(self, image_id: int = 0, category_ids: Sequence[int] | None = None) -> list[dict[str, Any]]:

@@ -4,8 +4,8 @@
     glip predict photo.jpg --text "what you labelled." --model models/mine
 
 --data is a folder of pictures with boxes, in COCO's format as Roboflow, CVAT, Label Studio and COCO's authors have it,
-in Pascal VOC's, or as glip label writes them; pipeline/prepare/readers/README.md has the names that are known.
---dry-run says what is found.
+in Pascal VOC's, in Ultralytics' (data.yaml), or as glip label writes them; pipeline/prepare/readers/README.md has the
+names that are known. --dry-run says what is found.
 
 A part to judge by (valid/, instances_val*.json, ImageSets/Main/val.txt) is taken as it is. Where there is none, 15 % of
 the pictures with boxes are held out; those that look alike stay on one side. Category names are what the model is asked

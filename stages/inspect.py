@@ -6,7 +6,7 @@ glip inspect data/pseudo_labels --html labels.html           a page to browse, s
 glip inspect data/pseudo_labels --row KEY --save out.png     one pair, drawn
 glip inspect data/pseudo_labels --against OTHER              what another version of the labels has changed
 glip inspect data/pseudo_labels --sql "SELECT phrase, count(*) FROM boxes GROUP BY 1 ORDER BY 2 DESC LIMIT 9"
-glip inspect data/pseudo_labels --export coco --out DIR      also odvg, webdataset, fiftyone
+glip inspect data/pseudo_labels --export coco --out DIR      also yolo, voc, odvg, webdataset, fiftyone
 glip inspect data/pseudo_labels --keys | less                key and caption of every row
 
 What is broken, such as a box that is no box, is counted in the figures and left out of all else but --sql and --keys.
@@ -55,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sql-unsafe", action="store_true", help="let --sql read and write files, and load extensions")
     action.add_argument(
         "--export",
-        choices=("coco", "fiftyone", "odvg", "webdataset"),
+        choices=("coco", "fiftyone", "odvg", "voc", "webdataset", "yolo"),
         help="write the labels in another format, into --out",
     )
     chosen = parser.add_argument_group("which pairs, for all but the figures, --row and --sql")
@@ -69,6 +69,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--against", metavar="PLACE", help="compare with another version of the labels, the later one")
     parser.add_argument("--save", type=Path, metavar="PICTURE", help="with --row: draw it into this file (.png, .jpg)")
     parser.add_argument("--out", type=Path, metavar="DIR", help="with --export: a new folder")
+    parser.add_argument(
+        "--val-share",
+        type=score,
+        default=0.0,
+        metavar="S",
+        help="with --export coco, voc or yolo: write this share of the pictures apart (default: none)",
+    )
     parser.add_argument(
         "--image-root",
         action="append",
@@ -213,11 +220,21 @@ def _write_page(args: argparse.Namespace, place: Place, wanted: Filter, defects:
 
 def _export(args: argparse.Namespace, place: Place, wanted: Filter, defects: Counter[str]) -> None:
     from pipeline.inspection.exports import export
+    from pipeline.inspection.reading import labelled_names
     from pipeline.inspection.search import find_rows
 
     found: Iterator[Found] = itertools.islice(find_rows(place, wanted), args.limit)
     with progress(None, "export", "pairs") as bar:
-        count = export(args.export, found, args.out, bar.update, _roots(args, place), defects)
+        count = export(
+            args.export,
+            found,
+            args.out,
+            bar.update,
+            _roots(args, place),
+            defects,
+            args.val_share,
+            labelled_names(place),
+        )
     print(f"{count:,} pairs with boxes as {args.export} → {args.out}")
 
 

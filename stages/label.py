@@ -34,9 +34,9 @@ from pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
     from pipeline.prepare.settings import PrepareConfig, SourceEntry
-    from pipeline.pseudo_labels.naming import Vocabulary
     from pipeline.pseudo_labels.settings import PseudoLabelConfig
     from pipeline.store.storage import Place
+    from pipeline.store.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
 
@@ -70,8 +70,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--compete",
         type=score,
+        default=0.7,
         metavar="IOU",
-        help="of boxes of different names that overlap more, the better stays; 1 keeps all (default: 0.7)",
+        help="of boxes of different names that overlap by more, the best stays; 1 keeps all (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--agnostic-nms", action="store_true", help="let names suppress one another as the boxes of a name do"
     )
     parser.add_argument(
         "--reference",
@@ -121,7 +125,7 @@ def _sources(args: argparse.Namespace) -> tuple[SourceEntry, ...]:
 
 def _vocabulary(args: argparse.Namespace) -> Vocabulary | None:
     """Return what is asked for, with its thresholds; None where that is for captions or the annotations to say."""
-    from pipeline.pseudo_labels.naming import read_names, read_thresholds
+    from pipeline.store.vocabulary import read_names, read_thresholds
 
     vocabulary = read_names(args.names) if args.names else None
     if args.thresholds is None:
@@ -200,7 +204,7 @@ def _labelling(args: argparse.Namespace, base: PseudoLabelConfig) -> PseudoLabel
     said: dict[str, Any] = {
         "min_score": _min_score(args),
         "min_score_by_source": {},
-        "compete_threshold": 0.7 if args.compete is None else args.compete,
+        "compete_threshold": base.nms_threshold if args.agnostic_nms else args.compete,
         "batch_size": args.batch_size or base.batch_size,
         "num_actors": args.actors or base.num_actors,
         "max_reject_share": 1.0,

@@ -41,6 +41,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     asked.add_argument("--caption", help="a sentence whose noun phrases are found")
     parser.add_argument("--model", required=True, help="folder or hub id, such as models/student")
     parser.add_argument("--min-score", type=score, default=0.3, help="boxes below are left out (default: %(default)s)")
+    rivals = parser.add_mutually_exclusive_group()
+    rivals.add_argument(
+        "--compete",
+        type=score,
+        default=1.0,
+        metavar="IOU",
+        help="of boxes of different names that overlap by more, the best stays (default: 1, all stay)",
+    )
+    rivals.add_argument("--agnostic-nms", action="store_true", help="let names suppress one another as a name itself")
     parser.add_argument("--save", type=Path, help="folder for pictures and JSON")
     parser.add_argument("--device", help="torch device (default: a GPU where there is one)")
     parser.add_argument(
@@ -65,6 +74,7 @@ def run(args: argparse.Namespace) -> str | None:
     except ValueError as error:
         raise ConfigError(str(error)) from error
     prompt, options = _prompt(args)
+    options["compete_threshold"] = predictor.model.config.nms_threshold if args.agnostic_nms else args.compete
     pictures = [picture for source in args.pictures for picture in _in_folder(source)]
     broken = 0
     with ExitStack() as stack:

@@ -1,4 +1,4 @@
-"""Labels in formats of others: COCO JSON, ODVG lines, webdataset tars, FiftyOne."""
+"""Labels in formats of others: detection data sets, ODVG lines, webdataset tars, FiftyOne."""
 
 from __future__ import annotations
 
@@ -9,115 +9,19 @@ import tarfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from glip_model.images import ImageError, check_image, decode_image
-from pipeline.errors import ConfigError, MissingInputError, ShardError, StorageError
-from pipeline.inspection.reading import read_records
+from pipeline.errors import ConfigError, MissingInputError, StorageError
+from pipeline.inspection.detection_sets import export_coco, export_voc, export_yolo
+from pipeline.inspection.exporting import Pairs, suffix_of, write_picture, xywh
 from pipeline.inspection.search import Found
 from pipeline.store.atomic import replacing
-from pipeline.store.images import read_encoded
-from pipeline.store.records import Box, GroundingRecord, ImageRef
-from pipeline.store.storage import Place
+from pipeline.store.records import GroundingRecord
 
 PICTURES = "images"
 UNFINISHED = ".unfinished-export"
 """File in a folder that an export is being written to, or was when it was killed."""
-MAX_PIXELS = 1_000_000_000
-"""Larger pictures are not copied from beside the shards."""
-_SUFFIXES = {b"\xff\xd8": "jpg", b"\x89P": "png", b"RI": "webp", b"GI": "gif", b"BM": "bmp"}
-"""By the first two bytes."""
-
-
-@dataclass(frozen=True)
-class Pairs:
-    """What is exported: the pairs that have a picture and boxes, each with its number from 1.
-
-    Attributes:
-        found: rows and where they stand.
-        on_row: is told of every row that was read.
-        roots: where pictures may be that do not lie in the shards.
-        defects: counts what is left out as broken, by kind.
-    """
-
-    found: Iterable[Found]
-    on_row: Callable[[int], Any]
-    roots: Sequence[str]
-    defects: Counter[str]
-
-    def __iter__(self) -> Iterator[tuple[int, GroundingRecord]]:
-        """Yield number and pair."""
-        count = 0
-        for record in read_records(self.found, self.defects):
-            if record.image != ImageRef() and any(phrase.boxes for phrase in record.phrases):
-                if _is_readable(record.image):
-                    count += 1
-                    yield count, record
-                else:
-                    self.defects["picture_unreadable"] += 1
-            self.on_row(1)
-
-    def by_shard(self) -> Iterator[tuple[Place, Pairs]]:
-        """Yield shards with their pairs, to be read one after the other."""
-        for shard, rows in groupby(self.found, key=lambda each: each[0]):
-            yield shard, replace(self, found=rows)
-
-    def picture(self, record: GroundingRecord) -> bytes:
-        """Return the encoded picture of a pair; ShardError where it cannot be read."""
-        path = record.image.path if record.image.bytes is None else None
-        try:
-            (data,) = read_encoded([record.image], self.roots)
-            if isinstance(data, ImageError):
-                raise data
-            if path is not None:  # a file of any kind may be named
-                decode_image(data, MAX_PIXELS)
-        except ImageError as error:
-            raise ShardError(f"row {record.key}: {error.reason}: {error}") from error
-        return data
-
-
-def _is_readable(image: ImageRef) -> bool:
-    """Say whether the bytes in a record are a picture; what a path leads to is seen when it is read."""
-    if image.bytes is None:
-        return True
-    try:
-        check_image(image.bytes, MAX_PIXELS, 1)
-    except ImageError:
-        return False
-    return True
-
-
-def export_coco(pairs: Pairs, out: Path) -> int:
-    """Write ``OUT/annotations.json`` in COCO's layout and ``OUT/images/``; every phrase is a category.
-
-    Returns:
-        Pictures written. Pairs without boxes are left out, here and in the other exports.
-    """
-    images: list[dict[str, Any]] = []
-    annotations: list[dict[str, Any]] = []
-    categories: dict[str, int] = {}
-    for image_id, record in pairs:
-        name = _write_picture(pairs.picture(record), out, image_id)
-        head = {"id": image_id, "file_name": name, "width": record.width, "height": record.height}
-        images.append(head | {"caption": record.caption, "key": record.key})
-        for phrase in record.phrases:
-            category = categories.setdefault(phrase.text.lower(), len(categories) + 1)
-            for box in phrase.boxes:
-                bbox = _xywh(box.xyxy)
-                entry = {"id": len(annotations) + 1, "image_id": image_id, "category_id": category, "iscrowd": 0}
-                annotations.append(entry | {"bbox": bbox, "area": bbox[2] * bbox[3], "score": box.score})
-    names = [{"id": number, "name": name} for name, number in categories.items()]
-    with replacing(out / "annotations.json") as aside, aside.open("w", encoding="utf-8") as file:
-        json.dump(
-            {"images": images, "annotations": annotations, "categories": names},
-            file,
-            ensure_ascii=False,
-            allow_nan=False,
-        )
-    return len(images)
 
 
 def export_odvg(pairs: Pairs, out: Path) -> int:
@@ -135,7 +39,7 @@ def export_odvg(pairs: Pairs, out: Path) -> int:
                 for box in phrase.boxes
             ]
             line = {
-                "filename": _write_picture(pairs.picture(record), out, count),
+                "filename": write_picture(pairs.picture(record), out / PICTURES, count),
                 "height": record.height,
                 "width": record.width,
                 "key": record.key,
@@ -155,7 +59,7 @@ def export_webdataset(pairs: Pairs, out: Path) -> int:
             for count, record in of_shard:
                 data = pairs.picture(record)
                 members = {
-                    _suffix(data): data,
+                    suffix_of(data): data,
                     "txt": record.caption.encode(),
                     "json": json.dumps(_labels(record), ensure_ascii=False, allow_nan=False).encode(),
                 }
@@ -190,12 +94,12 @@ def export_fiftyone(pairs: Pairs, out: Path) -> int:
                 fiftyone.Detection(
                     label=phrase.text,
                     confidence=box.score,
-                    bounding_box=[value / side for value, side in zip(_xywh(box.xyxy), sides, strict=True)],
+                    bounding_box=[value / side for value, side in zip(xywh(box.xyxy), sides, strict=True)],
                 )
                 for phrase in record.phrases
                 for box in phrase.boxes
             ]
-            path = out / PICTURES / _write_picture(pairs.picture(record), out, count)
+            path = out / PICTURES / write_picture(pairs.picture(record), out / PICTURES, count)
             sample = fiftyone.Sample(filepath=str(path.resolve()), tags=[record.source])
             sample["caption"], sample["key"] = record.caption, record.key
             sample["pseudo_labels"] = fiftyone.Detections(detections=detections)
@@ -208,6 +112,8 @@ def export_fiftyone(pairs: Pairs, out: Path) -> int:
 
 EXPORTS: dict[str, Callable[[Pairs, Path], int]] = {
     "coco": export_coco,
+    "voc": export_voc,
+    "yolo": export_yolo,
     "odvg": export_odvg,
     "webdataset": export_webdataset,
     "fiftyone": export_fiftyone,
@@ -221,12 +127,28 @@ def export(
     on_row: Callable[[int], Any],
     roots: Sequence[str] = (),
     defects: Counter[str] | None = None,
+    val_share: float = 0.0,
+    classes: Sequence[str] | None = None,
 ) -> int:
     """Write labels in another format; see the functions above.
 
     What is broken is left out, and counted in ``defects``, by kind: rows without a picture, or with bytes that are
     none, phrases and boxes. Pictures that do not lie in the shards are copied from below ``roots`` alone. An export
     that fails leaves OUT empty.
+
+    Args:
+        name: of the format.
+        found: rows and where they stand.
+        out: a new folder.
+        on_row: is told of every row.
+        roots: where pictures may be that do not lie in the shards.
+        defects: counts what is broken.
+        val_share: of the pairs that are written apart; of COCO, VOC and YOLO alone.
+        classes: of pictures that were labelled with names: all of them, and pictures where nothing was found are
+            written, too.
+
+    Returns:
+        Pictures written.
 
     Raises:
         ConfigError: there is something at OUT already.
@@ -235,7 +157,9 @@ def export(
     """
     try:
         with _filled(out):
-            return EXPORTS[name](Pairs(found, on_row, roots, Counter() if defects is None else defects), out)
+            counted = Counter() if defects is None else defects
+            pairs = Pairs(found, on_row, roots, counted, val_share, tuple(classes or ()), classes is not None)
+            return EXPORTS[name](pairs, out)
     except OSError as error:
         raise StorageError(f"{out}: cannot be written ({error}); make room, or name another folder") from error
 
@@ -277,20 +201,3 @@ def _labels(record: GroundingRecord) -> dict[str, Any]:
     ]
     head = {name: getattr(record, name) for name in ("key", "width", "height", "source")}
     return head | {"phrases": phrases}
-
-
-def _xywh(xyxy: Box) -> list[float]:
-    x1, y1, x2, y2 = xyxy
-    return [x1, y1, x2 - x1, y2 - y1]
-
-
-def _write_picture(data: bytes, out: Path, number: int) -> str:
-    """Write a picture under a number, because keys are untrusted; return its name."""
-    name = f"{number:012d}.{_suffix(data)}"
-    (out / PICTURES).mkdir(exist_ok=True)
-    (out / PICTURES / name).write_bytes(data)
-    return name
-
-
-def _suffix(data: bytes) -> str:
-    return _SUFFIXES.get(data[:2], "img")

@@ -56,6 +56,12 @@ def open_labels(place: Place) -> pyarrow.dataset.Dataset | DetectionLabels:
     return DetectionLabels(shards) if holds_detections(shards[0]) else open_dataset(place)
 
 
+def labelled_names(place: Place) -> list[str] | None:
+    """Return the names that pictures were labelled with, in order; None where there are captions. Errors as above."""
+    shard = next(label_shards(place))
+    return list(names_in(shard).values()) if holds_detections(shard) else None
+
+
 def label_shards(place: Place) -> Iterator[Place]:
     """Yield the shards of a folder, or one that is named itself, each when its turn comes to be looked at.
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from pipeline.errors import MissingInputError
+from pipeline.prepare.readers.yolo import YoloFile
 from pipeline.prepare.settings import SourceEntry
 from pipeline.store.resume import SHARDS
 from pipeline.store.storage import Place, is_folder, list_below, list_files, name_below, to_place
@@ -20,6 +21,7 @@ NAME = "own"
 _PLACES = ("annotations", "", "train", "valid", "val", "validation", "dev", "test")
 """Folders that annotation files may be in; of upper or lower case."""
 _XML = "*.xml"
+YOLO = "data.yaml"
 FORMATS = {
     "_annotations.coco.json": "COCO as Roboflow exports it: in train/ and valid/, or all in one folder",
     "instances*.json": "COCO as its authors and CVAT have it: annotations/instances_train*.json, instances_val*.json",
@@ -76,15 +78,21 @@ def find_layout(folder: Place) -> Layout:
     if shards := list_files(folder, SHARDS):
         entry = {"reader": "detection_records", "name": NAME, "data_set": NAME, "shards": str(folder)}
         return Layout((entry,), (), f"reads {len(shards)} shards of labels; what a teacher drew is judged by as well")
+    if (data := _data_yaml(folder)) is not None:
+        return _yolo(data)
     files = list(_files(folder))
     found = {pattern: [path for path in files if fnmatchcase(path.name.lower(), pattern)] for pattern in _PATTERNS}
     pattern = next((pattern for pattern in FORMATS if found[pattern]), None)
     if pattern is None:
-        known = {SHARDS: "labels as glip label writes them", **FORMATS}
+        known = {
+            SHARDS: "labels as glip label writes them",
+            YOLO: "YOLO as Ultralytics and Roboflow have it",
+            **FORMATS,
+        }
         kinds = "".join(f"\n  {pattern:24}{what}" for pattern, what in known.items())
         raise MissingInputError(
-            f"{folder}: no annotations found; expected one of{kinds}\nLet your tool export one of them: YOLO's and "
-            "LabelMe's files, among others, are not read"
+            f"{folder}: no annotations found; expected one of{kinds}\nLet your tool export one of them: LabelMe's "
+            "files, among others, are not read"
         )
     used = found[pattern] + [path for other in _BESIDE.get(pattern, ()) for path in found[other]]
     pieces = list(_voc(folder, used) if pattern == _XML else _coco(folder, used))
@@ -103,6 +111,36 @@ def find_layout(folder: Place) -> Layout:
     description = "; ".join(f"{what} {_listed(folder, paths)}" for what, paths in told.items() if paths)
     places = [to_place(piece.entry["images"]) for piece in pieces]
     return Layout(_entries(train, places), _entries(validation, places), description)
+
+
+def _data_yaml(folder: Place) -> YoloFile | None:
+    """Return the YAML of a folder that names classes and pictures, as Ultralytics has it; None where there is none."""
+    for path in sorted([*list_files(folder, "*.yaml"), *list_files(folder, "*.yml")], key=lambda p: p.name != YOLO):
+        try:
+            found = YoloFile.read(str(path))
+        except MissingInputError:
+            if path.name == YOLO:
+                raise
+            continue
+        if found.splits:
+            return found
+    return None
+
+
+def _yolo(file: YoloFile) -> Layout:
+    """Return what a data.yaml describes: its own parts, where they are different ones."""
+    there = [split for split in ("train", "val", "test") if file.has(split)]
+    train = "train" if "train" in there else next(iter(there), "train")
+    others = [split for split in there if file.splits[split] != file.splits[train] and split != train]
+
+    def entry(split: str, name: str) -> SourceEntry:
+        return {"reader": "yolo", "name": name, "data_set": NAME, "data": file.url, "split": split}
+
+    told = f"reads {file.url}, {train}: {', '.join(file.splits.get(train, ()))}"
+    if others:
+        told += f"; judges by {others[0]}: {', '.join(file.splits[others[0]])}"
+    validation = tuple(entry(split, f"{NAME} {split}") for split in others[:1])
+    return Layout((entry(train, NAME),), validation, told)
 
 
 def picture_files(layout: Layout) -> set[str]:

@@ -31,6 +31,7 @@ from pipeline.prepare.readers import (
     visual_genome,
     voc,
     webdataset,
+    yolo,
 )
 from pipeline.prepare.settings import PrepareConfig, SourceEntry
 from pipeline.settings import parse_options
@@ -62,6 +63,7 @@ READERS: dict[str, Reader] = {
     "imagenet_boxes": voc.read_imagenet_boxes,
     "pascal_voc": voc.read_pascal_voc,
     "odinw": odinw.read_odinw,
+    "yolo": yolo.read_yolo,
     "detection_records": own_records.read_detection_records,
     # Captions with boxes
     "flickr30k_entities": flickr30k.read_flickr30k_entities,

@@ -39,7 +39,6 @@ from pipeline.pseudo_labels.manifest import (
     to_metrics,
     write_manifest,
 )
-from pipeline.pseudo_labels.naming import Vocabulary
 from pipeline.pseudo_labels.progress import Figures, Meter, describe
 from pipeline.pseudo_labels.settings import PseudoLabelConfig
 from pipeline.pseudo_labels.teachers import open_teacher
@@ -57,6 +56,7 @@ from pipeline.store.shards import (
     read_shard,
 )
 from pipeline.store.storage import Place, exists, side_by_side, size
+from pipeline.store.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
 

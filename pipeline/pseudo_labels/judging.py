@@ -12,11 +12,11 @@ from typing import Any
 
 from pipeline.errors import MissingInputError, ShardError
 from pipeline.pseudo_labels.calibration import Row, Sample, curve, match_boxes
-from pipeline.pseudo_labels.naming import Vocabulary, read_as
 from pipeline.store.atomic import write_csv
 from pipeline.store.records import NOTHING_FOUND, Category, DetectionRecord
 from pipeline.store.shards import list_shards, read_annotations, read_categories
 from pipeline.store.storage import Place
+from pipeline.store.vocabulary import Vocabulary, read_as
 
 FEWEST = 5
 """Annotated boxes of a class below which no threshold is proposed for it."""

@@ -21,7 +21,6 @@ from glip_model.resizing import ResizedImage, ResizeRule
 from glip_model.structures import Detections
 from pipeline.pseudo_labels.batching import BatchWindow
 from pipeline.pseudo_labels.decoding import Decoded
-from pipeline.pseudo_labels.naming import Vocabulary
 from pipeline.pseudo_labels.progress import Figures
 from pipeline.pseudo_labels.questions import CaptionQuestions, L, NameQuestions, Questions
 from pipeline.pseudo_labels.settings import PseudoLabelConfig
@@ -34,6 +33,7 @@ from pipeline.pseudo_labels.teachers import (
     prepared,
 )
 from pipeline.store.records import CaptionRecord, DetectionRecord, GroundingRecord, ImageRef, PhrasesRecord
+from pipeline.store.vocabulary import Vocabulary
 
 CHUNKS_AHEAD = 3
 """Chunks of pictures, each of a batch's length, that are decoded while the teacher works on others."""

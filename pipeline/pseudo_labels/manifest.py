@@ -18,7 +18,6 @@ from pydantic import NonNegativeInt, TypeAdapter
 from pipeline.errors import MissingInputError, ShardError
 from pipeline.pseudo_labels.decoding import PictureDecoder
 from pipeline.pseudo_labels.labeller import PseudoLabeller, count_boxes
-from pipeline.pseudo_labels.naming import Vocabulary
 from pipeline.pseudo_labels.settings import PseudoLabelConfig
 from pipeline.pseudo_labels.teachers import describe_teacher, open_teacher
 from pipeline.store.provenance import FINGERPRINT, code_sha256, file_sha256, with_fingerprint
@@ -26,6 +25,7 @@ from pipeline.store.records import NOTHING_FOUND, SCHEMA_VERSION, DetectionRecor
 from pipeline.store.resume import find_manifest, fingerprint_of, input_identity, write_manifest_file
 from pipeline.store.shards import PROVENANCE_KEY, holds_detections, read_categories, read_metadata, read_shard
 from pipeline.store.storage import Place, exists, patiently, size
+from pipeline.store.vocabulary import Vocabulary
 
 FREE_SETTINGS = ("num_actors", "max_reject_share")
 """They do not change any row."""

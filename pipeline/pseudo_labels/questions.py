@@ -16,7 +16,6 @@ import torch
 from glip_model.prompts import Prompt, caption_prompt, category_prompt
 from glip_model.structures import Detections
 from pipeline.errors import ShardError
-from pipeline.pseudo_labels.naming import Vocabulary
 from pipeline.pseudo_labels.selection import select_boxes
 from pipeline.pseudo_labels.settings import PseudoLabelConfig
 from pipeline.store.records import (
@@ -28,6 +27,7 @@ from pipeline.store.records import (
     Phrase,
     PhrasesRecord,
 )
+from pipeline.store.vocabulary import Vocabulary
 
 L = TypeVar("L", GroundingRecord, DetectionRecord)
 L_co = TypeVar("L_co", GroundingRecord, DetectionRecord, covariant=True)

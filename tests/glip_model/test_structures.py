@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+from glip_model.boxes import iou
 from glip_model.structures import Detections, GroundingBatch, GroundingTarget
 
 
@@ -37,6 +38,29 @@ def test_a_bound_keeps_what_reaches_it(detections: Detections) -> None:
     assert kept.scores.tolist() == pytest.approx([0.9, 0.5])
     assert kept.labels == ("a dog", "a cat")
     assert kept.phrases == detections.phrases
+
+
+def test_of_boxes_of_different_phrases_that_overlap_the_best_stays() -> None:
+    """Against an obvious loop, over boxes drawn at random."""
+    for seed in range(20):
+        generator = torch.Generator().manual_seed(seed)
+        corners = torch.rand(12, 2, generator=generator) * 40
+        boxes = torch.cat([corners, corners + 10 + 30 * torch.rand(12, 2, generator=generator)], 1)
+        scores = (10 * torch.rand(12, generator=generator)).round() / 10
+        found = Detections(boxes, scores, torch.randint(3, (12,), generator=generator), ("a", "b", "c"))
+        kept: list[int] = []
+        for i in sorted(range(12), key=lambda i: -scores[i].item()):
+            if not any(
+                iou(boxes[i].tolist(), boxes[k].tolist()) > 0.4 and found.phrase_index[i] != found.phrase_index[k]
+                for k in kept
+            ):
+                kept.append(i)
+        mine = found.without_rivals(0.4)
+        assert torch.equal(mine.boxes_xyxy, boxes[sorted(kept)])
+        assert torch.equal(mine.scores, scores[sorted(kept)])
+        assert mine.labels == tuple(found.labels[i] for i in sorted(kept))
+        assert len(found.without_rivals(1.0)) == 12
+    assert len(Detections.none().without_rivals(0.5)) == 0
 
 
 def test_coco_results_have_width_and_height(detections: Detections) -> None:

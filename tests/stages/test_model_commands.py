@@ -100,6 +100,16 @@ def test_detections_of_every_picture_are_lines_of_json(
         assert np.array(line["boxes_xyxy"]) == pytest.approx(expected.boxes_xyxy.numpy(), abs=0.1)
 
 
+def test_names_may_suppress_one_another(folder: Path, pictures: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["predict", pictures[0], "--text", "cat. feline. dog.", "--model", folder, "--min-score", 0]
+    counts = []
+    for options in ([], ["--compete", 0.9], ["--agnostic-nms"], ["--compete", 0.1]):
+        assert glip(*words, *options) == 0
+        counts.append(len(json.loads(capsys.readouterr().out)["scores"]))
+    assert counts[0] > counts[2] >= counts[3] > 0
+    assert counts[0] >= counts[1] >= counts[2]
+
+
 def test_the_precision_may_be_chosen(folder: Path, pictures: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
     scores = {}
     for precision in ("float32", "bf16"):

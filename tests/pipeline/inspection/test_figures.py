@@ -100,7 +100,7 @@ def test_folders_without_grounding_shards_say_what_they_are(tmp_path: Path) -> N
     with pytest.raises(MissingInputError, match=r"human: no shards here; look into .*human/grounding$"):
         collect_statistics(tmp_path / "human")
     write_shard(tmp_path / "web" / shard_name(0), [], CaptionRecord)
-    with pytest.raises(ShardError, match="holds caption records; expected grounding records"):
+    with pytest.raises(ShardError, match="holds caption records; expected grounding or detection records"):
         collect_statistics(tmp_path / "web")
 
 

@@ -16,13 +16,13 @@ from pipeline.pseudo_labels.manifest import (
     read_manifest,
     write_manifest,
 )
-from pipeline.pseudo_labels.naming import Vocabulary, read_names
 from pipeline.pseudo_labels.settings import PseudoLabelConfig
 from pipeline.pseudo_labels.teachers import describe_teacher
 from pipeline.store.provenance import FINGERPRINT, file_sha256, fingerprint
 from pipeline.store.records import DetectedObject, DetectionRecord, GroundingRecord, ImageRef, Phrase, ScoredBox
 from pipeline.store.resume import MANIFEST_FILE
 from pipeline.store.shards import PROVENANCE_KEY, categories_to_metadata, write_shard
+from pipeline.store.vocabulary import Vocabulary, read_names
 
 WHOLE = Phrase(text="dog", char_spans=((0, 3),), boxes=(ScoredBox(xyxy=(0, 0, 5, 5), score=0.9),) * 2)
 BARE = Phrase(text="cat", char_spans=((4, 7),), reject_reason="below_min_score")

@@ -16,10 +16,10 @@ from glip_model.predictor import GLIPPredictor
 from glip_model.structures import Detections, join_detections
 from pipeline.errors import ConfigError
 from pipeline.pseudo_labels.labeller import PseudoLabeller
-from pipeline.pseudo_labels.naming import Vocabulary, read_names
 from pipeline.pseudo_labels.settings import PseudoLabelConfig
 from pipeline.pseudo_labels.teachers import answer_question, open_teacher, prepare_question, prepared
 from pipeline.store.records import DetectionRecord, ImageRef
+from pipeline.store.vocabulary import Vocabulary, read_names
 
 RED, BLUE = (2.0, 3.0, 12.0, 13.0), (18.0, 4.0, 30.0, 20.0)
 Picture = Callable[..., bytes]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import ConfigError
-from pipeline.pseudo_labels.naming import Vocabulary, read_names
+from pipeline.store.vocabulary import Vocabulary, read_names
 
 
 def test_names_on_the_command_line_stand_for_themselves() -> None:
