@@ -29,6 +29,7 @@ from glip_model.prompts import Prompt, caption_prompt, category_prompt, chunk_ca
 from glip_model.resizing import ResizedImage, ResizeRule
 from glip_model.structures import CharSpans, Detections, join_detections
 from glip_model.text_encoder import TextStateCache, load_tokenizer
+from glip_model.tiling import merge_tiles, tiles
 from glip_model.transfer import send
 
 _ABBREVIATION = r"(?<!\w)(?:[^\W\d_]\.){2,}"
@@ -112,6 +113,7 @@ class GLIPPredictor:
         parser: PhraseParser | None = None,
         min_score: float = 0.0,
         compete_threshold: float = 1.0,
+        tile: int = 0,
         max_detections: int | None = None,
         batch_size: int = 8,
     ) -> list[Detections]:
@@ -126,7 +128,9 @@ class GLIPPredictor:
                 ``"a cat. a remote control."`` asks for two.
             min_score: boxes below are left out, 0 to 1.
             compete_threshold: of boxes of different names that overlap by more, the best stays; 1 keeps all.
-            max_detections: best boxes of a picture that are kept; None is the model's own limit.
+            tile: side in pixels of overlapping pieces that larger pictures are looked at in, besides whole; 0 looks at
+                them whole alone.
+            max_detections: best boxes of a picture, or of each piece, that are kept; None is the model's own limit.
             batch_size: pictures that are open at a time.
 
         Returns:
@@ -150,13 +154,38 @@ class GLIPPredictor:
         results: list[Detections] = []
         for start in range(0, len(sources), batch_size):
             opened = [open_image(source) for source in sources[start : start + batch_size]]
-            if isinstance(prompt, str):
-                batch = self.ground(opened, [caption] * len(opened), max_detections)
+            asked = caption if isinstance(prompt, str) else names
+            if tile:
+                batch = [self._in_tiles(image, asked, tile, max_detections, batch_size) for image in opened]
             else:
-                batch = self.detect(opened, names, max_detections=max_detections)
+                batch = self._find(opened, asked, max_detections)
             kept = (detections.above(min_score) for detections in batch)
             results += [each if compete_threshold >= 1 else each.without_rivals(compete_threshold) for each in kept]
         return results
+
+    def _find(
+        self, images: Sequence[Image.Image], asked: Prompt | Sequence[str], max_detections: int | None
+    ) -> list[Detections]:
+        if isinstance(asked, Prompt):
+            return self.ground(images, [asked] * len(images), max_detections)
+        return self.detect(images, asked, max_detections=max_detections)
+
+    def _in_tiles(
+        self,
+        image: Image.Image,
+        asked: Prompt | Sequence[str],
+        side: int,
+        max_detections: int | None,
+        batch_size: int,
+    ) -> Detections:
+        """Find in overlapping pieces of a picture and in the whole."""
+        size = image.height, image.width
+        places = tiles(size, side)
+        found: list[Detections] = []
+        for start in range(0, len(places), batch_size):
+            pieces = [image.crop(place) for place in places[start : start + batch_size]]
+            found += self._find(pieces, asked, max_detections)
+        return merge_tiles(found, places, size, self.model.config.nms_threshold)
 
     def _caption(self, text: str, spans: Sequence[CharSpans] | None, parser: PhraseParser | None) -> Prompt:
         if spans is not None and parser is not None:

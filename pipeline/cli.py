@@ -45,7 +45,7 @@ _OF_THE_MACHINE = {
 }
 """What errors of the operating system ask of a user, wherever they are met."""
 
-EXTRA_OF = {"onnx": "export", "onnxruntime": "export", "timm": "timm"} | dict.fromkeys(
+EXTRA_OF = {"av": "video", "onnx": "export", "onnxruntime": "export", "timm": "timm"} | dict.fromkeys(
     (
         "aiohttp",
         "duckdb",
@@ -170,6 +170,14 @@ def at_least(least: int) -> Callable[[str], int]:
         raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number of at least {least}")
 
     return parse
+
+
+def positive(text: str) -> float:
+    """Return a number above 0; a type of arguments."""
+    with suppress(ValueError):
+        if 0 < (value := float(text)) < float("inf"):
+            return value
+    raise argparse.ArgumentTypeError(f"{text!r}: expected a number above 0")
 
 
 def score(text: str) -> float:

@@ -4,10 +4,10 @@
     glip label "shards/{00000..00099}.tar" --names names.yaml --teacher IDEA-Research/grounding-dino-tiny --out labels/
     glip inspect labels/ --html labels.html
 
-Pictures are files, folders, patterns in quotes, tars, Parquet with pictures or URLs inside, lists of URLs, or URLs of
-any of these. --names takes names divided by commas or a file: a name a line (.txt), a list, a mapping of prompts to
-classes, or of classes to several prompts (.yaml, .json). --captions asks instead for the phrases of captions: those in
-a.txt beside a.jpg, in tars, tables and lists.
+Pictures are files, folders, patterns in quotes, tars, Parquet with pictures or URLs inside, lists of URLs, videos (pip
+install 'glip-self-training[video]'), or URLs of any of these. --names takes names divided by commas or a file: a name a
+line (.txt), a list, a mapping of prompts to classes, or of classes to several prompts (.yaml, .json). --captions asks
+instead for the phrases of captions: those in a.txt beside a.jpg, in tars, tables and lists.
 
 --judge takes annotated pictures instead, in any layout that glip finetune reads, and says how good labels are:
 precision and recall of every name (of the data set's own, where --names says none), and the threshold that suits it
@@ -29,7 +29,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.cli import add_params, at_least, progress, run_if_program, score
+from pipeline.cli import add_params, at_least, positive, progress, run_if_program, score
 from pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -75,6 +75,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of boxes of different names that overlap by more, the best stays; 1 keeps all (default: %(default)s)",
     )
     parser.add_argument(
+        "--tile",
+        type=at_least(32),
+        metavar="PIXELS",
+        help="look at larger pictures in overlapping pieces of this side as well, for small things",
+    )
+    parser.add_argument("--fps", type=positive, default=1.0, help="frames of a second of video (default: %(default)s)")
+    parser.add_argument(
         "--agnostic-nms", action="store_true", help="let names suppress one another as the boxes of a name do"
     )
     parser.add_argument(
@@ -117,7 +124,7 @@ def _sources(args: argparse.Namespace) -> tuple[SourceEntry, ...]:
     from pipeline.store.storage import to_place
 
     if not args.judge:
-        return picture_sources(args.pictures)
+        return picture_sources(args.pictures, args.fps)
     layout = find_layout(to_place(args.judge))
     logger.info("label: %s", layout.description)
     return (*layout.train, *({**entry, "name": f"judged {i}"} for i, entry in enumerate(layout.validation, 1)))
@@ -208,6 +215,7 @@ def _labelling(args: argparse.Namespace, base: PseudoLabelConfig) -> PseudoLabel
         "batch_size": args.batch_size or base.batch_size,
         "num_actors": args.actors or base.num_actors,
         "max_reject_share": 1.0,
+        "tile": args.tile or base.tile,
     }
     if not args.captions:
         said |= {"max_boxes_per_phrase": args.limit or 100, "max_area_share": 1.0, "min_box_side": 1.0}

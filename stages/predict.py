@@ -4,7 +4,8 @@
     glip predict *.jpg --caption "two dogs chase a red frisbee" --model models/student
 
 --text names what to find, divided by periods; more names than one prompt holds are divided over several. --caption
-takes a sentence and finds its noun phrases by spaCy. Pictures are paths, folders or URLs. Without --save detections are
+takes a sentence and finds its noun phrases by spaCy. Pictures are paths, folders or URLs; of videos, frames are taken
+(pip install 'glip-self-training[video]'), called by their second: clip.mp4#t=12.000. Without --save detections are
 printed as one line of JSON per picture; with it every picture is written with its boxes, beside detections.jsonl.
 """
 
@@ -13,19 +14,20 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO, get_args
 
 from glip_model.precision import Precision
-from pipeline.cli import add_params, printable, progress, run_if_program, score
+from pipeline.cli import add_params, at_least, positive, printable, progress, run_if_program, score
 from pipeline.errors import ConfigError, MissingInputError, PipelineError
 from pipeline.plain_json import to_json
 
 if TYPE_CHECKING:
     from PIL import Image
 
+    from glip_model.images import ImageError
     from glip_model.structures import Detections
 
 logger = logging.getLogger(__name__)
@@ -41,6 +43,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     asked.add_argument("--caption", help="a sentence whose noun phrases are found")
     parser.add_argument("--model", required=True, help="folder or hub id, such as models/student")
     parser.add_argument("--min-score", type=score, default=0.3, help="boxes below are left out (default: %(default)s)")
+    parser.add_argument(
+        "--tile",
+        type=at_least(32),
+        metavar="PIXELS",
+        help="look at larger pictures in overlapping pieces of this side as well, for small things",
+    )
+    parser.add_argument("--fps", type=positive, default=1.0, help="frames of a second of video (default: %(default)s)")
     rivals = parser.add_mutually_exclusive_group()
     rivals.add_argument(
         "--compete",
@@ -66,6 +75,7 @@ def run(args: argparse.Namespace) -> str | None:
     from glip_model.images import ImageError, open_image
     from glip_model.precision import allow_tf32
     from glip_model.predictor import GLIPPredictor
+    from glip_model.video import is_video
     from glip_model.whole_files import save_picture, whole_file
 
     allow_tf32()
@@ -74,9 +84,10 @@ def run(args: argparse.Namespace) -> str | None:
     except ValueError as error:
         raise ConfigError(str(error)) from error
     prompt, options = _prompt(args)
+    options["tile"] = args.tile or 0
     options["compete_threshold"] = predictor.model.config.nms_threshold if args.agnostic_nms else args.compete
     pictures = [picture for source in args.pictures for picture in _in_folder(source)]
-    broken = 0
+    broken = count = 0
     with ExitStack() as stack:
         lines: TextIO = sys.stdout
         if args.save:
@@ -86,10 +97,14 @@ def run(args: argparse.Namespace) -> str | None:
                 raise ConfigError(f"--save {args.save}: no folder can be made there ({error}); name another") from error
             path = stack.enter_context(whole_file(args.save / DETECTIONS_FILE))
             lines = stack.enter_context(path.open("w", encoding="utf-8"))
-        with progress(len(pictures), "predict", "pictures") as bar:
-            for number, source in enumerate(pictures):
+        has_videos = any(map(is_video, pictures))
+        with progress(None if has_videos else len(pictures), "predict", "pictures") as bar:
+            for number, (source, opened) in enumerate(_opened(pictures, args.fps)):
+                count = number + 1
                 try:
-                    image = open_image(source)
+                    if isinstance(opened, ImageError):
+                        raise opened
+                    image = open_image(opened)
                     (found,) = predictor.predict(image, prompt, min_score=args.min_score, **options)
                 except ImageError as error:
                     logger.warning("predict: %s", error)
@@ -103,8 +118,24 @@ def run(args: argparse.Namespace) -> str | None:
                         save_picture(drawn, args.save / _file_name(number, source))
                 bar.update()
     if broken:
-        raise PipelineError(f"{broken} of {len(pictures)} pictures could not be read; they are named above")
-    return f"predict: {len(pictures)} pictures → {args.save}" if args.save else None
+        raise PipelineError(f"{broken} of {count} pictures could not be read; they are named above")
+    return f"predict: {count} pictures → {args.save}" if args.save else None
+
+
+def _opened(pictures: Sequence[str], fps: float) -> Iterator[tuple[str, str | Image.Image | ImageError]]:
+    """Yield pictures by name, those of videos as their frames; what is wrong with a video stands for its rest."""
+    from glip_model.images import ImageError
+    from glip_model.video import frame_name, is_video, read_frames
+
+    for source in pictures:
+        if not is_video(source):
+            yield source, source
+            continue
+        try:
+            for seconds, frame in read_frames(source, fps):
+                yield frame_name(source, seconds), frame
+        except ImageError as error:
+            yield source, error
 
 
 def _prompt(args: argparse.Namespace) -> tuple[list[str] | str, dict[str, Any]]:
@@ -143,10 +174,12 @@ def _in_folder(source: str) -> list[str]:
     """Return the pictures of a folder, in order of their names; anything else is a picture itself."""
     from PIL import Image
 
+    from glip_model.video import SUFFIXES
+
     folder = Path(source)
     if not folder.is_dir():
         return [source]
-    suffixes = Image.registered_extensions()
+    suffixes = {*Image.registered_extensions(), *SUFFIXES}
     files = sorted(path for path in folder.iterdir() if not path.is_dir())  # what is none is told as it is opened
     found = [str(path) for path in files if path.suffix.lower() in suffixes]
     below = [path for path in folder.glob("*/**/*") if path.suffix.lower() in suffixes and path.is_file()]
@@ -178,7 +211,9 @@ def _write(lines: TextIO, source: str, image: Image.Image, found: Detections) ->
 
 def _file_name(number: int, source: str) -> str:
     """Return a name that neither repeats nor leaves the folder, whatever the source is called."""
-    stem = "".join(c if c.isalnum() or c in "-_" else "_" for c in Path(source).stem)[:60]
+    name, mark, time = source.rpartition("#t=")
+    stem = f"{Path(name).stem}_{time}" if mark else Path(source).stem
+    stem = "".join(c if c.isalnum() or c in "-_" else "_" for c in stem)[-60:]
     return f"{number:04d}_{stem}.jpg"
 
 

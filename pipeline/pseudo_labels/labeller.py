@@ -32,6 +32,7 @@ from pipeline.pseudo_labels.teachers import (
     prepare_question,
     prepared,
 )
+from pipeline.pseudo_labels.tiling import TiledTeacher
 from pipeline.store.records import CaptionRecord, DetectionRecord, GroundingRecord, ImageRef, PhrasesRecord
 from pipeline.store.vocabulary import Vocabulary
 
@@ -79,6 +80,8 @@ class PseudoLabeller:
 
     def __init__(self, teacher: Teacher | PreparedTeacher, config: PseudoLabelConfig, decode: Decode) -> None:
         self._teacher = prepared(teacher)
+        if config.tile:
+            self._teacher = TiledTeacher(self._teacher, config.tile, config.batch_size, config.nms_threshold)
         self._config, self._decode = config, decode
         self._preparing, self._answering = threading.Lock(), threading.Lock()
 

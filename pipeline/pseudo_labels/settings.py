@@ -6,19 +6,23 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 from glip_model.precision import Precision
-from pipeline.settings import Count, Share, section
+from pipeline.errors import ConfigError
+from pipeline.settings import Count, Natural, Share, section
 
 
 @section
 class PseudoLabelConfig:
     """Section ``pseudo_label``: what of the teacher's output is kept."""
 
-    ADDED: ClassVar[tuple[str, ...]] = ("min_score", "min_score_by_source", "flip_agreement", "precision")
+    ADDED: ClassVar[tuple[str, ...]] = ("min_score", "min_score_by_source", "flip_agreement", "precision", "tile")
 
     min_score: Share
     """Boxes below this score are dropped, 0 to 1. Higher is cleaner and sparser; 0.5 in the paper."""
     min_score_by_source: Mapping[str, Share]
     """Other values for the rows of some sources."""
+    tile: Natural
+    """Side in pixels of overlapping pieces in which larger pictures are looked at besides whole, to find small things;
+    0 looks at whole pictures alone."""
     flip_agreement: bool
     """Ask about the mirrored picture too; a box's score is then the mean of what it and its mirror image got. Costs
     twice the time, and is of no use where captions tell left from right."""
@@ -44,3 +48,8 @@ class PseudoLabelConfig:
     """Of the teacher's matrix products and convolutions: ``float32`` (TensorFloat-32 on a GPU), ``bf16``, or ``auto``:
     bf16 where all GPUs compute in it, otherwise float32. Shards of another precision are made anew. A function of one's
     own as teacher is given the device alone and decides for itself."""
+
+    def __post_init__(self) -> None:
+        """Check what its type does not say."""
+        if 0 < self.tile < 32:
+            raise ConfigError(f"tile is {self.tile}; expected 0, or at least 32 pixels")

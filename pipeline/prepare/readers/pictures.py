@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import io
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from glip_model.images import ImageError
+from glip_model.video import SUFFIXES, frame_name, read_frames
 from pipeline.errors import MissingInputError
-from pipeline.prepare.raw import Part, RawDetection, RawImage, RawPair, RawRow, RawTable, SourceContext, Url
+from pipeline.prepare.raw import Part, RawDetection, RawImage, RawPair, RawRow, RawTable, Reject, SourceContext, Url
 from pipeline.prepare.readers.lines import decode_text
 from pipeline.prepare.readers.pair_tables import (
     IMAGE_COLUMNS,
@@ -25,10 +28,12 @@ from pipeline.store.storage import is_folder, list_below, name_below, side_by_si
 
 TARS, TABLES, LISTS = (".tar", ".tar.gz", ".tgz"), (".parquet",), (".tsv", ".csv", ".tsv.gz", ".csv.gz")
 """Ends of names of what holds many pictures."""
+JPEG_QUALITY = 95
+"""Of frames."""
 _SUFFIXES = tuple(f".{suffix}" for suffix in (*sorted(IMAGE_SUFFIXES), "jfif", "heic"))
 
 
-def read_pictures(context: SourceContext, *, images: Url) -> list[RawTable]:
+def read_pictures(context: SourceContext, *, images: Url, fps: float = 1.0) -> list[RawTable]:
     """Pictures without annotations, to be labelled: as detection records that have no boxes yet.
 
     Among web pairs, the caption of a picture ``a.jpg`` is what stands in ``a.txt`` beside it; in tars and tables it is
@@ -36,13 +41,16 @@ def read_pictures(context: SourceContext, *, images: Url) -> list[RawTable]:
 
     Options:
         images: a picture, a folder (with all pictures below it), a glob, or numbers such as ``{00000..00331}.tar``; of
-            pictures, of tars, of Parquet with pictures or URLs inside, or of TSV and CSV with URLs and captions.
+            pictures, tars, videos, Parquet with pictures or URLs inside, TSV and CSV with URLs and captions.
+        fps: frames of a second of video that are taken; they are copied, also where pictures are referred to.
     """
     kind, has_captions = kind_of(images), context.role == "web"
     if kind == "tar":
         tables = read_webdataset(context, shards=images)
     elif kind == "list":
         tables = read_url_list(context, tables=images)
+    elif kind == "video":
+        tables = [_of_videos(images, fps)]
     elif kind == "table":
         tables = _of_parquet(context, images, has_captions)
     else:
@@ -51,9 +59,9 @@ def read_pictures(context: SourceContext, *, images: Url) -> list[RawTable]:
 
 
 def kind_of(images: str) -> str:
-    """Tell what a path, URL or pattern names by the end of its name: ``tar``, ``table``, ``list`` or ``picture``."""
-    name = images.lower()
-    kinds = {"tar": TARS, "table": TABLES, "list": LISTS}
+    """Tell what a name stands for by its end: ``tar``, ``table``, ``list``, ``video`` or ``picture``."""
+    name = images.lower().rstrip("*")
+    kinds = {"tar": TARS, "table": TABLES, "list": LISTS, "video": SUFFIXES}
     return next((kind for kind, ends in kinds.items() if name.endswith(ends)), "picture")
 
 
@@ -90,6 +98,27 @@ def _of_files(images: Url, has_captions: bool) -> RawTable:
             yield Part(label, _identity(files, has_captions), partial(_rows, folder, some, has_captions), len(some))
 
     return RawTable(CaptionRecord, parts, num_rows=len(names))
+
+
+def _of_videos(images: Url, fps: float) -> RawTable:
+    """Return a table of the frames of videos, a part each."""
+    files = list_files(images)
+
+    def parts(rows_per_part: int) -> Iterator[Part]:
+        for url in files:
+            yield Part(redact(url), f"{file_identity(url)} {fps} frames a second", partial(_frames, url, fps))
+
+    return RawTable(CaptionRecord, parts)
+
+
+def _frames(url: str, fps: float) -> Iterator[RawPair | Reject]:
+    try:
+        for seconds, frame in read_frames(url, fps):
+            data = io.BytesIO()
+            frame.save(data, "JPEG", quality=JPEG_QUALITY)
+            yield RawPair(name=frame_name(url, seconds), image=RawImage(data=data.getvalue()), caption=None)
+    except ImageError as error:
+        yield Reject(f"{redact(url)}: {error}", error.reason)
 
 
 def _find(images: Url) -> tuple[str | None, list[str]]:

@@ -66,6 +66,7 @@ def label_config() -> PseudoLabelConfig:
     return PseudoLabelConfig(
         min_score=0.4,
         min_score_by_source={},
+        tile=0,
         flip_agreement=False,
         nms_threshold=0.6,
         compete_threshold=0.7,

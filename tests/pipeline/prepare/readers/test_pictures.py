@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -18,7 +19,7 @@ from pipeline.prepare.layouts import find_layout, picture_files
 from pipeline.prepare.pictures import picture_sources
 from pipeline.prepare.raw import SourceContext, Url
 from pipeline.prepare.readers.own_records import read_detection_records
-from pipeline.prepare.readers.pictures import read_pictures
+from pipeline.prepare.readers.pictures import kind_of, read_pictures
 from pipeline.store.records import (
     CaptionRecord,
     Category,
@@ -132,9 +133,36 @@ def test_what_a_folder_stands_for(
     assert named(f"{tmp_path}/tables/") == [f"{tmp_path}/tables/*.parquet"]
     (tmp_path / "tables/a.tar").touch()
     assert named(tmp_path / "tables") == [f"{tmp_path}/tables/*.tar*"]
+    assert [kind_of(f"a/*.{end}") for end in ("tar*", "parquet", "JPG", "csv", "mp4")] == [
+        "tar",
+        "table",
+        "picture",
+        "list",
+        "video",
+    ]
+    (tmp_path / "clips").mkdir()
+    for name in ("a.mp4", "b.mov"):
+        (tmp_path / "clips" / name).touch()
+    assert named(tmp_path / "clips") == [f"{tmp_path}/clips/*.mp4", f"{tmp_path}/clips/*.mov"]
     assert [entry["name"] for entry in picture_sources(["a.jpg", "b.jpg"])] == ["pictures", "pictures 2"]
     with pytest.raises(MissingInputError):
         picture_sources([])
+
+
+def test_videos_give_frames(tmp_path: Path, context: SourceContext, read_rows: ReadRows) -> None:
+    av = pytest.importorskip("av", reason="the extra video is not installed")
+    with av.open(str(tmp_path / "clip.mp4"), "w") as container:
+        stream = container.add_stream("mpeg4", rate=4)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for number in range(8):
+            frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), 9 * number, dtype=np.uint8), format="rgb24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    (tmp_path / "broken.mp4").write_bytes(b"nothing")
+    broken, *frames = read(context, read_rows, tmp_path / "*.mp4", pictures="reference")
+    assert broken.reason == "image_unreadable"
+    assert [row.key.partition("@")[0] for row in frames] == [f"{tmp_path}/clip.mp4#t={t}.000" for t in (0, 1)]
+    assert all(row.image.bytes and (row.height, row.width) == (48, 64) for row in frames)
 
 
 def test_a_folder_without_pictures_is_told(tmp_path: Path, context: SourceContext) -> None:
