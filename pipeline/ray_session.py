@@ -23,6 +23,7 @@ import ray
 from ray.autoscaler.sdk import request_resources
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from pipeline.cli import WAIT_POLICY, share_cores
 from pipeline.errors import ConfigError, MissingInputError, PipelineError, ShardError
 
 T = TypeVar("T")
@@ -62,6 +63,7 @@ def ray_session() -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
+    share_cores()
     os.environ.setdefault("RAY_DEDUP_LOGS", "0")
     # The native part of Ray prints what it could not do for actors to restart; what fails reaches us as an exception.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
@@ -74,6 +76,9 @@ def ray_session() -> Iterator[None]:
         _join(address)
     else:
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nobody takes this machine away
+        # Processes start when there is work for them. Ray would start one a core at once and wait for all; those of a
+        # training, which have an environment of their own, cannot take their place.
+        os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
         with _native_stderr_discarded(), _ended_by(on_sigterm):
             _start()
     if callable(on_sigterm):
@@ -253,6 +258,7 @@ def _join(address: str) -> None:
         "py_modules": [str(CODE_ROOT / package) for package in ("glip_model", "pipeline")],
         "excludes": ["**/__pycache__"],
         "worker_process_setup_hook": enter_folder,
+        "env_vars": {WAIT_POLICY: os.environ[WAIT_POLICY]},
     }
     host, _, port = address.rpartition(":")
     try:

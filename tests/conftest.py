@@ -12,6 +12,9 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
+# As a command has it, and before PyTorch is loaded: see ``pipeline.cli.share_cores``.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 import fsspec
 import huggingface_hub.constants  # noqa: F401  # it reads its environment now, before a command that is tested sets some of it
 import pytest

@@ -16,7 +16,7 @@ ALLOWED = {
     "pipeline.plain_json": set(),
     "pipeline.settings": {"pipeline.errors"},
     "pipeline.cli": {"pipeline.errors", "pipeline.settings"},
-    "pipeline.ray_session": {"pipeline.errors", "pipeline.settings"},
+    "pipeline.ray_session": {"pipeline.errors", "pipeline.settings", "pipeline.cli"},
 }
 BASE = {
     "pipeline.errors",

@@ -8,11 +8,12 @@ of those the longest stays.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+import importlib.util
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any
-
-from spacy.util import filter_spans
 
 from pipeline.errors import ConfigError, MissingInputError
 from pipeline.phrases.cleaning import Cleaner
@@ -40,7 +41,8 @@ class NounPhraseParser:
         self._config, self._cleaner = config, Cleaner(config)
         self._grammar = GrammarExtractor() if config.extractor == "grammar" else None
         try:
-            package = importlib.import_module(config.spacy_model)
+            with _without_torch():
+                package = importlib.import_module(config.spacy_model)
         except ImportError as error:
             raise MissingInputError(
                 f"phrases.spacy_model: no package {config.spacy_model!r}; install it or name another"
@@ -101,7 +103,30 @@ class NounPhraseParser:
 def _outermost(chunks: list[Any]) -> list[Any]:
     """Return chunks that do not overlap, of those that do the longest; spaCy's rules for English give no others."""
     is_apart = all(before.end <= after.start for before, after in pairwise(chunks))
-    return chunks if is_apart else filter_spans(chunks)
+    if is_apart:
+        return chunks
+    from spacy.util import filter_spans  # there by now: a parser loads spaCy, this module does not
+
+    longest: list[Any] = filter_spans(chunks)
+    return longest
+
+
+@contextmanager
+def _without_torch() -> Iterator[None]:
+    """Let spaCy be imported without PyTorch, which takes twice as long as the rest of it.
+
+    It imports PyTorch wherever that is installed, for pipelines of transformers; these need one of the packages named
+    here. What has been imported already stays.
+    """
+    extensions = ("spacy_transformers", "spacy_curated_transformers")
+    if "torch" in sys.modules or any(importlib.util.find_spec(name) for name in extensions):
+        yield
+        return
+    sys.modules["torch"] = None  # type: ignore[assignment]  # Python's own sign for a module that is not there
+    try:
+        yield
+    finally:
+        del sys.modules["torch"]
 
 
 def _keep_deciding_rules(ruler: Any) -> None:

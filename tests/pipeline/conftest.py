@@ -48,7 +48,10 @@ def start_cluster() -> Callable[..., AbstractContextManager[Any]]:
 
     @contextmanager
     def start(nodes: int = 2, **options: Any) -> Iterator[Any]:
-        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False} | options)
+        # Nobody scales it or reads its logs: two processes less.
+        options |= {"include_log_monitor": False}
+        head = {"num_cpus": 0, "include_dashboard": False, "no_monitor": True} | options
+        cluster = Cluster(initialize_head=True, head_node_args=head)
         try:
             for _ in range(nodes):
                 cluster.add_node(num_cpus=1, **options)

