@@ -71,18 +71,26 @@ class GroundingCriterion:
         token_targets = logits.new_zeros(len(matched) + 1, logits.shape[-1])  # the last row is that of the empty ones
         token_targets[index] = positive_map[rows].to(logits.dtype)
         token_targets = token_targets[:-1].view_as(logits)
+        weights = torch.where(real, torch.cat([target.weights() for target in targets])[rows], 0.0)
         quality = torch.where(real, centerness_of(matched_anchors, boxes), 0.0)
-        num_positives = _mean_over_ranks(real.sum().float()).clamp(min=1.0)
-        quality_sum = _mean_over_ranks(quality.sum())
+        num_positives = _mean_over_ranks(weights.sum()).clamp(min=1.0)
+        quality_sum = _mean_over_ranks((weights * quality).sum())
         deltas = torch.where(real[:, None], output.box_deltas.float().flatten(0, 1)[place], 0.0)
         predicted = decode_boxes(deltas, matched_anchors)
         # The published target passes through the codec as well.
         expected = decode_boxes(encode_boxes(boxes, matched_anchors), matched_anchors)
-        giou_loss = (quality * (1 - generalised_iou(predicted, expected))).sum()
+        giou_loss = (weights * quality * (1 - generalised_iou(predicted, expected))).sum()
         centerness = output.centerness.float().flatten()[place]
         entropy = F.binary_cross_entropy_with_logits(centerness, quality, reduction="none")
-        centerness_loss = torch.where(real, entropy, 0.0).sum()
-        token_loss = focal_loss(logits, token_targets, token_mask, config.focal_alpha, config.focal_gamma)
+        centerness_loss = (weights * torch.where(real, entropy, 0.0)).sum()
+        anchor_weights = None
+        if any(target.box_weights is not None for target in targets):
+            anchor_weights = logits.new_ones(len(matched) + 1)
+            anchor_weights[index] = weights
+            anchor_weights = anchor_weights[:-1].view(logits.shape[:2])
+        token_loss = focal_loss(
+            logits, token_targets, token_mask, config.focal_alpha, config.focal_gamma, anchor_weights
+        )
         return {
             "loss_token": config.token_loss_weight * token_loss / num_positives,
             "loss_box": config.box_loss_weight * giou_loss / quality_sum.clamp(min=1e-6),
@@ -103,7 +111,14 @@ def positions(mask: Tensor, most: int) -> tuple[Tensor, Tensor]:
     return index, index < len(mask)
 
 
-def focal_loss(logits: Tensor, targets: Tensor, token_mask: Tensor, alpha: float, gamma: float) -> Tensor:
+def focal_loss(
+    logits: Tensor,
+    targets: Tensor,
+    token_mask: Tensor,
+    alpha: float,
+    gamma: float,
+    anchor_weights: Tensor | None = None,
+) -> Tensor:
     """Sum the focal loss of all anchor-token pairs.
 
     Args:
@@ -113,13 +128,16 @@ def focal_loss(logits: Tensor, targets: Tensor, token_mask: Tensor, alpha: float
             as negatives.
         alpha: weight of positives; negatives weigh 1 - alpha.
         gamma: exponent that fades out what is already right.
+        anchor_weights: (B, A), how much the positives of each anchor count; None means 1. Negatives count in full: what
+            a doubtful box is not, it is not either where it is wrong.
 
     Source: Focal Loss (Lin et al., ICCV 2017).
     """
     probability = logits.sigmoid()
     entropy = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
     miss = torch.where(targets > 0, 1 - probability, probability)
-    weight = torch.where(targets > 0, alpha, 1 - alpha)
+    positive = alpha if anchor_weights is None else alpha * anchor_weights.unsqueeze(-1)
+    weight = torch.where(targets > 0, positive, 1 - alpha)
     return (weight * entropy * miss**gamma * token_mask.unsqueeze(1)).sum()
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -132,8 +132,8 @@ def _pad_pictures(images: Sequence[Tensor], size_divisor: int) -> Tensor:
 def _pad_target(target: GroundingTarget, tokens: int) -> GroundingTarget:
     missing = tokens - target.positive_map.shape[1]
     token_mask = target.token_mask
-    return GroundingTarget(
-        boxes_xyxy=target.boxes_xyxy,
+    return replace(
+        target,
         positive_map=torch.nn.functional.pad(target.positive_map, (0, missing)),
         token_mask=None if token_mask is None else torch.nn.functional.pad(token_mask, (0, missing)),
     )

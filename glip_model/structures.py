@@ -34,11 +34,18 @@ class GroundingTarget:
     token_mask: Tensor | None = None
     """(T,) bool, tokens that take part in the token loss; None means every real token. Off for phrases of which it
     is unknown where they are, such as pseudo-labels below the threshold."""
+    box_weights: Tensor | None = None
+    """(N,) float32 in (0, 1], how much each box counts in the losses; None means 1, as for boxes that people drew."""
 
     def map(self, change: Callable[[Tensor], Tensor]) -> GroundingTarget:
         """Change every tensor."""
         mask = None if self.token_mask is None else change(self.token_mask)
-        return GroundingTarget(change(self.boxes_xyxy), change(self.positive_map), mask)
+        weights = None if self.box_weights is None else change(self.box_weights)
+        return GroundingTarget(change(self.boxes_xyxy), change(self.positive_map), mask, weights)
+
+    def weights(self) -> Tensor:
+        """Return (N,) float32, how much each box counts in the losses."""
+        return self.boxes_xyxy.new_ones(len(self.boxes_xyxy)) if self.box_weights is None else self.box_weights
 
 
 @dataclass(frozen=True)

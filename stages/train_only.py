@@ -21,6 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", help="key of train.runs in params.yaml")
     parser.add_argument("--human", help="folder or URL with detection/ and grounding/ records")
     parser.add_argument("--pseudo-labels", help="folder or URL of pseudo-label shards")
+    parser.add_argument("--calibration", help="CSV file of calibrate, where train.samples.pseudo_weight is precision")
     parser.add_argument("--teacher", help="model, a folder or URL, to start from where train.runs.NAME.init is teacher")
     parser.add_argument("--out", help="folder or URL for the model")
     parser.add_argument("--checkpoints", help="folder or URL for checkpoints of this training (OUT/checkpoints)")
@@ -69,6 +70,7 @@ def run(args: argparse.Namespace, validate: Validate | None = None) -> str | Non
         out=out,
         checkpoints_elsewhere=checkpoints,
         allowed=allowed_roots(load_all(args.params).image_roots),
+        calibration=to_place(args.calibration).resolve() if args.calibration else None,
     )
     with alone_in(out), ray_session() if config.train.num_workers else nullcontext():
         metrics = train(args.name, config, paths, to_place(args.log) if args.log else None, validate)

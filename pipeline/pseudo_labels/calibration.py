@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.optimize import isotonic_regression
 
 from glip_model.boxes import pairwise_iou
 from pipeline.errors import RejectLimitError
@@ -41,6 +42,8 @@ class Sample:
     truth: int
     """True boxes."""
     split: str | None
+    noun: str = ""
+    """The head of the phrase in lower case, without the ``s`` of a plural."""
 
 
 def collect_samples(
@@ -91,17 +94,19 @@ def curves(positive: Sequence[Sample], negative: Sequence[Sample]) -> list[dict[
 
     Columns: ``threshold``; per part (all, base, novel) ``precision_…``, the share of kept boxes that are right,
     ``recall_…``, the share of true boxes that are found, ``f1_…``; ``false_alarms``, the share of phrases that name
-    nothing in the picture and get a box. None where there is nothing to take a share of.
+    nothing in the picture and get a box; ``hit_rate``, how often a box of just this score is right. None where there is
+    nothing to take a share of.
     """
     parts = {part: [each for each in positive if part in ("all", each.split)] for part in PARTS}
     arrays = {part: _arrays(samples) for part, samples in parts.items()}
     best = np.array([max(sample.scores, default=-1.0) for sample in negative])
     rows = []
-    for threshold in THRESHOLDS:
+    for threshold, hit_rate in zip(THRESHOLDS, _hit_rates(*arrays["all"][:2]), strict=True):
         row: dict[str, float | None] = {"threshold": threshold}
         for part, found in arrays.items():
             row |= {f"{measure}_{part}": share for measure, share in _shares(*found, threshold).items()}
         row["false_alarms"] = _share(int((best >= threshold).sum()), len(best))
+        row["hit_rate"] = hit_rate
         rows.append(row)
     return rows
 
@@ -148,7 +153,12 @@ def _stranger(records: Sequence[GroundingRecord], row: int) -> GroundingRecord |
 
 
 def _nouns(record: GroundingRecord) -> set[str]:
-    return {phrase.text.lower().split()[-1].removesuffix("s") for phrase in record.phrases}
+    return {head_noun(phrase.text) for phrase in record.phrases}
+
+
+def head_noun(phrase: str) -> str:
+    """Return the last word of a phrase in lower case, without the ``s`` of a plural; empty where there is none."""
+    return next(reversed(phrase.lower().split()), "").removesuffix("s")
 
 
 def _sample(truth: Phrase, found: Phrase) -> Sample:
@@ -158,6 +168,7 @@ def _sample(truth: Phrase, found: Phrase) -> Sample:
         hits=tuple(match_boxes([box.xyxy for box in boxes], [box.xyxy for box in truth.boxes])),
         truth=len(truth.boxes),
         split=truth.split,
+        noun=head_noun(truth.text),
     )
 
 
@@ -177,6 +188,15 @@ def _arrays(samples: Sequence[Sample]) -> tuple[np.ndarray, np.ndarray, int]:
     scores = np.array([score for sample in samples for score in sample.scores], dtype=np.float64)
     hits = np.array([hit for sample in samples for hit in sample.hits], dtype=bool)
     return scores, hits, sum(sample.truth for sample in samples)
+
+
+def _hit_rates(scores: np.ndarray, hits: np.ndarray) -> list[float | None]:
+    """Return how often boxes of each of the thresholds as their score are right, never less for a higher score."""
+    if not len(scores):
+        return [None] * len(THRESHOLDS)
+    order = np.argsort(scores, kind="stable")
+    rates = isotonic_regression(hits[order].astype(np.float64)).x
+    return [round(float(rate), 4) for rate in np.interp(THRESHOLDS, scores[order], rates)]
 
 
 def _shares(scores: np.ndarray, hits: np.ndarray, truth: int, threshold: float) -> dict[str, float | None]:

@@ -67,6 +67,8 @@ class Paths:
     checkpoints_elsewhere: Place | None = None
     allowed: tuple[str, ...] = ()
     """Where pictures may be besides the records' folders, see ``allowed_roots``."""
+    calibration: Place | None = None
+    """CSV file of ``calibrate``, where pseudo-labels are weighed by it."""
 
     @property
     def checkpoints(self) -> Place:
@@ -338,7 +340,13 @@ def _train_worker(
         model.to(device)
         allow_tf32()
     sources = make_sources(
-        paths.human, paths.pseudo_labels, run.mixture, config.train.samples, tokenizer, paths.allowed
+        paths.human,
+        paths.pseudo_labels,
+        run.mixture,
+        config.train.samples,
+        tokenizer,
+        paths.allowed,
+        paths.calibration,
     )
     checkpoints = Checkpoints(paths.checkpoints, to_yaml(config), config.train.keep_last)
     judge = None if validate is None else Judge(validate, tokenizer, paths.out, worker)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -40,18 +40,27 @@ class Sample:
     """Per box the phrases of the prompt that name it."""
     ignored_phrases: tuple[int, ...] = ()
     """Phrases of which it is unknown where they are; their tokens take no part in the token loss."""
+    box_weights: tuple[float, ...] | None = None
+    """Per box how much it counts in the losses, 0 to 1; None means 1."""
 
 
 class DetectionPrompter:
     """Shows category boxes with a prompt of the names that are there and of sampled negatives, in random order.
 
     Human data and pictures that a teacher labelled with names alike.
+
+    Args:
+        config: numbers and budget.
+        count_tokens: tokens of a string.
+        weigh: how much a box of a score counts in the losses, see ``weights.py``; None lets all count alike.
     """
 
     columns = DETECTION_SCHEMA.names
 
-    def __init__(self, config: SamplesConfig, count_tokens: TokenCount) -> None:
-        self._config, self._count_tokens = config, count_tokens
+    def __init__(
+        self, config: SamplesConfig, count_tokens: TokenCount, weigh: Callable[[float], float] | None = None
+    ) -> None:
+        self._config, self._count_tokens, self._weigh = config, count_tokens, weigh
         self._vocabularies: dict[Place, dict[int, str]] = {}
 
     def shown(self, table: pa.Table) -> tuple[pa.Table, NDArray[np.int64]]:
@@ -82,6 +91,7 @@ class DetectionPrompter:
             prompt=category_prompt([context[category] for category in shown]),
             boxes=tuple(item.xyxy for item in kept),
             box_phrases=tuple((place[item.category_id],) for item in kept),
+            box_weights=_weights(self._weigh, (item.score for item in kept)),
         )
 
     def digest(self, shards: Mapping[Place, Sequence[pa.Table]]) -> str:
@@ -127,12 +137,20 @@ class GroundingPrompter:
         config: numbers and budget.
         count_tokens: tokens of a string.
         ignore_unlocated: phrases without boxes take no part in the token loss.
+        weigh: how much a box of a score counts in the losses, see ``weights.py``; None lets all count alike.
     """
 
     columns = GROUNDING_SCHEMA.names
 
-    def __init__(self, config: SamplesConfig, count_tokens: TokenCount, ignore_unlocated: bool) -> None:
+    def __init__(
+        self,
+        config: SamplesConfig,
+        count_tokens: TokenCount,
+        ignore_unlocated: bool,
+        weigh: Callable[[float], float] | None = None,
+    ) -> None:
         self._config, self._count_tokens, self._ignore_unlocated = config, count_tokens, ignore_unlocated
+        self._weigh = weigh
 
     def shown(self, table: pa.Table) -> tuple[pa.Table, NDArray[np.int64]]:
         """Return the rows that were not rejected and have a box, and the place of every row among them, or -1."""
@@ -160,9 +178,11 @@ class GroundingPrompter:
         others = [caption_prompt(caption, []) for caption in self._foreign_captions(record, context, rng)]
         place = int(rng.integers(len(others) + 1))
         boxes: dict[Box, list[int]] = {}
+        scores: dict[Box, float] = {}
         for i, phrase in enumerate(record.phrases):
             for box in phrase.boxes:
                 boxes.setdefault(box.xyxy, []).append(i)
+                scores[box.xyxy] = max(box.score, scores.get(box.xyxy, 0.0))
         unlocated = tuple(i for i, phrase in enumerate(record.phrases) if not phrase.boxes)
         return Sample(
             key=record.key,
@@ -171,6 +191,7 @@ class GroundingPrompter:
             boxes=tuple(boxes),
             box_phrases=tuple(tuple(named) for named in boxes.values()),
             ignored_phrases=unlocated if self._ignore_unlocated else (),
+            box_weights=_weights(self._weigh, scores.values()),
         )
 
     def _as_phrases(self, record: GroundingRecord, context: Captions, rng: np.random.Generator) -> Sample:
@@ -182,13 +203,14 @@ class GroundingPrompter:
         texts = [*by_text, *self._foreign_phrases(record, context, rng)]
         order = [texts[i] for i in rng.permutation(len(texts))]
         place = {text: i for i, text in enumerate(order)}
-        boxes = [(box.xyxy, (place[text],)) for text, group in by_text.items() for p in group for box in p.boxes]
+        found = [(box, (place[text],)) for text, group in by_text.items() for p in group for box in p.boxes]
         return Sample(
             key=record.key,
             image=record.image,
             prompt=category_prompt(order),
-            boxes=tuple(box for box, _ in boxes),
-            box_phrases=tuple(phrases for _, phrases in boxes),
+            boxes=tuple(box.xyxy for box, _ in found),
+            box_phrases=tuple(phrases for _, phrases in found),
+            box_weights=_weights(self._weigh, (box.score for box, _ in found)),
         )
 
     def _foreign_captions(self, record: GroundingRecord, context: Captions, rng: np.random.Generator) -> list[str]:
@@ -225,6 +247,10 @@ class GroundingPrompter:
 
 
 Prompter: TypeAlias = DetectionPrompter | GroundingPrompter
+
+
+def _weights(weigh: Callable[[float], float] | None, scores: Iterable[float]) -> tuple[float, ...] | None:
+    return None if weigh is None else tuple(map(weigh, scores))
 
 
 def _digest(table: pa.Table) -> str:

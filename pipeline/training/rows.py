@@ -21,6 +21,7 @@ from pipeline.store.storage import Place
 from pipeline.training.counting import TokenCounter
 from pipeline.training.prompts import DetectionPrompter, GroundingPrompter, Prompter, Sample
 from pipeline.training.settings import SamplesConfig
+from pipeline.training.weights import weigher
 
 
 @dataclass(frozen=True)
@@ -163,6 +164,7 @@ def make_sources(
     config: SamplesConfig,
     tokenizer: Any,
     allowed: Sequence[str] = (),
+    calibration: Place | None = None,
 ) -> dict[str, Rows]:
     """Open the sources that the mixture gives weight to.
 
@@ -173,10 +175,11 @@ def make_sources(
         config: section ``train.samples``.
         tokenizer: of the model.
         allowed: where pictures may be besides the records' folders, see ``allowed_roots``.
+        calibration: of the pseudo-labels, see ``weigher``.
 
     Raises:
-        MissingInputError: a folder of shards is not there.
-        TrainingError: pseudo-labels have weight but no folder was given.
+        MissingInputError: a folder of shards, or the calibration, is not there.
+        TrainingError: pseudo-labels have weight but no folder, or no calibration that they need, was given.
     """
     count_tokens, is_streamed = TokenCounter(tokenizer), config.shuffle_window > 0
     sources: dict[str, Rows] = {}
@@ -184,14 +187,14 @@ def make_sources(
         sources["detection"] = Rows(human / "detection", DetectionPrompter(config, count_tokens), is_streamed, allowed)
     if weights.get("grounding", 0) > 0:
         packing = config if config.pack_human_captions else replace(config, caption_negatives=0)
-        prompter = GroundingPrompter(packing, count_tokens, ignore_unlocated=False)
-        sources["grounding"] = Rows(human / "grounding", prompter, is_streamed, allowed)
+        captions = GroundingPrompter(packing, count_tokens, ignore_unlocated=False)
+        sources["grounding"] = Rows(human / "grounding", captions, is_streamed, allowed)
     if weights.get("pseudo", 0) > 0:
         if pseudo is None:
             raise TrainingError("the mixture gives pseudo-labels weight; pass --pseudo-labels FOLDER")
+        weigh = weigher(config, calibration)
+        prompter: Prompter = GroundingPrompter(config, count_tokens, config.ignore_unlocated, weigh)
         if holds_detections(list_shards(pseudo)[0]):  # labelled with names: what has no box is not there
-            sources["pseudo"] = Rows(pseudo, DetectionPrompter(config, count_tokens), is_streamed, allowed)
-        else:
-            prompter = GroundingPrompter(config, count_tokens, config.ignore_unlocated)
-            sources["pseudo"] = Rows(pseudo, prompter, is_streamed, allowed)
+            prompter = DetectionPrompter(config, count_tokens, weigh)
+        sources["pseudo"] = Rows(pseudo, prompter, is_streamed, allowed)
     return sources

@@ -110,6 +110,7 @@ class SamplesConfig:
         "group_by_orientation",
         "shuffle_window",
         "shuffle_lanes",
+        "pseudo_weight",
     )
 
     short_sides: tuple[Count, ...] | None
@@ -148,6 +149,10 @@ class SamplesConfig:
     shuffle_lanes: Count
     """Parts of a batch, each of which reads rows of its own where data is streamed; a multiple of ``train.num_workers``
     lets every worker read its share of the data alone. Must divide ``batch_size``; the order depends on it."""
+    pseudo_weight: Literal["one", "score", "precision"]
+    """How much a pseudo-labelled box counts in the losses: ``one`` as much as a human one; ``score`` its score;
+    ``precision`` how often boxes of its score were right where ``calibrate`` compared them with human ones. With the
+    last two a lower ``pseudo_label.min_score`` makes soft labels of a hard threshold."""
 
     def sizes(self, model: GLIPConfig) -> tuple[tuple[int, ...], int]:
         """Return short sides and the longest side in pixels: the model's where the settings name none."""
