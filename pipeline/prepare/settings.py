@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -14,6 +14,8 @@ from pipeline.settings import Count, Natural, Share, parse_options, section
 @section
 class EmbeddedConfig:
     """Section ``prepare.embedded``: the emoji scenes that ship with the project."""
+
+    ADDED: ClassVar[tuple[str, ...]] = ("human_styles", "web_styles")
 
     base_concepts: Count
     """Concepts that human data shows and names."""
@@ -39,6 +41,10 @@ class EmbeddedConfig:
     """Share of objects in web pictures that the caption leaves out, 0 to 1."""
     absent_mention_share: Share
     """Share of web captions that mention something absent, 0 to 1."""
+    human_styles: Annotated[tuple[Literal["google", "twitter"], ...], Field(min_length=1)]
+    """Art styles of what human data shows."""
+    web_styles: Annotated[tuple[Literal["google", "twitter"], ...], Field(min_length=1)]
+    """Art styles of what web, dev and test pictures show: with other ones the student has to cross over."""
 
     def __post_init__(self) -> None:
         """Check what depends on another setting."""

@@ -105,6 +105,7 @@ def compose_scene(
     weights: Sequence[float],
     image_size: int,
     num_objects: tuple[int, int],
+    styles: Sequence[str] = STYLES,
 ) -> Scene:
     """Draw one scene.
 
@@ -114,6 +115,7 @@ def compose_scene(
         weights: their probabilities.
         image_size: side in pixels.
         num_objects: fewest and most objects; an object that finds no free place is left out, the first always fits.
+        styles: of art, each as likely as the others.
     """
     canvas = _Canvas(_background(rng, image_size))
     objects: list[SceneObject] = []
@@ -123,7 +125,7 @@ def compose_scene(
             concept = objects[-1].concept
         else:
             concept = concepts[int(np.searchsorted(cumulative, rng.random() * cumulative[-1]))]
-        sprite = _vary(rng, concept.sprites[int(rng.integers(len(STYLES)))], image_size)
+        sprite = _vary(rng, concept.sprites[STYLES.index(styles[int(rng.integers(len(styles)))])], image_size)
         mask = np.asarray(sprite.getchannel("A")) > VISIBLE_ALPHA
         box = _find_place(rng, canvas, mask)
         if box is not None:

@@ -52,6 +52,7 @@ class _Pool:
     weights: tuple[float, ...]
     base: frozenset[str]
     ids: dict[str, int]
+    styles: tuple[str, ...]
 
 
 _Make = Callable[[np.random.Generator, _Pool, EmbeddedConfig], Record | None]
@@ -134,11 +135,13 @@ def _pool(config: EmbeddedConfig, with_novel: bool) -> _Pool:
     share = config.novel_share if with_novel else 0.0
     names = base + (novel if with_novel else [])
     weights = [(1 - share) / len(base)] * len(base) + ([share / len(novel)] * len(novel) if with_novel else [])
-    return _Pool(tuple(concepts[name] for name in names), tuple(weights), frozenset(base), ids)
+    styles = config.web_styles if with_novel else config.human_styles
+    return _Pool(tuple(concepts[name] for name in names), tuple(weights), frozenset(base), ids, styles)
 
 
 def _scene(rng: np.random.Generator, pool: _Pool, config: EmbeddedConfig) -> Scene:
-    return compose_scene(rng, pool.concepts, pool.weights, config.image_size, (config.min_objects, config.max_objects))
+    num_objects = config.min_objects, config.max_objects
+    return compose_scene(rng, pool.concepts, pool.weights, config.image_size, num_objects, pool.styles)
 
 
 def _detection(rng: np.random.Generator, pool: _Pool, config: EmbeddedConfig) -> DetectionRecord:

@@ -198,3 +198,17 @@ def test_rows_are_the_same_however_they_are_cut_into_shards() -> None:
     assert rows(table, 7) == rows(table, 1000)
     assert [part.num_rows for part in table.parts(50)] == [50, 50, 20]
     assert table.num_rows == 120
+
+
+def test_human_and_web_pictures_may_be_of_different_styles(everything: dict[str, list[Any]]) -> None:
+    def pictures(role: str, folder: str, **styles: tuple[str, ...]) -> list[bytes]:
+        return [row.image.bytes for row in read(role, folder, **styles)]
+
+    google, twitter = ("google",), ("twitter",)
+    apart = pictures("human", "detection", human_styles=google)
+    assert apart == pictures("human", "detection", human_styles=google, web_styles=twitter)
+    assert apart != [row.image.bytes for row in everything["human/detection"]]
+    for role, folder in (("web", ""), ("dev", "grounding"), ("test", "detection")):
+        one, other = (pictures(role, folder, web_styles=styles) for styles in (google, twitter))
+        assert one != other
+        assert one == pictures(role, folder, web_styles=google, human_styles=twitter)
