@@ -1,0 +1,207 @@
+"""What the gain of self-training is made of: a round is run again and again, each time with one thing changed.
+
+glip ablations                        all of pipeline/training/recipes/ablations, judged on dev → ablations/table.csv
+glip ablations base no_competition    some of them, by name
+glip ablations own.yaml               one of your own: a params file whose ``rounds`` names the one round to run
+
+Each goes on from the records, phrases and models of the run in this folder (make repro). What is finished stays; run
+again, it makes only what is missing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.cli import add_params, run_if_program
+from pipeline.errors import ConfigError, MissingInputError, PipelineError
+
+if TYPE_CHECKING:
+    from pipeline.pseudo_labels.settings import PseudoLabelConfig
+
+logger = logging.getLogger(__name__)
+
+RECIPES = Path(__file__).parents[1] / "pipeline/training/recipes/ablations"
+MEASURES = {
+    "novel AP": ("detection", "novel", "AP"),
+    "base AP": ("detection", "base", "AP"),
+    "novel R@1": ("grounding", "novel", "R@1"),
+    "base R@1": ("grounding", "base", "R@1"),
+}
+LABELS = {
+    "novel precision": "precision_novel",
+    "novel recall": "recall_novel",
+    "base precision": "precision_base",
+    "base recall": "recall_base",
+}
+"""Columns of the labels' quality on dev, in percent, at the threshold in use."""
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """One round with something changed."""
+
+    name: str
+    file: Path
+    what: str
+    """The first comment of the file."""
+    round: str
+    teacher: str
+    labelling: PseudoLabelConfig
+    settings: str
+    """All settings, as YAML."""
+    needs_calibration: bool
+    learns_from_labels: bool
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of this command."""
+    shown = "(default: %(default)s)"
+    parser.add_argument("files", nargs="*", metavar="NAME", help="names below recipes/ablations, or params files (all)")
+    parser.add_argument("--out", type=Path, default=Path("ablations"), help=f"folder, a folder for each in it {shown}")
+    parser.add_argument("--data", type=Path, default=Path("data"), help=f"records, phrases, labels of the run {shown}")
+    parser.add_argument("--models", type=Path, default=Path("models"), help=f"its models {shown}")
+    add_params(parser)
+
+
+def run(args: argparse.Namespace) -> str:
+    """Run what is missing, then write the table."""
+    from pipeline.store.atomic import write_csv
+
+    ablations = [_read(path) for path in _files(args.files)]
+    rows = []
+    for number, ablation in enumerate(ablations, 1):
+        logger.info("ablations %d of %d: %s (%s)", number, len(ablations), ablation.name, ablation.what)
+        rows.append(_row(ablation, _measure(ablation, args)))
+        logger.info("  %s", ", ".join(f"{name} {rows[-1][name]}" for name in MEASURES))
+    columns = list(rows[0])
+    write_csv(args.out / "table.csv", [columns, *([row[name] for name in columns] for row in rows)])
+    return f"ablations: {len(rows)} → {args.out / 'table.csv'}"
+
+
+def _files(asked: Sequence[str]) -> list[Path]:
+    known = {path.stem: path for path in sorted(RECIPES.glob("*.yaml"))}
+    found = [known.get(name, Path(name)) for name in asked] or list(known.values())
+    for path in found:
+        if not path.is_file():
+            raise MissingInputError(f"{path}: no such file, nor one of the ablations: {', '.join(known)}")
+    return found
+
+
+def _read(path: Path) -> Ablation:
+    from pipeline.pseudo_labels.settings import of_round
+    from pipeline.settings import load_all, to_yaml
+
+    settings = load_all(path)
+    if len(settings.rounds) != 1:
+        raise ConfigError(f"{path}: rounds has {', '.join(settings.rounds) or 'none'}; expected the one round to run")
+    [(name, each)] = settings.rounds.items()
+    if name not in settings.train.runs:
+        raise ConfigError(f"{path}: train.runs has no {name!r}; runs: {', '.join(settings.train.runs)}")
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return Ablation(
+        name=path.stem,
+        file=path,
+        what=next((line.removeprefix("#").strip() for line in lines if line.startswith("#")), ""),
+        round=name,
+        teacher=each.teacher,
+        labelling=of_round(settings.pseudo_label, settings.rounds, name),
+        settings=to_yaml(settings),
+        needs_calibration=settings.train.samples.pseudo_weight == "precision",
+        learns_from_labels=settings.train.runs[name].mixture.get("pseudo", 0) > 0,
+    )
+
+
+def _measure(ablation: Ablation, args: argparse.Namespace) -> dict[str, Any]:
+    """Run an ablation's stages, or read what they wrote before; return their metrics by stage."""
+    from pipeline.store.atomic import write_json
+    from pipeline.store.provenance import describe_model, fingerprint
+    from pipeline.store.storage import remove_folder
+
+    teacher, out = args.models / ablation.teacher, args.out / ablation.name
+    identity = fingerprint({"settings": ablation.settings, "teacher": describe_model(teacher)})
+    begun = out / "fingerprint.json"
+    if begun.is_file() and json.loads(begun.read_text(encoding="utf-8")) != identity:
+        logger.info("  settings or teacher have changed: made anew")
+        remove_folder(out)
+    if not (out / "model.json").is_file():
+        write_json(begun, identity)
+        for words in _stages(ablation, args, teacher, out):
+            command = [sys.executable, "-m", *map(str, words), "--params", str(ablation.file)]
+            status = subprocess.run(command, check=False).returncode
+            if status:
+                raise PipelineError(f"{ablation.name}: {words[0]} ended with status {status}; its output is above")
+    return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(out.glob("*.json"))}
+
+
+def _stages(ablation: Ablation, args: argparse.Namespace, teacher: Path, out: Path) -> Iterator[list[object]]:
+    """Yield the commands of a round's stages, but for what the run has made with the same settings."""
+    records, of_round = args.data / "records", ["--round", ablation.round]
+    labels: list[object] = []
+    if ablation.learns_from_labels:
+        shards = args.data / "pseudo_labels" / ablation.round
+        if not _has_same_labels(ablation, args.params):
+            shards = out / "labels"
+            web = ["--records", records / "web", "--phrases", args.data / "phrases"]
+            made = ["--out", shards, "--metrics", out / "labels.json"]
+            yield ["stages.pseudo_label", *web, "--teacher", teacher, *made, *of_round]
+        labels = ["--pseudo-labels", shards]
+        curve = out / "calibration.csv"
+        yield [
+            "stages.calibrate",
+            *("--records", records / "dev/grounding", "--teacher", teacher),
+            *("--out", curve, "--metrics", out / "calibration.json", *of_round),
+        ]
+        labels += ["--calibration", curve] if ablation.needs_calibration else []
+    model = out / "model"
+    start = ["--human", records / "human", *labels, "--teacher", teacher]
+    yield ["stages.train_only", ablation.round, *start, "--out", model, "--metrics", out / "training.json"]
+    judged = ["--records", records, "--out", out / "predictions", "--metrics", out / "model.json"]
+    yield ["stages.evaluate", "--model", model, *judged]
+
+
+def _has_same_labels(ablation: Ablation, params: Path) -> bool:
+    """Tell whether the run in this folder has labelled that round by the same model with the same settings."""
+    from pipeline.pseudo_labels.settings import of_round
+    from pipeline.settings import load_all
+
+    run = load_all(params)
+    theirs = run.rounds.get(ablation.round)
+    return (
+        theirs is not None
+        and theirs.teacher == ablation.teacher
+        and of_round(run.pseudo_label, run.rounds, ablation.round) == ablation.labelling
+    )
+
+
+def _row(ablation: Ablation, found: dict[str, Any]) -> dict[str, Any]:
+    """Return a line of the table; what an ablation does not have is empty."""
+    dev = found["model"]["dev"]
+    used = found.get("calibration", {}).get("at_min_score", {})
+    return {
+        "name": ablation.name,
+        "what": ablation.what,
+        "round": ablation.round,
+        "min_score": ablation.labelling.min_score,
+        **{name: _percent(used.get(key)) for name, key in LABELS.items()},
+        **{name: _first(dev.get(task, {}), part, measure) for name, (task, part, measure) in MEASURES.items()},
+    }
+
+
+def _first(sources: dict[str, Any], part: str, measure: str) -> float | None:
+    """Return a measure of the first source that has the part."""
+    return next((parts[part].get(measure) for parts in sources.values() if part in parts), None)
+
+
+def _percent(share: float | None) -> float | None:
+    return None if share is None else round(100 * share, 1)
+
+
+run_if_program(__name__)
