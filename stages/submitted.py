@@ -55,11 +55,11 @@ def run(args: argparse.Namespace) -> None:
             _call(args.what, folder)
             return
         target = None if args.what == ["all"] else args.what[0]
-        _make_repository(folder)
         if where is not None and in_store:
+            _make_repository(folder)
             _reproduce_in_store(target, folder, where)
         else:
-            _reproduce(target, folder, args.run_name)
+            _reproduce_with_remote(target, folder, args.run_name)
 
 
 def places_written(command: Sequence[str]) -> list[str]:
@@ -75,11 +75,17 @@ def _make_repository(folder: Path) -> None:
         local.write_text("[core]\n    no_scm = true\n", encoding="utf-8")
 
 
-def _reproduce(target: str | None, folder: Path, name: str) -> None:
+def reproduce(target: str | None, folder: Path, *options: str) -> None:
+    """Run ``dvc repro`` in a folder with the code that it holds; end this process with its status unless it is 0."""
+    _make_repository(folder)
+    _call([*DVC, "repro", *options, *([target] if target else [])], folder)
+
+
+def _reproduce_with_remote(target: str | None, folder: Path, name: str) -> None:
     from pipeline.submission.results import has_remote, send_results
 
     remote = has_remote(folder)
-    _call([*DVC, "repro", *(["--pull"] if remote else []), *([target] if target else [])], folder)
+    reproduce(target, folder, *(["--pull"] if remote else []))
     if remote:
         _call([*DVC, "push"], folder)
         send_results(folder, name)

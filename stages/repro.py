@@ -1,0 +1,48 @@
+"""Run the whole graph with other settings, in a folder of its own: other data, other models, the same questions.
+
+glip repro --params pipeline/training/recipes/worlds/other_style.yaml --folder worlds/other_style
+glip repro --params mine.yaml --folder mine evaluate@round_1    up to one stage
+
+The folder gets a copy of the code, of dvc.yaml and of the settings as one params.yaml; data, models, metrics and
+reports are made there. Run again, it goes on from what is finished, with the code and settings of now.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from pathlib import Path
+
+from pipeline.cli import add_params, run_if_program
+from pipeline.errors import ConfigError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of this command."""
+    parser.add_argument("target", nargs="?", help="a stage of dvc.yaml (default: all)")
+    parser.add_argument("--folder", required=True, type=Path, help="where to work")
+    add_params(parser)
+
+
+def run(args: argparse.Namespace) -> str:
+    """Bring code and settings into the folder, then run DVC there."""
+    from pipeline.ray_session import CODE_ROOT
+    from pipeline.settings import load_all, to_yaml
+    from pipeline.submission.package import check_stage, pack, unpack
+    from stages.submitted import reproduce
+
+    folder = args.folder.resolve()
+    if folder == CODE_ROOT or folder in CODE_ROOT.parents:
+        raise ConfigError(f"--folder {args.folder}: holds the project itself; name a folder of its own")
+    if args.target:
+        check_stage(CODE_ROOT, CODE_ROOT, args.target)
+    settings = to_yaml(load_all(args.params))
+    with tempfile.TemporaryDirectory(prefix="glip-repro-") as package:
+        pack(CODE_ROOT, CODE_ROOT, True, Path(package))
+        (Path(package) / "params.yaml").write_text(settings, encoding="utf-8")
+        unpack(Path(package), folder, with_lock=False)
+    reproduce(args.target, folder)
+    return f"repro: {args.target or 'all'} is up to date in {args.folder}"
+
+
+run_if_program(__name__)
