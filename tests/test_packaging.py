@@ -33,7 +33,7 @@ from pipeline.cli import EXTRA_OF
 ROOT = Path(__file__).resolve().parent.parent
 ROOMS = ("glip_model", "pipeline", "stages")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-UNLOCKED = {"serve", "video"}
+UNLOCKED = {"serve"}
 """Extras that are prepared, and not part of the environment of the project itself."""
 NOT_SLIM = (
     "ray",
