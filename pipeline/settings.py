@@ -17,7 +17,7 @@ import operator
 import typing
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, cast
 
 import pydantic.dataclasses
 import yaml
@@ -38,6 +38,8 @@ SECTIONS = {
 """Sections of a params file, by name: where their classes are."""
 PROJECT_PARAMS = Path(__file__).with_name("params.yaml")
 """The project's params.yaml, as it travels with the package."""
+_ROUND = "pipeline.pseudo_labels.settings:RoundConfig"
+"""Class of what ``rounds`` maps names to."""
 _EXTENDS = "extends"
 """Key of a params file: the path, from its own folder, of the file that it says the differences to."""
 _RULES = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
@@ -47,6 +49,7 @@ _IMAGE_ROOTS = (
 )
 EXPECTED = "expected"
 """Type of pydantic's errors that say in their context, under this name, what was expected."""
+_ROUNDS = "Rounds of self-training, by name, in their order: in each a teacher labels and a student learns from it."
 T = TypeVar("T")
 
 
@@ -70,7 +73,7 @@ def section(cls: type[T]) -> type[T]:
             raise ConfigError(_explain(error, made, "")) from None
 
     made.__init__ = checked
-    return typing.cast(type[T], made)
+    return cast(type[T], made)
 
 
 def load(path: Path, kind: type[T]) -> T:
@@ -97,7 +100,7 @@ def load_all(path: Path) -> Any:
     replaces what stood there as a whole.
 
     Returns:
-        A dataclass with ``seed``, ``image_roots`` and one field for every section.
+        A dataclass with ``seed``, ``image_roots``, ``rounds`` and one field for every section.
 
     Raises:
         MissingInputError: there is no such file.
@@ -178,14 +181,20 @@ def _demanded(kind: Any, schemas: Mapping[str, dict[str, Any]]) -> dict[str, Any
 def _file_class() -> Any:
     """Return the class of a whole params file: all sections, whoever asks, so that no mistake waits for hours."""
     # By name, not by imports: a stage depends on the sections that it names itself, the others decide nothing of it.
+    # As plain calls: a checker of types knows no class that is found by its name.
+    annotated, mapping = cast(Any, Annotated), cast(Any, Mapping)
     hints: dict[str, Any] = {
         "seed": Annotated[int, Field(description="Where all random choices start.")],
         "image_roots": Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(description=_IMAGE_ROOTS)],
+        "rounds": annotated[mapping[str, _class_at(_ROUND)], Field(description=_ROUNDS)],
     }
-    for name, place in SECTIONS.items():
-        module, _, cls = place.partition(":")
-        hints[name] = getattr(importlib.import_module(module), cls)
-    return _make("Settings", hints, {"__doc__": "A params file.", "ADDED": ("image_roots",)})
+    hints |= {name: _class_at(place) for name, place in SECTIONS.items()}
+    return _make("Settings", hints, {"__doc__": "A params file.", "ADDED": ("image_roots", "rounds")})
+
+
+def _class_at(place: str) -> Any:
+    module, _, cls = place.partition(":")
+    return getattr(importlib.import_module(module), cls)
 
 
 def _make(name: str, hints: Mapping[str, Any], attributes: Mapping[str, Any]) -> Any:

@@ -3,7 +3,7 @@
 The curves give precision and recall for base and novel phrases, and how often the teacher finds what is not there.
 
 Run: glip calibrate --records data/records/dev/grounding --teacher models/teacher \
-    --out plots/calibration.csv --metrics metrics/calibration.json
+    --out plots/calibration/round_1.csv --metrics metrics/calibration/round_1.json
 """
 
 from __future__ import annotations
@@ -26,6 +26,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--records", required=True, help="shards of human grounding data: a folder or a URL")
     parser.add_argument("--teacher", required=True, help="see pseudo_label")
     parser.add_argument("--out", required=True, help="CSV file for the curves")
+    parser.add_argument(
+        "--round", metavar="NAME", help="key of rounds in params.yaml, whose settings of pseudo_label apply"
+    )
+    parser.add_argument(
+        "--phrases", help="shards of the web pairs' phrases: quality by how often a phrase is said there"
+    )
     parser.add_argument("--metrics", help="JSON file for the figures at the threshold in use")
     parser.add_argument("--limit", type=at_least(1), default=2000, help="rows to look at (default: %(default)s)")
     add_params(parser)
@@ -35,7 +41,9 @@ def run(args: argparse.Namespace) -> str:
     """Label human data and compare."""
     from pipeline.pseudo_labels.calibration import collect_samples, curves, summarise, write_curves
     from pipeline.pseudo_labels.decoding import PictureDecoder
+    from pipeline.pseudo_labels.label_quality import label_quality, times_said
     from pipeline.pseudo_labels.labeller import PseudoLabeller
+    from pipeline.pseudo_labels.settings import of_round
     from pipeline.pseudo_labels.teachers import open_teacher
     from pipeline.settings import load_all
     from pipeline.store.atomic import write_json
@@ -46,7 +54,7 @@ def run(args: argparse.Namespace) -> str:
     from pipeline.store.storage import to_place
 
     settings = load_all(args.params)
-    config: PseudoLabelConfig = settings.pseudo_label
+    config: PseudoLabelConfig = of_round(settings.pseudo_label, settings.rounds, args.round)
     place = to_place(args.records)
     paths = list_shards(place)
     kind = read_metadata(paths[0]).get(KIND_KEY)
@@ -70,7 +78,9 @@ def run(args: argparse.Namespace) -> str:
         raise MissingInputError(f"{args.records}: no phrase has a true box to compare with")
     rows = curves(positive, negative)
     write_curves(rows, to_place(args.out))
+    said = times_said(to_place(args.phrases)) if args.phrases else {}
     summary = summarise(rows, config.min_score) | {"rows": len(records), "phrases": len(positive)}
+    summary |= label_quality(positive, config.min_score, said)
     if args.metrics:
         write_json(to_place(args.metrics), summary)
     used = summary["at_min_score"]

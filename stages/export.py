@@ -1,6 +1,6 @@
 """Export a model to ONNX: any picture size, a fixed number of tokens.
 
-    glip export models/student --onnx student.onnx --tokens 64
+    glip export models/round_2 --onnx student.onnx --tokens 64
 
 Inputs: pixel_values (1, 3, H, W), normalised as config.json says and padded to multiples of 32; input_ids and
 attention_mask (1, T). Models that encode names one by one take text_states (1, T, D) in place of input_ids. Outputs:

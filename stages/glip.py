@@ -13,9 +13,11 @@ from pipeline.cli import escaped_output, run_stage
 
 GROUPS = {
     "reproduce": {
+        "repro": "the whole graph with other settings, in a folder of its own",
         "prepare": "raw data sets into records",
         "seeds": "the whole reproduction over several seeds, and how far the results spread",
         "report": "the page of a run: numbers, curves, pictures",
+        "ablations": "a round of self-training again and again, each time with one thing changed",
     },
     "label": {
         "label": "pictures with names of your own, by a teacher",

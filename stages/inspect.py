@@ -1,13 +1,15 @@
 """Look at Parquet shards of pseudo-labels or human grounding data, on disk or at a URL such as s3://….
 
-glip inspect data/pseudo_labels                              figures: rows, boxes, scores, phrases, reject reasons
-glip inspect data/pseudo_labels --sample 5 --phrase dog      some pairs, at random; more filters below
-glip inspect data/pseudo_labels --html labels.html           a page to browse, search and share
-glip inspect data/pseudo_labels --row KEY --save out.png     one pair, drawn
-glip inspect data/pseudo_labels --against OTHER              what another version of the labels has changed
-glip inspect data/pseudo_labels --sql "SELECT phrase, count(*) FROM boxes GROUP BY 1 ORDER BY 2 DESC LIMIT 9"
-glip inspect data/pseudo_labels --export coco --out DIR      also yolo, voc, odvg, webdataset, fiftyone
-glip inspect data/pseudo_labels --keys | less                key and caption of every row
+For LABELS below read a folder, such as data/pseudo_labels/round_2:
+
+glip inspect LABELS                              figures: rows, boxes, scores, phrases, reject reasons
+glip inspect LABELS --sample 5 --phrase dog      some pairs, at random; more filters below
+glip inspect LABELS --html labels.html           a page to browse, search and share
+glip inspect LABELS --row KEY --save out.png     one pair, drawn
+glip inspect LABELS --against LATER              what another version, such as the next round, has changed
+glip inspect LABELS --sql "SELECT phrase, count(*) FROM boxes GROUP BY 1 ORDER BY 2 DESC LIMIT 9"
+glip inspect LABELS --export coco --out DIR      also yolo, voc, odvg, webdataset, fiftyone
+glip inspect LABELS --keys | less                key and caption of every row
 
 What is broken, such as a box that is no box, is counted in the figures and left out of all else but --sql and --keys.
 

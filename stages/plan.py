@@ -6,6 +6,7 @@ work; or name a speed. The whole is then played through for several numbers of G
 glip plan                                             measure, for the input of params.yaml and dvc.yaml
 glip plan --pairs 24e6 --gpus 64 256 --price 2.5      the same pictures, as if there were 24 million
 glip plan --images-per-s 40 --interrupted-every 6     a speed that is known, on spot machines
+glip plan --rounds 3                                  three rounds of self-training: each labels all pairs anew
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import math
 import os
 from typing import TYPE_CHECKING
 
-from pipeline.cli import add_params, run_if_program
+from pipeline.cli import add_params, at_least, run_if_program
 from pipeline.errors import ConfigError
 from pipeline.plain_json import to_json
 
@@ -36,6 +37,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sample", type=int, default=256, help="rows to measure by (default: %(default)s)")
     parser.add_argument("--interrupted-every", type=float, metavar="HOURS", help="how long a spot machine lasts")
     parser.add_argument("--restart", type=float, default=300, metavar="S", help="until it is replaced (default: 300)")
+    parser.add_argument(
+        "--rounds", type=at_least(1), default=1, help="that label all pairs anew (default: %(default)s)"
+    )
     parser.add_argument("--json", action="store_true", help="print the plan as JSON")
     add_params(parser)
 
@@ -49,8 +53,8 @@ def run(args: argparse.Namespace) -> None:
     workload = _scaled(survey(to_place(args.records)), args)
     rates = Rates(args.images_per_s) if args.images_per_s else _measure(args)
     spot = Interruptions(args.interrupted_every, args.restart) if args.interrupted_every else None
-    outcomes = [simulate(workload, rates, gpus, spot) for gpus in args.gpus]
-    plan = describe_plan(workload, rates, outcomes, None if args.images_per_s else _device(), args.price)
+    outcomes = [simulate(workload, rates, gpus, spot).times(args.rounds) for gpus in args.gpus]
+    plan = describe_plan(workload, rates, outcomes, None if args.images_per_s else _device(), args.price, args.rounds)
     print(to_json(plan, indent=2) if args.json else format_plan(plan, args.sample, spot))
 
 

@@ -1,7 +1,7 @@
 """Find things in pictures, by name or by caption.
 
     glip predict street.jpg --text "a cat. a remote control." --model models/glip_t --save out/
-    glip predict *.jpg --caption "two dogs chase a red frisbee" --model models/student
+    glip predict *.jpg --caption "two dogs chase a red frisbee" --model models/round_2
 
 --text names what to find, divided by periods; more names than one prompt holds are divided over several. --caption
 takes a sentence and finds its noun phrases by spaCy. Pictures are paths, folders or URLs; of videos, frames are taken
@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     asked = parser.add_mutually_exclusive_group(required=True)
     asked.add_argument("--text", help='what to find, divided by periods: "a cat. a remote control."')
     asked.add_argument("--caption", help="a sentence whose noun phrases are found")
-    parser.add_argument("--model", required=True, help="folder or hub id, such as models/student")
+    parser.add_argument("--model", required=True, help="folder or hub id, such as models/round_2")
     parser.add_argument("--min-score", type=score, default=0.3, help="boxes below are left out (default: %(default)s)")
     parser.add_argument(
         "--tile",

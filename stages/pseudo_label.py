@@ -3,7 +3,7 @@
 Interrupted, it keeps its finished shards; run again, it makes only what is missing.
 
 Run: glip pseudo_label --records data/records/web --phrases data/phrases --teacher models/teacher \
-    --out data/pseudo_labels --metrics metrics/pseudo_label.json
+    --out data/pseudo_labels/round_1 --metrics metrics/labels/round_1.json
 """
 
 from __future__ import annotations
@@ -19,6 +19,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--phrases", required=True, help="shards of their phrases")
     parser.add_argument("--teacher", required=True, help="folder or URL of a GLIP model, or own module:function")
     parser.add_argument("--out", required=True, help="place for shards of pseudo-labels")
+    parser.add_argument(
+        "--round", metavar="NAME", help="key of rounds in params.yaml, whose settings of pseudo_label apply"
+    )
     parser.add_argument("--metrics", help="JSON file for counts")
     add_params(parser)
 
@@ -26,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> str:
     """Label every shard that is not finished."""
     from pipeline.pseudo_labels.job import Inputs, pseudo_label
+    from pipeline.pseudo_labels.settings import of_round
     from pipeline.ray_session import ray_session
     from pipeline.settings import load_all
     from pipeline.store.atomic import write_json
@@ -34,10 +38,11 @@ def run(args: argparse.Namespace) -> str:
     from pipeline.store.storage import to_place
 
     settings = load_all(args.params)
+    config = of_round(settings.pseudo_label, settings.rounds, args.round)
     allowed = allowed_roots(settings.image_roots)
     inputs = Inputs(to_place(args.records), to_place(args.phrases), args.teacher, to_place(args.out), allowed)
     with alone_in(inputs.out), ray_session():
-        metrics = pseudo_label(inputs, settings.pseudo_label, settings.prepare.max_image_pixels)
+        metrics = pseudo_label(inputs, config, settings.prepare.max_image_pixels)
     if args.metrics:
         write_json(to_place(args.metrics), metrics)
     rows = f"{metrics['shards']} shards, {metrics['rows_labelled']} of {metrics['rows']} rows labelled"

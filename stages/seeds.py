@@ -23,7 +23,6 @@ from pipeline.errors import PipelineError
 
 logger = logging.getLogger(__name__)
 
-MODELS = ("teacher", "student", "control")
 SOURCE = "embedded"
 """What is judged: the data that every seed draws anew."""
 MEASURES = {
@@ -43,40 +42,48 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Run what is missing, then summarise."""
+    from pipeline.report.compose import BASELINES
+    from pipeline.settings import PROJECT_PARAMS, load_all
     from pipeline.store.atomic import write_json
 
+    models = (*BASELINES, *load_all(PROJECT_PARAMS).rounds)
     results = []
     for seed in args.seeds:
         revision = _run_experiment(seed)
-        results.append({model: _metrics_at(revision, model)[args.split] for model in MODELS})
+        found = {model: _metrics_at(revision, model) for model in models}
+        results.append({model: each[args.split] for model, each in found.items() if args.split in each})
         logger.info("seed %d: done as experiment %s", seed, revision)
     summary = summarise(results)
     write_json(args.out, {"seeds": args.seeds, "split": args.split, **summary})
     for part, gains in summary["gains"].items():
-        student, control = gains["student_over_teacher"], gains["student_over_control"]
-        logger.info("%s AP: student over teacher %s, over control %s", part, student["AP"], control["AP"])
+        for name, gain in gains.items():
+            logger.info("%s AP: %s %s", part, name.replace("_", " "), gain["AP"])
 
 
 def summarise(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Fold the metrics of several seeds into means and spreads.
 
     Args:
-        results: per seed, model name to that model's metrics of one split.
+        results: per seed, model name to that model's metrics of one split, the students of rounds last. Models that a
+            seed lacks, because a round was skipped, are left out of all.
 
     Returns:
         ``models``: model → base/novel → measure → values, mean and standard deviation (n - 1).
-        ``gains``: base/novel → comparison → the same for the paired difference of each seed.
+        ``gains``: base/novel → comparison → the same for the paired difference of each seed: the last model over every
+        other.
     """
+    models = [model for model in results[0] if all(model in result for result in results)]
     table = {
         model: {part: _spread([_measures(result[model], part) for result in results]) for part in ("base", "novel")}
-        for model in MODELS
+        for model in models
     }
+    last = models[-1]
     gains = {
         part: {
-            f"student_over_{other}": _spread(
-                [_difference(_measures(result["student"], part), _measures(result[other], part)) for result in results]
+            f"{last}_over_{other}": _spread(
+                [_difference(_measures(result[last], part), _measures(result[other], part)) for result in results]
             )
-            for other in ("teacher", "control")
+            for other in models[:-1]
         }
         for part in ("base", "novel")
     }
@@ -114,7 +121,7 @@ def _run_experiment(seed: int) -> str:
 
 
 def _metrics_at(revision: str, model: str) -> Any:
-    return json.loads(_git("show", f"{_reference(revision)}:metrics/{model}.json"))
+    return json.loads(_git("show", f"{_reference(revision)}:metrics/models/{model}.json"))
 
 
 def _reference(experiment: str) -> str:

@@ -1,7 +1,7 @@
 """Run a stage, the whole graph or a command on a Ray cluster, through its job server.
 
 glip submit all --folder s3://YOUR-BUCKET/YOUR-RUN     the whole graph; metrics, plots and reports come back
-glip submit train@student --folder s3://YOUR-BUCKET/YOUR-RUN    one stage of dvc.yaml, and what it needs
+glip submit train@round_1 --folder s3://YOUR-BUCKET/YOUR-RUN    one stage of dvc.yaml, and what it needs
 glip submit all --folder /data/YOUR-RUN                the same in a folder that all nodes see, by dvc repro there
 glip submit -- python -m stages.phrases --records s3://YOUR-BUCKET/records/web --out s3://YOUR-BUCKET/YOUR-RUN/phrases
 

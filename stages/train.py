@@ -8,8 +8,8 @@ glip train pretrain --params pipeline/training/recipes/glip_t_c.yaml --dry-run -
 With --dev and train.evaluate_every (or evaluate_epochs) the model is judged while it trains: scores join the log,
 sample pictures lie in OUT/samples, the model that scored best in OUT/best. train.trackers follow along.
 
-Run: glip train student --human data/records/human --pseudo-labels data/pseudo_labels \
-    --teacher models/teacher --out models/student --metrics metrics/train_student.json --log plots/train_student.csv
+Run: glip train round_1 --human data/records/human --pseudo-labels data/pseudo_labels/round_1 \
+    --teacher models/teacher --out models/round_1 --metrics metrics/train/round_1.json --log plots/train/round_1.csv
 """
 
 from __future__ import annotations

@@ -115,7 +115,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         source="web",
         phrases=(Phrase(text="a dog", char_spans=((0, 5),), boxes=(box,)),),
     )
-    for folder in ("data/pseudo_labels", "other/labels", "labels"):
+    for folder in ("data/pseudo_labels/round_1", "data/pseudo_labels/round_2", "labels"):
         write_shard(tmp_path / folder / shard_name(0), [row], GroundingRecord)
     (tmp_path / "pipeline").symlink_to(ROOT / "pipeline")
     (tmp_path / "params.yaml").symlink_to(ROOT / "params.yaml")

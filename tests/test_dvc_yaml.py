@@ -23,15 +23,16 @@ def stage_body(name: str) -> dict[str, Any]:
     return stage.get("do", stage)
 
 
-def module_of(name: str) -> str:
+def modules_of(name: str) -> list[str]:
+    """Return the modules that a stage runs: its own, behind the one that may skip it where it is of a round."""
     words = stage_body(name)["cmd"].split()
     assert words[:2] == ["python", "-m"], words
-    return str(words[2])
+    return [words[2], f"stages.{words[6]}"] if words[2] == "stages.in_round" else [words[2]]
 
 
 def modules_behind(name: str, import_graph: dict[str, set[str]]) -> set[str]:
     """Return every module of the project that a stage imports, directly or not, and its own."""
-    found, waiting = set(), {module_of(name)}
+    found, waiting = set[str](), set(modules_of(name))
     while waiting:
         found |= waiting
         waiting = set().union(*(import_graph[module] for module in waiting)) - found
@@ -56,7 +57,7 @@ def holds(dep: Path, file: Path) -> bool:
 @pytest.mark.parametrize("name", sorted(GRAPH["stages"]))
 def test_command_answers_help(name: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", module_of(name), "--help"], cwd=ROOT, capture_output=True, text=True, check=False
+        [sys.executable, "-m", modules_of(name)[-1], "--help"], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
     assert "usage" in done.stdout
@@ -128,6 +129,12 @@ def changed_stages(root: Path) -> set[str]:
         ("pipeline/prepare/readers/voc.py", "from __future__", "# A comment.\nfrom __future__", {"prepare"}),
         ("pipeline/report/settings.py", "from __future__", "# A comment.\nfrom __future__", {"report"}),
         ("params.yaml", "\n  bootstrap_samples: ", "\n  bootstrap_samples: 1", {"report"}),
+        (
+            "params.yaml",
+            "round_2: {teacher: round_1}",
+            "round_2: {teacher: round_1, pseudo_label: {min_score: 0.3}}",
+            {"pseudo_label@round_2", "calibrate@round_2", "train@round_2", "evaluate@round_2", "report"},
+        ),
     ],
 )
 def test_dvc_runs_what_a_change_concerns_and_nothing_else(
@@ -142,10 +149,15 @@ def test_dvc_runs_what_a_change_concerns_and_nothing_else(
         (finished_run / file).write_text(text, encoding="utf-8")
 
 
+def keys_of(name: str) -> list[str]:
+    """Return what a stage is repeated for."""
+    return list(PARAMS["rounds"] if GRAPH["stages"][name]["foreach"] == "${rounds}" else GRAPH["vars"][0]["baselines"])
+
+
 @pytest.mark.parametrize("name", sorted(GRAPH["stages"]))
 def test_params_exist(name: str) -> None:
     for param in stage_body(name)["params"]:
-        for key in GRAPH["vars"][0]["models"] if "$" in param else [""]:
+        for key in keys_of(name) if "$" in param else [""]:
             value: Any = PARAMS
             for part in param.replace("${key}", key).split("."):
                 assert part in value, f"{name} depends on {param}, which params.yaml does not have"

@@ -39,7 +39,7 @@ ALLOWED |= {
     "pipeline.store": BASE,
     "pipeline.phrases": BASE | {"pipeline.store"},
     **dict.fromkeys(UPPER, BASE | LOWER),
-    "pipeline.report": BASE | LOWER | {"pipeline.evaluation"},
+    "pipeline.report": BASE | LOWER | {"pipeline.evaluation", "pipeline.inspection"},
     "stages": BASE | LOWER | UPPER | {"pipeline.report"},
 }
 FORBIDDEN_OUTSIDE = {"glip_model": {"ray", "dvc", "pyarrow", "spacy", "pycocotools"}}

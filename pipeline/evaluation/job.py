@@ -49,9 +49,7 @@ class PredictActor:
             with local_folder(self._model) as folder:
                 return GLIPPredictor.from_pretrained(folder, precision=self._config.precision)
         except (ValueError, OSError) as error:
-            raise BenchmarkError(
-                f"{self._model}: not a usable model ({error}); run: dvc repro train@{self._model.name}"
-            ) from error
+            raise BenchmarkError(f"{self._model}: not a usable model ({error}); run: dvc repro") from error
 
     def predict(self, shard: ShardTask) -> PipelineError | None:
         """Write the predictions of one shard; return what went wrong."""

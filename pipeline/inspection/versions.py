@@ -28,6 +28,11 @@ _CHANGED = """
     WHERE a.phrases IS DISTINCT FROM b.phrases OR a.reject_reason IS DISTINCT FROM b.reject_reason
     ORDER BY key
 """
+_UNCHANGED = """
+    SELECT coalesce(sum(list_sum(list_transform(a.phrases, lambda phrase: len(phrase.boxes)))), 0)
+    FROM before AS a JOIN after b USING (key)
+    WHERE a.phrases IS NOT DISTINCT FROM b.phrases AND a.reject_reason IS NOT DISTINCT FROM b.reject_reason
+"""
 
 
 @dataclass
@@ -52,7 +57,9 @@ class Comparison:
     rows_only_after: int = 0
     rows_changed: int = 0
     boxes_kept: int = 0
-    """In changed rows; all boxes of the other rows are kept."""
+    """In changed rows."""
+    boxes_unchanged: int = 0
+    """In rows that are the same in both versions."""
     boxes_gained: int = 0
     boxes_lost: int = 0
     reasons: Counter[tuple[str | None, str | None]] = field(default_factory=Counter)
@@ -88,6 +95,7 @@ def compare(before: Place, after: Place, examples: int) -> Comparison:
         ).fetchall()[0]
         for table in ("before", "after"):
             total.defects["key_missing"] += db.execute(f"SELECT count(*) - count(key) FROM {table}").fetchall()[0][0]
+        total.boxes_unchanged = int(db.execute(_UNCHANGED).fetchall()[0][0])
         answer = db.execute(_CHANGED)
         while rows := answer.fetchmany(FETCHED_AT_ONCE):
             for row in rows:

@@ -10,21 +10,28 @@ from pipeline.pseudo_labels.planning import Interruptions, Outcome, Rates, Workl
 
 
 def describe_plan(
-    workload: Workload, rates: Rates, outcomes: Sequence[Outcome], device: str | None, price: float | None
+    workload: Workload,
+    rates: Rates,
+    outcomes: Sequence[Outcome],
+    device: str | None,
+    price: float | None,
+    rounds: int = 1,
 ) -> dict[str, Any]:
     """Return the plan for JSON; what follows from rates that were not measured is None.
 
-    ``device`` was measured, None where the speed was given; ``price`` is that of one GPU-hour.
+    ``device`` was measured, None where the speed was given; ``price`` is that of one GPU-hour; ``outcomes`` and the
+    output are those of all ``rounds``, whose phrases are found once.
     """
     boxes, size = rates.boxes_per_pair, rates.bytes_per_pair
     asked, prepared, captions = rates.asked_per_s, rates.prepared_per_core_s, rates.captions_per_core_s
     return {
         "input": dataclasses.asdict(workload),
+        "rounds": rounds,
         "device": device,
         "rates": dataclasses.asdict(rates),
         "output": {
-            "bytes": None if size is None else size * workload.pairs,
-            "boxes": None if boxes is None else boxes * workload.pairs,
+            "bytes": None if size is None else size * workload.pairs * rounds,
+            "boxes": None if boxes is None else boxes * workload.pairs * rounds,
             "preparing_cores_per_gpu": asked and prepared and asked / prepared,
             "teacher_busy_share": asked and min(1.0, rates.images_per_s / asked),
             "phrase_core_hours": captions and workload.pairs / captions / 3600,
@@ -44,6 +51,8 @@ def format_plan(plan: Mapping[str, Any], sample: int, interruptions: Interruptio
         f"input     {given['pairs']:,} pairs in {given['shards']:,} shards, {given['bytes'] / 1e9:,.2f} GB",
         f"teacher   {plan['rates']['images_per_s']:,.1f} images/s a GPU, {known}",
     ]
+    if plan["rounds"] > 1:
+        lines.append(f"rounds    {plan['rounds']}: what follows is of all; the trainings between them are not in it")
     if output["bytes"] is not None and output["boxes"] is not None:
         lines.append(f"output    about {output['bytes'] / 1e9:,.2f} GB, {output['boxes']:,.0f} boxes")
     if output["preparing_cores_per_gpu"] is not None:

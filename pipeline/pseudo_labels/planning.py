@@ -9,7 +9,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -78,6 +78,15 @@ class Outcome:
     wasted_share: float
     """Of the GPU-hours at work, those whose shards were lost half done."""
     interruptions: int
+
+    def times(self, rounds: int) -> Outcome:
+        """Return what as many runs one after the other come to."""
+        return replace(
+            self,
+            wall_hours=rounds * self.wall_hours,
+            gpu_hours=rounds * self.gpu_hours,
+            interruptions=rounds * self.interruptions,
+        )
 
 
 def survey(records: Place) -> Workload:

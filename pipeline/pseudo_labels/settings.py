@@ -1,13 +1,14 @@
-"""Settings of section ``pseudo_label``."""
+"""Settings of section ``pseudo_label``, and what a round of self-training sets for itself."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from glip_model.precision import Precision
 from pipeline.errors import ConfigError
-from pipeline.settings import Count, Natural, Share, section
+from pipeline.settings import Count, Natural, Share, parse, section
 
 
 @section
@@ -53,3 +54,37 @@ class PseudoLabelConfig:
         """Check what its type does not say."""
         if 0 < self.tile < 32:
             raise ConfigError(f"tile is {self.tile}; expected 0, or at least 32 pixels")
+
+
+@section
+class RoundConfig:
+    """Setting ``rounds.NAME``: who labels the web pairs for a round's student, and how."""
+
+    teacher: str
+    """The model that labels and that the student goes on from: ``teacher``, or the round before."""
+    pseudo_label: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """Settings of section ``pseudo_label`` that differ in this round."""
+    always: bool = False
+    """Run this round even where dev saw no gain in the one before."""
+
+    def __post_init__(self) -> None:
+        """Check that the settings are some of the section's."""
+        known = {each.name for each in dataclasses.fields(PseudoLabelConfig)}
+        if unknown := sorted(set(self.pseudo_label) - known):
+            raise ConfigError(f"pseudo_label.{unknown[0]} is not a setting; settings here: {', '.join(sorted(known))}")
+
+
+def of_round(config: PseudoLabelConfig, rounds: Mapping[str, RoundConfig], name: str | None) -> PseudoLabelConfig:
+    """Return section ``pseudo_label`` with what a round sets for itself; ``None`` is no round.
+
+    Raises:
+        ConfigError: there is no such round, or it sets something out of range.
+    """
+    if name is None:
+        return config
+    if name not in rounds:
+        raise ConfigError(f"rounds has no {name!r}; rounds: {', '.join(rounds) or 'none'}")
+    try:
+        return parse(PseudoLabelConfig, {**dataclasses.asdict(config), **rounds[name].pseudo_label}, "pseudo_label")
+    except ConfigError as error:
+        raise ConfigError(f"rounds.{name}.{error}") from None

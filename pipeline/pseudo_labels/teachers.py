@@ -150,7 +150,9 @@ def open_teacher(name: str, device: str | None = None, precision: Precision = "a
             f"{name}: no teacher for models of type {error}; write one as module:function"
         ) from None
     except (ValueError, OSError, RuntimeError) as error:
-        raise MissingInputError(f"{name}: not a usable teacher ({error}); run: dvc repro train@teacher") from error
+        raise MissingInputError(
+            f"{name}: not a usable teacher ({error}); run: dvc repro train_baseline@teacher"
+        ) from error
 
 
 def describe_teacher(name: str) -> dict[str, Any]:
@@ -176,7 +178,7 @@ def _folder(name: str) -> Iterator[Path]:
     try:
         found = resolve_folder(name)
     except ValueError as error:
-        raise MissingInputError(f"{error}; to make one run: dvc repro train@teacher") from error
+        raise MissingInputError(f"{error}; to make one run: dvc repro train_baseline@teacher") from error
     yield found
 
 

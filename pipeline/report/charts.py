@@ -35,6 +35,8 @@ class Line:
     """Whose colour it has: a model, or a class such as ``part-base``."""
     points: tuple[tuple[float, float], ...]
     """In values of the scales, rising in x."""
+    band: tuple[tuple[float, float, float], ...] = ()
+    """x, low and high of the interval around the line; empty where there is none."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,12 @@ class Plot:
     def path(self, line: Line) -> str:
         """Return the points of a line on the drawing."""
         return " ".join(f"{self.across(x):g},{self.down(y):g}" for x, y in line.points)
+
+    def outline(self, line: Line) -> str:
+        """Return the outline of a line's band on the drawing: along its lows and back along its highs."""
+        lows = [(x, low) for x, low, _ in line.band]
+        highs = [(x, high) for x, _, high in reversed(line.band)]
+        return " ".join(f"{self.across(x):g},{self.down(y):g}" for x, y in (*lows, *highs))
 
     def spots(self, line: Line, count: int = 11) -> Sequence[tuple[float, float]]:
         """Return some points of a line, evenly spread, that tell their values."""

@@ -9,22 +9,30 @@ from typing import Any
 from glip_model.whole_files import save_picture
 from pipeline.errors import MissingInputError
 from pipeline.evaluation.benchmark import Benchmark, list_benchmarks
+from pipeline.evaluation.judged import Judged, has_predictions, judge, pairs
 from pipeline.report.gallery import choose_gallery, side_by_side
-from pipeline.report.judged import MODELS, Judged, has_predictions, judge, pairs
 from pipeline.report.page import Findings, Report, Shot, examine, make_gallery
+from pipeline.report.rounds import why_skipped
 from pipeline.report.settings import ReportConfig
 from pipeline.report.tables import count_notes, read_metrics
 from pipeline.store.storage import Place, exists
 
+BASELINES = ("teacher", "control", "one_round")
+"""What the students of all rounds are compared with; see dvc.yaml."""
+SIDE_BY_SIDE = "side_by_side.png"
+"""The picture for the README: what the model in focus finds beside the first of the others."""
 SIDE_BY_SIDE_ROWS = 3
 """Pictures in the side-by-side picture."""
 
 
-def find_models(asked: Sequence[str] | None, metrics: Place, predictions: Place, split: str) -> tuple[str, ...]:
+def find_models(
+    asked: Sequence[str] | None, rounds: Sequence[str], metrics: Place, predictions: Place, split: str
+) -> tuple[str, ...]:
     """Return the models that were asked for, or those of a run that have metrics, or predictions of a split.
 
     Args:
         asked: names of models, or their folders.
+        rounds: names of the run's rounds; the last one's student comes last, and so is compared with all others.
         metrics: folder of NAME.json.
         predictions: folder of NAME/SPLIT/TASK.
         split: that they are judged by.
@@ -32,8 +40,13 @@ def find_models(asked: Sequence[str] | None, metrics: Place, predictions: Place,
     Raises:
         MissingInputError: one that was asked for is not there, or none is.
     """
-    names = [Path(name).name for name in asked or MODELS]
-    there = [name for name in names if exists(metrics / f"{name}.json") or has_predictions(predictions, name, split)]
+    names = [Path(name).name for name in asked or (*BASELINES, *rounds)]
+    there = [
+        name
+        for name in names
+        if not why_skipped(metrics / f"{name}.json")
+        and (exists(metrics / f"{name}.json") or has_predictions(predictions, name, split))
+    ]
     absent = names if not there else [name for name in names if name not in there] if asked else []
     if absent:
         raise MissingInputError(
@@ -53,6 +66,7 @@ def examine_all(
     benchmarks: Sequence[Benchmark],
     predictions: Place,
     models: Sequence[str],
+    rounds: Sequence[str],
     config: ReportConfig,
     seed: int,
     out: Path,
@@ -63,6 +77,7 @@ def examine_all(
         benchmarks: of a split.
         predictions: folder of NAME/SPLIT/TASK.
         models: see ``find_models``.
+        rounds: names of those that were run, whose students are shown side by side.
         config: settings of the report.
         seed: of the resampling.
         out: folder that the side-by-side picture is written to.
@@ -86,7 +101,7 @@ def examine_all(
             continue
         findings.append(found)
         if len(findings) == 1:
-            gallery = make_gallery(judged, config.gallery_rows)
+            gallery = make_gallery(judged, config.gallery_rows, rounds)
             _save_picture(judged, out)
     return findings, gallery, notes
 
@@ -113,4 +128,4 @@ def _save_picture(judged: Judged, out: Path) -> None:
     for student, other in pairs(judged.models)[:1]:
         numbers = choose_gallery(judged, (student, other), SIDE_BY_SIDE_ROWS + 1)[:SIDE_BY_SIDE_ROWS]
         picture = side_by_side(judged, numbers, (other, student))
-        save_picture(picture, out / f"{other}_vs_{student}.png", optimize=True)
+        save_picture(picture, out / SIDE_BY_SIDE, optimize=True)

@@ -12,8 +12,8 @@ import torch
 from glip_model.boxes import pairwise_iou
 from pipeline.evaluation.benchmark import is_federated
 from pipeline.evaluation.flickr30k import IOU_THRESHOLD
+from pipeline.evaluation.judged import SHOWN_SCORE
 from pipeline.evaluation.predictions import NO_BOXES, Predictions
-from pipeline.report.judged import SHOWN_SCORE
 from pipeline.store.records import Category, DetectionRecord, GroundingRecord
 
 OFTEN = 3

@@ -13,9 +13,9 @@ from glip_model.boxes import pairwise_iou
 from glip_model.drawing import LabelledBox, draw_boxes
 from glip_model.images import ImageError
 from pipeline.evaluation.flickr30k import IOU_THRESHOLD
+from pipeline.evaluation.judged import SHOWN_SCORE, Judged
 from pipeline.evaluation.labelled import found_boxes, label_names, true_boxes
 from pipeline.evaluation.predictions import NO_BOXES
-from pipeline.report.judged import SHOWN_SCORE, Judged
 from pipeline.store.drawing import join_pictures
 from pipeline.store.records import GroundingRecord
 

@@ -34,15 +34,16 @@ class LabelFigures:
         return bool(self.facts or self.rejects or self.plots)
 
 
-def read_labels(metrics: Place, plots: Place) -> LabelFigures:
-    """Read the metrics of ``pseudo_label``, ``phrases`` and ``calibrate``, as far as there are any.
+def read_labels(metrics: Place, plots: Place, round: str | None) -> LabelFigures:
+    """Read the metrics of ``phrases``, and of ``pseudo_label`` and ``calibrate`` in a round, as far as there are any.
 
     Args:
-        metrics: folder of their JSON files.
-        plots: folder of calibration.csv.
+        metrics: folder of phrases.json, and of ``labels`` and ``calibration`` by round.
+        plots: folder of ``calibration`` by round.
+        round: its name; None where no round was run.
     """
     labels, phrases, calibration = (
-        read_json(metrics / f"{name}.json") for name in ("pseudo_label", "phrases", "calibration")
+        read_json(metrics / name) for name in (f"labels/{round}.json", "phrases.json", f"calibration/{round}.json")
     )
     threshold = _number(calibration.get("min_score"))
     used = calibration.get("at_min_score") or {}
@@ -50,7 +51,7 @@ def read_labels(metrics: Place, plots: Place) -> LabelFigures:
     return LabelFigures(
         facts=_facts(labels, phrases, threshold),
         rejects=_rejects(labels, phrases),
-        plots=_plots(_read_curves(plots / "calibration.csv"), threshold),
+        plots=_plots(_read_curves(plots / f"calibration/{round}.csv"), threshold),
         chosen=[(part, 100 * p, 100 * r) for part, p, r in chosen if p is not None and r is not None],
     )
 

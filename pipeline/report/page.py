@@ -20,15 +20,17 @@ from PIL import Image
 
 from pipeline.evaluation.bootstrap import draw_pictures
 from pipeline.evaluation.flickr30k import IOU_THRESHOLD
+from pipeline.evaluation.judged import SHOWN_SCORE, Judged, categories_of_part, pairs
+from pipeline.evaluation.standings import Standing, standings
 from pipeline.report import charts
 from pipeline.report.charts import PERCENT, Line, Plot
 from pipeline.report.confusion import Confusions, confused_categories, confused_phrases
 from pipeline.report.gallery import choose_gallery, draw_rows
-from pipeline.report.judged import SHOWN_SCORE, Judged, categories_of_part, pairs
 from pipeline.report.labels import LabelFigures
 from pipeline.report.provenance import Provenance
+from pipeline.report.rounds import Round, curves_over_rounds
 from pipeline.report.settings import ReportConfig
-from pipeline.report.standings import Standing, headline, minus, signed, standings
+from pipeline.report.standings import headline, minus, signed
 from pipeline.report.tables import CategoryRow, MeasureRow, category_rows, measure_rows, published_columns
 
 SHOWN_CATEGORIES = 20
@@ -89,6 +91,7 @@ class Report:
     metrics: Mapping[str, Any]
     """Model → split → task → source → part → measure."""
     gallery: list[list[Shot]]
+    rounds: list[Round]
     labels: LabelFigures
     provenance: Provenance
     notes: list[str]
@@ -120,10 +123,16 @@ def examine(judged: Judged, config: ReportConfig, seed: int) -> Findings:
     )
 
 
-def make_gallery(judged: Judged, count: int) -> list[list[Shot]]:
-    """Return rows of the truth, and what one model and the one it is compared with see in the same picture."""
+def make_gallery(judged: Judged, count: int, rounds: Sequence[str] = ()) -> list[list[Shot]]:
+    """Return rows of the truth, and what one model and the one it is compared with see in the same picture.
+
+    Args:
+        judged: the benchmark and its models.
+        count: rows.
+        rounds: models between the two, shown as well.
+    """
     focus, other = next(iter(pairs(judged.models)), (judged.models[-1], None))
-    models = tuple(dict.fromkeys((None, other, focus)))
+    models = tuple(dict.fromkeys((None, other, *(name for name in rounds if name in judged.models), focus)))
     numbers = choose_gallery(judged, (focus, other), count)
     return [
         [_shot(picture, model or "truth") for picture, model in zip(row, models, strict=True)]
@@ -168,6 +177,7 @@ def render_page(report: Report) -> str:
         ),
         charts=charts,
         split_rows=split_rows,
+        over_rounds=curves_over_rounds(report.rounds, report.findings[0].standings if report.findings else []),
         shown_confusions=SHOWN_CONFUSIONS,
         shown_score=SHOWN_SCORE,
         iou=IOU_THRESHOLD,

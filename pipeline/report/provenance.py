@@ -22,8 +22,8 @@ from pipeline.store.storage import Place, list_files, read_text
 PACKAGES = ("torch", "torchvision", "transformers", "timm", "ray", "numpy", "pyarrow", "dvc")
 DATA = ("data/", "models/")
 """Outputs whose hashes are told: what is learned from, and what was learned."""
-STAGES = ("prepare", "train_*", "pseudo_label")
-"""Names of the metrics of stages that measure their speed."""
+STAGES = (("", "prepare"), ("train", "*"), ("labels", "*"))
+"""Folders and names of the metrics of stages that measure their speed."""
 _FILES_NAMED = 8
 
 
@@ -51,12 +51,14 @@ def collect(params: Path, lock: Place, metrics: Place) -> Provenance:
         metrics: folder of the stages' JSON files.
     """
     outs = _outs(lock)
-    stages = sorted(path for name in STAGES for path in list_files(metrics, f"{name}.json"))
+    stages = [(folder, path) for folder, name in STAGES for path in list_files(metrics / folder, f"{name}.json")]
     return Provenance(
         code=_code([*outs, lock.name]),
         params=params.read_text(encoding="utf-8") if params.is_file() else "",
         data=_data(outs),
-        speeds=[(path.stem, found) for path in stages if (found := _scalars(read_json(path)))],
+        speeds=[
+            (f"{folder} {path.stem}".strip(), found) for folder, path in stages if (found := _scalars(read_json(path)))
+        ],
         machine=_machine(),
         versions={"python": platform.python_version(), **_versions()},
     )

@@ -9,11 +9,12 @@ from typing import Any
 
 from pipeline.errors import BenchmarkError
 from pipeline.evaluation.benchmark import TASKS
+from pipeline.evaluation.gain import GAIN
+from pipeline.evaluation.judged import Judged, category_part, pairs
 from pipeline.evaluation.odinw import DATA_SETS
 from pipeline.evaluation.published import COLUMNS, PUBLISHED
 from pipeline.evaluation.results import LEVELS, Key, leaves
 from pipeline.evaluation.scoring import ALL, LEADING
-from pipeline.report.judged import Judged, category_part, pairs
 from pipeline.report.labels import read_json
 from pipeline.store.storage import Place
 
@@ -62,7 +63,7 @@ def read_metrics(path: Place) -> dict[str, Any]:
     Raises:
         BenchmarkError: the file holds anything else.
     """
-    metrics = read_json(path, _EVALUATE)
+    metrics = {name: each for name, each in read_json(path, _EVALUATE).items() if name != GAIN}
     if not all(len(key) == len(LEVELS) and isinstance(value, int | float) for key, value in leaves(metrics)):
         raise BenchmarkError(
             f"{path}: not {' → '.join(LEVELS)} → number; written by an older version or broken; run: {_EVALUATE}"

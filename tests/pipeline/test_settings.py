@@ -46,8 +46,12 @@ def load_with(tmp_path: Path, change: str, value: Any) -> Any:
 
 def test_shipped_params_load() -> None:
     config = load_all(ROOT / "params.yaml")
-    assert set(config.train.runs) == {"teacher", "student", "control"}
-    assert config.train.runs["student"].steps == config.train.runs["control"].steps
+    runs = config.train.runs
+    assert set(runs) == {"teacher", *config.rounds, "control", "one_round"}
+    steps = sum(runs[name].steps for name in config.rounds)
+    assert runs["control"].steps == steps  # what is compared had as many
+    assert runs["round_1"].steps + runs["one_round"].steps == steps
+    assert runs["one_round"].mixture == runs["round_1"].mixture
 
 
 @pytest.mark.parametrize("name", ["params.yaml", "pipeline/training/recipes/glip_l.yaml"])
@@ -68,12 +72,12 @@ def test_settings_that_are_written_load_as_they_were(tmp_path: Path, name: str) 
         ("train.optim.schedule", "linear", "train.optim.schedule is 'linear'; expected one of steps, cosine"),
         ("evaluate.splits", "dev", "evaluate.splits is 'dev'; expected a list"),
         ("evaluate.splits", ["val"], "evaluate.splits[0] is 'val'; expected one of dev, test"),
-        ("train.runs.student.mixture", {"pseudos": 1.0}, "train.runs.student.mixture names 'pseudos'"),
-        ("train.runs.student.steps", ..., "steps is 0 and epochs is 0; one of them must be above 0"),
-        ("train.runs.student.epochs", 2, "steps is 400 and epochs is 2; one of them must be above 0"),
-        ("train.runs.student.mixture", {"pseudo": 0.0}, "no weight above 0"),
-        ("train.runs.student.mixture", {"pseudo": -1.0}, "mixture.pseudo is -1.0; expected at least 0"),
-        ("train.runs.student.mixture", {"pseudo": math.inf}, "mixture.pseudo is inf; expected a finite number"),
+        ("train.runs.round_1.mixture", {"pseudos": 1.0}, "train.runs.round_1.mixture names 'pseudos'"),
+        ("train.runs.round_1.steps", ..., "steps is 0 and epochs is 0; one of them must be above 0"),
+        ("train.runs.round_1.epochs", 2, "steps is 400 and epochs is 2; one of them must be above 0"),
+        ("train.runs.round_1.mixture", {"pseudo": 0.0}, "no weight above 0"),
+        ("train.runs.round_1.mixture", {"pseudo": -1.0}, "mixture.pseudo is -1.0; expected at least 0"),
+        ("train.runs.round_1.mixture", {"pseudo": math.inf}, "mixture.pseudo is inf; expected a finite number"),
         ("pseudo_label.min_box_side", math.nan, "pseudo_label.min_box_side is nan; expected a finite number"),
         ("prepare.embedded.max_objects", 0, "prepare.embedded.max_objects is 0; expected at least 1"),
         ("model.preset", "glip_xl", "model.preset is 'glip_xl'; expected one of"),

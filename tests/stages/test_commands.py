@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.inspection.exports import EXPORTS
-from pipeline.report.judged import MODELS
+from pipeline.report.compose import BASELINES
 from pipeline.store.records import DetectionRecord
 from pipeline.store.shards import shard_name, write_shard
 from pipeline.submission.job import ADDRESS_VARIABLE, DEFAULT_ADDRESS
@@ -86,7 +86,7 @@ def test_help_of_every_command_answers_at_once(name: str, tmp_path: Path) -> Non
 
 
 def test_every_module_is_a_command_but_those_that_others_call() -> None:
-    assert set(MODULES) - set(glip.COMMANDS) == {"submitted", "train_only"}
+    assert set(MODULES) - set(glip.COMMANDS) == {"in_round", "submitted", "train_only"}
 
 
 def test_help_lists_all_commands(capsys: pytest.CaptureFixture[str]) -> None:
@@ -152,4 +152,4 @@ def test_what_help_says_is_what_the_rooms_have() -> None:
     assert options["finetune", "learning_rate"].help == f"(default: {RATES['full']:g}, of prompt {RATES['prompt']:g})"
     assert set(options["inspect", "export"].choices or ()) == set(EXPORTS)
     assert f"{ADDRESS_VARIABLE}, else {DEFAULT_ADDRESS}" in str(options["jobs", "address"].help)
-    assert ", ".join(MODELS) in str(options["report", "models"].help)
+    assert ", ".join(BASELINES) in str(options["report", "models"].help)

@@ -74,7 +74,7 @@ def fake_job(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipeline.ray_session.ray_session", contextlib.nullcontext)
 
 
-def run_evaluate(folder: Path, model: Path) -> int:
+def run_evaluate(folder: Path, model: Path, *more: str) -> int:
     parser = argparse.ArgumentParser()
     evaluate.add_arguments(parser)
     words = {
@@ -87,7 +87,8 @@ def run_evaluate(folder: Path, model: Path) -> int:
         "--curves": "plots/pr.csv",
     }
     return call(
-        evaluate.run, parser.parse_args([w for name, value in words.items() for w in (name, str(folder / value))])
+        evaluate.run,
+        parser.parse_args([*(w for name, value in words.items() for w in (name, str(folder / value))), *more]),
     )
 
 
@@ -174,3 +175,25 @@ def test_a_failure_leaves_earlier_predictions_alone(tmp_path: Path, capsys: pyte
     assert run_evaluate(tmp_path, tmp_path / "nothing") == 2
     assert "no such model" in capsys.readouterr().err
     assert earlier.exists()
+
+
+@pytest.mark.usefixtures("fake_job")
+def test_the_gain_on_another_model_is_that_of_dev(tmp_path: Path) -> None:
+    for split in ("dev", "test"):
+        write_records(tmp_path / "records" / split, ("detection",))
+    model = tmp_path / "student"
+    model.mkdir()
+    assert run_evaluate(tmp_path, model, "--over", "teacher") == 0
+    metrics = json.loads((tmp_path / "m.json").read_text(encoding="utf-8"))
+    assert "gain" not in metrics  # there are no predictions of a teacher
+    place = tmp_path / "teacher/dev/detection" / shard_name(0)
+    place.parent.mkdir(parents=True)
+    write_predictions(place, to_table(["key-0", "key-1"], [Detections.none()] * 2, [1, 2]), {})
+    assert run_evaluate(tmp_path, model, "--over", "teacher") == 0
+    gain = json.loads((tmp_path / "m.json").read_text(encoding="utf-8"))["gain"]
+    assert (gain["over"], gain["split"], gain["source"], gain["part"]) == ("teacher", "dev", "home", "all")
+    assert gain["value"] == round(100 * 51 / 101, 2)
+    assert gain["low"] <= gain["value"] <= gain["high"]
+    assert gain["is_beyond_chance"] == (gain["low"] > 0)
+    with (tmp_path / "plots/table.csv").open(newline="", encoding="utf-8") as file:
+        assert "gain" not in {row["split"] for row in csv.DictReader(file)}  # it is no measure of a split

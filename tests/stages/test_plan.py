@@ -44,6 +44,20 @@ def test_plan_scales_to_24_million_pairs_and_a_price(web: Path, capsys: pytest.C
     assert "machines  last 4 h and are replaced within 300 s" in text
 
 
+def test_rounds_label_all_pairs_anew(web: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--records", web, "--images-per-s", 20, "--gpus", 8, "--price", 2.5]
+    assert run(*words, "--json") == 0
+    once = json.loads(capsys.readouterr().out)
+    assert run(*words, "--rounds", 3, "--json") == 0
+    thrice = json.loads(capsys.readouterr().out)
+    for name in ("wall_hours", "gpu_hours", "cost"):
+        assert thrice["runs"][0][name] == pytest.approx(3 * once["runs"][0][name])
+    assert thrice["runs"][0]["wasted_share"] == once["runs"][0]["wasted_share"]
+    assert run(*words, "--rounds", 3) == 0
+    assert "rounds    3: what follows is of all" in capsys.readouterr().out
+    assert run(*words, "--rounds", 0) == 2
+
+
 def test_nonsense_is_a_message(web: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("--records", web / "none") == 2
     assert "no Parquet shards" in capsys.readouterr().err

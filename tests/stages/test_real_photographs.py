@@ -52,7 +52,7 @@ def make_params(folder: Path) -> Path:
     params["train"].update(num_workers=1, log_every=1, checkpoint_every=100)
     params["train"]["optim"]["batch_size"] = 4
     params["train"]["runs"]["teacher"].update(steps=3, mixture={"detection": 1.0})
-    params["train"]["runs"]["student"].update(steps=2, mixture={"detection": 0.5, "pseudo": 0.5})
+    params["train"]["runs"]["round_1"].update(steps=2, mixture={"detection": 0.5, "pseudo": 0.5})
     params["pseudo_label"].update(min_score=0.05, max_area_share=1.0)
     params["evaluate"].update(splits=["dev"], num_actors=1)
     path = folder / "params.yaml"
@@ -80,7 +80,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, ray_running: None) -> Path:
         words = ["--records", out / "records/web", "--phrases", out / "phrases", "--teacher", out / "teacher"]
         call(pseudo_label, params, *words, "--out", labels, "--metrics", out / "labels.json")
         words = ["--human", human, "--pseudo-labels", labels, "--teacher", out / "teacher", "--out", out / "student"]
-        call(train, params, "student", *words)
+        call(train, params, "round_1", *words)
         words = ["--model", out / "student", "--records", out / "records", "--out", out / "predictions"]
         call(evaluate, params, *words, "--metrics", out / "student.json")
     return out

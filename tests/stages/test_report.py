@@ -56,8 +56,8 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ]
     captions = [GroundingRecord(caption=each.text, phrases=(each,), **head(i)) for i, each in enumerate(phrases)]
     write_shard(records / "grounding" / shard_name(0), captions, GroundingRecord)
-    for model in ("teacher", "student", "control"):
-        yak = model == "student"
+    for model in ("teacher", "control", "round_1"):
+        yak = model == "round_1"
         write_found(model, "detection", [one(0), one(1) if yak else Detections.none()], [1, 2])
         write_found(model, "grounding", [one(0), one(0) if yak else Detections.none()], None)
         measures = {"base": {"AP": 100.0}, "novel": {"AP": 100.0 * yak}}
@@ -76,8 +76,8 @@ def write_found(model: str, task: str, detections: list[Detections], ids: list[i
 
 
 def write_metrics(name: str, value: Any) -> None:
-    path = Path(f"metrics/{name}.json")
-    path.parent.mkdir(exist_ok=True)
+    path = Path("metrics", *([] if "/" in name else ["models"]), f"{name}.json")
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(value), encoding="utf-8")
 
 
@@ -99,13 +99,13 @@ def test_page_picture_table_and_summary_are_written(caplog: pytest.LogCaptureFix
     with caplog.at_level(logging.INFO):
         assert run("--summary", "metrics/summary.json") == 0
     gains = json.loads(Path("metrics/summary.json").read_text(encoding="utf-8"))["gains"]
-    assert gains["detection"]["toys"]["novel"]["student_over_teacher"]["value"] == 100
-    assert gains["grounding"]["toys"]["novel"]["student_over_control"]["value"] == 100
-    assert gains["detection"]["toys"]["base"]["student_over_control"]["value"] == 0
-    assert "On novel concepts the student reaches 100.0 AP: +100.0 over the teacher" in caplog.text
+    assert gains["detection"]["toys"]["novel"]["round_1_over_teacher"]["value"] == 100
+    assert gains["grounding"]["toys"]["novel"]["round_1_over_control"]["value"] == 100
+    assert gains["detection"]["toys"]["base"]["round_1_over_control"]["value"] == 0
+    assert "On novel concepts round_1 reaches 100.0 AP: +100.0 over the teacher" in caplog.text
     assert page().startswith("<!doctype html>")
     assert "yak" in page()
-    with Image.open("reports/teacher_vs_student.png") as picture:
+    with Image.open("reports/side_by_side.png") as picture:
         assert picture.width > picture.height
     with Path("reports/category_ap.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
@@ -123,21 +123,21 @@ def test_one_model_alone_by_its_name_or_folder() -> None:
     assert not list(Path("alone").glob("*.png"))
     assert json.loads(Path("alone/summary.json").read_text(encoding="utf-8"))["gains"] == {}
     assert run("--models", "control", "teacher") == 0
-    assert Path("reports/control_vs_teacher.png").is_file()
+    assert Path("reports/side_by_side.png").is_file()
 
 
 @pytest.mark.usefixtures("project")
 def test_models_that_are_not_there_are_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("--models", "teacher", "pupil") == 2
-    assert "pupil: neither in data/predictions nor in metrics; run: dvc repro" in capsys.readouterr().err
+    assert "pupil: neither in data/predictions nor in metrics/models; run: dvc repro" in capsys.readouterr().err
     assert run("--predictions", "nowhere", "--metrics", "nowhere") == 2
-    assert "teacher, student, control: neither in nowhere" in capsys.readouterr().err
+    assert "teacher, control, one_round, round_1, round_2: neither in nowhere" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("project")
 def test_models_that_have_run_are_compared_until_the_others_have() -> None:
     shutil.rmtree("data/predictions/control")
-    Path("metrics/control.json").unlink()
+    Path("metrics/models/control.json").unlink()
     assert run() == 0
     assert "over the teacher" in page()
     assert "over control" not in page()
@@ -145,10 +145,10 @@ def test_models_that_have_run_are_compared_until_the_others_have() -> None:
 
 @pytest.mark.usefixtures("project")
 def test_what_is_missing_is_noted_in_a_line() -> None:
-    Path("metrics/control.json").unlink()
+    Path("metrics/models/control.json").unlink()
     shutil.rmtree("data/predictions/control/test/grounding")
     assert run() == 0
-    assert "metrics/control.json is not there: no measures of control." in page()
+    assert "metrics/models/control.json is not there: no measures of control." in page()
     assert "test/grounding/toys: no predictions of control." in page()
     assert "No records of test/referring." in page()
     assert "Left out: no metrics of pseudo_label" in page()
@@ -163,7 +163,7 @@ def test_benchmarks_without_any_truth_are_left_out() -> None:
     write_shard(records / "grounding" / shard_name(0), silent, GroundingRecord)
     assert run() == 0
     assert "test/grounding/toys: left out, no row has a true box." in page()
-    assert "On novel concepts the student reaches 100.0 AP" in page()
+    assert "On novel concepts round_1 reaches 100.0 AP" in page()
     write_shard(records / "detection" / shard_name(0), blank, DetectionRecord, categories_to_metadata(CATEGORIES))
     assert run() == 0
     assert "test/detection/toys: left out, no row has a true box." in page()
@@ -175,12 +175,12 @@ def test_benchmarks_without_any_truth_are_left_out() -> None:
 def test_metrics_of_an_older_version_are_an_error(capsys: pytest.CaptureFixture[str]) -> None:
     write_metrics("teacher", {"test": {"detection": {"all": {"AP": 46.1}}}})
     assert run() == 2
-    assert "metrics/teacher.json: not split → task" in capsys.readouterr().err
+    assert "metrics/models/teacher.json: not split → task" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("project")
 def test_rows_without_a_picture_are_told_in_a_note() -> None:
-    write_metrics("student", {"test": {"detection": {"toys": {"all": {"AP": 50.0}, "missing": {"rows": 3}}}}})
+    write_metrics("round_1", {"test": {"detection": {"toys": {"all": {"AP": 50.0}, "missing": {"rows": 3}}}}})
     assert run() == 0
     assert "test/detection/toys: 3 rows without a readable picture count as empty." in page()
     assert "missing rows" not in page()
@@ -189,16 +189,16 @@ def test_rows_without_a_picture_are_told_in_a_note() -> None:
 @pytest.mark.usefixtures("project")
 def test_urls_name_folders_too(tmp_path: Path) -> None:
     places = [f"--{name}=file://{tmp_path}/data/{name}" for name in ("records", "predictions")]
-    Path("metrics/student.json").unlink()
+    Path("metrics/models/round_1.json").unlink()
     assert run(*places) == 0
-    assert "On novel concepts the student reaches 100.0 AP" in page()
+    assert "On novel concepts round_1 reaches 100.0 AP" in page()
 
 
 @pytest.mark.usefixtures("project")
 def test_captions_alone_have_pictures_and_no_categories() -> None:
     shutil.rmtree("data/records/test/detection")
     assert run() == 0
-    assert "On novel concepts the student reaches 100.0 R@1" in page()
+    assert "On novel concepts round_1 reaches 100.0 R@1" in page()
     assert "Left out: there is no detection benchmark with predictions." in page()
     assert page().count("data:image/jpeg") == 2 * 3
     assert Path("reports/category_ap.csv").read_text(encoding="utf-8").strip().endswith("gain")
@@ -215,7 +215,7 @@ def test_metrics_alone_make_a_page() -> None:
 
 @pytest.mark.usefixtures("project")
 def test_predictions_of_other_rows_are_an_error(capsys: pytest.CaptureFixture[str]) -> None:
-    place = Path("data/predictions/student/test/detection") / shard_name(0)
+    place = Path("data/predictions/round_1/test/detection") / shard_name(0)
     write_predictions(place, to_table(["another", "picture 1"], [one(0), one(1)], [1, 2]), {})
     assert run() == 2
     assert "'another', which is not in the records" in capsys.readouterr().err
@@ -223,8 +223,8 @@ def test_predictions_of_other_rows_are_an_error(capsys: pytest.CaptureFixture[st
 
 @pytest.mark.usefixtures("project")
 def test_the_labels_of_the_run_are_judged() -> None:
-    write_metrics("pseudo_label", {"rows": 6000, "rows_labelled": 5185, "boxes": 9718})
-    write_metrics("train_teacher", {"steps": 600, "images_per_s": 55.9})
+    write_metrics("labels/round_1", {"rows": 6000, "rows_labelled": 5185, "boxes": 9718})
+    write_metrics("train/teacher", {"steps": 600, "images_per_s": 55.9})
     assert run() == 0
     assert "5,185" in page()
     assert "55.9" in page()

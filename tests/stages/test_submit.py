@@ -96,13 +96,18 @@ def laptop(s3_variables: dict[str, str], tmp_path_factory: pytest.TempPathFactor
     project = home / "project"
     for room in ("glip_model", "pipeline", "stages"):
         shutil.copytree(ROOT / room, project / room, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in (".dvcignore", ".gitignore", "dvc.yaml", "pyproject.toml"):
+    for name in (".dvcignore", ".gitignore", "pyproject.toml"):
         shutil.copyfile(ROOT / name, project / name)
+    graph = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))
+    del graph["vars"][0]["baselines"]["one_round"]  # the control is one more model that is no round, too
+    graph["plots"] = []
+    (project / "dvc.yaml").write_text(yaml.safe_dump(graph, sort_keys=False), encoding="utf-8")
     params = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
     params["prepare"].update(rows_per_shard=4)
     params["prepare"]["embedded"].update(human_detection=8, human_grounding=8, web=8, dev=4, test=4)
     params["train"]["num_workers"] = 1  # labelling has two, one a node
     params["train"]["optim"].update(batch_size=4)
+    params["rounds"] = {"round_1": {"teacher": "teacher"}}
     for run in params["train"]["runs"].values():
         run.update(steps=1)
     params["pseudo_label"].update(min_score=0.05)
@@ -155,7 +160,7 @@ def finished(laptop: Laptop) -> str:
     listed = laptop.call("stages.glip", "jobs")
     assert "mine-1  running" in listed
     client = laptop.submit_all()
-    log = read_until(client, "Running stage 'train@teacher'")
+    log = read_until(client, "Running stage 'train_baseline@teacher'")
     assert "job mine-1: is running already" in log
     assert "Running stage 'prepare'" in log  # from the beginning
     assert laptop.call("stages.glip", "jobs", "--stop", "mine-1").startswith("mine-1  stopped")
@@ -191,8 +196,8 @@ def test_ctrl_c_leaves_the_job_alone_and_its_status_is_that_of_who_follows(lapto
 def test_hashes_and_figures_come_home_and_dvc_finds_nothing_to_do(laptop: Laptop, finished: str) -> None:
     assert not (laptop.project / "data").exists()
     assert not (laptop.project / "models").exists()
-    assert json.loads((laptop.project / "metrics/pseudo_label.json").read_text())["rows"] == 8
-    judged = json.loads((laptop.project / "metrics/student.json").read_text())
+    assert json.loads((laptop.project / "metrics/labels/round_1.json").read_text())["rows"] == 8
+    judged = json.loads((laptop.project / "metrics/models/round_1.json").read_text())
     assert judged["test"]["detection"]["embedded"]["all"]["AP"] >= 0
     assert "</html>" in (laptop.project / "reports/report.html").read_text(encoding="utf-8")
     laptop.git("add", "--all")
@@ -201,12 +206,12 @@ def test_hashes_and_figures_come_home_and_dvc_finds_nothing_to_do(laptop: Laptop
     clone.environment = laptop.environment | {"PYTHONPATH": str(clone.project)}
     laptop.git("clone", "--quiet", str(laptop.project), str(clone.project))
     clone.call("dvc", "pull", "--quiet")
-    assert list_shards(clone.project / "data/pseudo_labels")
+    assert list_shards(clone.project / "data/pseudo_labels/round_1")
     assert "Data and pipelines are up to date." in clone.call("dvc", "repro")
 
 
 def test_another_run_may_not_write_there(laptop: Laptop, finished: str) -> None:
-    where = str(laptop.folder / "data/pseudo_labels")
+    where = str(laptop.folder / "data/pseudo_labels/round_1")
     output = laptop.call(
         "stages.glip", "submit", "--run", "other", "--", "python", "-c", "1/0", "--out", where, status=2
     )
@@ -217,8 +222,11 @@ def test_another_run_may_not_write_there(laptop: Laptop, finished: str) -> None:
 
 def test_dvc_drives_the_cluster_and_a_changed_shard_is_labelled_alone(laptop: Laptop, finished: str) -> None:
     store = UPath("s3://submitted/large")
-    for folder in ("records/web", "phrases", "pseudo_labels"):
-        for shard in list_shards(laptop.folder / "data" / folder):
+    made = {name: f"data/{name}" for name in ("records/web", "phrases")} | {
+        "pseudo_labels": "data/pseudo_labels/round_1"
+    }
+    for folder, place in made.items():
+        for shard in list_shards(laptop.folder / place):
             (store / folder / shard.name).write_bytes(shard.read_bytes())
     graph = yaml.safe_load((ROOT / "cluster/large.yaml").read_text(encoding="utf-8"))
     via = "python -m stages.glip submit --run large --take-over --"  # of whom wrote the shards, the store says nothing
@@ -333,8 +341,8 @@ def test_nodes_that_share_no_folder_make_the_same_in_a_store(laptop: Laptop, apa
     }
     assert made.keys() - there.keys() == {"glip-run.json", "results.tar.gz"}
     assert [name for name, path in there.items() if made.get(name) != path.read_bytes()] == []
-    for name in ("teacher", "student", "control"):
-        results = Path("metrics", f"{name}.json")
+    for name in ("teacher", "round_1", "control"):
+        results = Path("metrics/models", f"{name}.json")
         assert (apart.project / results).read_bytes() == (laptop.project / results).read_bytes()
     assert "</html>" in (apart.project / "reports/report.html").read_text(encoding="utf-8")
     assert not (apart.project / "dvc.lock").exists()

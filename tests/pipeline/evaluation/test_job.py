@@ -266,6 +266,6 @@ def test_a_broken_model_is_a_message_not_a_dead_actor(
 ) -> None:
     broken = shutil.copytree(model, tmp_path / "student")
     (broken / "model.safetensors").write_bytes(b"half a file")
-    with pytest.raises(BenchmarkError, match=r"not a usable model \(.*run: dvc repro train@student") as caught:
+    with pytest.raises(BenchmarkError, match=r"not a usable model \(.*run: dvc repro") as caught:
         predict_benchmarks(CONFIG, broken, records, tmp_path / "out")
     assert "Traceback" not in str(caught.value)

@@ -216,7 +216,7 @@ def test_broken_teacher_is_a_message(copy: Inputs, config: PseudoLabelConfig, tm
     teacher = tmp_path / "teacher"
     shutil.copytree(copy.teacher, teacher)
     (teacher / "model.safetensors").write_bytes(b"not weights")
-    with pytest.raises(ShardError, match=r"teacher: not a usable teacher .*; run: dvc repro train@teacher"):
+    with pytest.raises(ShardError, match=r"teacher: not a usable teacher .*; run: dvc repro train_baseline@teacher"):
         pseudo_label(dataclasses.replace(copy, teacher=str(teacher)), config, MAX_PIXELS)
 
 
@@ -276,7 +276,9 @@ def test_missing_phrases_are_named_before_anything_is_removed(inputs: Inputs, co
 
 
 def test_missing_teacher_is_named(inputs: Inputs, config: PseudoLabelConfig) -> None:
-    with pytest.raises(MissingInputError, match=r"no such folder; .*; to make one run: dvc repro train@teacher"):
+    with pytest.raises(
+        MissingInputError, match=r"no such folder; .*; to make one run: dvc repro train_baseline@teacher"
+    ):
         pseudo_label(dataclasses.replace(inputs, teacher=f"{inputs.teacher}/none"), config, MAX_PIXELS)
 
 

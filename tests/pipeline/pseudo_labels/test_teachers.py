@@ -229,7 +229,7 @@ def test_unusable_folders_are_messages(grounding_dino: Path, tmp_path: Path, cha
 def test_missing_folder_names_the_command_that_makes_it(tmp_path: Path) -> None:
     for ask in (describe_teacher, lambda name: open_teacher(name, "cpu")):
         call: Callable[[str], Any] = ask
-        with pytest.raises(MissingInputError, match=r"no such folder.*dvc repro train@teacher"):
+        with pytest.raises(MissingInputError, match=r"no such folder.*dvc repro train_baseline@teacher"):
             call(str(tmp_path / "none"))
 
 

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from pipeline.evaluation.benchmark import Benchmark
+from pipeline.evaluation.judged import Judged
 from pipeline.evaluation.predictions import Predictions
 from pipeline.evaluation.scoring import evaluate
-from pipeline.report.judged import Judged
 from pipeline.report.settings import ReportConfig
 from pipeline.store.records import (
     Box,

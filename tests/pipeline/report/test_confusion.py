@@ -8,8 +8,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from pipeline.evaluation.judged import Judged
 from pipeline.report.confusion import Confusions, confused_categories, confused_phrases
-from pipeline.report.judged import Judged
 from pipeline.store.records import Category, DetectedObject, DetectionRecord
 
 

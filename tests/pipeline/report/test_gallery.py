@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from pipeline.evaluation import benchmark
+from pipeline.evaluation.judged import Judged
 from pipeline.report.gallery import choose_gallery, draw_rows, side_by_side
-from pipeline.report.judged import Judged
 from pipeline.store.records import ImageRef
 
 PAIR = ("student", "teacher")

@@ -10,8 +10,8 @@ from PIL import Image
 
 from glip_model.structures import Detections
 from pipeline.evaluation.benchmark import list_benchmarks
+from pipeline.evaluation.judged import has_predictions, judge
 from pipeline.evaluation.predictions import to_table, write_predictions
-from pipeline.report.judged import has_predictions, judge
 from pipeline.store.records import DetectedObject, DetectionRecord
 from pipeline.store.shards import categories_to_metadata, shard_name, write_shard
 from pipeline.store.storage import to_place

@@ -16,11 +16,12 @@ import pytest
 from PIL import Image
 from playwright.sync_api import expect
 
+from pipeline.evaluation.judged import Judged
 from pipeline.report.charts import PERCENT, Line, Plot
-from pipeline.report.judged import Judged
 from pipeline.report.labels import LabelFigures
 from pipeline.report.page import Findings, Report, examine, make_gallery, render_page
 from pipeline.report.provenance import Provenance
+from pipeline.report.rounds import Round, Worse
 from pipeline.report.tables import CategoryRow
 from pipeline.store.records import Category
 
@@ -64,10 +65,23 @@ def report_of(judged: Sequence[Judged], hostile: str, config: Any) -> Report:
         findings=[examine(each, config, 0) for each in judged],
         metrics=dict.fromkeys(models, measures),
         gallery=make_gallery(judged[0], config.gallery_rows),
+        rounds=rounds_of(models, hostile),
         labels=LabelFigures([(hostile, "1")], [(hostile, [(hostile, 3, 12.0)])], [plot], [("base", 80.0, 90.0)]),
         provenance=origin,
         notes=[hostile],
     )
+
+
+def rounds_of(models: Sequence[str], hostile: str) -> list[Round]:
+    """Return two rounds, the second with worse labels, and one that was skipped."""
+    shares = {"novel": 50.0, "base": 90.0, "rare": 40.0}
+    worse = (Worse("novel", 80.0, 50.0, 12), Worse(hostile, 90.0, 10.0, 5))
+    student = next(iter(models[1:2]), "student")
+    return [
+        Round(student, "teacher", None, 1000, 2000, shares, shares, 12.0),
+        Round(hostile, student, None, 1100, 2100, shares, shares, 10.0, 5.0, 30.0, worse),
+        Round(f"{hostile} 2", hostile, hostile),
+    ]
 
 
 @pytest.fixture
@@ -112,7 +126,7 @@ def test_the_page_loads_nothing(report: Report) -> None:
 def test_every_part_is_there_and_nothing_is_not_a_number(report: Report) -> None:
     page = render_page(report)
     seen = Page(page)
-    for part in ("measures", "gains", "curves", "categories", "pictures", "confusions", "labels", "origin"):
+    for part in ("measures", "gains", "rounds", "curves", "categories", "pictures", "confusions", "labels", "origin"):
         assert ("id", part) in seen.attributes
         assert ("href", f"#{part}") in seen.attributes
     assert "prefers-color-scheme: dark" in page
@@ -120,16 +134,16 @@ def test_every_part_is_there_and_nothing_is_not_a_number(report: Report) -> None
     words = re.findall(r"\w+", text.lower())
     assert not {"nan", "inf", "none", "undefined"} & set(words)
     assert not re.search(r'="[^"]*\bnan\b', page)
-    assert seen.tags.count("polyline") == 2 * 3 + 1
+    assert seen.tags.count("polyline") == 2 * 3 + 2 * 2 + 1  # over recall, over rounds, over the threshold
     assert "On novel concepts the student reaches 75.2 AP: +49.5 over the teacher" in text
     assert "Left out" not in text
 
 
 def test_a_report_of_nothing_says_so_in_every_part(report: Report) -> None:
     empty = Provenance({"code": "not a git checkout"}, "", [], [], {}, {})
-    nothing = Report(("teacher",), "test", [], {"teacher": {}}, [], NOTHING, empty, ["no records"])
+    nothing = Report(("teacher",), "test", [], {"teacher": {}}, [], [], NOTHING, empty, ["no records"])
     text = "".join(Page(render_page(nothing)).text)
-    assert text.count("Left out") == 6
+    assert text.count("Left out") == 7
     assert "No metrics of test" in text
     assert "no records" in text
 

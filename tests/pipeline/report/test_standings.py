@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from pipeline.evaluation.bootstrap import Interval, draw_pictures, resampled_share
-from pipeline.report.judged import Judged, pairs
-from pipeline.report.standings import Standing, headline, minus, standings, summarise
+from pipeline.evaluation.judged import Judged, pairs
+from pipeline.evaluation.standings import Standing, standings
+from pipeline.report.standings import headline, minus, summarise
 from pipeline.store.records import Category, DetectedObject, DetectionRecord
 
 

@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import BenchmarkError
+from pipeline.evaluation.judged import Judged
 from pipeline.report.charts import BOTTOM, HEIGHT, LEFT, PERCENT, RIGHT, TOP, WIDTH, Line, Plot, scale
-from pipeline.report.judged import Judged
 from pipeline.report.page import split_rows
 from pipeline.report.tables import (
     CategoryRow,

@@ -29,18 +29,19 @@ def test_folders_of_data_and_models_rest_in_the_store_and_nothing_else(project: 
     with Repo(str(project)) as repo:
         stages = {stage.name: stage for stage in repo.index.stages}
         outs = {str(out): out for stage in stages.values() for out in stage.outs}
-    student = stages["train@student"]
+    student = stages["train@round_2"]
     assert student.cmd == (
-        f"python -m stages.train_only student --human {STORE}/data/records/human "
-        f"--pseudo-labels {STORE}/data/pseudo_labels --teacher {STORE}/models/teacher "
-        f"--out {STORE}/models/student --metrics metrics/train_student.json --log plots/train_student.csv"
+        "python -m stages.in_round round_2 --after metrics/models/round_1.json train_only round_2 "
+        f"--human {STORE}/data/records/human --pseudo-labels {STORE}/data/pseudo_labels/round_2 "
+        f"--calibration plots/calibration/round_2.csv --teacher {STORE}/models/round_1 "
+        f"--out {STORE}/models/round_2 --metrics metrics/train/round_2.json --log plots/train/round_2.csv"
     )
     deps = {str(dep) for dep in student.deps}
-    assert {f"{STORE}/data/pseudo_labels", f"{STORE}/models/teacher", "glip_model", "pipeline/training"} <= deps
+    assert {f"{STORE}/data/pseudo_labels/round_2", f"{STORE}/models/round_1", "glip_model", "pipeline/training"} <= deps
     remote = {name for name in outs if name.startswith(STORE)}
     # The cache goes with the machine: the next one would make such an output anew.
     assert {name for name, out in outs.items() if out.use_cache} == set()
-    assert {f"{STORE}/data/records/web", f"{STORE}/models/student", f"{STORE}/data/predictions/control"} <= remote
+    assert {f"{STORE}/data/records/web", f"{STORE}/models/round_2", f"{STORE}/data/predictions/control"} <= remote
     assert {name.split("/")[0] for name in outs.keys() - remote} == {"metrics", "plots", "reports"}
     assert stages["prepare"].desc == "raw data sets into records"
 
@@ -50,10 +51,17 @@ def test_every_stage_comes_behind_what_it_needs(project: Path) -> None:
     order = stages_in_order(project, None)
     assert order[0] == "prepare"
     assert order[-1] == "report"
-    assert len(order) == 11
-    assert order.index("pseudo_label") < order.index("train@student") < order.index("evaluate@student")
-    assert stages_in_order(project, "pseudo_label") == ["prepare", "phrases", "train@teacher", "pseudo_label"]
-    assert stages_in_order(project, "train")[-1] == "train@student"
+    assert len(order) == 17
+    chain = ["pseudo_label@round_1", "train@round_1", "evaluate@round_1", "pseudo_label@round_2", "train@round_2"]
+    assert [name for name in order if name in chain] == chain
+    assert stages_in_order(project, "pseudo_label@round_1") == [
+        "prepare",
+        "phrases",
+        "train_baseline@teacher",
+        "evaluate_baseline@teacher",
+        "pseudo_label@round_1",
+    ]
+    assert stages_in_order(project, "train")[-1] == "train@round_2"
     with pytest.raises(ConfigError, match=r"no stage 'labels'; there are .*prepare"):
         stages_in_order(project, "labels")
 
