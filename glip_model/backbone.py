@@ -56,6 +56,11 @@ class Backbone(nn.Module):
         self.requires_grad_(True)
         self._freeze()
 
+    def recompute_activations(self) -> None:
+        """Let a Swin's blocks be computed anew by the backward pass; models of timm keep what they compute."""
+        if isinstance(self.body, SwinTransformer):
+            self.body.activation_checkpointing = True
+
     def _freeze(self) -> None:
         stages = _stem_and_stages(self.body)[1]
         if self.config.frozen_stages > len(stages):

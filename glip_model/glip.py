@@ -128,6 +128,11 @@ class GLIP(nn.Module):
         sizes = tuple((level.shape[-2], level.shape[-1]) for level in levels)
         return GLIPOutput(token_logits=logits, box_deltas=deltas, centerness=centerness, level_sizes=sizes)
 
+    def recompute_activations(self) -> None:
+        """Keep little of tower and Swin for the backward pass, which computes it anew: slower, far less memory."""
+        self.config = replace(self.config, activation_checkpointing=True)
+        self.backbone.recompute_activations()
+
     def add_text_offset(self) -> nn.Parameter:
         """Return the offset that prompt tuning trains, (T, D); where there is none yet, add one of zeros."""
         if self.text_offset is None:

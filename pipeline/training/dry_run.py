@@ -24,6 +24,7 @@ from pipeline.store.folders import local_folder
 from pipeline.store.storage import Place, exists
 from pipeline.training.batches import BatchMaker, Worker
 from pipeline.training.counting import count_rows, sample_weights, with_steps
+from pipeline.training.memory import step_bytes
 from pipeline.training.optim import learning_rate_factor, parameter_groups, weight_decay_factor
 from pipeline.training.progress import peak_host_memory_gb
 from pipeline.training.rows import make_sources
@@ -89,6 +90,8 @@ class Outlook:
     """Evaluations lower the learning rate further, and may end training earlier."""
     loading: Loading | None
     """None where there are no records yet."""
+    activations: int
+    """Bytes that a worker keeps between forward and backward pass, unless it recomputes them."""
 
     @property
     def images(self) -> int | None:
@@ -131,6 +134,7 @@ def work_out(
         schedule=tuple(_schedule(optim, run.steps)) if run.steps else (),
         may_stop=optim.schedule == "plateau",
         loading=None if human is None else _loading(run, config, model.config, human, pseudo),
+        activations=step_bytes(model, config.train, max(1, config.train.num_workers)),
     )
 
 
@@ -264,10 +268,11 @@ def _lines(found: Outlook, images_per_s: float | None) -> Iterator[str]:
         yield f"{'' if i else 'schedule':9} step {step:>9,}: learning rate {rate:g}, weight decay {decay:g}"
     if found.may_stop:
         yield f"{'':9} evaluations that bring no gain lower the rate further, and may end training earlier"
+    yield f"memory    {found.activations / 1e9:,.1f} GB of activations a worker, kept from forward to backward pass"
     if found.loading is not None:
         each = f"a worker has {found.loading.processes}" if found.loading.processes > 1 else "one a worker"
         yield (
-            f"memory    {found.loading.megabytes:,.0f} MB of rows in each process that reads data ({each}); "
+            f"          {found.loading.megabytes:,.0f} MB of rows in each process that reads data ({each}); "
             f"they start in {found.loading.seconds:,.1f} s"
         )
     hours = found.hours(images_per_s) if images_per_s else None

@@ -36,6 +36,7 @@ from pipeline.training.divergence import DIVERGED_FILE
 from pipeline.training.dry_run import flat_settings
 from pipeline.training.judge import Judge, Validate
 from pipeline.training.loop import Trainer
+from pipeline.training.memory import free_memory, recompute_where_needed
 from pipeline.training.model_folder import (
     AVERAGE_FOLDER,
     SCRATCH_FOLDER,
@@ -339,6 +340,7 @@ def _train_worker(
         torch.cuda.set_device(device)  # where objects pass through when workers exchange them
         model.to(device)
         allow_tf32()
+    recompute_where_needed(model, config.train, worker.world_size, free_memory(context.get_local_world_size()))
     sources = make_sources(
         paths.human,
         paths.pseudo_labels,

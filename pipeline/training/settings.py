@@ -208,6 +208,7 @@ class TrainConfig:
         "distribution",
         "compile",
         "loader_processes",
+        "recompute_activations",
     )
 
     optim: OptimConfig
@@ -241,6 +242,10 @@ class TrainConfig:
     loader_processes: Natural
     """Processes of each worker that read, decode and augment; 0 does so in one thread. Batches are the same either
     way. Each has its own copy of rows in memory, or its own window where ``samples.shuffle_window`` streams them."""
+    recompute_activations: Literal["model", "memory"]
+    """What the backward pass computes anew instead of keeping it, slower and in far less memory: ``model`` as
+    ``model.overrides.activation_checkpointing`` says; ``memory`` the tower and Swin where what a step keeps would not
+    fit into the free memory of a worker's device."""
 
     def __post_init__(self) -> None:
         """Check what depends on another setting."""
