@@ -122,9 +122,9 @@ def open_teacher(name: str, device: str | None = None, precision: Precision = "a
     """Load a teacher, and let this process use TensorFloat-32 where there is a GPU.
 
     Args:
-        name: folder, URL or hub id of a GLIP model, of Grounding DINO or of OWLv2; or ``module:function`` of a teacher
-            of one's own: the function takes the device, decides for itself what it computes in, and returns a
-            ``Teacher`` or a ``PreparedTeacher``.
+        name: folder, URL or hub id of a GLIP model or of an open-set detector of transformers, see
+            ``open_set_teachers.TEACHERS``; or ``module:function`` of a teacher of one's own: the function takes the
+            device, decides for itself what it computes in, and returns a ``Teacher`` or a ``PreparedTeacher``.
         device: ``cpu`` or ``cuda``; None takes a GPU where there is one.
         precision: see ``GLIPPredictor``.
 
@@ -144,11 +144,12 @@ def open_teacher(name: str, device: str | None = None, precision: Precision = "a
                 return GLIPPredictor.from_pretrained(folder, device, precision)
             from pipeline.pseudo_labels.open_set_teachers import TEACHERS  # transformers takes a second to load
 
+            if kind not in TEACHERS:
+                raise MissingInputError(
+                    f"{name}: no teacher for models of type {kind!r}; there are some for those of this project and of "
+                    f"types {', '.join(sorted(TEACHERS))}; write one as module:function"
+                )
             return cast(Teacher, TEACHERS[kind](folder, device, precision))
-    except KeyError as error:
-        raise MissingInputError(
-            f"{name}: no teacher for models of type {error}; write one as module:function"
-        ) from None
     except (ValueError, OSError, RuntimeError) as error:
         raise MissingInputError(
             f"{name}: not a usable teacher ({error}); run: dvc repro train_baseline@teacher"
