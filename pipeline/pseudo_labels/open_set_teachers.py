@@ -193,7 +193,10 @@ class Sam3Teacher(_OpenSetTeacher):
                 boxes.append(outputs.pred_boxes[0].float().cpu())
         corners = torch.cat(boxes)
         centred = torch.cat([(corners[:, :2] + corners[:, 2:]) / 2, corners[:, 2:] - corners[:, :2]], 1)
-        by_phrase = torch.block_diag(*(each[:, None] for each in scores))  # queries belong to their phrase alone
+        owner = torch.repeat_interleave(torch.arange(len(scores)), torch.tensor([len(each) for each in scores]))
+        # A query belongs to the phrase that it was asked for, and scores less than nothing for the others.
+        by_phrase = torch.full((len(corners), len(scores)), -1.0)
+        by_phrase[torch.arange(len(corners)), owner] = torch.cat(scores)
         return _detections(centred, by_phrase, image.size, image, prompt)
 
 
