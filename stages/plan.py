@@ -67,19 +67,19 @@ def _of_endpoint(args: argparse.Namespace, workload: Workload) -> str:
     """Say what asking an endpoint will take; it is not asked for that."""
     from pipeline.pseudo_labels.endpoint import Endpoint
 
-    endpoint = Endpoint.read(Path(args.teacher))
-    hours = workload.pairs / endpoint.requests_per_minute / 60
+    endpoint, requests = Endpoint.read(Path(args.teacher)), workload.pairs * args.rounds
+    hours = requests / endpoint.requests_per_minute / 60
     plan = {
-        "requests": workload.pairs,
+        "requests": requests,
         "wall_hours_of_one_process": hours,
-        "cost": workload.pairs * endpoint.price_per_request if endpoint.price_per_request else None,
+        "cost": requests * endpoint.price_per_request if endpoint.price_per_request else None,
     }
     if args.json:
         return to_json(plan, indent=2)
     cost = "price_per_request in its file says what they cost" if plan["cost"] is None else f"{plan['cost']:,.2f}"
     return (
         f"input     {workload.pairs:,} pairs in {workload.shards:,} shards\n"
-        f"endpoint  {endpoint.model}: {workload.pairs:,} requests, more where answers are unusable\n"
+        f"endpoint  {endpoint.model}: {requests:,} requests, more where answers are unusable\n"
         f"time      {hours:,.1f} h of one process at {endpoint.requests_per_minute:g} requests a minute\n"
         f"cost      {cost}"
     )

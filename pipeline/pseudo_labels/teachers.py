@@ -137,8 +137,9 @@ def open_teacher(name: str, device: str | None = None, precision: Precision = "a
 
     Args:
         name: a YAML file of an ``endpoint``; folder, URL or hub id of a GLIP model or of an open-set detector of
-            transformers, see ``open_set_teachers.TEACHERS``; or ``module:function`` of a teacher of one's own: the function takes the
-            device, decides for itself what it computes in, and returns a ``Teacher`` or a ``PreparedTeacher``.
+            transformers, see ``open_set_teachers.TEACHERS``; or ``module:function`` of a teacher of one's own: the
+            function takes the device, decides for itself what it computes in, and returns a ``Teacher`` or a
+            ``PreparedTeacher``.
         device: ``cpu`` or ``cuda``; None takes a GPU where there is one.
         precision: see ``GLIPPredictor``.
 
