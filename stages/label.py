@@ -56,7 +56,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     asked = parser.add_mutually_exclusive_group()
     asked.add_argument("--names", help="what to find: names divided by commas, or a file (.txt, .yaml, .json)")
     asked.add_argument("--captions", action="store_true", help="find the phrases of captions instead")
-    parser.add_argument("--teacher", required=True, metavar="MODEL", help="folder, URL, hub id or module:function")
+    parser.add_argument(
+        "--teacher", required=True, metavar="MODEL", help="folder, URL, hub id, endpoint.yaml or module:function"
+    )
     parser.add_argument("--out", required=True, help="folder or URL for the labels")
     parser.add_argument("--min-score", type=score, help="boxes below are left out (default: 0.3)")
     parser.add_argument("--thresholds", type=Path, metavar="FILE", help="JSON of --judge, or of a score by name")

@@ -15,6 +15,7 @@ import argparse
 import dataclasses
 import math
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.cli import add_params, at_least, run_if_program
@@ -46,16 +47,42 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Measure, play through, print."""
+    from pipeline.pseudo_labels.endpoint import is_endpoint
     from pipeline.pseudo_labels.plan_text import describe_plan, format_plan
     from pipeline.pseudo_labels.planning import Interruptions, Rates, simulate, survey
     from pipeline.store.storage import to_place
 
     workload = _scaled(survey(to_place(args.records)), args)
+    if is_endpoint(args.teacher):
+        print(_of_endpoint(args, workload))
+        return
     rates = Rates(args.images_per_s) if args.images_per_s else _measure(args)
     spot = Interruptions(args.interrupted_every, args.restart) if args.interrupted_every else None
     outcomes = [simulate(workload, rates, gpus, spot).times(args.rounds) for gpus in args.gpus]
     plan = describe_plan(workload, rates, outcomes, None if args.images_per_s else _device(), args.price, args.rounds)
     print(to_json(plan, indent=2) if args.json else format_plan(plan, args.sample, spot))
+
+
+def _of_endpoint(args: argparse.Namespace, workload: Workload) -> str:
+    """Say what asking an endpoint will take; it is not asked for that."""
+    from pipeline.pseudo_labels.endpoint import Endpoint
+
+    endpoint, requests = Endpoint.read(Path(args.teacher)), workload.pairs * args.rounds
+    hours = requests / endpoint.requests_per_minute / 60
+    plan = {
+        "requests": requests,
+        "wall_hours_of_one_process": hours,
+        "cost": requests * endpoint.price_per_request if endpoint.price_per_request else None,
+    }
+    if args.json:
+        return to_json(plan, indent=2)
+    cost = "price_per_request in its file says what they cost" if plan["cost"] is None else f"{plan['cost']:,.2f}"
+    return (
+        f"input     {workload.pairs:,} pairs in {workload.shards:,} shards\n"
+        f"endpoint  {endpoint.model}: {requests:,} requests, more where answers are unusable\n"
+        f"time      {hours:,.1f} h of one process at {endpoint.requests_per_minute:g} requests a minute\n"
+        f"cost      {cost}"
+    )
 
 
 def _scaled(found: Workload, args: argparse.Namespace) -> Workload:

@@ -67,6 +67,7 @@ BROKEN_INPUT_REASONS = (
     "image_timeout",
     OUTSIDE,
     "caption_empty",
+    "answer_unusable",
 )
 """Row rejects that count against ``max_reject_share``; finding nothing in a picture is no fault of the input."""
 PICTURES_THAT_TELL = 500

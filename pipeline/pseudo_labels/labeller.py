@@ -18,13 +18,13 @@ from PIL import Image, ImageOps
 from glip_model.images import ImageError
 from glip_model.prompts import Prompt
 from glip_model.resizing import ResizedImage, ResizeRule
-from glip_model.structures import Detections
 from pipeline.pseudo_labels.batching import BatchWindow
 from pipeline.pseudo_labels.decoding import Decoded
 from pipeline.pseudo_labels.progress import Figures
 from pipeline.pseudo_labels.questions import CaptionQuestions, L, NameQuestions, Questions
 from pipeline.pseudo_labels.settings import PseudoLabelConfig
 from pipeline.pseudo_labels.teachers import (
+    Answer,
     PreparedTeacher,
     Teacher,
     answer_question,
@@ -121,6 +121,11 @@ class PseudoLabeller:
                 fresh |= {i: questions.left_out(i, error.reason) for i, error in unusable.items()}
                 found, mirrored, seconds = self._ask(batch)
                 for asked, detections, reflection in zip(batch, found, mirrored, strict=True):
+                    if isinstance(detections, ImageError) or isinstance(reflection, ImageError):
+                        error = detections if isinstance(detections, ImageError) else reflection
+                        assert isinstance(error, ImageError)
+                        fresh[asked.row] = questions.left_out(asked.row, error.reason)
+                        continue
                     fresh[asked.row] = questions.select(asked.row, asked.size, detections, reflection)
                 if fresh:
                     on_batch(_figures(fresh.values(), seconds))
@@ -166,7 +171,7 @@ class PseudoLabeller:
             for done, images in pending:
                 yield from zip(done, images.result(), strict=True)
 
-    def _ask(self, batch: Sequence[_Asked]) -> tuple[list[Detections], Sequence[Detections | None], float]:
+    def _ask(self, batch: Sequence[_Asked]) -> tuple[list[Answer], Sequence[Answer | None], float]:
         """Return what is found in the pictures and in their mirror images, and the seconds that the teacher worked."""
         prompts = [asked.prompts for asked in batch]
         found, seconds = self._ground([asked.image for asked in batch], prompts)
@@ -177,7 +182,7 @@ class PseudoLabeller:
 
     def _ground(
         self, images: Sequence[Image.Image | ResizedImage], prompts: Sequence[Sequence[Prompt]]
-    ) -> tuple[list[Detections], float]:
+    ) -> tuple[list[Answer], float]:
         """Ask the teacher, in halves where the device has no room for all at once."""
         if not images:
             return [], 0.0

@@ -1,4 +1,8 @@
-"""Teachers by the open-set detectors of ``transformers``: Grounding DINO and OWLv2, from a folder or a hub id."""
+"""Teachers by the open-set detectors of ``transformers``, from a folder or a hub id.
+
+Grounding DINO and MM-Grounding-DINO (so LLMDet) read captions; OWL-ViT, OWLv2, OmDet-Turbo and SAM 3 read phrases by
+themselves.
+"""
 
 from __future__ import annotations
 
@@ -9,26 +13,32 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import AutoImageProcessor, AutoModelForZeroShotObjectDetection, AutoTokenizer
+from transformers import AutoImageProcessor, AutoModelForZeroShotObjectDetection, AutoTokenizer, Sam3Model
 
 from glip_model.alignment import phrase_scores, tokenize_prompt
 from glip_model.boxes import clip_boxes
 from glip_model.checkpoint import check_finite
 from glip_model.precision import Precision, autocast, dtype_of
-from glip_model.prompts import Prompt
+from glip_model.prompts import Prompt, chunk_categories
 from glip_model.structures import Detections
 from glip_model.text_encoder import check_known_words
 
 LEAST_SCORE = 0.05
 MOST_DETECTIONS = 300
 """Of one picture, over all its phrases; what scores lower is no candidate for a pseudo-label."""
+NAMES_AT_ONCE = 100
+"""Of teachers that read every name by itself: more take memory and no less time."""
+OMDET_TOKENS, SAM3_TOKENS = 77, 32
+"""Of a text, as their processors have it."""
 
 
 class _OpenSetTeacher:
     """A detector, and what makes pictures and texts into its inputs."""
 
+    architecture: Any = AutoModelForZeroShotObjectDetection
+
     def __init__(self, folder: Path, device: str, precision: Precision) -> None:
-        model: Any = AutoModelForZeroShotObjectDetection.from_pretrained(folder, use_safetensors=True)
+        model: Any = self.architecture.from_pretrained(folder, use_safetensors=True)
         check_finite(model.state_dict(), str(folder))
         self._model, self._device, self._dtype = model.to(device).eval(), device, dtype_of(precision, device)
         self._images, self._tokenizer = (
@@ -36,6 +46,11 @@ class _OpenSetTeacher:
             AutoTokenizer.from_pretrained(folder),
         )
         check_known_words(self._tokenizer, folder)
+
+    def divide(self, names: Sequence[str]) -> list[list[int]]:
+        """Return which names are asked for at once, by their places; ValueError where one is too long."""
+        places = list(range(len(names)))
+        return [places[start : start + NAMES_AT_ONCE] for start in range(0, len(places), NAMES_AT_ONCE)]
 
     def _ask(self, images: Sequence[Image.Image], texts: Sequence[str], limit: int, padding: str) -> tuple[Any, Tensor]:
         """Return what the model says, and the boxes of it."""
@@ -49,8 +64,12 @@ class _OpenSetTeacher:
 class GroundingDinoTeacher(_OpenSetTeacher):
     """Grounds a caption's phrases; a box scores the mean of its phrase's tokens, as GLIP's do.
 
-    Source: Liu et al., Grounding DINO, ECCV 2024.
+    Source: Liu et al., Grounding DINO, ECCV 2024; Zhao et al., MM-Grounding-DINO, 2024; Fu et al., LLMDet, CVPR 2025.
     """
+
+    def divide(self, names: Sequence[str]) -> list[list[int]]:
+        """Return which names go into each of as few prompts as hold them; ValueError where one is too long."""
+        return chunk_categories(names, self._tokenizer, self._model.config.max_text_len - 1)  # without the last period
 
     @torch.inference_mode()
     def ground(self, images: Sequence[Image.Image], prompts: Sequence[Prompt]) -> list[Detections]:
@@ -66,10 +85,10 @@ class GroundingDinoTeacher(_OpenSetTeacher):
         return found
 
 
-class Owlv2Teacher(_OpenSetTeacher):
+class OwlTeacher(_OpenSetTeacher):
     """Finds each phrase by itself, without its caption.
 
-    Source: Minderer et al., Scaling Open-Vocabulary Object Detection, NeurIPS 2023.
+    Source: Minderer et al., Simple Open-Vocabulary Object Detection with Vision Transformers, ECCV 2022.
     """
 
     @torch.inference_mode()
@@ -83,12 +102,112 @@ class Owlv2Teacher(_OpenSetTeacher):
         found = []
         for i, (image, prompt) in enumerate(zip(images, prompts, strict=True)):
             scores = outputs.logits[i, :, : len(prompt.phrases)].float().sigmoid().cpu()
-            side = max(image.size)  # the model saw the picture padded to a square
-            found.append(_detections(boxes[i], scores, (side, side), image, prompt))
+            found.append(_detections(boxes[i], scores, self._sides(image), image, prompt))
         return found
 
+    def _sides(self, image: Image.Image) -> tuple[int, int]:
+        """Return width and height in pixels that boxes are shares of."""
+        return image.width, image.height
 
-TEACHERS = {"grounding-dino": GroundingDinoTeacher, "owlv2": Owlv2Teacher}
+
+class Owlv2Teacher(OwlTeacher):
+    """OWL-ViT's successor, which sees a picture padded to a square.
+
+    Source: Minderer et al., Scaling Open-Vocabulary Object Detection, NeurIPS 2023.
+    """
+
+    def _sides(self, image: Image.Image) -> tuple[int, int]:
+        side = max(image.size)
+        return side, side
+
+
+class OmDetTurboTeacher(_OpenSetTeacher):
+    """Finds each phrase by itself, told in a sentence what all of them are.
+
+    Source: Zhao et al., Real-time Transformer-based Open-Vocabulary Detection with Efficient Fusion Head, 2024.
+    """
+
+    def divide(self, names: Sequence[str]) -> list[list[int]]:
+        """Return which names fit into each sentence; ValueError where one is too long."""
+        return chunk_categories(names, self._tokenizer, OMDET_TOKENS - 2)  # "Detect" and the period
+
+    @torch.inference_mode()
+    def ground(self, images: Sequence[Image.Image], prompts: Sequence[Prompt]) -> list[Detections]:
+        """Find each prompt's phrases in its picture; boxes in pixels of the picture."""
+        pixels = self._images(list(images), return_tensors="pt")["pixel_values"]
+        tasks = self._read([f"Detect {', '.join(prompt.phrases)}." for prompt in prompts])
+        classes = self._read([phrase for prompt in prompts for phrase in prompt.phrases])
+        counts = torch.tensor([len(prompt.phrases) for prompt in prompts], device=self._device)
+        with autocast(self._dtype, self._device):
+            outputs = self._model(
+                pixel_values=pixels.to(self._device),
+                classes_input_ids=classes["input_ids"],
+                classes_attention_mask=classes["attention_mask"],
+                tasks_input_ids=tasks["input_ids"],
+                tasks_attention_mask=tasks["attention_mask"],
+                classes_structure=counts,
+            )
+        boxes = outputs.decoder_coord_logits.float().cpu()
+        logits = outputs.decoder_class_logits.float().cpu()
+        return [
+            _detections(boxes[i], logits[i, :, : len(prompt.phrases)].sigmoid(), image.size, image, prompt)
+            for i, (image, prompt) in enumerate(zip(images, prompts, strict=True))
+        ]
+
+    def _read(self, texts: Sequence[str]) -> Any:
+        found = self._tokenizer(
+            list(texts), padding="max_length", truncation=True, max_length=OMDET_TOKENS, return_tensors="pt"
+        )
+        return found.to(self._device)
+
+
+class Sam3Teacher(_OpenSetTeacher):
+    """Finds each phrase by itself; a picture is looked at once for all of its phrases.
+
+    A box scores its query's score times the score that the phrase is there at all.
+
+    Source: Carion et al., SAM 3: Segment Anything with Concepts, 2025.
+    """
+
+    architecture = Sam3Model
+
+    @torch.inference_mode()
+    def ground(self, images: Sequence[Image.Image], prompts: Sequence[Prompt]) -> list[Detections]:
+        """Find each prompt's phrases in its picture; boxes in pixels of the picture."""
+        return [self._look(image, prompt) for image, prompt in zip(images, prompts, strict=True)]
+
+    def _look(self, image: Image.Image, prompt: Prompt) -> Detections:
+        pixels = self._images(image, return_tensors="pt")["pixel_values"].to(self._device)
+        boxes, scores = [], []
+        with autocast(self._dtype, self._device):
+            seen = self._model.get_vision_features(pixels)
+            for phrase in prompt.phrases:
+                text = self._tokenizer(
+                    phrase, padding="max_length", truncation=True, max_length=SAM3_TOKENS, return_tensors="pt"
+                ).to(self._device)
+                outputs = self._model(
+                    vision_embeds=seen, input_ids=text["input_ids"], attention_mask=text["attention_mask"]
+                )
+                is_there = outputs.presence_logits.float().sigmoid().reshape(1)
+                scores.append((outputs.pred_logits[0].float().sigmoid() * is_there).cpu())
+                boxes.append(outputs.pred_boxes[0].float().cpu())
+        corners = torch.cat(boxes)
+        centred = torch.cat([(corners[:, :2] + corners[:, 2:]) / 2, corners[:, 2:] - corners[:, :2]], 1)
+        owner = torch.repeat_interleave(torch.arange(len(scores)), torch.tensor([len(each) for each in scores]))
+        # A query belongs to the phrase that it was asked for, and scores less than nothing for the others.
+        by_phrase = torch.full((len(corners), len(scores)), -1.0)
+        by_phrase[torch.arange(len(corners)), owner] = torch.cat(scores)
+        return _detections(centred, by_phrase, image.size, image, prompt)
+
+
+TEACHERS: dict[str, type[_OpenSetTeacher]] = {
+    "grounding-dino": GroundingDinoTeacher,
+    "mm-grounding-dino": GroundingDinoTeacher,
+    "omdet-turbo": OmDetTurboTeacher,
+    "owlv2": Owlv2Teacher,
+    "owlvit": OwlTeacher,
+    "sam3": Sam3Teacher,
+}
 """Teacher by the ``model_type`` in its config.json."""
 
 

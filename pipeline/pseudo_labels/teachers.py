@@ -12,6 +12,7 @@ from typing import Any, Protocol, cast, runtime_checkable
 from PIL import Image
 
 from glip_model.checkpoint import CONFIG_FILE
+from glip_model.images import ImageError
 from glip_model.precision import Precision, allow_tf32, best_device
 from glip_model.predictor import GLIPPredictor
 from glip_model.pretrained import resolve_folder
@@ -19,16 +20,20 @@ from glip_model.prompts import Prompt
 from glip_model.resizing import ResizeRule
 from glip_model.structures import Detections, join_detections
 from pipeline.errors import ConfigError, MissingInputError
+from pipeline.pseudo_labels.endpoint import Endpoint, EndpointTeacher, is_endpoint
 from pipeline.store.filesystem import is_url
 from pipeline.store.folders import local_folder
 from pipeline.store.provenance import code_sha256, describe_model
 from pipeline.store.storage import to_place
 
+Answer = Detections | ImageError
+"""What a teacher says of a picture: what it found, or the reason why nothing is known of it."""
+
 
 class Teacher(Protocol):
     """What labels, by the least that it must do: pictures come one batch at a time, as they are."""
 
-    def ground(self, images: Sequence[Image.Image], prompts: Sequence[Prompt]) -> list[Detections]:
+    def ground(self, images: Sequence[Image.Image], prompts: Sequence[Prompt]) -> Sequence[Answer]:
         """Find each prompt's phrases in its picture; boxes in pixels of the picture."""
         ...
 
@@ -47,7 +52,7 @@ class PreparedTeacher(Protocol):
         """Return what ``answer`` takes of pictures that were resized, or not, and of a prompt for each."""
         ...
 
-    def answer(self, question: Any) -> list[Detections]:
+    def answer(self, question: Any) -> Sequence[Answer]:
         """Find each prompt's phrases in its picture; boxes in pixels of the picture before it was resized."""
         ...
 
@@ -65,7 +70,7 @@ class _AsTheyAre:
     def prepare(self, images: Sequence[Any], prompts: Sequence[Prompt]) -> Any:
         return images, prompts
 
-    def answer(self, question: Any) -> list[Detections]:
+    def answer(self, question: Any) -> Sequence[Answer]:
         return self._teacher.ground(*question)
 
 
@@ -111,20 +116,30 @@ def prepare_question(
     return [(len(turn[0].phrases), teacher.prepare(images, turn)) for turn in zip(*prompts, strict=True)]
 
 
-def answer_question(teacher: PreparedTeacher, question: Sequence[tuple[int, Any]]) -> list[Detections]:
+def answer_question(teacher: PreparedTeacher, question: Sequence[tuple[int, Any]]) -> list[Answer]:
     """Return per picture what is found for all of its prompts, whose phrases count through."""
     answers = [teacher.answer(part) for _, part in question]
     counts = [count for count, _ in question]
-    return answers[0] if len(answers) == 1 else [join_detections(found, counts) for found in zip(*answers, strict=True)]
+    if len(answers) == 1:
+        return list(answers[0])
+    return [_joined(found, counts) for found in zip(*answers, strict=True)]
+
+
+def _joined(answers: Sequence[Answer], counts: Sequence[int]) -> Answer:
+    found = [answer for answer in answers if isinstance(answer, Detections)]
+    if len(found) < len(answers):
+        return next(answer for answer in answers if isinstance(answer, ImageError))
+    return join_detections(found, counts)
 
 
 def open_teacher(name: str, device: str | None = None, precision: Precision = "auto") -> Teacher | PreparedTeacher:
     """Load a teacher, and let this process use TensorFloat-32 where there is a GPU.
 
     Args:
-        name: folder, URL or hub id of a GLIP model, of Grounding DINO or of OWLv2; or ``module:function`` of a teacher
-            of one's own: the function takes the device, decides for itself what it computes in, and returns a
-            ``Teacher`` or a ``PreparedTeacher``.
+        name: a YAML file of an ``endpoint``; folder, URL or hub id of a GLIP model or of an open-set detector of
+            transformers, see ``open_set_teachers.TEACHERS``; or ``module:function`` of a teacher of one's own: the
+            function takes the device, decides for itself what it computes in, and returns a ``Teacher`` or a
+            ``PreparedTeacher``.
         device: ``cpu`` or ``cuda``; None takes a GPU where there is one.
         precision: see ``GLIPPredictor``.
 
@@ -133,6 +148,8 @@ def open_teacher(name: str, device: str | None = None, precision: Precision = "a
     """
     allow_tf32()
     device = device or best_device()
+    if is_endpoint(name):
+        return EndpointTeacher(Endpoint.read(Path(name)))
     own = _own_function(name)
     if own is not None:
         teacher: Teacher | PreparedTeacher = own(device)
@@ -144,11 +161,12 @@ def open_teacher(name: str, device: str | None = None, precision: Precision = "a
                 return GLIPPredictor.from_pretrained(folder, device, precision)
             from pipeline.pseudo_labels.open_set_teachers import TEACHERS  # transformers takes a second to load
 
+            if kind not in TEACHERS:
+                raise MissingInputError(
+                    f"{name}: no teacher for models of type {kind!r}; there are some for those of this project and of "
+                    f"types {', '.join(sorted(TEACHERS))}; write one as module:function"
+                )
             return cast(Teacher, TEACHERS[kind](folder, device, precision))
-    except KeyError as error:
-        raise MissingInputError(
-            f"{name}: no teacher for models of type {error}; write one as module:function"
-        ) from None
     except (ValueError, OSError, RuntimeError) as error:
         raise MissingInputError(
             f"{name}: not a usable teacher ({error}); run: dvc repro train_baseline@teacher"
@@ -161,6 +179,8 @@ def describe_teacher(name: str) -> dict[str, Any]:
     Raises:
         MissingInputError: there is no such teacher.
     """
+    if is_endpoint(name):
+        return Endpoint.read(Path(name)).describe()
     own = _own_function(name)
     if own is not None:
         return {"name": name, "sha256": code_sha256([own]), "files": {}}

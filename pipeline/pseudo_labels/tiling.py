@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from PIL import Image
 
+from glip_model.images import ImageError
 from glip_model.prompts import Prompt
 from glip_model.resizing import ResizeRule
 from glip_model.structures import Detections
 from glip_model.tiling import Tile, merge_tiles, tiles
-from pipeline.pseudo_labels.teachers import PreparedTeacher, answer_question, prepare_question
+from pipeline.pseudo_labels.teachers import Answer, PreparedTeacher, answer_question, prepare_question
 
 
 class TiledTeacher:
@@ -42,21 +43,25 @@ class TiledTeacher:
         """Return what ``answer`` takes, of several prompts a picture."""
         return images, prompts
 
-    def answer(self, question: Any) -> list[Detections]:
+    def answer(self, question: Any) -> list[Answer]:
         """Find each prompt's phrases in its picture; boxes in pixels of the picture."""
         images, prompts = question
         sizes = [(image.height, image.width) for image in images]
         places = [tiles(size, self._side) for size in sizes]
-        found: list[dict[Tile, Detections]] = [{} for _ in images]
+        found: list[dict[Tile, Answer]] = [{} for _ in images]
         for batch in self._batches([(i, place) for i, each in enumerate(places) for place in each], sizes):
             pieces = [self._cut(images[i], place) for i, place in batch]
             asked = prepare_question(self._teacher, pieces, [prompts[i] for i, _ in batch])
             for (i, place), detections in zip(batch, answer_question(self._teacher, asked), strict=True):
                 found[i][place] = detections
-        return [
-            merge_tiles([mine[place] for place in each], each, size, self._nms_threshold)
-            for mine, each, size in zip(found, places, sizes, strict=True)
-        ]
+        return [self._merge(*each) for each in zip(found, places, sizes, strict=True)]
+
+    def _merge(self, found: Mapping[Tile, Answer], places: Sequence[Tile], size: tuple[int, int]) -> Answer:
+        """Return what is found in all pieces of a picture, or why nothing is known of one."""
+        parts = [answer for place in places if isinstance(answer := found[place], Detections)]
+        if len(parts) < len(places):
+            return next(answer for answer in found.values() if isinstance(answer, ImageError))
+        return merge_tiles(parts, places, size, self._nms_threshold)
 
     def _cut(self, image: Image.Image, place: Tile) -> Any:
         piece = image if place == (0, 0, image.width, image.height) else image.crop(place)

@@ -38,6 +38,7 @@ ROW_REJECT_REASONS = (
     "duplicate_key",
     "held_out",
     "row_malformed",
+    "answer_unusable",
 )
 """Why a row may be refused; every stage counts its rejects by these."""
 

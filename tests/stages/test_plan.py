@@ -58,6 +58,18 @@ def test_rounds_label_all_pairs_anew(web: Path, capsys: pytest.CaptureFixture[st
     assert run(*words, "--rounds", 0) == 2
 
 
+def test_an_endpoint_is_planned_by_requests_and_not_asked(
+    web: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    eyes = tmp_path / "eyes.yaml"
+    eyes.write_text("endpoint: http://127.0.0.1:9\nmodel: eyes\nrequests_per_minute: 100\nprice_per_request: 0.01\n")
+    assert run("--records", web, "--teacher", eyes, "--json") == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert plan == {"requests": 2000, "wall_hours_of_one_process": pytest.approx(1 / 3), "cost": pytest.approx(20)}
+    assert run("--records", web, "--teacher", eyes, "--rounds", 3) == 0
+    assert "6,000 requests" in capsys.readouterr().out
+
+
 def test_nonsense_is_a_message(web: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("--records", web / "none") == 2
     assert "no Parquet shards" in capsys.readouterr().err
