@@ -6,6 +6,8 @@ READY := $(VENV)/.ready
 # pip's and DVC's own chatter, and DVC's usage reports, stay off.
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export DVC_NO_ANALYTICS := 1
+# Dozens of processes of a run import the project: it is compiled once, wherever this would forbid to keep that.
+unexport PYTHONDONTWRITEBYTECODE
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .PHONY: help setup repro seeds test fuzz check browser bench bench-gpu rehearsal lock clean
@@ -49,6 +51,7 @@ lock: $(READY) ## write requirements.lock anew from pyproject.toml
 	$(BIN)/pip-compile --quiet --upgrade --generate-hashes --no-emit-index-url --no-emit-trusted-host --no-emit-find-links --no-header --no-annotate --allow-unsafe --strip-extras --extra pipeline,export,hub,trackers,video,dev --output-file requirements.lock pyproject.toml
 
 bench: $(READY) ## speed and memory as ratios against named baselines (about an hour)
+	$(BIN)/python tests/benchmarks/startup_cost.py
 	$(BIN)/python tests/benchmarks/data_speed.py
 	$(BIN)/python tests/benchmarks/loader_speed.py
 	$(BIN)/python tests/benchmarks/rows_memory.py

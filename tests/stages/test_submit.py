@@ -128,6 +128,7 @@ def laptop(s3_variables: dict[str, str], tmp_path_factory: pytest.TempPathFactor
         # Ray's jobs join the cluster that its temporary folder names: beside other clusters it must be its own.
         temporary = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # sockets have short names
         head = {"include_dashboard": True, "dashboard_port": 0, "temp_dir": temporary}
+        head |= {"no_monitor": True, "include_log_monitor": False}  # nobody scales it; jobs keep their own logs
         cluster = Cluster(initialize_head=True, head_node_args=head | node)
         # As "ray start" writes it; without, a job joins whichever cluster of this machine it finds first.
         Path(temporary, "ray_current_cluster").write_text(cluster.address, encoding="utf-8")
