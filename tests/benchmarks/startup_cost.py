@@ -26,8 +26,8 @@ import psutil
 import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
-LOOK_S = 0.02
-"""Time between two looks at the processes: what one computes after the last look is missed."""
+LOOK_S = 0.1
+"""Time between two looks at the processes, which take time themselves: what one computes after the last is missed."""
 COMMANDS = {
     "prepare": "stages.prepare --out data/records --metrics metrics/prepare.json",
     "train": "stages.train_only teacher --human data/records/human --out models/teacher --metrics metrics/train.json",
@@ -67,9 +67,8 @@ def cost_of(words: list[str], folder: Path) -> tuple[float, float, int]:
     spent: dict[int, float] = {}
     while process.poll() is None:
         time.sleep(LOOK_S)
-        for parent in list(known.values()):
-            with suppress(psutil.NoSuchProcess):
-                known |= {child.pid: child for child in parent.children()}
+        with suppress(psutil.NoSuchProcess):
+            known |= {child.pid: child for child in process.children(recursive=True)}
         for pid, each in list(known.items()):
             try:
                 times = each.cpu_times()
