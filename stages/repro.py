@@ -29,7 +29,7 @@ def run(args: argparse.Namespace) -> str:
     from pipeline.ray_session import CODE_ROOT
     from pipeline.settings import load_all, to_yaml
     from pipeline.submission.package import check_stage, pack, unpack
-    from stages.submitted import reproduce
+    from stages.submitted import make_repository, reproduce
 
     folder = args.folder.resolve()
     if folder == CODE_ROOT or folder in CODE_ROOT.parents:
@@ -41,6 +41,7 @@ def run(args: argparse.Namespace) -> str:
         pack(CODE_ROOT, CODE_ROOT, True, Path(package))
         (Path(package) / "params.yaml").write_text(settings, encoding="utf-8")
         unpack(Path(package), folder, with_lock=False)
+    make_repository(folder)
     reproduce(args.target, folder)
     return f"repro: {args.target or 'all'} is up to date in {args.folder}"
 

@@ -55,8 +55,8 @@ def run(args: argparse.Namespace) -> None:
             _call(args.what, folder)
             return
         target = None if args.what == ["all"] else args.what[0]
+        make_repository(folder)
         if where is not None and in_store:
-            _make_repository(folder)
             _reproduce_in_store(target, folder, where)
         else:
             _reproduce_with_remote(target, folder, args.run_name)
@@ -68,7 +68,8 @@ def places_written(command: Sequence[str]) -> list[str]:
     return found + [word.removeprefix("--out=") for word in command if word.startswith("--out=")]
 
 
-def _make_repository(folder: Path) -> None:
+def make_repository(folder: Path) -> None:
+    """Let DVC take a folder for one of its own, without git."""
     local = folder / ".dvc/config.local"
     if not local.exists():
         local.parent.mkdir(exist_ok=True)
@@ -77,7 +78,6 @@ def _make_repository(folder: Path) -> None:
 
 def reproduce(target: str | None, folder: Path, *options: str) -> None:
     """Run ``dvc repro`` in a folder with the code that it holds; end this process with its status unless it is 0."""
-    _make_repository(folder)
     _call([*DVC, "repro", *options, *([target] if target else [])], folder)
 
 

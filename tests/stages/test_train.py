@@ -40,7 +40,9 @@ def test_dry_run_of_params_itself_has_no_differences(capsys: pytest.CaptureFixtu
 def test_training_asks_for_its_folders() -> None:
     with pytest.raises(ConfigError, match="training needs --human and --out"):
         call("teacher")
-    with pytest.raises(ConfigError, match=r"train\.runs has no 'pretrain'; runs: teacher, student, control"):
+    with pytest.raises(
+        ConfigError, match=r"train\.runs has no 'pretrain'; runs: teacher, round_1, round_2, control, one_round"
+    ):
         call("pretrain", "--dry-run")
 
 

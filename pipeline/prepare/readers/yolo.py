@@ -182,7 +182,11 @@ def _label_files(folder: str, pictures: Sequence[str]) -> set[str]:
     for place in above:
         top = to_place(f"{folder}/{place}")
         if is_folder(top):
-            found |= {posixpath.normpath(f"{place}/{path.name}") for path in list_below(top) if path.suffix == ".txt"}
+            found |= {
+                posixpath.normpath(posixpath.join(place, path.name))
+                for path in list_below(top)
+                if path.suffix == ".txt"
+            }
     return found
 
 

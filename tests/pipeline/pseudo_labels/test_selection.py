@@ -30,6 +30,7 @@ CONFIG = PseudoLabelConfig(
     num_actors=1,
     max_reject_share=0.5,
     precision="float32",
+    tile=0,
 )
 SIZE = (100, 200)  # height, width
 LEFT, MIDDLE, RIGHT = (0, 0, 40, 40), (60, 0, 100, 40), (150, 50, 190, 90)

@@ -48,8 +48,9 @@ Files = dict[str, Any]
 """The values of a data set's files by their names; the suffix says how each is encoded."""
 NUM_EXAMPLES = settings().max_examples if settings().max_examples > 100 else 12
 """Of every family: files are written for each."""
-EMBEDDED = ("embedded",)
-"""Readers of no files."""
+YOLO_LIST = "a.jpg\nb.jpg"
+NOTHING_WRITTEN = ("embedded", "pictures", "detection_records")
+"""Readers of nothing that people write: of no files, of pictures alone, and of shards of this project."""
 
 
 def _picture() -> bytes:
@@ -107,6 +108,11 @@ def _lengths(rows: list[Any], name: str) -> int:
 
 def _lines(name: str) -> Callable[[Files], int | None]:
     return lambda files: len(files[name]) if isinstance(files[name], list) else None
+
+
+def _yolo_lines(files: Files) -> int:
+    texts = (_text(files[name]) for name in ("a.txt", "b.txt"))
+    return sum(bool(line.strip()) for text in texts for line in text.splitlines())
 
 
 def _odvg_boxes(files: Files) -> int:
@@ -291,6 +297,17 @@ FAMILIES: dict[str, Family] = {
         {"annotations": "@xml", "images": "@"},
         lambda files: 2,
         _xml_objects,
+    ),
+    "yolo": Family(
+        {
+            "data.yaml": {"names": ["dog", "cat"], "train": "list.txt"},
+            "list.txt": YOLO_LIST,
+            "a.txt": "0 0.5 0.5 0.4 0.4\n1 0.2 0.2 0.2 0.2",
+            "b.txt": "1 0.1 0.1 0.5 0.1 0.5 0.5",
+        },
+        {"data": "@data.yaml"},
+        lambda files: 2 if files["list.txt"] == YOLO_LIST else None,
+        lambda files: _yolo_lines(files) if files["list.txt"] == YOLO_LIST else None,
     ),
     "imagenet_boxes": Family(
         {"xml/n1/a.xml": _voc("n1"), "xml/n1/b.xml": _voc("n2"), "synsets.txt": "n1 tench, fish\nn2 dog"},
@@ -573,7 +590,7 @@ def _check(family: Family, files: Files, tally: Tally) -> None:
 
 
 def test_every_reader_of_files_has_a_family() -> None:
-    assert {name.partition(" ")[0] for name in FAMILIES} == READERS.keys() - set(EMBEDDED)
+    assert {name.partition(" ")[0] for name in FAMILIES} == READERS.keys() - set(NOTHING_WRITTEN)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
