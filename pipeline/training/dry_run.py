@@ -90,8 +90,6 @@ class Outlook:
     """Evaluations lower the learning rate further, and may end training earlier."""
     loading: Loading | None
     """None where there are no records yet."""
-    activations: int
-    """Bytes that a worker keeps between forward and backward pass, unless it recomputes them."""
 
     @property
     def images(self) -> int | None:
@@ -134,7 +132,6 @@ def work_out(
         schedule=tuple(_schedule(optim, run.steps)) if run.steps else (),
         may_stop=optim.schedule == "plateau",
         loading=None if human is None else _loading(run, config, model.config, human, pseudo),
-        activations=step_bytes(model, config.train, max(1, config.train.num_workers)),
     )
 
 
@@ -156,8 +153,10 @@ def describe_run(
 
     See ``work_out``; the speed of one worker tells the time it takes.
     """
-    found = work_out(name, load(params, TrainingSettings), human, pseudo, teacher)
-    return "\n".join([*_lines(found, images_per_s), *_changed(params)])
+    config = load(params, TrainingSettings)
+    found = work_out(name, config, human, pseudo, teacher)
+    kept = step_bytes(_structure(config.train.runs[name], config, teacher), config.train, found.workers)
+    return "\n".join([*_lines(found, kept, images_per_s), *_changed(params)])
 
 
 def _structure(run: RunConfig, config: TrainingSettings, teacher: Place | None) -> GLIP:
@@ -249,8 +248,8 @@ def flat_settings(section: Any, where: str = "") -> Iterator[tuple[str, Any]]:
             yield name, value
 
 
-def _lines(found: Outlook, images_per_s: float | None) -> Iterator[str]:
-    """Say what a training comes to; with the speed of a worker, the time it takes, too."""
+def _lines(found: Outlook, kept_bytes: int, images_per_s: float | None) -> Iterator[str]:
+    """Say what a training comes to, and what it keeps of a step; with the speed of a worker, the time it takes, too."""
     trained = sum(part.parameters for part in found.trained)
     yield f"model     {found.parameters:,} parameters, {trained:,} of them trained"
     yield f"          {'part':16} {'parameters':>13} {'learning rate':>14} {'weight decay':>13}"
@@ -268,7 +267,7 @@ def _lines(found: Outlook, images_per_s: float | None) -> Iterator[str]:
         yield f"{'' if i else 'schedule':9} step {step:>9,}: learning rate {rate:g}, weight decay {decay:g}"
     if found.may_stop:
         yield f"{'':9} evaluations that bring no gain lower the rate further, and may end training earlier"
-    yield f"memory    {found.activations / 1e9:,.1f} GB of activations a worker, kept from forward to backward pass"
+    yield f"memory    {kept_bytes / 1e9:,.1f} GB of activations a worker, kept from forward to backward pass"
     if found.loading is not None:
         each = f"a worker has {found.loading.processes}" if found.loading.processes > 1 else "one a worker"
         yield (

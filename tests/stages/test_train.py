@@ -29,6 +29,9 @@ def test_dry_run_prints_what_a_recipe_comes_to(capsys: pytest.CaptureFixture[str
     assert "length 1,000,000 steps, 64,000,000 pictures; 64 pictures a step on 64 workers" in lines
     assert "step 670,000: learning rate 1e-05, weight decay 0.0001" in lines
     assert "time 315.7 h, 13.2 days, at 0.88 images/s a worker" in lines
+    [memory] = [line for line in lines if line.startswith("memory")]
+    assert memory.endswith("GB of activations a worker, kept from forward to backward pass")
+    assert 5 < float(memory.split()[1]) < 80  # a picture a worker, in bf16
     assert 'model.preset: "glip_l" instead of "glip_t"' in lines
 
 
