@@ -191,6 +191,17 @@ def score(text: str) -> float:
     raise argparse.ArgumentTypeError(f"{text!r}: expected a number from 0 to 1")
 
 
+def add_tile_and_fps(parser: argparse.ArgumentParser) -> None:
+    """Declare ``--tile`` and ``--fps`` of commands that look at pictures and videos of any size."""
+    parser.add_argument(
+        "--tile",
+        type=at_least(32),
+        metavar="PIXELS",
+        help="look at larger pictures in overlapping pieces of this side as well, for small things",
+    )
+    parser.add_argument("--fps", type=positive, default=1.0, help="frames of a second of video (default: %(default)s)")
+
+
 def add_params(parser: argparse.ArgumentParser) -> None:
     """Declare ``--params`` of a command that has settings."""
     shown = "settings (default: params.yaml, or else those of the project)"

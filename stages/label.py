@@ -29,7 +29,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.cli import add_params, at_least, positive, progress, run_if_program, score
+from pipeline.cli import add_params, add_tile_and_fps, at_least, progress, run_if_program, score
 from pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -76,13 +76,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="IOU",
         help="of boxes of different names that overlap by more, the best stays; 1 keeps all (default: %(default)s)",
     )
-    parser.add_argument(
-        "--tile",
-        type=at_least(32),
-        metavar="PIXELS",
-        help="look at larger pictures in overlapping pieces of this side as well, for small things",
-    )
-    parser.add_argument("--fps", type=positive, default=1.0, help="frames of a second of video (default: %(default)s)")
+    add_tile_and_fps(parser)
     parser.add_argument(
         "--agnostic-nms", action="store_true", help="let names suppress one another as the boxes of a name do"
     )

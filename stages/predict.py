@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO, get_args
 
 from glip_model.precision import Precision
-from pipeline.cli import add_params, at_least, positive, printable, progress, run_if_program, score
+from pipeline.cli import add_params, add_tile_and_fps, printable, progress, run_if_program, score
 from pipeline.errors import ConfigError, MissingInputError, PipelineError
 from pipeline.plain_json import to_json
 
@@ -43,13 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     asked.add_argument("--caption", help="a sentence whose noun phrases are found")
     parser.add_argument("--model", required=True, help="folder or hub id, such as models/round_2")
     parser.add_argument("--min-score", type=score, default=0.3, help="boxes below are left out (default: %(default)s)")
-    parser.add_argument(
-        "--tile",
-        type=at_least(32),
-        metavar="PIXELS",
-        help="look at larger pictures in overlapping pieces of this side as well, for small things",
-    )
-    parser.add_argument("--fps", type=positive, default=1.0, help="frames of a second of video (default: %(default)s)")
+    add_tile_and_fps(parser)
     rivals = parser.add_mutually_exclusive_group()
     rivals.add_argument(
         "--compete",

@@ -10,7 +10,7 @@ from typing import Any
 from pipeline.errors import MissingInputError
 from pipeline.evaluation.bootstrap import Interval
 from pipeline.evaluation.gain import GAIN
-from pipeline.evaluation.standings import Standing
+from pipeline.evaluation.standings import CONCEPTS, Standing
 from pipeline.inspection.versions import compare
 from pipeline.report.charts import PERCENT, Line, Plot, Scale
 from pipeline.report.labels import read_json
@@ -18,7 +18,6 @@ from pipeline.store.storage import Place
 
 SKIPPED = "skipped"
 """Key of the note that stands in place of the metrics of a round that was not run."""
-PARTS = ("novel", "base")
 CERTAIN = 3.0
 """Standard deviations by which a share has to fall before it is called worse."""
 NAMED = 5
@@ -144,7 +143,9 @@ def _round(
     used = calibration.get("at_min_score") or {}
     by_frequency = calibration.get("by_frequency") or {}
     shares = {
-        kind: {part: 100 * used[f"{kind}_{part}"] for part in (*PARTS, "all") if used.get(f"{kind}_{part}") is not None}
+        kind: {
+            part: 100 * used[f"{kind}_{part}"] for part in (*CONCEPTS, "all") if used.get(f"{kind}_{part}") is not None
+        }
         | {part: 100 * each[kind] for part, each in by_frequency.items() if each[kind] is not None}
         for kind in ("precision", "recall")
     }
@@ -184,8 +185,9 @@ def _changed(before: Place, now: Place) -> float | None:
 def _worse(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Worse]:
     """Return what is less often right than before by more than chance, largest loss first: parts, then nouns."""
     found = []
-    for name, mine in {**(now.get("by_part") or {}), **(now.get("by_noun") or {})}.items():
-        theirs = {**(before.get("by_part") or {}), **(before.get("by_noun") or {})}.get(name)
+    earlier, later = ({**(each.get("by_part") or {}), **(each.get("by_noun") or {})} for each in (before, now))
+    for name, mine in later.items():
+        theirs = earlier.get(name)
         if theirs is None or not (theirs["boxes"] and mine["boxes"]):
             continue
         was, now_is = theirs["right"] / theirs["boxes"], mine["right"] / mine["boxes"]
@@ -196,7 +198,7 @@ def _worse(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Worse]:
         )
         if shares[0] - shares[1] > CERTAIN * spread:
             found.append(Worse(name, 100 * was, 100 * now_is, mine["boxes"]))
-    return sorted(found, key=lambda each: (each.noun not in PARTS, each.now - each.before, each.noun))
+    return sorted(found, key=lambda each: (each.noun not in CONCEPTS, each.now - each.before, each.noun))
 
 
 def _line(name: str, style: str, points: Sequence[tuple[int, Interval]], is_resampled: bool) -> Line:

@@ -193,8 +193,10 @@ def make_sources(
         if pseudo is None:
             raise TrainingError("the mixture gives pseudo-labels weight; pass --pseudo-labels FOLDER")
         weigh = weigher(config, calibration)
-        prompter: Prompter = GroundingPrompter(config, count_tokens, config.ignore_unlocated, weigh)
+        prompter: Prompter
         if holds_detections(list_shards(pseudo)[0]):  # labelled with names: what has no box is not there
             prompter = DetectionPrompter(config, count_tokens, weigh)
+        else:
+            prompter = GroundingPrompter(config, count_tokens, config.ignore_unlocated, weigh)
         sources["pseudo"] = Rows(pseudo, prompter, is_streamed, allowed)
     return sources
