@@ -48,7 +48,7 @@ check: $(READY) ## format, lint and types
 	$(BIN)/mypy
 
 lock: $(READY) ## write requirements.lock anew from pyproject.toml
-	$(BIN)/pip-compile --quiet --upgrade --generate-hashes --no-emit-index-url --no-emit-trusted-host --no-emit-find-links --no-header --no-annotate --allow-unsafe --strip-extras --extra pipeline,export,hub,trackers,video,dev --output-file requirements.lock pyproject.toml
+	$(BIN)/pip-compile --quiet --upgrade --generate-hashes --no-emit-index-url --no-emit-trusted-host --no-emit-find-links --no-header --no-annotate --allow-unsafe --strip-extras --extra pipeline,export,hub,trackers,video,serve,tune,curate,docs,dev --output-file requirements.lock pyproject.toml
 
 bench: $(READY) ## speed and memory as ratios against named baselines (about an hour)
 	$(BIN)/python tests/benchmarks/startup_cost.py
