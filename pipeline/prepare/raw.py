@@ -91,6 +91,8 @@ class _RawPicture:
     image: RawImage
     converted: tuple[str, ...] = ()
     """What the reader did to the row to make sense of it, see ``Converted``."""
+    license: Any = None
+    """Of the picture, as the data set names it: a name or an address; None where it says nothing."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -89,12 +89,12 @@ class PrepareConfig:
     def __post_init__(self) -> None:
         """Check the form of sources."""
         for role in ("human", "web", "dev", "test", "held_out"):
-            _check_sources(role, getattr(self, role), self.mixtures)
+            check_sources(role, getattr(self, role), self.mixtures)
         for name, sources in self.mixtures.items():
-            _check_sources(f"mixtures.{name}", sources, None)
+            check_sources(f"mixtures.{name}", sources, None)
 
 
-def _check_sources(where: str, sources: tuple[SourceEntry, ...], mixtures: Mapping[str, Any] | None) -> None:
+def check_sources(where: str, sources: tuple[SourceEntry, ...], mixtures: Mapping[str, Any] | None) -> None:
     """Check the form of sources; with ``mixtures`` None they are those of a mixture, which names readers alone."""
     for i, source in enumerate(sources):
         place = f"{where}[{i}]"
