@@ -191,7 +191,9 @@ def _file_class() -> Any:
         "rounds": annotated[mapping[str, _class_at(_ROUND)], Field(description=_ROUNDS)],
     }
     hints |= {name: _class_at(place) for name, place in SECTIONS.items()}
-    return _make("Settings", hints, {"__doc__": "A params file.", "ADDED": ("image_roots", "rounds", "download", "curate")})
+    return _make(
+        "Settings", hints, {"__doc__": "A params file.", "ADDED": ("image_roots", "rounds", "download", "curate")}
+    )
 
 
 def _class_at(place: str) -> Any:

@@ -1,8 +1,8 @@
 """Download the pictures of lists of URLs into tar shards, as img2dataset lays them out.
 
-Every URL ends as a picture or a reason. Hosts are asked politely: few requests at a time, pauses where they want them;
-sites that opt out (X-Robots-Tag: noai, noimageai) are left alone, and so are addresses that are not public. Interrupted,
-it keeps its finished shards; run again, it makes only what is missing.
+Every URL ends as a picture or a reason. Hosts are asked politely: few requests at a time, pauses where they want them.
+Sites that opt out (X-Robots-Tag: noai, noimageai) are left alone, and so are addresses that are not public.
+Interrupted, it keeps its finished shards; run again, it makes only what is missing.
 
 glip download --out data/downloads --metrics metrics/download.json     what download.lists of params.yaml names
 glip download --out s3://YOUR-BUCKET/web --hosts hosts.csv             into a store; URLs by host and outcome
@@ -54,7 +54,9 @@ def run(args: argparse.Namespace) -> str:
         write_csv(to_place(args.hosts), [("host", "outcome", "urls"), *rows], end="\n")
     if args.metrics:
         write_json(to_place(args.metrics), metrics)
-    reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(metrics["reasons"].items(), key=lambda r: -r[1]))
+    reasons = ", ".join(
+        f"{count} {reason}" for reason, count in sorted(metrics["reasons"].items(), key=lambda r: -r[1])
+    )
     return f"download: {metrics['urls']} URLs, {metrics['pictures']} pictures" + (
         f" ({reasons}) → {args.out}" if reasons else f" → {args.out}"
     )

@@ -114,7 +114,7 @@ class ShardWriter:
 
     def __enter__(self) -> ShardWriter:
         """Begin."""
-        self._waiting: IO[bytes] = tempfile.TemporaryFile(prefix="glip-download-")  # noqa: SIM115  # closed by __exit__
+        self._waiting: IO[bytes] = tempfile.TemporaryFile(prefix="glip-download-")  # closed by __exit__
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -179,7 +179,10 @@ class ShardWriter:
             "license": row.license,
             "status": SUCCESS if picture else FAILED,
             "error_message": reason,
-            **{"width": width, "height": height, "original_width": width, "original_height": height},
+            "width": width,
+            "height": height,
+            "original_width": width,
+            "original_height": height,
             "sha256": self._digests.get(number),
         }
 
@@ -187,7 +190,9 @@ class ShardWriter:
         self._waiting.flush()
         starts = sorted(start for start, _ in self._found.values())
         end = self._waiting.seek(0, io.SEEK_END)
-        sizes = dict(zip(starts, (stop - start for start, stop in zip(starts, [*starts[1:], end], strict=True)), strict=True))
+        sizes = dict(
+            zip(starts, (stop - start for start, stop in zip(starts, [*starts[1:], end], strict=True)), strict=True)
+        )
         with tarfile.open(aside, "w", format=tarfile.GNU_FORMAT) as tar:
             for number, (start, picture) in sorted(self._found.items()):
                 self._waiting.seek(start)

@@ -22,6 +22,7 @@ from pipeline.download.settings import DownloadConfig
 from pipeline.settings import load_all
 
 ROOT = Path(__file__).resolve().parents[3]
+BOMB = gzip.compress(bytes(5_000_000))
 
 
 def picture(number: int, kind: str = "PNG") -> bytes:
@@ -76,7 +77,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         finally:
             self.web.go()
 
-    def send(self, body: bytes, kind: str = "image/png", status: int = 200, said: int | None = None, **more: str) -> None:
+    def send(
+        self, body: bytes, kind: str = "image/png", status: int = 200, said: int | None = None, **more: str
+    ) -> None:
         self.send_response(status)
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(body) if said is None else said))
@@ -156,7 +159,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.send(picture(6), X_Robots_Tag=rest[0].replace("+", " "))
 
     def answer_gzip(self, rest: list[str]) -> None:
-        self.send(gzip.compress(bytes(50_000_000)), Content_Encoding="gzip")
+        self.send(BOMB, Content_Encoding="gzip")
 
     def log_message(self, *_: Any) -> None:
         pass
