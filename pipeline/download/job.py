@@ -29,7 +29,7 @@ from pipeline.store.storage import Place, make_folder, side_by_side, size
 logger = logging.getLogger(__name__)
 
 URLS_THAT_TELL = 500
-"""Where none of so many becomes a picture, and no other one before, it is the network or the settings that are wrong."""
+"""Where none of so many becomes a picture, and none did before, it is the network or the settings that are wrong."""
 
 
 @dataclass(frozen=True)
@@ -169,7 +169,9 @@ def _rows(source: Source) -> Iterator[Row]:
                 if isinstance(row, Reject):
                     yield Row(None, None)
                 elif isinstance(row, RawPair) and row.image.data is None and row.image.folder is None:
-                    yield Row(row.image.url and clean_caption(row.image.url), clean_caption(row.caption), row.license)
+                    yield Row(
+                        row.image.url and clean_caption(row.image.url), clean_caption(row.caption), row.image.license
+                    )
                 else:
                     raise ConfigError(
                         f"download.lists: {source.name} ({source.description}) holds pictures, not their URLs; name "

@@ -14,7 +14,7 @@ import tarfile
 import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -106,8 +106,8 @@ class ShardWriter:
 
     def __init__(self, files: ShardFiles, rows: Sequence[Row]) -> None:
         self._files, self._rows = files, rows
-        self._found: dict[int, tuple[int, Picture]] = {}
-        """Of a row where its picture begins in the file, and the picture without its bytes."""
+        self._found: dict[int, tuple[int, int, Picture]] = {}
+        """Of a row where its picture begins in the file, how long it is, and the picture without its bytes."""
         self._reasons: dict[int, str] = {}
         self._digests: dict[int, str] = {}
         self._key_digits = max(ROW_DIGITS, len(str(len(rows) - 1)))
@@ -127,7 +127,7 @@ class ShardWriter:
             self._reasons[number] = found
             return
         with storage_errors(Path(tempfile.gettempdir())):
-            self._found[number] = self._waiting.tell(), Picture(b"", found.suffix, found.height, found.width)
+            self._found[number] = self._waiting.tell(), len(found.data), replace(found, data=b"")
             self._waiting.write(found.data)
         self._digests[number] = hashlib.sha256(found.data).hexdigest()
 
@@ -170,7 +170,7 @@ class ShardWriter:
 
     def _describe(self, number: int) -> dict[str, Any]:
         row, reason = self._rows[number], self._reasons.get(number)
-        _, picture = self._found.get(number, (0, None))
+        *_, picture = self._found.get(number, (0, 0, None))
         height, width = (picture.height, picture.width) if picture else (None, None)
         return {
             "key": self._key(number),
@@ -187,17 +187,11 @@ class ShardWriter:
         }
 
     def _write_tar(self, aside: Path) -> None:
-        self._waiting.flush()
-        starts = sorted(start for start, _ in self._found.values())
-        end = self._waiting.seek(0, io.SEEK_END)
-        sizes = dict(
-            zip(starts, (stop - start for start, stop in zip(starts, [*starts[1:], end], strict=True)), strict=True)
-        )
         with tarfile.open(aside, "w", format=tarfile.GNU_FORMAT) as tar:
-            for number, (start, picture) in sorted(self._found.items()):
+            for number, (start, length, picture) in sorted(self._found.items()):
                 self._waiting.seek(start)
                 key, described = self._key(number), self._describe(number)
-                _add(tar, f"{key}.{picture.suffix}", self._waiting.read(sizes[start]))
+                _add(tar, f"{key}.{picture.suffix}", self._waiting.read(length))
                 _add(tar, f"{key}.txt", (self._rows[number].caption or "").encode())
                 _add(tar, f"{key}.json", json.dumps(described, ensure_ascii=False).encode())
 

@@ -61,6 +61,8 @@ have ``repeat``, how often its rows come in one pass of training, and a reader `
 class PrepareConfig:
     """Section ``prepare``: raw data sets into records."""
 
+    ADDED: ClassVar[tuple[str, ...]] = ("licenses",)
+
     data_root: str
     """Where relative paths and URLs of all sources start: a folder or a URL such as ``s3://bucket/raw``."""
     human: tuple[SourceEntry, ...]
@@ -85,6 +87,9 @@ class PrepareConfig:
     """The stage stops when a larger share of a folder's rows was rejected, 0 to 1. Held-out pictures do not count."""
     max_image_pixels: Count
     """Pictures with more pixels are refused before they are decoded."""
+    licenses: tuple[str, ...]
+    """Patterns of licences whose pictures human and web data may have, such as ``*/licenses/by/*``, whatever the case;
+    ``unknown`` stands for those whose data set says nothing. None means all."""
 
     def __post_init__(self) -> None:
         """Check the form of sources."""

@@ -18,6 +18,7 @@ from pipeline.prepare.readers import (
     coco,
     flickr30k,
     glip_tsv,
+    grit,
     lvis,
     mdetr,
     objects365,
@@ -70,6 +71,7 @@ READERS: dict[str, Reader] = {
     "mdetr": mdetr.read_mdetr,
     "refcoco": refcoco.read_refcoco,
     "visual_genome_regions": visual_genome.read_visual_genome_regions,
+    "grit": grit.read_grit,
     # Either, as the file has it
     "glip_tsv": glip_tsv.read_glip_tsv,
     "odvg": odvg.read_odvg,

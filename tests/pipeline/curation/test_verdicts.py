@@ -46,9 +46,7 @@ def pair(
         out = io.BytesIO()
         image.save(out, kind)
         data, (width, height) = out.getvalue(), image.size
-    return CaptionRecord(
-        key=key, image=ImageRef(bytes=data), height=height, width=width, source="web", caption=caption
-    )
+    return CaptionRecord(key=key, image=ImageRef(bytes=data), height=height, width=width, source="web", caption=caption)
 
 
 def verdicts(tmp_path: Path, config: CurateConfig, *shards: Sequence[CaptionRecord], **scores: Any) -> list[str]:

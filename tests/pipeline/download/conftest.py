@@ -197,4 +197,4 @@ def nasty(start_web: Callable[..., NastyWeb]) -> NastyWeb:
 @pytest.fixture
 def config() -> DownloadConfig:
     settings = load_all(ROOT / "params.yaml").download
-    return replace(settings, timeout_s=10.0, retries=1, host_pause_s=0.0, max_mb=0.5, rows_per_shard=4)
+    return replace(settings, timeout_s=60.0, retries=1, host_pause_s=0.0, max_mb=0.5, rows_per_shard=4)
