@@ -6,8 +6,7 @@ thresholds change without looking again. Interrupted, it goes on from what is fi
 
 glip curate --records data/records/web --out data/curated --measures data/curation --metrics metrics/curate.json
 
-Then phrases and pseudo_label read data/curated. In dvc.yaml the same comes of params.yaml, once curate.folders is
-{web: data/curated} and curate.labelled data/curated.
+Then phrases and pseudo_label read data/curated; glip repro --curate runs the whole graph so.
 """
 
 from __future__ import annotations

@@ -47,10 +47,6 @@ class ScoreConfig:
 class CurateConfig:
     """Section ``curate``: which web pairs are worth a teacher's time. A filter that is 0, empty or off rejects none."""
 
-    folders: Mapping[str, str]
-    """Stages of dvc.yaml that curate data/records/web, by name: where each writes. None by default."""
-    labelled: str
-    """What ``phrases`` and ``pseudo_label`` of dvc.yaml read: data/records/web or one of ``folders``."""
     duplicates: Literal["off", "exact", "near"]
     """Of pictures with the same bytes, or of those that look alike as well, the first pair stays."""
     min_side: Natural
@@ -85,8 +81,3 @@ class CurateConfig:
         for name in self.scores:
             if not _NAME.fullmatch(name):
                 raise ConfigError(f"scores.{name}: expected a name of small letters, digits and _ for a column")
-        if self.labelled not in ("data/records/web", *self.folders.values()):
-            raise ConfigError(
-                f"labelled is {self.labelled!r}; expected data/records/web or one of folders: "
-                f"{', '.join(self.folders.values()) or 'none'}"
-            )

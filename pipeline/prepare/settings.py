@@ -8,14 +8,17 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from pipeline.errors import ConfigError
-from pipeline.settings import Count, Natural, Share, parse_options, section
+from pipeline.settings import Amount, Count, Natural, Share, parse_options, section
 
 
 @section
 class EmbeddedConfig:
     """Section ``prepare.embedded``: the emoji scenes that ship with the project."""
 
-    ADDED: ClassVar[tuple[str, ...]] = ("human_styles", "web_styles")
+    ADDED: ClassVar[tuple[str, ...]] = (
+        *("human_styles", "web_styles"),
+        *("web_skew", "web_doubles_share", "web_wrong_captions_share", "web_blank_share"),
+    )
 
     base_concepts: Count
     """Concepts that human data shows and names."""
@@ -45,6 +48,15 @@ class EmbeddedConfig:
     """Art styles of what human data shows."""
     web_styles: Annotated[tuple[Literal["google", "twitter"], ...], Field(min_length=1)]
     """Art styles of what web, dev and test pictures show: with other ones the student has to cross over."""
+    web_skew: Amount
+    """How much more often web pictures show some concepts than others: with 1 the second of a list half as often as the
+    first, by Zipf's law; with 0 all alike."""
+    web_doubles_share: Share
+    """Noise beside web pairs, as a share of them: pairs that come again, their picture compressed anew."""
+    web_wrong_captions_share: Share
+    """Noise: pictures with captions of others, each of which many have, as the pages of a shop."""
+    web_blank_share: Share
+    """Noise: blank pictures with captions."""
 
     def __post_init__(self) -> None:
         """Check what depends on another setting."""

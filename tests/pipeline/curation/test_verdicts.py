@@ -175,7 +175,6 @@ def test_a_measure_of_other_rows_is_refused(tmp_path: Path, off: CurateConfig) -
     [
         ({"min_words": 5, "max_words": 3}, "max_words is 3; expected 0 or at least min_words = 5"),
         ({"scores": {"A b": ScoreConfig(model="m")}}, r"scores\.A b: expected a name of small letters"),
-        ({"labelled": "data/curated"}, "labelled is 'data/curated'; expected data/records/web or one of folders: none"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(off: CurateConfig, settings: dict[str, Any], message: str) -> None:
