@@ -180,14 +180,16 @@ def _rows(source: Source) -> Iterator[Row]:
 
 
 def _metrics(by_host: Counter[tuple[str, str]], tables: Sequence[Place], asked: int, seconds: float) -> dict[str, Any]:
-    reasons: Counter[str] = Counter()
-    for (_, outcome), count in by_host.items():
+    reasons, hosts = Counter[str](), Counter[str]()
+    for (host, outcome), count in by_host.items():
         reasons[outcome] += count
+        hosts[host] += count
     pictures = reasons.pop(SUCCESS, 0)
     return {
         "urls": by_host.total(),
         "pictures": pictures,
-        "hosts": len({host for host, _ in by_host}),
+        "hosts": len(hosts),
+        "busiest_host_urls": max(hosts.values(), default=0),
         "shards": len(tables),
         "bytes": sum(side_by_side(size, [table.with_suffix(".tar") for table in tables])),
         "reasons": dict(sorted(reasons.items())),

@@ -55,7 +55,7 @@ class PhraseActor:
 def extract_phrases(config: PhrasesConfig, records: Place, out: Place) -> dict[str, Any]:
     """Parse all shards of ``records`` that are not finished; Ray must be running.
 
-    With ``max_per_phrase`` the phrases of all pairs are in the folder ``BEFORE`` of ``out``, those of the pairs that are
+    With ``max_per_phrase`` those of all pairs are in the folder ``BEFORE`` of ``out``, those of the pairs that are
     labelled in ``out``.
 
     Returns:
