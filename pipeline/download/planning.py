@@ -32,8 +32,8 @@ def read_metrics(place: Place, needed: Sequence[str]) -> dict[str, Any]:
         raise MissingInputError(f"{place}: no metrics of that stage ({error!r})") from error
     if lacking:
         raise MissingInputError(
-            f"{place}: {', '.join(lacking)}: expected a number above 0, found {metrics[lacking[0]]!r}; a run that found "
-            "all finished measured nothing: let one make a sample anew"
+            f"{place}: {', '.join(lacking)}: expected a number above 0, found {metrics[lacking[0]]!r}; a run "
+            "that found all finished measured nothing: make a sample anew"
         )
     return dict(metrics)
 
@@ -74,7 +74,7 @@ def format_download(plan: Mapping[str, Any], price_per_gb: float | None) -> str:
     lines = [
         f"download  {plan['urls']:,} URLs, {plan['urls_per_s']:,.1f} a second and machine: {hours}",
         f"          {plan['hours_of_busiest_host']:,.1f} h at least, at the pace that the busiest host is asked",
-        f"storage   {gigabytes:,.1f} GB of {plan['pictures']:,} pictures; as much comes in, and goes out where it is read",
+        f"storage   {gigabytes:,.1f} GB of {plan['pictures']:,} pictures, which come in as traffic first",
     ]
     if price_per_gb is not None:
         lines.append(f"egress    {gigabytes * price_per_gb:,.2f} each time that all is read out of the store")
