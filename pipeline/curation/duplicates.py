@@ -1,7 +1,7 @@
 """Pictures that come again: the same bytes, or looks that differ in a few bits of a perceptual hash.
 
 Hashes are compared where they share two of six bands of bits: those that differ in at most four bits do. Of 24 million
-about eleven share two bands by chance, so that there are no comparisons of all with all.
+random ones about 150 share two bands with another, so that there are no comparisons of all with all.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Which pairs are labelled where some phrases are said far more often than others.
 
 A phrase that ``times`` pairs say is drawn in ``limit / times`` of them, one that fewer than ``limit`` say in all. A
-pair is labelled if one of its phrases is drawn in it. So rare phrases keep all their pairs, and common ones about ``limit``
-of them, besides those that they share with rarer ones.
+pair is labelled if one of its phrases is drawn in it. So rare phrases keep all their pairs, and common ones about
+``limit`` of them, besides those that they share with rarer ones.
 
 Source: Xu et al., Demystifying CLIP Data (MetaCLIP), ICLR 2024, algorithm 1.
 """
