@@ -66,12 +66,12 @@ class PairScorer:
         pixels = self._images(list(images), return_tensors="pt").to(self._device)
         if self._config.kind == "label":
             logits: Tensor = self._model(**pixels).logits
-            return logits.float().softmax(-1)[:, self._label].tolist()  # type: ignore[no-any-return]
+            return logits.float().softmax(-1)[:, self._label].tolist()
         found = _unit(self._model.get_image_features(**pixels))
         if self._config.kind == "caption":
-            return (found * self._embed_texts(captions)).sum(-1).tolist()  # type: ignore[no-any-return]
+            return (found * self._embed_texts(captions)).sum(-1).tolist()
         logits = self._model.logit_scale.float().exp() * found @ self._prompts.T  # (B, prompts)
-        return logits.softmax(-1)[:, : len(self._config.prompts)].sum(-1).tolist()  # type: ignore[no-any-return]
+        return logits.softmax(-1)[:, : len(self._config.prompts)].sum(-1).tolist()
 
     @torch.inference_mode()
     def _embed_texts(self, texts: Sequence[str]) -> Tensor:
