@@ -27,7 +27,9 @@ from pydantic_core import PydanticSerializationError, to_json
 from pipeline.errors import ConfigError, MissingInputError
 
 SECTIONS = {
+    "download": "pipeline.download.settings:DownloadConfig",
     "prepare": "pipeline.prepare.settings:PrepareConfig",
+    "curate": "pipeline.curation.settings:CurateConfig",
     "model": "pipeline.training.settings:ModelConfig",
     "train": "pipeline.training.settings:TrainConfig",
     "phrases": "pipeline.phrases.settings:PhrasesConfig",
@@ -189,7 +191,9 @@ def _file_class() -> Any:
         "rounds": annotated[mapping[str, _class_at(_ROUND)], Field(description=_ROUNDS)],
     }
     hints |= {name: _class_at(place) for name, place in SECTIONS.items()}
-    return _make("Settings", hints, {"__doc__": "A params file.", "ADDED": ("image_roots", "rounds")})
+    return _make(
+        "Settings", hints, {"__doc__": "A params file.", "ADDED": ("image_roots", "rounds", "download", "curate")}
+    )
 
 
 def _class_at(place: str) -> Any:

@@ -19,6 +19,10 @@ GROUPS = {
         "report": "the page of a run: numbers, curves, pictures",
         "ablations": "a round of self-training again and again, each time with one thing changed",
     },
+    "collect": {
+        "download": "lists of URLs into tar shards of pictures",
+        "curate": "web pairs without what is not worth a teacher's time",
+    },
     "label": {
         "label": "pictures with names of your own, by a teacher",
         "phrases": "noun phrases of web captions",

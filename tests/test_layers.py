@@ -39,8 +39,11 @@ ALLOWED |= {
     "pipeline.store": BASE,
     "pipeline.phrases": BASE | {"pipeline.store"},
     **dict.fromkeys(UPPER, BASE | LOWER),
+    # What a list of URLs is, and by what a picture is known again, prepare says.
+    "pipeline.download": BASE | LOWER | {"pipeline.prepare"},
+    "pipeline.curation": BASE | LOWER | {"pipeline.prepare"},
     "pipeline.report": BASE | LOWER | {"pipeline.evaluation", "pipeline.inspection"},
-    "stages": BASE | LOWER | UPPER | {"pipeline.report"},
+    "stages": BASE | LOWER | UPPER | {"pipeline.report", "pipeline.download", "pipeline.curation"},
 }
 FORBIDDEN_OUTSIDE = {"glip_model": {"ray", "dvc", "pyarrow", "spacy", "pycocotools"}}
 

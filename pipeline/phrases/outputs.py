@@ -29,8 +29,8 @@ def describe_parsing(config: PhrasesConfig) -> dict[str, Any]:
     """Return what the phrases of all shards depend on; the errors of ``NounPhraseParser``."""
     return {
         "parser": NounPhraseParser(config).name,
-        # How many captions are parsed at once changes none of them.
-        "settings": {k: v for k, v in dataclasses.asdict(config).items() if k != "batch_size"},
+        # How many captions are parsed at once, and which pairs are labelled afterwards, changes no phrase.
+        "settings": {k: v for k, v in dataclasses.asdict(config).items() if k not in ("batch_size", "max_per_phrase")},
         "code": code_sha256([NounPhraseParser]),
         "schema_version": SCHEMA_VERSION,
     }

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from pipeline.settings import Count, section
+from pipeline.settings import Count, Natural, section
 
 
 @section
 class PhrasesConfig:
     """Section ``phrases``: noun phrases of captions."""
 
-    ADDED: ClassVar[tuple[str, ...]] = ("extractor", "abstract_heads", "merge_repeats")
+    ADDED: ClassVar[tuple[str, ...]] = ("extractor", "abstract_heads", "merge_repeats", "max_per_phrase")
 
     spacy_model: str
     """Importable spaCy pipeline package."""
@@ -28,3 +28,6 @@ class PhrasesConfig:
     """Head nouns that nobody can draw a box around, in lower case; phrases that end in one are left out."""
     merge_repeats: bool
     """Make one phrase with several spans of those that differ by case, hyphens or number alone."""
+    max_per_phrase: Natural
+    """About how many pairs are labelled for a phrase that more say, chosen as MetaCLIP chooses captions; pairs without
+    a chosen phrase are rejected as ``phrases_common``. 0 labels all."""

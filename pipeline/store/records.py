@@ -2,7 +2,7 @@
 
 Four kinds of rows rest in Parquet. All share a head: ``key`` (unique in its data set, derived from the content),
 ``image`` (encoded bytes, or a path when the pictures stay where they are), ``height`` and ``width`` of the decoded
-picture, and ``source``.
+picture, ``source``, and ``license`` where the data set names one.
 
     caption     head + caption                       web pairs, before labelling
     phrases     key + caption + phrases               what the phrase parser found, one row per caption row
@@ -37,6 +37,8 @@ ROW_REJECT_REASONS = (
     "pseudo_label",
     "duplicate_key",
     "held_out",
+    "license_refused",
+    "phrases_common",
     "row_malformed",
     "answer_unusable",
 )
@@ -69,6 +71,8 @@ class _PictureRecord:
     height: int
     width: int
     source: str
+    license: str | None = None
+    """Of the picture, as its data set names it; None where it says nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,9 +195,11 @@ _PHRASES = pa.list_(
 _CAPTION = pa.field("caption", pa.string(), nullable=False)
 _REJECT = pa.field("reject_reason", pa.string())
 
-CAPTION_SCHEMA = pa.schema([*_HEAD, _CAPTION])
+_LICENSE = pa.field("license", pa.string())
+
+CAPTION_SCHEMA = pa.schema([*_HEAD, _CAPTION, _LICENSE])
 PHRASES_SCHEMA = pa.schema([_HEAD[0], _CAPTION, pa.field("phrases", _PHRASES), _REJECT])
-GROUNDING_SCHEMA = pa.schema([*_HEAD, _CAPTION, pa.field("phrases", _PHRASES), _REJECT])
+GROUNDING_SCHEMA = pa.schema([*_HEAD, _CAPTION, pa.field("phrases", _PHRASES), _REJECT, _LICENSE])
 _OBJECT = [pa.field("category_id", pa.int32()), *_XYXY, pa.field("is_crowd", pa.bool_())]
 _AREA = pa.field("area", pa.float64())
 DETECTION_SCHEMA = pa.schema(
@@ -203,10 +209,15 @@ DETECTION_SCHEMA = pa.schema(
         pa.field("negative_category_ids", pa.list_(pa.int32())),
         pa.field("not_exhaustive_category_ids", pa.list_(pa.int32())),
         _REJECT,
+        _LICENSE,
     ]
 )
 ADDED_LISTS = ("negative_category_ids", "not_exhaustive_category_ids")
-ADDED_COLUMNS: dict[type, tuple[str, ...]] = {DetectionRecord: (*ADDED_LISTS, _REJECT.name)}
+ADDED_COLUMNS: dict[type, tuple[str, ...]] = {
+    CaptionRecord: (_LICENSE.name,),
+    GroundingRecord: (_LICENSE.name,),
+    DetectionRecord: (*ADDED_LISTS, _REJECT.name, _LICENSE.name),
+}
 OLDER_TYPES = {"objects": (pa.list_(pa.struct(_OBJECT)), pa.list_(pa.struct([*_OBJECT, _AREA])))}
 """Columns that older shards of a kind may lack, and types that they may have; their records take the defaults."""
 

@@ -32,6 +32,7 @@ CONFIG = PhrasesConfig(
     stop_heads=("picture",),
     abstract_heads=(),
     merge_repeats=True,
+    max_per_phrase=0,
 )
 SHARDS = (["a dog", "", "two dogs and a cat"], ["x" * 101, "a zebra"])
 

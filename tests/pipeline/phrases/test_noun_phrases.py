@@ -28,6 +28,7 @@ CONFIG = PhrasesConfig(
     abstract_heads=("idea", "time"),
     extractor="noun_chunks",
     merge_repeats=True,
+    max_per_phrase=0,
 )
 
 
