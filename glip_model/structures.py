@@ -198,8 +198,10 @@ class Detections:
 
     def to_supervision(self) -> Any:
         """Return a ``supervision.Detections``; ImportError when that library is not installed."""
-        import supervision
-
+        try:
+            import supervision
+        except ImportError as error:
+            raise ImportError("to_supervision needs supervision; run: pip install supervision") from error
         return supervision.Detections(
             xyxy=self.boxes_xyxy.numpy(),
             confidence=self.scores.numpy(),
