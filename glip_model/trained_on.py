@@ -17,12 +17,12 @@ class TrainedOn:
     """Sources of a training's rows, and how large their pictures are; ValueError where a value is none."""
 
     sources: Mapping[str, int] = field(default_factory=dict)
-    """Name of a source, such as ``emoji_grounding``, to its rows."""
+    """Name of a source, such as ``coco``, to its rows."""
     shortest_side: int = 0
     """Of the pictures' longer sides the shortest, in pixels; 0: it is not known."""
     longest_side: int = 0
     words: str = ""
-    """For people, such as "photographs of the web"; empty: the sources' names say it."""
+    """For people, such as "emoji scenes"; empty: the sources' names say it."""
 
     def __post_init__(self) -> None:
         """Check what may come from a file of anybody's."""
@@ -58,11 +58,11 @@ class TrainedOn:
             counts,
             min((each.shortest_side for each in sides), default=0),
             max((each.longest_side for each in sides), default=0),
-            "; ".join(dict.fromkeys(each.words for each in (self, later) if each.words)),
+            ", ".join(dict.fromkeys(each.words for each in (self, later) if each.words)),
         )
 
     def __str__(self) -> str:
-        """Say it in a few words: "96-px emoji_grounding, emoji_detection"."""
+        """Say it in a few words: "96-px emoji scenes"."""
         sides = sorted({self.shortest_side, self.longest_side} - {0})
         pixels = f"{'-'.join(map(str, sides))}-px " if sides else ""
         return pixels + (self.words or ", ".join(self.sources) or "pictures of unknown origin")
