@@ -40,7 +40,8 @@ ALLOWED |= {
     "pipeline.phrases": BASE | {"pipeline.store"},
     **dict.fromkeys(UPPER, BASE | LOWER),
     "pipeline.report": BASE | LOWER | {"pipeline.evaluation", "pipeline.inspection"},
-    "stages": BASE | LOWER | UPPER | {"pipeline.report"},
+    "pipeline.publishing": BASE | LOWER | {"pipeline.inspection"},
+    "stages": BASE | LOWER | UPPER | {"pipeline.report", "pipeline.publishing"},
 }
 FORBIDDEN_OUTSIDE = {"glip_model": {"ray", "dvc", "pyarrow", "spacy", "pycocotools"}}
 
