@@ -174,13 +174,14 @@ class GLIPPredictor:
                 )
         results: list[Detections] = []
         for start in range(0, len(sources), batch_size):
-            opened = [open_image(source) for source in sources[start : start + batch_size]]
+            given = sources[start : start + batch_size]
+            opened = [open_image(source) for source in given]
             asked = caption if isinstance(prompt, str) else names
             if tile:
                 batch = [self._in_tiles(image, asked, tile, max_detections, batch_size) for image in opened]
             else:
                 batch = self._find(opened, asked, max_detections)
-            kept = (detections.above(min_score) for detections in batch)
+            kept = (replace(d.above(min_score), source=source) for d, source in zip(batch, given, strict=True))
             results += [each if compete_threshold >= 1 else each.without_rivals(compete_threshold) for each in kept]
         return results
 
