@@ -6,6 +6,7 @@ import hashlib
 import logging
 import re
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -65,10 +66,13 @@ def fetch(repository: str, variant: str, revision: str | None = None) -> Fetched
     """
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    from tqdm import tqdm
 
     file = _variant(variant).file
     try:
-        path = Path(hf_hub_download(repository, file, revision=revision))
+        # With a bar of its own: commands turn off those of other libraries.
+        bar: Any = partial(tqdm, disable=None)
+        path = Path(hf_hub_download(repository, file, revision=revision, tqdm_class=bar))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise ValueError(
             f"{repository}: the hub does not deliver {file}: {error}; where it cannot be reached, fetch the file "

@@ -45,7 +45,7 @@ def grounding(key: str, image: ImageRef, reason: str | None = None) -> Grounding
 
 def test_rows_show_picture_boxes_and_reasons(tmp_path: Path) -> None:
     rows = [grounding("a", ImageRef(bytes=png())), grounding("b", ImageRef(bytes=png()), "no_boxes")]
-    write_shard(rows, tmp_path / shard_name(0))
+    write_shard(tmp_path / shard_name(0), rows, GroundingRecord)
     with_box, without = label_rows(tmp_path)
     page = with_box._repr_html_()
     assert "data:image/jpeg;base64," in page
@@ -61,7 +61,7 @@ def test_a_picture_elsewhere_is_not_read_unless_it_is_allowed(tmp_path: Path) ->
     (elsewhere / "a.png").write_bytes(png())
     labels = tmp_path / "labels"
     labels.mkdir()
-    write_shard([grounding("a", ImageRef(path=str(elsewhere / "a.png")))], labels / shard_name(0))
+    write_shard(labels / shard_name(0), [grounding("a", ImageRef(path=str(elsewhere / "a.png")))], GroundingRecord)
     (row,) = label_rows(labels)
     assert "<img" not in row._repr_html_()
     assert "image_outside_folder" in row._repr_html_()
@@ -73,7 +73,7 @@ def test_detection_records_come_as_phrases(tmp_path: Path) -> None:
     item = DetectedObject(category_id=3, xyxy=(5, 5, 40, 40), score=0.25)
     row = DetectionRecord(key="a", image=ImageRef(bytes=png()), height=60, width=90, source="test", objects=(item,))
     metadata = categories_to_metadata([Category(id=3, name="forklift")])
-    write_shard([row], tmp_path / shard_name(0), metadata)
+    write_shard(tmp_path / shard_name(0), [row], DetectionRecord, metadata)
     (shown,) = label_rows(tmp_path)
     assert "<td>forklift</td><td>1</td><td>0.25</td>" in shown._repr_html_()
 
