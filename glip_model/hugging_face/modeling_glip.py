@@ -150,7 +150,9 @@ class GLIPForZeroShotObjectDetection(PreTrainedModel):  # type: ignore[misc]
         boxes = boxes * boxes.new_tensor([size[1], size[0]] * 2)
         classes = label["class_labels"].long()
         if len(classes) and not 0 <= int(classes.min()) <= int(classes.max()) < len(phrases):
-            raise ValueError(f"class_labels count the {len(phrases)} phrases of the prompt from 0, got {classes.tolist()}")
+            raise ValueError(
+                f"class_labels count the {len(phrases)} phrases of the prompt from 0, got {classes.tolist()}"
+            )
         if self.glip.config.inclusive_corners:
             boxes = to_inclusive(boxes)
         return GroundingTarget(boxes, phrases[classes].bool())

@@ -138,7 +138,7 @@ class GLIPProcessor(ProcessorMixin):  # type: ignore[misc]
 
 
 def _prompts(text: str | Sequence[str] | Sequence[Sequence[str]]) -> list[Prompt]:
-    """Return the prompts that a processor is asked for: of lists of names, of texts with periods, or of one of these."""
+    """Return the prompts that are asked for: of names, of texts with periods, or of a list of either."""
     if isinstance(text, str):
         return [_caption(text)]
     names = [each for each in text if isinstance(each, str)]

@@ -21,8 +21,8 @@ _COLUMNS = {
     "width": "pixels of the decoded picture",
     "source": "data set that the row is of",
     "caption": "exactly as it came",
-    "phrases": "noun phrases of the caption: where they stand [start, end), their boxes x1 y1 x2 y2 score in pixels, or "
-    "the reason why there are none",
+    "phrases": "noun phrases of the caption: where they stand [start, end), their boxes x1 y1 x2 y2 score in pixels, "
+    "or the reason why there are none",
     "objects": "boxes of named categories, in pixels",
     "reject_reason": "null when the row has boxes",
 }

@@ -8,7 +8,7 @@ from typing import Any
 
 from pipeline.cli import printable
 
-_MEANT = re.compile(r"([\\`*_{}\[\]<>()#+!|~$&-])")
+_MEANT = re.compile(r"([\\`*_\[\]<>|~$&])")
 
 
 def plain(value: Any) -> str:

@@ -176,6 +176,11 @@ def _numbers(facts: ModelFacts, found: list[Result]) -> list[str]:
         lines += table(("measure", "before", "after"), rows)
     labels = facts.calibration.get("at_min_score")
     if isinstance(labels, Mapping):
-        lines += ["## The labels that it learned from", "", "Pseudo-labels against human boxes, at their threshold:", ""]
+        lines += [
+            "## The labels that it learned from",
+            "",
+            "Pseudo-labels against human boxes, at their threshold:",
+            "",
+        ]
         lines += items({name: f"{value:.3f}" for name, value in labels.items() if isinstance(value, int | float)})
     return lines

@@ -144,7 +144,9 @@ def test_a_new_version_of_a_file_is_another_folder(tiny: GLIP, reached: Hub) -> 
 
 def test_a_damaged_file_is_refused(tiny: GLIP, reached: Hub, tmp_path: Path) -> None:
     reached.hashes["tiny.pth"] = "0" * 64
-    with pytest.raises(ValueError, match=r"its SHA-256 is [0-9a-f]{64}, and the hub tells 0{64}: it is damaged; delete"):
+    with pytest.raises(
+        ValueError, match=r"its SHA-256 is [0-9a-f]{64}, and the hub tells 0{64}: it is damaged; delete"
+    ):
         convert(fetch(REPOSITORY, "tiny"), "tiny", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -155,7 +157,9 @@ def test_what_is_not_there_is_an_error_that_says_what_to_do() -> None:
         converted(REPOSITORY, "glip_x")
     with pytest.raises(ValueError, match=r"does not deliver glip_tiny_model_o365.pth: .* run: glip convert glip_tiny"):
         converted(REPOSITORY, "glip_t_b")
-    with pytest.raises(ValueError, match=r"glip convert hub:GLIPModel/GLIP --variant glip_t models/glip_t, or GLIPPred"):
+    with pytest.raises(
+        ValueError, match=r"glip convert hub:GLIPModel/GLIP --variant glip_t models/glip_t, or GLIPPred"
+    ):
         GLIPPredictor.from_pretrained(REPOSITORY)
     with pytest.raises(ValueError, match=r"no tokenizer could be loaded from there"):
         find_tokenizer(30522, "/nowhere")
@@ -185,5 +189,7 @@ def test_the_command_converts_a_whole_glip_t(hub: Hub, tmp_path: Path) -> None:
     assert f"SHA-256 {sha256(hub.folder / name)}" in done.stdout + done.stderr
     model = GLIP.from_pretrained(tmp_path / "glip_t")
     assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
-    assert json.loads((tmp_path / "glip_t/config.json").read_text())["trained_on"]["words"].startswith("photographs of O")
+    assert json.loads((tmp_path / "glip_t/config.json").read_text())["trained_on"]["words"].startswith(
+        "photographs of O"
+    )
     assert (tmp_path / "glip_t/tokenizer.json").is_file()  # it is not on this hub: a package has it

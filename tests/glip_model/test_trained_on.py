@@ -52,7 +52,14 @@ def test_a_folder_keeps_it(tiny_glip: GLIPConfig, tokenizer: Any, tmp_path: Path
 
 @pytest.mark.parametrize(
     "wrong",
-    [[], {"colour": 1}, {"sources": {"a": "b"}}, {"shortest_side": 2, "longest_side": 1}, {"words": 3}, {"sources": []}],
+    [
+        [],
+        {"colour": 1},
+        {"sources": {"a": "b"}},
+        {"shortest_side": 2, "longest_side": 1},
+        {"words": 3},
+        {"sources": []},
+    ],
 )
 def test_a_broken_entry_is_refused(tiny_glip: GLIPConfig, tmp_path: Path, wrong: Any) -> None:
     GLIP(tiny_glip).save_pretrained(tmp_path)

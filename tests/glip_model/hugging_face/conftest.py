@@ -12,6 +12,7 @@ import torch
 from glip_model.config import GLIPConfig
 from glip_model.glip import GLIP
 
+
 def finding_model(config: GLIPConfig) -> GLIP:
     """Return a model of random weights which differ enough to tell words apart."""
     torch.manual_seed(3)

@@ -80,5 +80,7 @@ def test_the_code_names_no_package_of_ours() -> None:
 
 def test_a_folder_of_before_is_refused_with_what_to_do(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"processor_config.json: cannot be read .* expected a model's folder, written"):
+    with pytest.raises(
+        ValueError, match=r"processor_config.json: cannot be read .* expected a model's folder, written"
+    ):
         add_remote_code(tmp_path)

@@ -1,4 +1,4 @@
-"""Models of the project by transformers' own ways: Auto classes, pipeline, Trainer; the predictor says what is right."""
+"""Models of the project by transformers' ways: Auto classes, pipeline, Trainer; the predictor says what is right."""
 
 from __future__ import annotations
 
@@ -39,8 +39,6 @@ CLOSE = 1e-4
 def picture(height: int, width: int, seed: int = 0) -> Image.Image:
     pixels = np.random.default_rng(seed).integers(0, 256, (height // 8, width // 8, 3), dtype=np.uint8)
     return Image.fromarray(pixels).resize((width, height), Image.Resampling.NEAREST)
-
-
 
 
 def asked(folder: Path, images: Any, text: Any, **options: Any) -> list[dict[str, Any]]:
@@ -305,7 +303,8 @@ def test_weights_by_either_name_are_the_same(as_run: GLIPConfig) -> None:
 )
 def test_who_is_imported_first_does_not_matter(published_folder: Path, order: str) -> None:
     program = (
-        f"{order}\nfrom transformers import AutoModelForZeroShotObjectDetection as M\nfolder = {str(published_folder)!r}\n"
+        f"{order}\nfrom transformers import AutoModelForZeroShotObjectDetection as M\n"
+        f"folder = {str(published_folder)!r}\n"
         "print(*(type(each.from_pretrained(folder)).__name__ for each in (AutoConfig, AutoProcessor, M)))"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
@@ -315,4 +314,6 @@ def test_who_is_imported_first_does_not_matter(published_folder: Path, order: st
 
 def test_importing_the_package_loads_neither_torch_nor_transformers() -> None:
     program = "import sys, glip_model; print(*({'torch', 'transformers', 'numpy'} & set(sys.modules)))"
-    assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split() == []
+    assert (
+        subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split() == []
+    )

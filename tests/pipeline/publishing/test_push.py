@@ -131,7 +131,7 @@ def test_a_model_comes_whole_with_code_and_a_card(hub: Any, model: Path, tmp_pat
         ("embedded", "test", "AP (novel)", 32.5),
         ("embedded", "test", "P@1", 67.67),
     }
-    assert "96\\-px emoji scenes" in card
+    assert "96-px emoji scenes" in card
     assert "| web\\|\\<b\\> | 5 |" in card
     assert "precision_all: 0.767" in card
     assert "| detection, embedded | all | AP | 46.0 |" in card
@@ -189,7 +189,14 @@ def test_labels_come_as_they_are_and_datasets_reads_them(hub: Any, labels: Path,
     metadata = front_matter(card)
     assert metadata["size_categories"] == ["n<1K"]
     assert metadata["configs"][0]["data_files"] == [{"split": "train", "path": "part-*.parquet"}]
-    for words in ("round\\_0", "abab", '"min_score": 0.28', "en\\_core\\_web\\_sm", "below\\_min\\_score | 1", "rows: 3"):
+    for words in (
+        "round\\_0",
+        "abab",
+        '"min_score": 0.28',
+        "en\\_core\\_web\\_sm",
+        "below\\_min\\_score | 1",
+        "rows: 3",
+    ):
         assert words in card
 
 
@@ -226,5 +233,5 @@ def test_measures_that_are_no_numbers_are_left_out() -> None:
 
 
 def test_words_of_others_are_no_markdown() -> None:
-    assert plain("a|b\n# <img src=x> [x](y) `c`") == r"a\|b \# \<img src=x\> \[x\]\(y\) \`c\`"
+    assert plain("a|b\n# <img src=x> [x](y) `c`") == r"a\|b # \<img src=x\> \[x\](y) \`c\`"
     assert block("```\nout\n```")[0] == "````"
