@@ -1,4 +1,4 @@
-"""The tour, run from its first cell to its last in a kernel of its own, on a model and pictures of nothing but noise."""
+"""The tour, run from its first cell to its last in a kernel of its own, on a model and pictures of noise alone."""
 
 from __future__ import annotations
 
