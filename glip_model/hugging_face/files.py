@@ -56,6 +56,7 @@ def reading_config(settings: Mapping[str, Any]) -> GLIPConfig:
     Raises:
         ValueError: a value is of another type or out of range.
     """
-    values = {name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()}
-    backbone = BackboneConfig(**{name: values[name] for name in _OF_BACKBONE if name in values})
-    return GLIPConfig(backbone=backbone, **{name: values[name] for name in _OF_MODEL if name in values})
+    backbone = {name: settings[name] for name in _OF_BACKBONE if name in settings}
+    return GLIPConfig.from_dict(
+        {"backbone": backbone, **{name: settings[name] for name in _OF_MODEL if name in settings}}
+    )

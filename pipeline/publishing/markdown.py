@@ -13,7 +13,7 @@ _MEANT = re.compile(r"([\\`*_\[\]<>|~$&])")
 
 def plain(value: Any) -> str:
     """Return a text that Markdown shows as it is, on one line."""
-    return _MEANT.sub(r"\\\1", " ".join(printable(str(value), "").split()))
+    return _MEANT.sub(r"\\\1", printable(" ".join(str(value).split())))
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> list[str]:

@@ -23,6 +23,7 @@ from pipeline.store.records import GroundingRecord, ImageRef, Phrase, ScoredBox
 from pipeline.store.shards import shard_name, write_shard
 from stages.glip import main
 
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # the client's own way to send
 TOKEN = "hf_averysecrettokenofthetests"
 METRICS = {
     "dev": {"detection": {"embedded": {"all": {"AP": 1.0}}}},
@@ -168,7 +169,7 @@ def test_a_model_without_papers_has_a_card_all_the_same(model: Path, tmp_path: P
     assert not (out / "example.png").exists()
 
 
-@pytest.mark.filterwarnings("ignore")
+@pytest.mark.filterwarnings("ignore")  # of datasets
 def test_labels_come_as_they_are_and_datasets_reads_them(hub: Any, labels: Path, tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets")
     assert glip("push", labels, "--repo", "someone/labels", "--type", "dataset") == 0
@@ -210,6 +211,13 @@ def test_a_refusal_is_told_without_the_token(
     assert "someone/student: the hub took nothing, or not all" in told.err
     assert "hf auth login" in told.err
     assert TOKEN not in told.out + told.err + caplog.text
+
+
+def test_a_hub_that_does_not_answer_is_told(hub: Any, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    hub.server.shutdown()
+    hub.server.server_close()
+    assert glip("push", model, "--repo", "someone/student") == 2
+    assert "someone/student: the hub took nothing" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["student", "a/b/c", "some one/x", "../x"])
