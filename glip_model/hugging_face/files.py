@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from glip_model.config import BackboneConfig, GLIPConfig
+from glip_model.config import GLIPConfig
 
 MODEL_TYPE = "glip"
 MODEL_CLASS = "GLIPForZeroShotObjectDetection"

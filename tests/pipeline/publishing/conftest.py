@@ -69,7 +69,7 @@ class LoopbackHub:
             asked = json.loads(body)
             name = f"{asked['organization']}/{asked['name']}"
             self.repositories.setdefault(name, {})
-            self.kinds.setdefault(name, (asked.get("type") or "model", bool(asked.get("private"))))
+            self.kinds.setdefault(name, (asked.get("type") or "model", asked.get("visibility") == "private"))
             return {"url": f"{self.url}/{name}", "id": name, "name": name}
         if path == "/api/validate-yaml":
             return {"errors": [], "warnings": []}
