@@ -75,7 +75,7 @@ def fetch(repository: str, variant: str, revision: str | None = None) -> Fetched
         path = Path(hf_hub_download(repository, file, revision=revision, tqdm_class=bar))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise ValueError(
-            f"{repository}: the hub does not deliver {file}: {error}; where it cannot be reached, fetch the file "
+            f"{repository}: the hub does not deliver {file}: {' '.join(str(error).split())}; where it cannot be reached, fetch the file "
             f"elsewhere and run: glip convert {file} FOLDER"
         ) from error
     blob = path.resolve().name  # a link in the hub's cache leads to a file that is named by its hash

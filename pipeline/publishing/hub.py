@@ -13,7 +13,7 @@ Kind = Literal["model", "dataset"]
 def check_name(repository: str) -> None:
     """Refuse what is no name of a repository: ConfigError."""
     from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # its own pages name it
 
     try:
         validate_repo_id(repository)

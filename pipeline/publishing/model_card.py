@@ -163,17 +163,17 @@ def _numbers(facts: ModelFacts, found: list[Result]) -> list[str]:
     lines: list[str] = []
     if found:
         lines += [f"## Results, in percent, on {plain(found[0].split)}", ""]
-        rows = [(f"{each.task}, {each.source}", each.part, each.measure, f"{each.value:.1f}") for each in found]
-        lines += table(("benchmark", "part", "measure", "value"), rows)
+        measures = [(f"{each.task}, {each.source}", each.part, each.measure, f"{each.value:.1f}") for each in found]
+        lines += table(("benchmark", "part", "measure", "value"), measures)
     before, after = facts.tuning.get("before"), facts.tuning.get("after")
     if isinstance(before, Mapping) and isinstance(after, Mapping):
         lines += ["## Tuned", "", "On pictures that were held out, in percent, before and after:", ""]
-        rows = [
+        gains = [
             (name, f"{before[name]:.1f}", f"{after[name]:.1f}")
             for name in after
             if isinstance(after[name], int | float) and isinstance(before.get(name), int | float)
         ]
-        lines += table(("measure", "before", "after"), rows)
+        lines += table(("measure", "before", "after"), gains)
     labels = facts.calibration.get("at_min_score")
     if isinstance(labels, Mapping):
         lines += [

@@ -26,7 +26,6 @@ from glip_model.predictor import GLIPPredictor
 from glip_model.published import to_published
 from glip_model.published_hub import VARIANTS, Variant, convert, converted, fetch, find_tokenizer
 
-COMMIT = "fedcba9876543210fedcba9876543210fedcba98"
 REPOSITORY = "GLIPModel/GLIP"
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -41,6 +40,7 @@ class Hub:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.asked, self.hashes = folder, list[str](), dict[str, str]()
+        self.commit = "0" * 40
         hub = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -60,7 +60,7 @@ class Hub:
                     self.end_headers()
                     return
                 self.send_response(200)
-                self.send_header("X-Repo-Commit", COMMIT)
+                self.send_header("X-Repo-Commit", hub.commit)
                 self.send_header("ETag", f'"{hub.hashes.get(path.name) or sha256(path)}"')
                 self.send_header("Content-Length", str(path.stat().st_size))
                 self.end_headers()
@@ -136,6 +136,7 @@ def test_a_new_version_of_a_file_is_another_folder(tiny: GLIP, reached: Hub) -> 
     with torch.no_grad():
         tiny.head.bias0.add_(1)
     torch.save({"model": to_published(tiny.state_dict(), tiny.config)}, reached.folder / "tiny.pth")
+    reached.commit = "1" * 40
     second = converted(REPOSITORY, "tiny")
     assert second != first
     assert torch.equal(GLIP.from_pretrained(second).head.bias0, tiny.head.bias0)
