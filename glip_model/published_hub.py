@@ -74,8 +74,9 @@ def fetch(repository: str, variant: str, revision: str | None = None) -> Fetched
         bar: Any = partial(tqdm, disable=None)
         path = Path(hf_hub_download(repository, file, revision=revision, tqdm_class=bar))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        told = " ".join(str(error).split())
         raise ValueError(
-            f"{repository}: the hub does not deliver {file}: {' '.join(str(error).split())}; where it cannot be reached, fetch the file "
+            f"{repository}: the hub does not deliver {file}: {told}; where it cannot be reached, fetch the file "
             f"elsewhere and run: glip convert {file} FOLDER"
         ) from error
     blob = path.resolve().name  # a link in the hub's cache leads to a file that is named by its hash
