@@ -98,9 +98,30 @@ class GLIPPredictor:
         device: str | torch.device | None = None,
         precision: Precision = "auto",
         compile_model: bool = False,
+        *,
+        variant: str | None = None,
+        revision: str | None = None,
     ) -> GLIPPredictor:
-        """Load model and tokenizer from one folder or hub id; ValueError when something is missing there."""
-        folder = resolve_folder(name)
+        """Load model and tokenizer.
+
+        Args:
+            name: folder or hub id.
+            device: likewise ``precision`` and ``compile_model``, see the class.
+            precision: see the class.
+            compile_model: see the class.
+            variant: of the published models, ``name`` being the hub id that holds them: ``glip_t`` of
+                "GLIPModel/GLIP". It is fetched and converted once, see ``published_hub.converted``.
+            revision: branch, tag or commit of a hub id.
+
+        Raises:
+            ValueError: something is missing there, or broken.
+        """
+        if variant is not None:
+            from glip_model.published_hub import converted
+
+            folder = converted(str(name), variant, revision)
+        else:
+            folder = resolve_folder(name, revision)
         model = GLIP.from_pretrained(folder)
         return cls(model, load_tokenizer(folder, model.config.text.vocab_size), device, precision, compile_model)
 
@@ -153,13 +174,14 @@ class GLIPPredictor:
                 )
         results: list[Detections] = []
         for start in range(0, len(sources), batch_size):
-            opened = [open_image(source) for source in sources[start : start + batch_size]]
+            given = sources[start : start + batch_size]
+            opened = [open_image(source) for source in given]
             asked = caption if isinstance(prompt, str) else names
             if tile:
                 batch = [self._in_tiles(image, asked, tile, max_detections, batch_size) for image in opened]
             else:
                 batch = self._find(opened, asked, max_detections)
-            kept = (detections.above(min_score) for detections in batch)
+            kept = (replace(d.above(min_score), source=source) for d, source in zip(batch, given, strict=True))
             results += [each if compete_threshold >= 1 else each.without_rivals(compete_threshold) for each in kept]
         return results
 

@@ -36,6 +36,7 @@ GROUPS = {
         "finetune": "tune on your own pictures, judged before and after",
         "convert": "published checkpoint into a folder of this project",
         "export": "model into ONNX",
+        "push": "model or labels to the Hugging Face hub, with a card",
     },
     "evaluate": {
         "evaluate": "a model on every benchmark that there are records of",

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from glip_model.images import ImageError
+    from glip_model.predictor import GLIPPredictor
     from glip_model.structures import Detections
 
 logger = logging.getLogger(__name__)
@@ -82,6 +83,7 @@ def run(args: argparse.Namespace) -> str | None:
     options["compete_threshold"] = predictor.model.config.nms_threshold if args.agnostic_nms else args.compete
     pictures = [picture for source in args.pictures for picture in _in_folder(source)]
     broken = count = 0
+    told = False
     with ExitStack() as stack:
         lines: TextIO = sys.stdout
         if args.save:
@@ -106,6 +108,7 @@ def run(args: argparse.Namespace) -> str | None:
                 except ValueError as error:
                     raise ConfigError(str(error)) from error
                 else:
+                    told = told or _remark(predictor, image)
                     _write(lines, source, image, found)
                     if args.save:
                         drawn = found.draw(image, args.text or args.caption)
@@ -114,6 +117,15 @@ def run(args: argparse.Namespace) -> str | None:
     if broken:
         raise PipelineError(f"{broken} of {count} pictures could not be read; they are named above")
     return f"predict: {count} pictures → {args.save}" if args.save else None
+
+
+def _remark(predictor: GLIPPredictor, image: Image.Image) -> bool:
+    """Say it where a picture is far from what the model was trained on; return whether anything was said."""
+    known = predictor.model.trained_on
+    far = "" if known is None else known.far_from(image.width, image.height)
+    if far:
+        logger.warning("predict: %s; expect little of it", far)
+    return bool(far)
 
 
 def _opened(pictures: Sequence[str], fps: float) -> Iterator[tuple[str, str | Image.Image | ImageError]]:

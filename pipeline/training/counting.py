@@ -39,18 +39,22 @@ def looked_at(table: pa.Table) -> NDArray[np.bool_]:
     return np.asarray(pc.or_(pc.is_null(reasons), pc.fill_null(pc.equal(reasons, NOTHING_FOUND), False)), dtype=bool)
 
 
+def folders_of(human: Place, pseudo: Place | None, mixture: Mapping[str, float]) -> dict[str, Place]:
+    """Return the folders of shards that a mixture gives weight to, by its names."""
+    folders = {"detection": human / "detection", "grounding": human / "grounding", "pseudo": pseudo}
+    return {name: each for name, each in folders.items() if mixture.get(name, 0) > 0 and each is not None}
+
+
 def count_rows(human: Place, pseudo: Place | None, mixture: Mapping[str, float]) -> dict[str, int]:
     """Count the usable rows, repeats included, of the sources that have weight; the pictures are not read.
 
     Raises:
         MissingInputError: a folder of shards is not there.
     """
-    folders = {"detection": human / "detection", "grounding": human / "grounding", "pseudo": pseudo}
-    sizes = {}
-    for name, folder in folders.items():
-        if mixture.get(name, 0) > 0 and folder is not None:
-            sizes[name] = sum(read_repeat(path) * _count_usable(path) for path in list_shards(folder))
-    return sizes
+    return {
+        name: sum(read_repeat(path) * _count_usable(path) for path in list_shards(folder))
+        for name, folder in folders_of(human, pseudo, mixture).items()
+    }
 
 
 def _count_usable(shard: Place) -> int:

@@ -46,6 +46,7 @@ from pipeline.training.model_folder import (
 )
 from pipeline.training.progress import Board, Progress
 from pipeline.training.rows import make_sources
+from pipeline.training.seen import seen
 from pipeline.training.settings import RunConfig, TrainingSettings
 from pipeline.training.trackers import Trackers
 from pipeline.training.tuning import freeze_for
@@ -334,6 +335,9 @@ def _train_worker(
             notes.handlers = [_BoardHandler(board)]
     run = config.train.runs[name]
     model, tokenizer = starting_model(config, paths.teacher if run.init == "teacher" else None)
+    if worker.rank == 0:  # which writes the model
+        shown = seen(paths.human, paths.pseudo_labels, run.mixture)
+        model.trained_on = shown if model.trained_on is None else model.trained_on.joined(shown)
     freeze_for(run, model)
     if torch.cuda.is_available():
         device = ray.train.torch.get_device()

@@ -176,6 +176,7 @@ class Updater:
             return None
         whole = GLIP(self.model.config)
         whole.load_state_dict(state)
+        whole.trained_on = self.model.trained_on
         return whole
 
     def state_dict(self) -> dict[str, Any]:
