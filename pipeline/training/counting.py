@@ -39,13 +39,20 @@ def looked_at(table: pa.Table) -> NDArray[np.bool_]:
     return np.asarray(pc.or_(pc.is_null(reasons), pc.fill_null(pc.equal(reasons, NOTHING_FOUND), False)), dtype=bool)
 
 
-def count_rows(human: Place, pseudo: Place | None, mixture: Mapping[str, float]) -> dict[str, int]:
+def count_rows(
+    human: Place, pseudo: Place | None, mixture: Mapping[str, float], replay: Place | None = None
+) -> dict[str, int]:
     """Count the usable rows, repeats included, of the sources that have weight; the pictures are not read.
 
     Raises:
         MissingInputError: a folder of shards is not there.
     """
-    folders = {"detection": human / "detection", "grounding": human / "grounding", "pseudo": pseudo}
+    folders = {
+        "detection": human / "detection",
+        "grounding": human / "grounding",
+        "pseudo": pseudo,
+        "replay": replay,
+    }
     sizes = {}
     for name, folder in folders.items():
         if mixture.get(name, 0) > 0 and folder is not None:
