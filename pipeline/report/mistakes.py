@@ -1,0 +1,134 @@
+"""What a tuned model gets wrong, as pictures beside it: what it takes for what, and where it does worst."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+
+from glip_model.boxes import pairwise_iou
+from glip_model.whole_files import save_picture
+from pipeline.cli import printable
+from pipeline.evaluation.benchmark import Benchmark
+from pipeline.evaluation.flickr30k import IOU_THRESHOLD
+from pipeline.evaluation.judged import SHOWN_SCORE, Judged, judge
+from pipeline.evaluation.labelled import true_boxes
+from pipeline.evaluation.predictions import NO_BOXES
+from pipeline.report.gallery import found_objects, side_by_side
+from pipeline.store.folders import sent_folder
+from pipeline.store.storage import Place, remove_folder
+
+FOLDER = "mistakes"
+"""Beside the model."""
+CONFUSION_FILE = "confusion.png"
+WORST = 8
+"""Pictures that are drawn."""
+SHOWN_NAMES = 24
+"""Categories of the confusion picture; those with the fewest objects are left out."""
+_CELL, _NAMES, _FONT = 34, 150, 12
+"""Pixels of a cell and of the names beside it, and size of the letters."""
+_MAX_CHARS = 22
+
+
+def write_mistakes(benchmark: Benchmark, predictions: Place, model: str, out: Place) -> int:
+    """Write the confusion picture and the worst pictures into a folder of ``out``; return how many of the latter.
+
+    Args:
+        benchmark: of detection.
+        predictions: folder of MODEL/SPLIT/TASK.
+        model: name of its folder there.
+        out: folder of the model.
+    """
+    judged = judge(benchmark, predictions, [model])
+    worst = worst_rows(judged, model, WORST)
+    remove_folder(out / FOLDER)
+    with sent_folder(out / FOLDER) as folder:
+        counts, names = confusion(judged, model)
+        save_picture(draw_confusion(counts, names), folder / CONFUSION_FILE)
+        for place, number in enumerate(worst, 1):
+            picture = side_by_side(judged, [number], [None, model])
+            save_picture(picture, folder / f"worst-{place:02d}.jpg", quality=90)
+    return len(worst)
+
+
+def worst_rows(judged: Judged, model: str, most: int) -> list[int]:
+    """Return the rows with the most objects missed and boxes drawn for nothing, the worst first; none without any."""
+    found, total = found_objects(judged, model)
+    predictions = judged.predictions[model]
+    weight = (total.sum() / max(1, sum(len(true_boxes(record)) for record in judged.records))) or 1.0
+    missed = (total - found) / weight
+    drawn = np.zeros(len(missed))
+    for number, rows in predictions.by_number().items():
+        drawn[number] = (predictions.scores[rows] >= SHOWN_SCORE).sum()
+    wrong = missed + np.maximum(drawn - found / weight, 0)
+    return [int(i) for i in np.argsort(-wrong, kind="stable")[:most] if wrong[i] > 0]
+
+
+def confusion(judged: Judged, model: str) -> tuple[np.ndarray, list[str]]:
+    """Count what objects are called.
+
+    Boxes of some score choose, best first, the free object that they overlap most, by half at least, whatever it is
+    called.
+
+    Returns:
+        (K + 1, K + 1) int64: rows are what is shown, columns what it is called; the last row counts boxes where there
+        is nothing, the last column objects that nobody found. And the K names.
+    """
+    categories = list(judged.categories)
+    place = {category.id: i for i, category in enumerate(categories)}
+    nothing = len(categories)
+    counts = np.zeros((nothing + 1, nothing + 1), np.int64)
+    predictions = judged.predictions[model]
+    rows = predictions.by_number()
+    for number, record in enumerate(judged.records):
+        truth = [(label, xyxy) for label, xyxy in true_boxes(record) if label in place]
+        mine = rows.get(number, NO_BOXES)
+        mine = mine[predictions.scores[mine] >= SHOWN_SCORE]
+        mine = mine[np.argsort(-predictions.scores[mine], kind="stable")]
+        overlap = pairwise_iou(
+            torch.from_numpy(predictions.boxes_xyxy[mine]), torch.tensor([xyxy for _, xyxy in truth]).reshape(-1, 4)
+        ).numpy()
+        free = np.ones(len(truth), bool)
+        for i, at in enumerate(mine):
+            called = place.get(int(predictions.labels[at]), nothing)
+            best = int(np.argmax(np.where(free, overlap[i], -1.0))) if free.any() else -1
+            if best >= 0 and overlap[i, best] >= IOU_THRESHOLD:
+                free[best] = False
+                counts[place[truth[best][0]], called] += 1
+            else:
+                counts[nothing, called] += 1
+        for label, _ in (each for each, is_free in zip(truth, free, strict=True) if is_free):
+            counts[place[label], nothing] += 1
+    return counts, [category.name for category in categories]
+
+
+def draw_confusion(counts: np.ndarray, names: Sequence[str]) -> Image.Image:
+    """Draw what ``confusion`` counted: the darker a cell, the larger its share of the row."""
+    often = np.argsort(-counts[:-1].sum(1), kind="stable")[:SHOWN_NAMES]
+    kept = [*sorted(often.tolist()), len(names)]
+    shown = counts[np.ix_(kept, kept)]
+    labels = [*(printable(names[i], "")[:_MAX_CHARS] for i in kept[:-1]), ""]
+    side = _NAMES + _CELL * len(kept)
+    page = Image.new("RGB", (side, side), "white")
+    draw, font = ImageDraw.Draw(page), ImageFont.load_default(_FONT)
+    for i, label in enumerate(labels):
+        at = _NAMES + _CELL * i
+        draw.text((_NAMES - 6, at + _CELL / 2), label or "nothing there", "black", font, anchor="rm")
+        upright = Image.new("RGB", (_NAMES, _CELL), "white")
+        ImageDraw.Draw(upright).text((6, _CELL / 2), label or "not found", "black", font, anchor="lm")
+        page.paste(upright.rotate(90, expand=True), (at, 0))
+    for i, row in enumerate(shown):
+        for j, count in enumerate(row):
+            share = count / max(1, row.sum())
+            right = i == j and i < len(kept) - 1
+            tint = (
+                (255 - int(200 * share), 255 - int(90 * share), 255) if right else (255, *[255 - int(170 * share)] * 2)
+            )
+            corner = _NAMES + _CELL * j, _NAMES + _CELL * i
+            draw.rectangle((*corner, corner[0] + _CELL, corner[1] + _CELL), fill=tint, outline="lightgrey")
+            if count:
+                middle = corner[0] + _CELL / 2, corner[1] + _CELL / 2
+                draw.text(middle, str(count), "black", font, anchor="mm")
+    return page
