@@ -31,7 +31,7 @@ import argparse
 import logging
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pipeline.cli import add_params, run_if_program
@@ -251,15 +251,16 @@ def _read(task: _Task) -> tuple[TrainingSettings, dict[str, int]]:
 
 def _read_others(task: _Task) -> str | None:
     """Write the records of other names; return in words what they are, None where there are to be none."""
+    from glip_model.checkpoint import WEIGHTS_FILE
     from pipeline.prepare import own_data
-    from pipeline.store.storage import to_place
+    from pipeline.store.storage import exists, to_place
 
     keep, allowed, layout = task.args.keep, task.allowed, None
     if keep == NOTHING:
         return None
     if keep == EMBEDDED:
         layout, told = own_data.EMBEDDED, "pictures that ship with the project"
-    elif _is_model(keep):
+    elif exists(to_place(keep) / WEIGHTS_FILE):
         _stand_in(task)
         told = f"what {keep} finds in your pictures, which stands in for the truth"
     else:
@@ -270,13 +271,6 @@ def _read_others(task: _Task) -> str | None:
     told = f"{counts['validation']} pictures of {counts['names']} names: {told}"
     logger.info("finetune: other names by %s", told)
     return told
-
-
-def _is_model(name: str) -> bool:
-    from glip_model.checkpoint import WEIGHTS_FILE
-    from pipeline.store.storage import exists, to_place
-
-    return exists(to_place(name) / WEIGHTS_FILE)
 
 
 def _stand_in(task: _Task) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from pipeline.prepare.division import VALIDATION, check_names, divide, divide_others, tell_of_unused
 from pipeline.prepare.job import prepare
 from pipeline.prepare.layouts import Layout, find_layout, picture_files
-from pipeline.prepare.settings import PrepareConfig, SourceEntry
+from pipeline.prepare.settings import PrepareConfig
 from pipeline.store.shards import list_shards, read_categories
 from pipeline.store.storage import Place, is_folder
 
@@ -91,21 +91,20 @@ def read_others(
         See ``divide_others``.
     """
     if layout is not None:
-        # Pictures of the project rest nowhere that could be referred to.
-        pictures = {"pictures": "embed"} if layout is EMBEDDED else {}
-        scenes = replace(base.embedded, dev=MOST_OTHERS)
-        prepare(replace(_preparing(base, layout), embedded=scenes, **pictures), seed, work / READ_OTHER, None, allowed)
+        preparing = replace(_preparing(base, layout), embedded=replace(base.embedded, dev=MOST_OTHERS))
+        if layout is EMBEDDED:  # whose pictures rest nowhere that could be referred to
+            preparing = replace(preparing, pictures="embed")
+        prepare(preparing, seed, work / READ_OTHER, None, allowed)
     own = [category.name for category in read_categories(list_shards(work / OWN / VALIDATION)[0])]
     return divide_others(work / READ_OTHER, work / OTHER, own, MOST_OTHERS)
 
 
 def _preparing(base: PrepareConfig, layout: Layout) -> PrepareConfig:
     """Return settings that prepare a layout and nothing else."""
-    human: tuple[SourceEntry, ...] = layout.train
     return replace(
         base,
         data_root=".",
-        human=human,
+        human=layout.train,
         web=(),
         dev=layout.validation,
         test=(),

@@ -46,8 +46,8 @@ def merged(model: GLIP) -> GLIP:
     whole = copy.deepcopy(model)
     for name, module in list(whole.named_modules()):
         if isinstance(module, LoraLayer):
-            module.merge()  # type: ignore[attr-defined]  # every layer of peft has it
-            whole.set_submodule(name, module.get_base_layer())  # type: ignore[attr-defined]
+            module.merge()
+            whole.set_submodule(name, module.get_base_layer())
     del whole.peft_config
     return whole.requires_grad_(True)
 

@@ -63,7 +63,7 @@ def _picture(sample: Sample, roots: Sequence[str]) -> tuple[Image.Image, torch.T
     if not sample.beside:
         return images[0], boxes
     counts = [count for _, count in sample.beside]
-    return tile(images, boxes.split([len(boxes) - sum(counts), *counts]))
+    return tile(images, torch.split(boxes, [len(boxes) - sum(counts), *counts]))
 
 
 def flip_boxes(boxes_xyxy: torch.Tensor, width: int) -> torch.Tensor:

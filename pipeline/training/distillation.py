@@ -57,4 +57,5 @@ class Distillation:
         entropy = F.binary_cross_entropy_with_logits(logits, wanted, reduction="none")
         kept = off.unsqueeze(1)  # (B, 1, T)
         total = (entropy * (logits.sigmoid() - wanted).square() * kept).sum()
-        return self._weight * total / (wanted * kept).sum().clamp(min=1.0)
+        loss: Tensor = self._weight * total / (wanted * kept).sum().clamp(min=1.0)
+        return loss
