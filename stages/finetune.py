@@ -16,9 +16,9 @@ for: "fire truck" rather than "cls_07". --rename cls_07="fire truck" changes the
 What is not to be forgotten: --keep is a folder of pictures with other names, like --data; a model, whose boxes of
 common names on your own pictures stand in for the truth; "embedded" pictures that ship with the project (default); or
 "none". The tuned weights are mixed with those before, so that other names lose at most --may-lose points of AP; half of
-the --keep pictures choose the mixture, the others judge it. More helps to forget less: --replay learns on with other
-records, --other-names asks for names of theirs that your pictures do not show, --distil keeps what the starting model
-says of these instead, --tuning lora learns small changes (pip install 'glip-self-training[tune]').
+the --keep pictures choose the mixture, the others judge it. More that helps: --replay learns on with other records,
+--other-names asks for names of theirs that your pictures do not show, --distil keeps what the starting model says of
+these, --tuning lora learns small changes (pip install 'glip-self-training[tune]').
 
 Beside the model lie card.md, finetune.json and mistakes/: what it takes for what, and where it does worst. Length and
 sizes follow from the data and the model. Interrupted, the same command goes on. The work folder, OUT/work, may be
@@ -67,16 +67,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--rename", action="append", default=[], metavar="OLD=NEW", help="call a category so; or a YAML file of these")
     add("--keep", default=EMBEDDED, metavar="FOLDER", help=f"other names: pictures, a model, or none {shown}")
     add("--may-lose", type=float, default=3.0, metavar="POINTS", help=f"AP of other names that may go {shown}")
+    add("--average", action=switch, default=True, help=f"mix the weights with those before {shown}")
     add("--replay", metavar="FOLDER", help="folder or URL of records to learn on with: human or pseudo-labels")
     add("--replay-share", type=float, default=0.3, help=f"of the samples, with --replay {shown}")
     add("--other-names", type=int, metavar="N", help="names of other data in a prompt (default: 0, with --distil 20)")
     add("--distil", type=float, default=0.0, metavar="WEIGHT", help="keep what the starting model says of these names")
-    add(
-        "--tuning",
-        choices=("full", "linear", "prompt", "lora"),
-        default="full",
-        help="what is trained (default: all of it)",
-    )
+    ways = ("full", "linear", "prompt", "lora")
+    add("--tuning", choices=ways, default="full", help="what is trained (default: all of it)")
     add("--augment", action="store_true", help="vary colours, cuts and sizes (default: as train.samples.augment says)")
     add("--early-stop", action=switch, default=True, help=f"stop when it gets no better, take the best {shown}")
     add("--steps", type=int, help="optimiser steps at most (default: by the number of pictures)")
@@ -347,7 +344,9 @@ def _settle(task: _Task, counts: Mapping[str, int], has_others: bool) -> list[Tr
     from pipeline.training.averaging import settle
 
     own, other = _choosers(task, counts, has_others)
-    trials, keeps = settle(task.start, task.work / TUNED, own, other, task.args.may_lose, task.out)
+    trials, keeps = settle(
+        task.start, task.work / TUNED, own, other, task.args.may_lose if task.args.average else None, task.out
+    )
     if not keeps:
         logger.warning(
             "finetune: whatever of the tuning is kept, other names lose more than --may-lose %g; this is what loses "

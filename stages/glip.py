@@ -30,12 +30,14 @@ GROUPS = {
     "train": {
         "train": "one of the models that params.yaml describes",
         "finetune": "tune on your own pictures, judged before and after",
+        "trade": "what ways of tuning gain on new names and lose on others",
         "convert": "published checkpoint into a folder of this project",
         "export": "model into ONNX",
     },
     "evaluate": {
         "evaluate": "a model on every benchmark that there are records of",
         "score": "COCO's or LVIS's numbers of a file of detections",
+        "few_shots": "how far few pictures go, by ways of tuning and what is started from",
         "odinw": "means over ODinW's data sets, of tuned models",
     },
     "look": {

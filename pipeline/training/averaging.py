@@ -41,7 +41,7 @@ class Trial:
 
 
 def settle(
-    start: Place, tuned: Place, own: Validate, other: Validate | None, may_lose: float, out: Place
+    start: Place, tuned: Place, own: Validate, other: Validate | None, may_lose: float | None, out: Place
 ) -> tuple[list[Trial], bool]:
     """Write the model between two others that data not learnt from chooses, see ``choose``.
 
@@ -50,7 +50,7 @@ def settle(
         tuned: folder of the model after it; where there is one that scored best on the way, that one counts.
         own: judges models by the names that were tuned.
         other: judges them by others; without it the tuned model is written.
-        may_lose: points of AP of other names.
+        may_lose: points of AP of other names; None writes the tuned model whatever it loses.
         out: folder for the model.
 
     Returns:
@@ -73,7 +73,7 @@ def settle(
         for share in (0.0, *SHARES):
             trials.append(trial(share))
             bar.update()
-    chosen, keeps = choose(trials, may_lose)
+    chosen, keeps = (trials[-1], True) if may_lose is None else choose(trials, may_lose)
     save_model(between(before, after, chosen.share), tokenizer, out)
     return [chosen, *(each for each in trials if each is not chosen)], keeps
 
