@@ -6,7 +6,7 @@
 The protocol is that of the paper's figure of data efficiency, and of ODinW: three draws of the pictures (seeds 3, 30,
 300), judged while it learns by as few others, then by a test set. The domain is the embedded target: concepts that no
 run of the project has, as sketches. Tuned are all weights, the last layers, or the prompt; and for comparison a model
-without any grounding data before, from ImageNet's weights (scratch). pipeline/training/recipes/fewshot has the settings.
+without any grounding data before, from ImageNet's weights (scratch). Settings: pipeline/training/recipes/fewshot.
 
 OUT/few_shots.html has the curves with their 95 % intervals over seeds, OUT/table.md the table alone. Every model has a
 folder, OUT/START-WAY/SHOTS/SEED. What is finished stays; run again, the command makes what is missing.
@@ -36,7 +36,7 @@ SHOTS = (1, 3, 5, 10, 0)
 """Pictures of every name, 0 all of them."""
 SEEDS = (3, 30, 300)
 ALL_SHOTS = 25
-"""Where all pictures stand on the curve: as many a name as 300 pictures of twelve names have, at one each."""
+"""Where all pictures stand on the curve, which is not to scale there."""
 COLUMNS = ("model", "shots", "AP", "95 % interval", "draws")
 TEXTS = 1
 
@@ -177,7 +177,8 @@ def write_page(found: Mapping[Cell, float], out: Path) -> None:
     ]
     notes = (
         "AP in percent on the test pictures of the embedded target domain: other concepts, as sketches. Intervals are "
-        f"of 95 % over the draws of the pictures, by Student's t. All pictures stand at {ALL_SHOTS} shots.",
+        "of 95 % over the draws of the pictures, by Student's t.",
+        f"All pictures stand at {ALL_SHOTS} shots, which is not to scale.",
     )
     placed = {(name, shots or ALL_SHOTS): each for (name, shots), each in cells.items()}
     plots = [shots_plot(placed, "By the number of pictures")]

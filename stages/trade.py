@@ -69,6 +69,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> str:
     """Tune what is missing, then write page and table."""
+    if args.keep == "none":
+        raise ConfigError("--keep none leaves nothing to tell what is lost by; name pictures of other names")
     data = _data(args)
     found: dict[tuple[str, str], Mapping[str, Any]] = {}
     for number, (name, method) in enumerate(((name, method) for name in data for method in args.methods), 1):

@@ -19,7 +19,9 @@ logger = logging.getLogger(__name__)
 NOT_RENAMED: Mapping[str, str] = MappingProxyType({})
 TABLES = (".yaml", ".yml", ".json")
 """Suffixes of files that map old names to new ones; JSON is YAML."""
-_NUMBERED = re.compile(r"(cls|class|cat|category|label|obj|object|id|type|tag|item|[a-z])?[\s_\-.#]*\d+", re.IGNORECASE)
+_NUMBERED = re.compile(
+    r"(cls|class|cat|category|label|obj|object|id|type|tag|item|[a-z])?[\s_\-.#]*\d[\d.]*", re.IGNORECASE
+)
 _CONSONANTS = re.compile(r"[b-df-hj-np-tv-xz]{3,}\d*", re.IGNORECASE)
 _EMPTY = {
     "object",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -16,10 +17,12 @@ from pipeline.evaluation.flickr30k import IOU_THRESHOLD
 from pipeline.evaluation.judged import SHOWN_SCORE, Judged, judge
 from pipeline.evaluation.labelled import true_boxes
 from pipeline.evaluation.predictions import NO_BOXES
-from pipeline.report.gallery import found_objects, side_by_side
+from pipeline.report.gallery import side_by_side
 from pipeline.store.folders import sent_folder
 from pipeline.store.storage import Place, remove_folder
 
+Call = tuple[int, int]
+"""Places of what is shown and of what it is called among the categories; one beyond them is nothing."""
 FOLDER = "mistakes"
 """Beside the model."""
 CONFUSION_FILE = "confusion.png"
@@ -42,66 +45,65 @@ def write_mistakes(benchmark: Benchmark, predictions: Place, model: str, out: Pl
         out: folder of the model.
     """
     judged = judge(benchmark, predictions, [model])
-    worst = worst_rows(judged, model, WORST)
+    rows, names = calls_of(judged, model), [category.name for category in judged.categories]
+    worst = worst_rows(rows, WORST)
     remove_folder(out / FOLDER)
     with sent_folder(out / FOLDER) as folder:
-        counts, names = confusion(judged, model)
-        save_picture(draw_confusion(counts, names), folder / CONFUSION_FILE)
+        save_picture(draw_confusion(confusion(rows, len(names)), names), folder / CONFUSION_FILE)
         for place, number in enumerate(worst, 1):
             picture = side_by_side(judged, [number], [None, model])
             save_picture(picture, folder / f"worst-{place:02d}.jpg", quality=90)
     return len(worst)
 
 
-def worst_rows(judged: Judged, model: str, most: int) -> list[int]:
-    """Return the rows with the most objects missed and boxes drawn for nothing, the worst first; none without any."""
-    found, total = found_objects(judged, model)
-    predictions = judged.predictions[model]
-    weight = (total.sum() / max(1, sum(len(true_boxes(record)) for record in judged.records))) or 1.0
-    missed = (total - found) / weight
-    drawn = np.zeros(len(missed))
-    for number, rows in predictions.by_number().items():
-        drawn[number] = (predictions.scores[rows] >= SHOWN_SCORE).sum()
-    wrong = missed + np.maximum(drawn - found / weight, 0)
-    return [int(i) for i in np.argsort(-wrong, kind="stable")[:most] if wrong[i] > 0]
+def worst_rows(rows: Sequence[Sequence[Call]], most: int) -> list[int]:
+    """Return the rows with the most mistakes, the worst first; rows without any are none of them."""
+    wrong = np.array([sum(shown != called for shown, called in calls) for calls in rows])
+    return [int(i) for i in np.argsort(-wrong, kind="stable")[:most] if wrong[i]]
 
 
-def confusion(judged: Judged, model: str) -> tuple[np.ndarray, list[str]]:
-    """Count what objects are called.
+def calls_of(judged: Judged, model: str) -> list[list[Call]]:
+    """Return what the objects of every row are called, and what is called where there is nothing.
 
     Boxes of some score choose, best first, the free object that they overlap most, by half at least, whatever it is
     called.
-
-    Returns:
-        (K + 1, K + 1) int64: rows are what is shown, columns what it is called; the last row counts boxes where there
-        is nothing, the last column objects that nobody found. And the K names.
     """
-    categories = list(judged.categories)
-    place = {category.id: i for i, category in enumerate(categories)}
-    nothing = len(categories)
-    counts = np.zeros((nothing + 1, nothing + 1), np.int64)
+    place = {category.id: i for i, category in enumerate(judged.categories)}
+    nothing = len(place)
     predictions = judged.predictions[model]
-    rows = predictions.by_number()
+    found = predictions.by_number()
+    rows = []
     for number, record in enumerate(judged.records):
-        truth = [(label, xyxy) for label, xyxy in true_boxes(record) if label in place]
-        mine = rows.get(number, NO_BOXES)
+        truth = [(place[label], xyxy) for label, xyxy in true_boxes(record) if label in place]
+        mine = found.get(number, NO_BOXES)
         mine = mine[predictions.scores[mine] >= SHOWN_SCORE]
         mine = mine[np.argsort(-predictions.scores[mine], kind="stable")]
-        overlap = pairwise_iou(
-            torch.from_numpy(predictions.boxes_xyxy[mine]), torch.tensor([xyxy for _, xyxy in truth]).reshape(-1, 4)
-        ).numpy()
-        free = np.ones(len(truth), bool)
-        for i, at in enumerate(mine):
-            called = place.get(int(predictions.labels[at]), nothing)
-            best = int(np.argmax(np.where(free, overlap[i], -1.0))) if free.any() else -1
-            if best >= 0 and overlap[i, best] >= IOU_THRESHOLD:
-                free[best] = False
-                counts[place[truth[best][0]], called] += 1
-            else:
-                counts[nothing, called] += 1
-        for label, _ in (each for each, is_free in zip(truth, free, strict=True) if is_free):
-            counts[place[label], nothing] += 1
-    return counts, [category.name for category in categories]
+        corners = torch.tensor([xyxy for _, xyxy in truth]).reshape(-1, 4)
+        overlap = pairwise_iou(torch.from_numpy(predictions.boxes_xyxy[mine]), corners).numpy()
+        shown = np.full(len(mine), nothing)
+        for i in range(len(mine)):
+            best = int(overlap[i].argmax()) if truth else 0
+            if truth and overlap[i, best] >= IOU_THRESHOLD:
+                shown[i] = truth[best][0]
+                overlap[:, best] = 0.0  # taken
+        calls = [
+            (int(each), place.get(int(predictions.labels[at]), nothing)) for each, at in zip(shown, mine, strict=True)
+        ]
+        left = Counter(each for each, _ in truth) - Counter(each for each, _ in calls)
+        rows.append([*calls, *((each, nothing) for each in left.elements())])
+    return rows
+
+
+def confusion(rows: Sequence[Sequence[Call]], num_names: int) -> np.ndarray:
+    """Return (K + 1, K + 1) int64: rows are what is shown, columns what it is called.
+
+    The last row counts boxes where there is nothing, the last column objects that nobody found.
+    """
+    counts = np.zeros((num_names + 1, num_names + 1), np.int64)
+    for calls in rows:
+        for call in calls:
+            counts[call] += 1
+    return counts
 
 
 def draw_confusion(counts: np.ndarray, names: Sequence[str]) -> Image.Image:
