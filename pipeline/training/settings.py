@@ -170,6 +170,13 @@ class SamplesConfig:
     ``precision`` how often boxes of its score were right where ``calibrate`` compared them with human ones. With the
     last two a lower ``pseudo_label.min_score`` makes soft labels of a hard threshold."""
 
+    def __post_init__(self) -> None:
+        """Check what depends on another setting."""
+        if self.augment.mosaic and self.shuffle_window:
+            raise ConfigError(
+                "augment.mosaic shows rows from anywhere in the data; set shuffle_window to 0, or it to 0"
+            )
+
     def sizes(self, model: GLIPConfig) -> tuple[tuple[int, ...], int]:
         """Return short sides and the longest side in pixels: the model's where the settings name none."""
         return self.short_sides or (model.test_short_side,), self.long_side or model.test_long_side

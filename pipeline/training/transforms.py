@@ -78,9 +78,10 @@ def _cut(image: Image.Image, boxes: Tensor, rng: np.random.Generator) -> tuple[I
         high = np.ceil(boxes[:, 2:].amax(0).numpy())
     else:
         low = high = rng.uniform(0, 1, 2) * size
-    # What has to be in it grows to the least size, in both directions as far as the picture goes.
-    short = np.maximum(MIN_CUT_SHARE * size - (high - low), 0) / 2
-    low, high = np.clip(low - short, 0, size), np.clip(high + short, 0, size)
+    # What has to be in it grows to the least size around its middle, and stays in the picture.
+    needed = np.maximum(high - low, MIN_CUT_SHARE * size)
+    low = np.clip((low + high - needed) / 2, 0, size - needed)
+    high = low + needed
     left, top = np.floor(rng.uniform(0, 1, 2) * low).astype(int).tolist()
     right, bottom = np.ceil(size - rng.uniform(0, 1, 2) * (size - high)).astype(int).tolist()
     cut: Image.Image = functional.crop(image, top, left, max(1, bottom - top), max(1, right - left))

@@ -9,12 +9,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
 from glip_model.config import BackboneConfig, GLIPConfig, TextConfig
+from pipeline.errors import ConfigError
 from pipeline.store.records import ImageRef
 from pipeline.training.augment import prepare_sample
 from pipeline.training.batches import BatchMaker, Worker
@@ -149,6 +151,11 @@ def test_batches_are_made_with_all_of_it_and_are_the_same_again(
     first, second, plain = made(config), made(config), made(train_config)
     assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
     assert not all(torch.equal(one, other) for one, other in zip(first, plain, strict=True))
+
+
+def test_mosaics_want_all_rows_in_memory(samples_config: SamplesConfig) -> None:
+    with pytest.raises(ConfigError, match="augment.mosaic shows rows from anywhere"):
+        replace(samples_config, augment=replace(OFF, mosaic=0.5), shuffle_window=100)
 
 
 def test_a_caption_is_shown_alone(human: Path, samples_config: SamplesConfig, tokenizer: Any) -> None:
