@@ -173,7 +173,7 @@ def test_names_are_checked_before_anything_is_read(tokenizer: Any, caplog: pytes
 
 def test_pictures_are_set_aside_to_choose_by_where_there_are_enough(tmp_path: Path) -> None:
     places = [picture(tmp_path / f"{i}.png", i) for i in range(40)]
-    for count, parts in ((40, {"train": 27, "validation": 8, "choose": 5}), (20, {"train": 16, "validation": 4})):
+    for count, parts in ((40, {"train": 26, "validation": 8, "choose": 6}), (20, {"train": 16, "validation": 4})):
         write(tmp_path / "read" / TRAIN, [record(place) for place in places[:count]])
         found = divide(tmp_path / "read", tmp_path / "out", 0.18, MAX_PIXELS, ["/"], is_chosen_among=True)
         assert found == parts

@@ -73,7 +73,7 @@ def test_a_card_tells_it_and_names_are_no_marks(tmp_path: Path, toys: SimpleName
     write_card(tmp_path / CARD_FILE, tuned)
     text = (tmp_path / CARD_FILE).read_text(encoding="utf-8")
     assert text.startswith("# A model tuned on my \\| pictures\n")
-    assert "dog, \\<b\\>\\*yak\\*\\</b\\>\\u000a." in text
+    assert "dog, \\<b\\>\\*yak\\*\\</b\\>\\\\u000a." in text
     assert "| own names, AP | 12.8 | 37.3 |" in text
     assert "| own names, AP75 | – | – |" in text
     assert "| other names, AP | 31.0 | 9.2 |" in text
@@ -108,6 +108,7 @@ def test_pictures_of_the_worst_lie_beside_the_model(tmp_path: Path, toys: Simple
         "confusion.png",
         *(f"worst-{i:02d}.jpg" for i in (1, 2, 3)),
     ]
-    assert Image.open(folder / "worst-01.jpg").width > 200  # the truth beside what was found
+    with Image.open(folder / "worst-01.jpg") as picture:
+        assert picture.width > 200  # the truth beside what was found
     assert json.loads((tmp_path / "out" / RESULT_FILE).read_text(encoding="utf-8"))["share"] == 1.0
     assert "flatters it a little" in (tmp_path / "out" / CARD_FILE).read_text(encoding="utf-8")
