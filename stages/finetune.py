@@ -31,7 +31,7 @@ import argparse
 import logging
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from pipeline.cli import add_params, run_if_program
@@ -101,6 +101,12 @@ class _Task:
     renamed: Mapping[str, str]
     allowed: tuple[str, ...]
     judging: EvaluateConfig
+    replay: Place | None
+
+    @property
+    def is_chosen(self) -> bool:
+        """Whether pictures choose when to stop, or how much of the tuned weights to take."""
+        return self.choices.stops_early or (self.args.average and self.args.keep != NOTHING)
 
 
 def run(args: argparse.Namespace) -> str:
@@ -125,7 +131,9 @@ def run(args: argparse.Namespace) -> str:
     print(f"{counts['train']} pictures, {trained['steps']} steps; judged on {counts['validation']} others")
     for name, found in (("before", before), ("after", after)):
         print(f"  {name:6} " + "  ".join(f"{measure} {found.get(measure, 0.0):5.1f}" for measure in MEASURES))
-    print(_trade(before, after))
+    lost = f", other names {before['other']:.1f} → {after['other']:.1f}" if kept else ""
+    over = " (more than --may-lose)" if kept and before["other"] - after["other"] > args.may_lose else ""
+    print(f"own AP {before.get('AP', 0.0):.1f} → {after.get('AP', 0.0):.1f}{lost}{over}")
     return f"finetune → {task.out}"
 
 
@@ -157,18 +165,21 @@ def _task(args: argparse.Namespace) -> _Task:
     from pipeline.prepare.own_data import judged_by
     from pipeline.settings import load_all
     from pipeline.store.filesystem import allowed_roots
-    from pipeline.store.storage import to_place
+    from pipeline.store.shards import list_shards
+    from pipeline.store.storage import is_folder, to_place
     from pipeline.training.finetune import OTHER_NAMES, Choices
 
     start, out, data = _start(args.start), to_place(args.out), to_place(args.data)
     if out.resolve() == start:
         raise ConfigError(f"--out is {out}, the model to start from; name another folder")
     layout = find_layout(data)
-    places = [str(data.resolve())]
-    if args.val:
-        layout = judged_by(layout, to_place(args.val))
-        places.append(str(to_place(args.val).resolve()))
+    places = [str(to_place(place).resolve()) for place in (args.data, args.val) if place]
+    layout = judged_by(layout, to_place(args.val)) if args.val else layout
     logger.info("finetune: %s", layout.description)
+    replay = to_place(args.replay).resolve() if args.replay else None
+    if replay is not None:
+        replay = replay / "detection" if is_folder(replay / "detection") else replay
+        list_shards(replay)  # a folder without any is told before work begins
     settings = load_all(args.params)
     choices = Choices(
         tuning=args.tuning,
@@ -193,6 +204,7 @@ def _task(args: argparse.Namespace) -> _Task:
         renamed=read_renames(args.rename),
         allowed=allowed_roots((*places, *settings.image_roots)),
         judging=own_settings(settings.evaluate, max(1, args.workers)),
+        replay=replay,
     )
 
 
@@ -241,7 +253,7 @@ def _read(task: _Task) -> tuple[TrainingSettings, dict[str, int]]:
         max_tokens=sizes.text.max_tokens,
         renamed=task.renamed,
         share=task.args.val_share,
-        is_chosen_among=task.choices.stops_early or task.args.keep != NOTHING,
+        is_chosen_among=task.is_chosen,
     )
     return config, counts
 
@@ -263,7 +275,7 @@ def _read_others(task: _Task) -> str | None:
     else:
         layout = own_data.records_layout(to_place(keep))
         allowed = (str(to_place(keep).resolve()), *allowed)
-        told = f"{keep}, of which the command {layout.description}"
+        told = f"{keep} ({layout.description})"
     counts = own_data.read_others(task.settings.prepare, layout, task.settings.seed, task.work, allowed)
     told = f"{counts['validation']} pictures of {counts['names']} names: {told}"
     logger.info("finetune: other names by %s", told)
@@ -303,18 +315,14 @@ def _train(task: _Task, config: TrainingSettings, counts: Mapping[str, int], has
     """Train to the end, unless that is done; return its metrics."""
     from pipeline.prepare.division import CHOICE
     from pipeline.store.shards import holds_detections, list_shards, read_categories
-    from pipeline.store.storage import is_folder, to_place
     from pipeline.training.finetune import train_once
     from pipeline.training.job import Paths
 
-    replay = to_place(task.args.replay).resolve() if task.args.replay else None
-    if replay is not None and is_folder(replay / "detection"):
-        replay /= "detection"
     names: tuple[str, ...] = ()
     if task.choices.other_names:
-        shards = list_shards(replay or task.work / "other" / CHOICE)
+        shards = list_shards(task.replay or task.work / "other" / CHOICE)
         if not holds_detections(shards[0]):
-            raise ConfigError(f"--other-names: {replay} has captions and no names; take shards of category boxes")
+            raise ConfigError(f"--other-names: {task.replay} has captions and no names; take shards of category boxes")
         names = tuple(category.name for category in read_categories(shards[0]))
     paths = Paths(
         human=(task.work / "records/human").resolve(),
@@ -322,7 +330,7 @@ def _train(task: _Task, config: TrainingSettings, counts: Mapping[str, int], has
         teacher=task.start,
         out=(task.work / TUNED).resolve(),
         allowed=task.allowed,
-        replay=replay,
+        replay=task.replay,
         other_names=names,
     )
     own, _ = _choosers(task, counts, has_others)
@@ -366,8 +374,6 @@ def _write_results(
     benchmark: Benchmark,
 ) -> None:
     """Write what lies beside the model."""
-    from dataclasses import asdict
-
     from pipeline.report.card import Tuned, write_results
 
     (before, after), (counts, kept) = measured, parts
@@ -379,6 +385,7 @@ def _write_results(
         layout=task.layout.description,
         names=[category.name for category in benchmark.categories()],
         pictures=counts,
+        is_chosen=task.is_chosen,
         kept=kept or "nothing was kept to judge them by",
         before=before,
         after=after,
@@ -387,12 +394,6 @@ def _write_results(
         settings=asdict(task.choices) | rates,
     )
     write_results(task.out, tuned, benchmark, task.work / "predictions" / "records", "after")
-
-
-def _trade(before: Mapping[str, float], after: Mapping[str, float]) -> str:
-    """Return in a line what was gained and what was lost."""
-    own = f"own AP {before.get('AP', 0.0):.1f} → {after.get('AP', 0.0):.1f}"
-    return own + (f", other names {before['other']:.1f} → {after['other']:.1f}" if "other" in before else "")
 
 
 run_if_program(__name__)

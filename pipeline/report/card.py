@@ -30,6 +30,8 @@ class Tuned:
     names: Sequence[str]
     pictures: Mapping[str, int]
     """Part of the data to how many."""
+    is_chosen: bool
+    """Whether pictures chose when to stop, or what to keep."""
     kept: str
     """What other names were judged by."""
     before: Mapping[str, Any]
@@ -84,7 +86,7 @@ def _lines(tuned: Tuned) -> Iterator[str]:
     yield f"Own names by {judges} pictures that it did not learn from."
     if choosers:
         yield f"{choosers} others chose when to stop and what to keep."
-    else:
+    elif tuned.is_chosen:
         yield "They chose when to stop and what to keep as well, which flatters it a little: there were too few others."
     yield f"Other names: {_plain(tuned.kept)}."
     yield ""
