@@ -97,5 +97,5 @@ def trade_plot(trials: Mapping[str, Sequence[Mapping[str, Any]]], title: str) ->
         [start] = [trial for trial in found if trial["share"] == 0]
         points = sorted((start["other"] - each["other"], each["own"] - start["own"]) for each in found)
         lines.append(Line(name, name, tuple(points)))
-    scales = [charts.scale([point[axis] for line in lines for point in line.points]) for axis in (0, 1)]
-    return Plot(title, "AP of other names lost", "AP of own names gained", *scales, tuple(lines))
+    x, y = (charts.scale([point[axis] for line in lines for point in line.points]) for axis in (0, 1))
+    return Plot(title, "AP of other names lost", "AP of own names gained", x, y, tuple(lines))

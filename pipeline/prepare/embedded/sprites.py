@@ -7,6 +7,7 @@ import io
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
+from typing import Final
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -16,7 +17,7 @@ from pipeline.errors import ConfigError
 
 SPRITES_FILE = Path(__file__).with_name("sprites.parquet")
 STYLES = ("google", "twitter")
-SKETCH = "sketch"
+SKETCH: Final = "sketch"
 """A style of its own, which no model of the project learns from: dark outlines and grey shades of the first style."""
 SPRITES_SCHEMA = pa.schema(
     [
