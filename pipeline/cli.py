@@ -50,10 +50,13 @@ _OF_THE_MACHINE = {
 
 EXTRA_OF = {
     "av": "video",
+    "fastapi": "serve",
     "onnx": "export",
     "onnxruntime": "export",
+    "peft": "tune",
     "py3langid": "curate",
     "timm": "timm",
+    "uvicorn": "serve",
 } | dict.fromkeys(
     (
         "aiohttp",

@@ -34,6 +34,7 @@ GROUPS = {
     "train": {
         "train": "one of the models that params.yaml describes",
         "finetune": "tune on your own pictures, judged before and after",
+        "trade": "what ways of tuning gain on new names and lose on others",
         "convert": "published checkpoint into a folder of this project",
         "export": "model into ONNX",
         "push": "model or labels to the Hugging Face hub, with a card",
@@ -41,6 +42,7 @@ GROUPS = {
     "evaluate": {
         "evaluate": "a model on every benchmark that there are records of",
         "score": "COCO's or LVIS's numbers of a file of detections",
+        "few_shots": "how far few pictures go, by ways of tuning and what is started from",
         "odinw": "means over ODinW's data sets, of tuned models",
     },
     "look": {

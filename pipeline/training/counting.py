@@ -39,13 +39,17 @@ def looked_at(table: pa.Table) -> NDArray[np.bool_]:
     return np.asarray(pc.or_(pc.is_null(reasons), pc.fill_null(pc.equal(reasons, NOTHING_FOUND), False)), dtype=bool)
 
 
-def folders_of(human: Place, pseudo: Place | None, mixture: Mapping[str, float]) -> dict[str, Place]:
+def folders_of(
+    human: Place, pseudo: Place | None, mixture: Mapping[str, float], replay: Place | None = None
+) -> dict[str, Place]:
     """Return the folders of shards that a mixture gives weight to, by its names."""
-    folders = {"detection": human / "detection", "grounding": human / "grounding", "pseudo": pseudo}
+    folders = {"detection": human / "detection", "grounding": human / "grounding", "pseudo": pseudo, "replay": replay}
     return {name: each for name, each in folders.items() if mixture.get(name, 0) > 0 and each is not None}
 
 
-def count_rows(human: Place, pseudo: Place | None, mixture: Mapping[str, float]) -> dict[str, int]:
+def count_rows(
+    human: Place, pseudo: Place | None, mixture: Mapping[str, float], replay: Place | None = None
+) -> dict[str, int]:
     """Count the usable rows, repeats included, of the sources that have weight; the pictures are not read.
 
     Raises:
@@ -53,7 +57,7 @@ def count_rows(human: Place, pseudo: Place | None, mixture: Mapping[str, float])
     """
     return {
         name: sum(read_repeat(path) * _count_usable(path) for path in list_shards(folder))
-        for name, folder in folders_of(human, pseudo, mixture).items()
+        for name, folder in folders_of(human, pseudo, mixture, replay).items()
     }
 
 

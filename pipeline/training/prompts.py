@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -23,6 +24,7 @@ from pipeline.store.records import (
 )
 from pipeline.store.shards import from_row, read_categories, read_repeat
 from pipeline.store.storage import Place
+from pipeline.store.vocabulary import read_as
 from pipeline.training.counting import looked_at, usable_rows
 from pipeline.training.negatives import Budget, TokenCount, choose_categories, has_head_in, word_forms
 from pipeline.training.settings import SamplesConfig
@@ -42,6 +44,32 @@ class Sample:
     """Phrases of which it is unknown where they are; their tokens take no part in the token loss."""
     box_weights: tuple[float, ...] | None = None
     """Per box how much it counts in the losses, 0 to 1; None means 1."""
+    beside: tuple[tuple[ImageRef, int], ...] = ()
+    """Pictures shown beside ``image``, each with how many of the boxes are its own: the last ones, in order."""
+
+
+@dataclass(frozen=True)
+class OtherNames:
+    """Names of other data that pictures with category boxes are asked for besides their own."""
+
+    names: tuple[str, ...] = ()
+    count: int = 0
+    """In a prompt, where they fit."""
+    are_unknown: bool = False
+    """Nobody knows whether a picture shows them; else it does not."""
+
+    def draw(self, own: Iterable[str], taken: Iterable[str], budget: Budget, rng: np.random.Generator) -> Iterator[str]:
+        """Yield names that fit into a prompt and read like none of a vocabulary, behind those that it has already."""
+        if not self.count:
+            return
+        read = {read_as(name) for name in own}
+        free = [name for name in self.names if read_as(name) not in read]
+        budget.takes(*map(clean_name, taken))
+        chosen = (free[i] for i in rng.permutation(len(free)))
+        yield from islice((name for name in chosen if budget.takes(clean_name(name))), self.count)
+
+
+NO_OTHER_NAMES = OtherNames()
 
 
 class DetectionPrompter:
@@ -53,14 +81,19 @@ class DetectionPrompter:
         config: numbers and budget.
         count_tokens: tokens of a string.
         weigh: how much a box of a score counts in the losses, see ``weights.py``; None lets all count alike.
+        others: names of other data that join the prompts.
     """
 
     columns = DETECTION_SCHEMA.names
 
     def __init__(
-        self, config: SamplesConfig, count_tokens: TokenCount, weigh: Callable[[float], float] | None = None
+        self,
+        config: SamplesConfig,
+        count_tokens: TokenCount,
+        weigh: Callable[[float], float] | None = None,
+        others: OtherNames = NO_OTHER_NAMES,
     ) -> None:
-        self._config, self._count_tokens, self._weigh = config, count_tokens, weigh
+        self._config, self._count_tokens, self._weigh, self._others = config, count_tokens, weigh, others
         self._vocabularies: dict[Place, dict[int, str]] = {}
 
     def shown(self, table: pa.Table) -> tuple[pa.Table, NDArray[np.int64]]:
@@ -77,21 +110,36 @@ class DetectionPrompter:
 
     def show(self, row: Mapping[str, Any], context: Mapping[int, str], rng: np.random.Generator) -> Sample:
         """Show a row with names of the vocabulary, as ``rng`` chooses."""
-        record = from_row(DetectionRecord, row)
-        objects = [item for item in record.objects if not item.is_crowd and item.category_id in context]
-        present = list(dict.fromkeys(item.category_id for item in objects))
+        return self.show_together([row], context, rng)
+
+    def show_together(
+        self, rows: Sequence[Mapping[str, Any]], context: Mapping[int, str], rng: np.random.Generator
+    ) -> Sample:
+        """Show rows of one vocabulary side by side, with a prompt for all of them."""
+        records = [from_row(DetectionRecord, row) for row in rows]
+        objects = [
+            [item for item in record.objects if not item.is_crowd and item.category_id in context] for record in records
+        ]
+        present = list(dict.fromkeys(item.category_id for each in objects for item in each))
         # Nobody drew the single boxes of a crowd, so its category can be neither a positive nor a negative.
-        crowds = [item.category_id for item in record.objects if item.is_crowd]
+        crowds = [item.category_id for record in records for item in record.objects if item.is_crowd]
         shown = choose_categories(present, context, rng, self._config, self._count_tokens, never=crowds)
-        place = {category: i for i, category in enumerate(shown)}
-        kept = [item for item in objects if item.category_id in place]
+        names = [context[category] for category in shown]
+        others = list(self._others.draw(context.values(), names, Budget(self._config, self._count_tokens), rng))
+        own = len(names)
+        order = rng.permutation(own + len(others)).tolist() if others else range(own)
+        place = {shown[i]: at for at, i in enumerate(order) if i < own}
+        kept = [[item for item in each if item.category_id in place] for each in objects]
+        boxes = [item for each in kept for item in each]
         return Sample(
-            key=record.key,
-            image=record.image,
-            prompt=category_prompt([context[category] for category in shown]),
-            boxes=tuple(item.xyxy for item in kept),
-            box_phrases=tuple((place[item.category_id],) for item in kept),
-            box_weights=_weights(self._weigh, (item.score for item in kept)),
+            key=records[0].key,
+            image=records[0].image,
+            prompt=category_prompt([(*names, *others)[i] for i in order]),
+            boxes=tuple(item.xyxy for item in boxes),
+            box_phrases=tuple((place[item.category_id],) for item in boxes),
+            ignored_phrases=tuple(at for at, i in enumerate(order) if i >= own and self._others.are_unknown),
+            box_weights=_weights(self._weigh, (item.score for item in boxes)),
+            beside=tuple((record.image, len(each)) for record, each in zip(records[1:], kept[1:], strict=True)),
         )
 
     def digest(self, shards: Mapping[Place, Sequence[pa.Table]]) -> str:

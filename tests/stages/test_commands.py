@@ -149,7 +149,9 @@ def test_what_help_says_is_what_the_rooms_have() -> None:
     options = {(name, action.dest): action for name, parser in parsers.items() for action in parser._actions}
     assert set(options["finetune", "tuning"].choices or ()) == set(RATES)
     assert options["finetune", "batch_size"].default == BATCH_SIZE
-    assert options["finetune", "learning_rate"].help == f"(default: {RATES['full']:g}, of prompt {RATES['prompt']:g})"
+    assert options["finetune", "learning_rate"].help == (
+        f"(default: {RATES['full']:g}, of prompt {RATES['prompt']:g}, of lora {RATES['lora']:g})"
+    )
     assert set(options["inspect", "export"].choices or ()) == set(EXPORTS)
     assert f"{ADDRESS_VARIABLE}, else {DEFAULT_ADDRESS}" in str(options["jobs", "address"].help)
     assert ", ".join(BASELINES) in str(options["report", "models"].help)
