@@ -34,6 +34,7 @@ UPPER = {
     "pipeline.evaluation",
     "pipeline.inspection",
     "pipeline.submission",
+    "pipeline.serving",
 }
 ALLOWED |= {
     "pipeline.store": BASE,
