@@ -17,8 +17,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import re
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, get_args
 
 from glip_model.precision import Precision
@@ -30,8 +28,6 @@ if TYPE_CHECKING:
     from pipeline.serving.answering import ModelPlace
 
 logger = logging.getLogger(__name__)
-
-_NAME = re.compile(r"[\w.-]{1,60}")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -62,14 +58,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> str:
     """Serve until stopped."""
-    from pipeline.serving.answering import ModelPlace
+    from pipeline.serving.answering import ModelPlace, named
 
     if args.most_replicas and args.most_replicas < args.replicas:
         raise ConfigError(f"--most-replicas is {args.most_replicas}, below --replicas {args.replicas}")
     device = args.device or ("cuda" if args.gpus else None)
     models = {
         name: ModelPlace(source, device, args.precision, 0 if args.gpus else args.threads)
-        for name, source in _named(args.models).items()
+        for name, source in named(args.models).items()
     }
     return _serve(args, models)
 
@@ -99,22 +95,6 @@ def _serve(args: argparse.Namespace, models: dict[str, ModelPlace]) -> str:
         logger.info("serve: %s → %s (Ctrl-C ends it)", ", ".join(models), url)
         wait_until_stopped()
     return "serve: ended"
-
-
-def _named(sources: Sequence[str]) -> dict[str, str]:
-    """Return the models by name."""
-    from pipeline.serving.answering import name_of
-
-    models: dict[str, str] = {}
-    for text in sources:
-        before, mark, after = text.partition("=")
-        name, source = (before, after) if mark else (name_of(text), text)
-        if not _NAME.fullmatch(name) or not source:
-            raise ConfigError(f"{text}: {name!r} is no name for a model; write NAME=MODEL with a word of letters")
-        if name in models:
-            raise ConfigError(f"{models[name]} and {source} are both called {name}; write NAME=MODEL")
-        models[name] = source
-    return models
 
 
 run_if_program(__name__)

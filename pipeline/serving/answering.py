@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from glip_model.images import ImageError, decode_image
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from glip_model.structures import Detections
 
+_NAME = re.compile(r"[\w.-]{1,60}")
 _STATUS = {"image_too_large": (413, "too_many_pixels"), "image_unreadable": (415, "not_a_picture")}
 
 
@@ -126,6 +127,18 @@ def _told(found: Detections, picture: Image.Image, seconds: float, batch: int) -
     )
 
 
-def name_of(source: str) -> str:
-    """Return what a model is called by where it lies: its last folder, or its file without the ending."""
-    return Path(source.rstrip("/")).stem if source.lower().endswith(".onnx") else Path(source.rstrip("/")).name
+def named(sources: Sequence[str]) -> dict[str, str]:
+    """Return models, each ``NAME=SOURCE`` or a source whose last part is its name, by name; ConfigError without one."""
+    models: dict[str, str] = {}
+    for text in sources:
+        before, mark, after = text.partition("=")
+        source = after if mark else text
+        name = before if mark else re.sub(r"\.onnx$", "", source.rstrip("/").rpartition("/")[2])
+        if not _NAME.fullmatch(name) or not source:
+            raise ConfigError(
+                f"{text}: {name!r} is no name for a model; write NAME=MODEL with letters, digits, - and _"
+            )
+        if name in models:
+            raise ConfigError(f"{models[name]} and {source} are both called {name}; write NAME=MODEL")
+        models[name] = source
+    return models

@@ -1,4 +1,4 @@
-"""Models served by Ray Serve: one deployment a model, with copies that answer in batches, and one for HTTP before them."""
+"""Models served by Ray Serve: a deployment for each, whose copies answer in batches, and one for HTTP before them."""
 
 from __future__ import annotations
 
