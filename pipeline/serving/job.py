@@ -9,14 +9,17 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 os.environ.setdefault("RAY_SERVE_LOG_TO_STDERR", "0")  # lines for every request; they are in Ray's session folder
 
+import ray
 from ray import serve
 from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
+from ray.util import list_named_actors
 
 from pipeline.errors import ConfigError
 from pipeline.ray_session import ray_session
@@ -27,6 +30,8 @@ from pipeline.serving.limits import Limits, Refusal
 logger = logging.getLogger(__name__)
 
 APPLICATION = "glip"
+SERVE_NAMESPACE = "serve"
+"""Of Ray, in which Ray Serve keeps its actors."""
 BATCH_WAIT_S = 0.002
 """How long the first request of a batch waits for others: those that come while the model works wait anyway."""
 ATTEMPTS = 5
@@ -169,6 +174,12 @@ def serving(models: Mapping[str, ModelPlace], scale: Scale, limits: Limits, host
             yield f"http://{host}:{port}"
         finally:
             serve.shutdown()
+
+
+def copies_of(model: str) -> list[Callable[[], None]]:
+    """Return, of each copy of a served model, a call that kills it as a crash would."""
+    names = [actor["name"] for actor in list_named_actors(all_namespaces=True) if f"#model-{model}#" in actor["name"]]
+    return [partial(ray.kill, ray.get_actor(name, SERVE_NAMESPACE)) for name in names]
 
 
 def wait_until_stopped(has_stopped: Callable[[], bool] = lambda: False) -> None:
