@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 from typing import TYPE_CHECKING, get_args
 
 from glip_model.precision import Precision
@@ -73,6 +74,7 @@ def run(args: argparse.Namespace) -> str:
 def _serve(args: argparse.Namespace, models: dict[str, ModelPlace]) -> str:
     import fastapi  # noqa: F401  # named before Ray says in many words that it is missing
 
+    from pipeline.serving.app import is_loopback
     from pipeline.serving.job import Scale, serving, wait_until_stopped
 
     limits = Limits(
@@ -86,10 +88,10 @@ def _serve(args: argparse.Namespace, models: dict[str, ModelPlace]) -> str:
         replicas=args.replicas,
         most_replicas=args.most_replicas,
         gpus=args.gpus,
-        cpus=0 if args.gpus else args.threads,
+        cpus=args.threads if os.environ.get("RAY_ADDRESS") and not args.gpus else 0,  # one machine may be shared
         batch=args.batch,
     )
-    if args.host not in ("127.0.0.1", "localhost", "::1"):
+    if not is_loopback(args.host):
         logger.warning("serve: whoever reaches %s may use these models; there are no passwords", args.host)
     with serving(models, scale, limits, args.host, args.port) as url:
         logger.info("serve: %s → %s (Ctrl-C ends it)", ", ".join(models), url)

@@ -27,7 +27,7 @@ import uvicorn
 
 from pipeline.cli import quiet_libraries, share_cores
 from pipeline.serving.answering import Answerer, ModelPlace, named
-from pipeline.serving.app import LOOPBACK, make_app
+from pipeline.serving.app import hosts_of, make_app
 from pipeline.serving.limits import Limits
 from pipeline.serving.local import LocalBackend
 
@@ -40,8 +40,7 @@ def main() -> None:
     quiet_libraries()
     models = {name: Answerer(ModelPlace(source)) for name, source in named(os.environ["MODELS"].split()).items()}
     host, port = os.environ.get("HOST", "0.0.0.0"), int(os.environ.get("PORT", "7860"))
-    hosts = LOOPBACK if host in LOOPBACK else ("*",)
-    uvicorn.run(make_app(LocalBackend(models), LIMITS, hosts), host=host, port=port, log_level="warning")
+    uvicorn.run(make_app(LocalBackend(models), LIMITS, hosts_of(host)), host=host, port=port, log_level="warning")
 
 
 if __name__ == "__main__":

@@ -203,6 +203,16 @@ def make_app(backend: Backend, limits: Limits, hosts: Sequence[str] = LOOPBACK) 
     return app
 
 
+def hosts_of(host: str) -> tuple[str, ...]:
+    """Return the names that a server which listens there may be called by."""
+    return LOOPBACK if is_loopback(host) else ("*",)
+
+
+def is_loopback(host: str) -> bool:
+    """Tell whether what listens there is reached from this machine alone."""
+    return host in ("127.0.0.1", "localhost", "::1")
+
+
 def names_of(text: str, limits: Limits, fixed: Sequence[str]) -> tuple[str, ...]:
     """Return the names of a request, each once; Refusal where there are none or too many, and the model has none."""
     if len(text) > limits.max_characters:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ os.environ.setdefault("RAY_SERVE_LOG_TO_STDERR", "0")  # lines for every request
 
 import ray
 from ray import serve
-from ray.exceptions import RayError
+from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 from ray.util import list_named_actors
@@ -24,7 +25,7 @@ from ray.util import list_named_actors
 from pipeline.errors import ConfigError
 from pipeline.ray_session import ray_session
 from pipeline.serving.answering import Answerer, Asked, Found, ModelPlace
-from pipeline.serving.app import LOOPBACK, make_app
+from pipeline.serving.app import hosts_of, make_app
 from pipeline.serving.limits import Limits, Refusal
 
 logger = logging.getLogger(__name__)
@@ -102,25 +103,27 @@ class _ByHandles:
 
     async def models(self) -> Mapping[str, Sequence[str]]:
         """Return the models by name, with the names that each finds."""
-        for name, handle in self._handles.items():
-            if name not in self._names:
-                self._names[name] = await handle.names.remote()
-        return self._names
+        for name in self._handles.keys() - self._names.keys():
+            self._names[name] = await self._call(name, "names")
+        return {name: self._names[name] for name in self._handles}
 
     async def find(self, model: str, asked: Asked) -> Found:
-        """Answer a request; where a copy of the model dies over it, another one does."""
+        """Answer a request; Refusal where that cannot be."""
+        found: Found | Refusal = await self._call(model, "find", asked)
+        if isinstance(found, Refusal):
+            raise found
+        return found
+
+    async def _call(self, model: str, method: str, *arguments: Any) -> Any:
+        """Call a copy of a model; where it dies over that, another one, and where there is none, one that comes."""
         for attempt in range(ATTEMPTS):
             try:
-                found: Found | Refusal = await self._handles[model].find.remote(asked)
+                return await getattr(self._handles[model], method).remote(*arguments)
+            except RayTaskError:  # an error of the model's own
+                raise
             except (RayError, RayServeException) as error:
-                if getattr(error, "cause", None) is not None:  # an error of the model's own
-                    raise
                 logger.warning("serve: a copy of %s is gone (%s); attempt %d", model, type(error).__name__, attempt + 1)
                 await asyncio.sleep(BETWEEN_ATTEMPTS_S)
-                continue
-            if isinstance(found, Refusal):
-                raise found
-            return found
         raise Refusal(503, "no_copy", f"no copy of {model} is there to answer; try again in a minute")
 
 
@@ -150,8 +153,10 @@ def serving(models: Mapping[str, ModelPlace], scale: Scale, limits: Limits, host
     Raises:
         ConfigError: a model cannot be loaded, or nothing can listen there.
     """
-    is_here = host in ("127.0.0.1", "localhost", "::1")
+    is_local = not os.environ.get("RAY_ADDRESS")
     with ray_session():
+        if is_local:
+            _check_room(len(models) * scale.replicas * scale.gpus, host, port)
         try:
             serve.start(
                 proxy_location="HeadOnly",
@@ -168,12 +173,26 @@ def serving(models: Mapping[str, ModelPlace], scale: Scale, limits: Limits, host
                 ray_actor_options={"num_cpus": 0},
             )
             try:
-                serve.run(front.bind(limits, LOOPBACK if is_here else ("*",), handles), name=APPLICATION)
+                serve.run(front.bind(limits, hosts_of(host), handles), name=APPLICATION)
             except RuntimeError as error:
                 raise ConfigError(f"serve: the models cannot be served: {_cause(str(error))}") from error
             yield f"http://{host}:{port}"
         finally:
             serve.shutdown()
+
+
+def _check_room(gpus: float, host: str, port: int) -> None:
+    """Raise ConfigError for what Ray Serve would wait for without end: GPUs that are not there, a port that is taken."""
+    there = ray.cluster_resources().get("GPU", 0)
+    if gpus > there:
+        raise ConfigError(f"the copies of all models take {gpus:g} GPUs, this machine has {there:g}; see --gpus")
+    try:
+        with socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET):
+            pass
+    except OSError as error:
+        raise ConfigError(
+            f"nothing can listen on {host}, port {port} ({error.strerror}); name another --port"
+        ) from error
 
 
 def copies_of(model: str) -> list[Callable[[], None]]:
