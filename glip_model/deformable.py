@@ -46,7 +46,7 @@ def deformable_conv2d(
             y: Tensor = deform_conv2d(x, offset, weight, bias, stride=stride, padding=1, mask=modulation)
             return y
     if torch.onnx.is_in_onnx_export():
-        exported: Tensor = _DeformConv.apply(x, offset, modulation, weight, bias, stride)  # type: ignore[no-untyped-call]
+        exported: Tensor = _DeformConv.apply(x, offset, modulation, weight, bias, stride)
         return exported
     index, share = _corners(offset, modulation, (x.shape[-2], x.shape[-1]), stride)
     cells = x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])  # (BHW, C)

@@ -154,9 +154,11 @@ def serving(models: Mapping[str, ModelPlace], scale: Scale, limits: Limits, host
         ConfigError: a model cannot be loaded, or nothing can listen there.
     """
     is_local = not os.environ.get("RAY_ADDRESS")
+    if is_local:
+        _check_port(host, port)
     with ray_session():
         if is_local:
-            _check_room(len(models) * scale.replicas * scale.gpus, host, port)
+            _check_gpus(len(models) * scale.replicas * scale.gpus)
         try:
             serve.start(
                 proxy_location="HeadOnly",
@@ -181,11 +183,8 @@ def serving(models: Mapping[str, ModelPlace], scale: Scale, limits: Limits, host
             serve.shutdown()
 
 
-def _check_room(gpus: float, host: str, port: int) -> None:
-    """Raise ConfigError for what Ray Serve would wait for without end: GPUs that are not there, a port that is taken."""
-    there = ray.cluster_resources().get("GPU", 0)
-    if gpus > there:
-        raise ConfigError(f"the copies of all models take {gpus:g} GPUs, this machine has {there:g}; see --gpus")
+def _check_port(host: str, port: int) -> None:
+    """Raise ConfigError where nothing can listen: Ray Serve would try again and again."""
     try:
         with socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET):
             pass
@@ -193,6 +192,13 @@ def _check_room(gpus: float, host: str, port: int) -> None:
         raise ConfigError(
             f"nothing can listen on {host}, port {port} ({error.strerror}); name another --port"
         ) from error
+
+
+def _check_gpus(wanted: float) -> None:
+    """Raise ConfigError for GPUs that this machine lacks: Ray Serve would wait for them without end."""
+    there = ray.cluster_resources().get("GPU", 0)
+    if wanted > there:
+        raise ConfigError(f"the copies of all models take {wanted:g} GPUs, this machine has {there:g}; see --gpus")
 
 
 def copies_of(model: str) -> list[Callable[[], None]]:
