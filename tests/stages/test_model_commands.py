@@ -72,12 +72,19 @@ def pictures(tmp_path: Path) -> list[Path]:
 @pytest.fixture
 def shards(pictures: list[Path], tmp_path: Path) -> Path:
     """Write the pictures as annotated ones."""
-    objects = (DetectedObject(1, (10, 10, 50, 50)),)
+    objects = (DetectedObject(category_id=1, xyxy=(10, 10, 50, 50)),)
     records = [
-        DetectionRecord(str(i), ImageRef(bytes=path.read_bytes()), 80, 100, "test", objects)
+        DetectionRecord(
+            key=str(i),
+            image=ImageRef(bytes=path.read_bytes()),
+            height=80,
+            width=100,
+            source="test",
+            objects=objects,
+        )
         for i, path in enumerate(pictures)
     ]
-    metadata = categories_to_metadata([Category(1, "a cat")])
+    metadata = categories_to_metadata([Category(id=1, name="a cat")])
     write_shard(tmp_path / "records" / shard_name(0), records, DetectionRecord, metadata)
     return tmp_path / "records"
 

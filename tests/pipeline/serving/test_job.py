@@ -86,6 +86,9 @@ def test_what_would_be_waited_for_without_end_is_refused(ray_running: None, mode
         serving(models, Scale(gpus=32), Limits(), "127.0.0.1", port),
     ):
         pass
-    with socket.create_server(("127.0.0.1", port)), pytest.raises(ConfigError, match="name another --port"):
-        with serving(models, Scale(), Limits(), "127.0.0.1", port):
-            pass
+    with (
+        socket.create_server(("127.0.0.1", port)),
+        pytest.raises(ConfigError, match="name another --port"),
+        serving(models, Scale(), Limits(), "127.0.0.1", port),
+    ):
+        pass
