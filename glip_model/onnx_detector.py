@@ -120,7 +120,7 @@ class ReadOff(nn.Module):
         exact = to_exclusive(boxes) if config.inclusive_corners else boxes
         by_class = torch.where(name[:, None] == torch.arange(count)[:, None], score[:, None], 0.0)  # (B, P, K)
         most = min(config.max_detections, score.shape[1])
-        selected = cast(Tensor, _Suppression.apply(exact, by_class, most, config.nms_threshold))  # type: ignore[no-untyped-call]
+        selected = cast(Tensor, _Suppression.apply(exact, by_class, most, config.nms_threshold))
         is_kept = torch.zeros_like(score).index_put((selected[:, 0], selected[:, 2]), torch.ones(()))
         best = torch.where(is_kept > 0, score, -1.0).topk(most)
         found = best.indices
@@ -192,7 +192,8 @@ class DetectorGraph(nn.Module):
             parts.append(self.read_off(output, prompt.positive_map, first, height, width))
             first += len(prompt.positive_map)
         if len(parts) == 1:
-            return parts[0]
+            found: tuple[Tensor, Tensor, Tensor] = parts[0]
+            return found
         boxes, scores, classes = (torch.cat(each, 1) for each in zip(*parts, strict=True))
         best = scores.topk(config.max_detections, 1)
         places = best.indices

@@ -201,7 +201,9 @@ def _judged(folder: str, limit: int) -> tuple[list[DetectionRecord], list[Catego
     from pipeline.store.storage import to_place
 
     shards = list_shards(to_place(folder))
-    records, pictures, rows = [], [], 0
+    records: list[DetectionRecord] = []
+    pictures: list[Image.Image] = []
+    rows = 0
     for shard in shards:
         for record in read_shard(shard, DetectionRecord) if len(records) < limit else ():
             if len(records) == limit:
