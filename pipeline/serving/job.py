@@ -77,7 +77,8 @@ class _Model:
 
     def __init__(self, place: ModelPlace, batch: int) -> None:
         self._answerer = Answerer(place)
-        self.together.set_max_batch_size(batch)
+        together: Any = self.together  # which the decorator gave more than types know of
+        together.set_max_batch_size(batch)
 
     def names(self) -> tuple[str, ...]:
         """Return what it finds, of a model of fixed names."""
@@ -88,7 +89,7 @@ class _Model:
         answer: Found | Refusal = await self.together(asked)
         return answer
 
-    @serve.batch(max_batch_size=8, batch_wait_timeout_s=BATCH_WAIT_S)  # type: ignore[untyped-decorator]
+    @serve.batch(max_batch_size=8, batch_wait_timeout_s=BATCH_WAIT_S)
     async def together(self, asked: list[Asked]) -> list[Found | Refusal]:
         """Answer several requests, off the loop that takes further ones."""
         return await asyncio.to_thread(self._answerer, asked)
@@ -97,7 +98,7 @@ class _Model:
 class _ByHandles:
     """The models of other processes."""
 
-    def __init__(self, handles: Mapping[str, DeploymentHandle]) -> None:
+    def __init__(self, handles: Mapping[str, DeploymentHandle[Any]]) -> None:
         self._handles = handles
         self._names: dict[str, Sequence[str]] = {}
 
@@ -127,11 +128,11 @@ class _ByHandles:
         raise Refusal(503, "no_copy", f"no copy of {model} is there to answer; try again in a minute")
 
 
-@serve.ingress()  # type: ignore[untyped-decorator]
+@serve.ingress()
 class _Front:
     """HTTP before the models; one, so that what waits and what was answered is counted in one place."""
 
-    def __init__(self, limits: Limits, hosts: Sequence[str], handles: dict[str, DeploymentHandle]) -> None:
+    def __init__(self, limits: Limits, hosts: Sequence[str], handles: dict[str, DeploymentHandle[Any]]) -> None:
         self._app = make_app(_ByHandles(handles), limits, hosts)
 
     def __serve_build_asgi_app__(self) -> Any:
@@ -164,11 +165,12 @@ def serving(models: Mapping[str, ModelPlace], scale: Scale, limits: Limits, host
                 proxy_location="HeadOnly",
                 http_options={"host": host, "port": port, "request_timeout_s": limits.timeout_s + ON_TOP_S},
             )
+            deploy: Any = serve.deployment
             handles = {
-                name: serve.deployment(_Model, name=f"model-{name}", **scale.options()).bind(place, scale.batch)
+                name: deploy(_Model, name=f"model-{name}", **scale.options()).bind(place, scale.batch)
                 for name, place in models.items()
             }
-            front = serve.deployment(
+            front = deploy(
                 _Front,
                 name="front",
                 max_ongoing_requests=limits.max_waiting * 4 + 100,

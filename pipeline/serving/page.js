@@ -22,17 +22,19 @@ function draw() {
   if (!bitmap) return;
   const shown = boxes.filter((box) => box.score >= least);
   const pen = canvas.getContext("2d");
-  canvas.width = bitmap.width;
-  canvas.height = bitmap.height;
-  pen.drawImage(bitmap, 0, 0);
-  const unit = Math.max(bitmap.width, bitmap.height) / 600;
+  const longest = Math.max(bitmap.width, bitmap.height), zoom = Math.max(1, 640 / longest);
+  canvas.width = bitmap.width * zoom;
+  canvas.height = bitmap.height * zoom;
+  pen.drawImage(bitmap, 0, 0, canvas.width, canvas.height);
+  const unit = (longest * zoom) / 640;
   pen.lineWidth = 2.5 * unit;
   pen.font = `${14 * unit}px system-ui, sans-serif`;
   pen.textBaseline = "top";
-  for (const { box: [x1, y1, x2, y2], score, name } of [...shown].reverse()) {
+  for (const { box, score, name } of [...shown].reverse()) {
+    const [x1, y1, x2, y2] = box.map((side) => side * zoom);
     const text = `${name} ${score.toFixed(2)}`;
     const width = pen.measureText(text).width + 6 * unit, height = 18 * unit;
-    const top = Math.max(0, y1 - height), left = Math.max(0, Math.min(x1, bitmap.width - width));
+    const top = Math.max(0, y1 - height), left = Math.max(0, Math.min(x1, canvas.width - width));
     pen.strokeStyle = pen.fillStyle = colour(name);
     pen.strokeRect(x1, y1, x2 - x1, y2 - y1);
     pen.fillRect(left, top, width, height);
