@@ -155,6 +155,7 @@ def serving(models: Mapping[str, ModelPlace], scale: Scale, limits: Limits, host
         ConfigError: a model cannot be loaded, or nothing can listen there.
     """
     is_local = not os.environ.get("RAY_ADDRESS")
+    logging.getLogger("ray.serve").setLevel(logging.ERROR)
     if is_local:
         _check_port(host, port)
     with ray_session():
