@@ -48,6 +48,7 @@ GROUPS = {
     "look": {
         "settings": "what a params file comes to, or may say",
         "predict": "find things in pictures",
+        "serve": "models over HTTP, with a page to try them on",
         "inspect": "look at Parquet shards of pseudo-labels",
     },
     "cluster": {
