@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from pipeline.errors import ShardError
-from pipeline.phrases.noun_phrases import NounPhraseParser
+from pipeline.phrases.parsers import describe_endpoint, make_parser
 from pipeline.phrases.settings import PhrasesConfig
 from pipeline.store.provenance import code_sha256
 from pipeline.store.records import SCHEMA_VERSION
@@ -26,13 +26,14 @@ class Figures:
 
 
 def describe_parsing(config: PhrasesConfig) -> dict[str, Any]:
-    """Return what the phrases of all shards depend on; the errors of ``NounPhraseParser``."""
+    """Return what the phrases of all shards depend on; the errors of ``make_parser``."""
     return {
-        "parser": NounPhraseParser(config).name,
-        # How many captions are parsed at once changes none of them.
-        "settings": {k: v for k, v in dataclasses.asdict(config).items() if k != "batch_size"},
-        "code": code_sha256([NounPhraseParser]),
+        "parser": make_parser(config).name,
+        # How many captions are parsed at once changes none of them; of the endpoint's file it is what stands in it.
+        "settings": {k: v for k, v in dataclasses.asdict(config).items() if k not in ("batch_size", "endpoint")},
+        "code": code_sha256([make_parser]),
         "schema_version": SCHEMA_VERSION,
+        **describe_endpoint(config),
     }
 
 

@@ -45,9 +45,9 @@ class PseudoLabelConfig:
     """Boxes below this score are dropped, 0 to 1. Higher is cleaner and sparser; 0.5 in the paper."""
     min_score_by_source: Mapping[str, Share]
     """Other values for the rows of some sources."""
-    names: tuple[str, ...] | Mapping[str, tuple[str, ...] | str | None]
-    """One's own classes, which phrases of captions are mapped to by their last words: a list; or class → further
-    phrases that mean it, phrase → its class, phrase → null where it means none. Empty: phrases are as they come."""
+    names: Mapping[str, Any]
+    """One's own classes, which phrases of captions are mapped to by their last words: class → list of further phrases
+    that mean it, phrase → its class, or phrase → null where it means none. Empty: phrases are as they come."""
     other_phrases: Literal["keep", "drop"]
     """What becomes of the boxes of phrases that mean none of ``names``; rows without any other ones are not looked at
     where they are dropped."""
@@ -88,6 +88,10 @@ class PseudoLabelConfig:
 
     def __post_init__(self) -> None:
         """Check what its type does not say."""
+        try:
+            Ontology.of_settings(self.names)
+        except ConfigError as error:
+            raise ConfigError(f"names: {error}") from None
         if 0 < self.tile < 32:
             raise ConfigError(f"tile is {self.tile}; expected 0, or at least 32 pixels")
 

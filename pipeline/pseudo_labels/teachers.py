@@ -20,7 +20,8 @@ from glip_model.prompts import Prompt
 from glip_model.resizing import ResizeRule
 from glip_model.structures import Detections, join_detections
 from pipeline.errors import ConfigError, MissingInputError
-from pipeline.pseudo_labels.endpoint import Endpoint, EndpointTeacher, is_endpoint
+from pipeline.pseudo_labels.endpoint import QUESTION, EndpointTeacher
+from pipeline.store.endpoint import Endpoint, is_endpoint
 from pipeline.store.filesystem import is_url
 from pipeline.store.folders import local_folder
 from pipeline.store.provenance import code_sha256, describe_model
@@ -180,7 +181,7 @@ def describe_teacher(name: str) -> dict[str, Any]:
         MissingInputError: there is no such teacher.
     """
     if is_endpoint(name):
-        return Endpoint.read(Path(name)).describe()
+        return Endpoint.read(Path(name)).describe(QUESTION)
     own = _own_function(name)
     if own is not None:
         return {"name": name, "sha256": code_sha256([own]), "files": {}}

@@ -58,9 +58,9 @@ class Ontology:
             raise ConfigError(str(error) if "--names" in str(error) else f"--names {text}: {error}") from None
 
     @classmethod
-    def of_settings(cls, names: Any) -> Ontology | None:
+    def of_settings(cls, names: Mapping[str, Any]) -> Ontology | None:
         """Make one of a setting, which says what a file of names does; None where it names nothing."""
-        return cls.of(table_of_names(list(names) if isinstance(names, tuple) else names)) if names else None
+        return cls.of(table_of_names(names)) if names else None
 
     def category(self, phrase: str) -> str | None:
         """Return the class that a phrase means; None where it means none of them."""
@@ -72,13 +72,6 @@ class Ontology:
                 if (found := self.meanings.get((*before[start:], form))) is not None:
                     return found or None
         return None
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return what labels depend on, for their provenance."""
-        return {
-            "classes": list(self.classes),
-            "meanings": {" ".join(words): name for words, name in self.meanings.items()},
-        }
 
 
 def _words(phrase: str) -> tuple[str, ...]:

@@ -155,7 +155,7 @@ def table_of_names(found: Any) -> dict[str, str]:
     table: dict[str, str] = {}
     for key, value in found.items():
         # A list of none: the class is asked for by its own name.
-        several = (value or [key]) if isinstance(value, list | tuple) else None
+        several = (value or [key]) if isinstance(value, list) else None
         pairs = [(key, "" if value is None else value)] if several is None else [(prompt, key) for prompt in several]
         for prompt, name in pairs:
             if not isinstance(prompt, str) or not isinstance(name, str):

@@ -181,8 +181,14 @@ def test_a_row_without_a_phrase_of_ones_own_is_not_looked_at(
     fake_teacher: Any, label_config: PseudoLabelConfig, decode: Any, picture: Picture, pair: Any, parsed: Any
 ) -> None:
     row = pair("a", picture(red=(2, 3, 12, 13)), CAPTION)
-    config = replace(label_config, names=("dog",), other_phrases="drop")
+    config = replace(label_config, names={"dog": []}, other_phrases="drop")
     (found,) = PseudoLabeller(fake_teacher, config, decode).label([row], [parsed(row, *PHRASES)])
     assert found.reject_reason == "not_in_names"
     assert {phrase.reject_reason for phrase in found.phrases} == {"not_in_names"}
     assert fake_teacher.batches == []
+
+
+@pytest.mark.parametrize("names", [{"dog": 3}, {"dog": ["puppy"], "wolf": ["puppy"]}, {"hot dog": None}, {"!": []}])
+def test_names_that_are_none_are_told(label_config: PseudoLabelConfig, names: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=r"^names: "):
+        replace(label_config, names=names)

@@ -69,7 +69,7 @@ def test_classes_keep_their_order_and_files_say_the_same(ontology: Ontology, tmp
     (tmp_path / "names.json").write_text(json.dumps(TABLE), encoding="utf-8")
     assert Ontology.read(str(tmp_path / "names.json")) == ontology
     assert Ontology.read("cat, dog").category("black cats") == "cat"
-    assert Ontology.of_settings(("cat", "dog")) == Ontology.read("cat, dog")
+    assert Ontology.of_settings({"cat": [], "dog": []}) == Ontology.read("cat, dog")
     assert Ontology.of_settings({}) is None
 
 
