@@ -30,6 +30,7 @@ SECTIONS = {
     "prepare": "pipeline.prepare.settings:PrepareConfig",
     "model": "pipeline.training.settings:ModelConfig",
     "train": "pipeline.training.settings:TrainConfig",
+    "recaption": "pipeline.recaption.settings:RecaptionConfig",
     "phrases": "pipeline.phrases.settings:PhrasesConfig",
     "pseudo_label": "pipeline.pseudo_labels.settings:PseudoLabelConfig",
     "evaluate": "pipeline.evaluation.settings:EvaluateConfig",
@@ -189,7 +190,7 @@ def _file_class() -> Any:
         "rounds": annotated[mapping[str, _class_at(_ROUND)], Field(description=_ROUNDS)],
     }
     hints |= {name: _class_at(place) for name, place in SECTIONS.items()}
-    return _make("Settings", hints, {"__doc__": "A params file.", "ADDED": ("image_roots", "rounds")})
+    return _make("Settings", hints, {"__doc__": "A params file.", "ADDED": ("image_roots", "rounds", "recaption")})
 
 
 def _class_at(place: str) -> Any:

@@ -29,6 +29,7 @@ BASE = {
 LOWER = {"pipeline.store", "pipeline.phrases"}
 UPPER = {
     "pipeline.prepare",
+    "pipeline.recaption",
     "pipeline.pseudo_labels",
     "pipeline.training",
     "pipeline.evaluation",

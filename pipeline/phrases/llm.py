@@ -27,8 +27,8 @@ logger = logging.getLogger(__name__)
 
 QUESTION = """A caption of a picture: {caption}
 List every phrase in it that names a thing which may be seen in the picture and which a box can be drawn around, with \
-its adjectives and without articles, numbers and possessives. Leave out what cannot be pointed at, such as times, ideas, \
-styles and the picture itself. Write phrases exactly as they stand in the caption, in their order.
+its adjectives and without articles, numbers and possessives. Leave out what cannot be pointed at, such as times, \
+ideas, styles and the picture itself. Write phrases exactly as they stand in the caption, in their order.
 Answer with JSON alone: {{"phrases": [{{"phrase": "…", "plural": whether it names several things}}]}}."""
 
 
@@ -127,7 +127,8 @@ def _place(words: str, caption: str, taken: Sequence[Span]) -> Span | None:
     """Return where words stand in a caption, not inside of other words and apart from what is taken; None: nowhere."""
     if not any(character.isalnum() for character in words):
         return None
-    pattern = rf"(?<!\w){r'\s+'.join(map(re.escape, words.split()))}(?!\w)"
+    spaced = r"\s+".join(map(re.escape, words.split()))
+    pattern = rf"(?<!\w){spaced}(?!\w)"
     for match in re.finditer(pattern, caption, re.IGNORECASE):
         start, end = match.span()
         if all(end <= begin or stop <= start for begin, stop in taken):

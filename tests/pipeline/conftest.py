@@ -278,7 +278,10 @@ def random_benchmark(
 
 @dataclass
 class ModelServer:
-    """An endpoint of OpenAI's style that answers with what stands in ``answers``, the last of them again and again; remembers what it was asked."""
+    """An endpoint of OpenAI's style; remembers what it was asked.
+
+    It answers with what stands in ``answers``, the last of them again and again.
+    """
 
     url: str
     answers: list[tuple[int, bytes, dict[str, str]]] = field(default_factory=list)
@@ -299,7 +302,7 @@ class ModelServer:
 def server() -> Iterator[ModelServer]:
     found = ModelServer("")
 
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(http.server.BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             found.asked.append((dict(self.headers), body))
@@ -319,8 +322,8 @@ def server() -> Iterator[ModelServer]:
         def log_message(self, *_: Any) -> None:
             pass
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as http:
-        threading.Thread(target=http.serve_forever, daemon=True).start()
-        found.url = f"http://127.0.0.1:{http.server_address[1]}/v1"
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as listening:
+        threading.Thread(target=listening.serve_forever, daemon=True).start()
+        found.url = f"http://127.0.0.1:{listening.server_address[1]}/v1"
         yield found
-        http.shutdown()
+        listening.shutdown()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -61,7 +62,7 @@ def test_only_what_stands_in_the_caption_is_taken(config: PhrasesConfig, said: A
 
 @pytest.mark.parametrize("text", ["none", "{}", "[1]", answer("unicorn"), answer({"phrase": None})])
 def test_what_cannot_be_understood_is_no_answer(config: PhrasesConfig, text: str) -> None:
-    with pytest.raises(ValueError, match="JSON|stands in the caption"):
+    with pytest.raises(ValueError, match=r"JSON|stands in the caption"):
         read_phrases(text, CAPTION, config)
 
 
@@ -74,7 +75,7 @@ def test_spans_are_words_of_the_caption_and_apart(said: list[str], caption: str)
         return
     spans = sorted(span for phrase in found for span in phrase.char_spans)
     assert all(0 <= start < end <= len(caption) for start, end in spans)
-    assert all(before[1] <= after[0] for before, after in zip(spans, spans[1:], strict=False))
+    assert all(before[1] <= after[0] for before, after in itertools.pairwise(spans))
     assert all(caption[slice(*phrase.char_spans[0])] == phrase.text for phrase in found)
 
 
