@@ -252,7 +252,7 @@ _MOST_OF = {"boxes": _OF_BOXES, "objects": _OF_BOXES, "phrases": _OF_PHRASES}
 EXTRAS = frozenset(field.name for field in (*_OF_BOXES, *_OF_PHRASES, *_OF_ROWS))
 """Fields that a shard has where its maker had use for them: at the end of boxes, phrases and rows."""
 _CAPTIONED = (CaptionRecord, GroundingRecord)
-ADDED_COLUMNS |= {kind: tuple(field.name for field in _OF_ROWS) for kind in _CAPTIONED}
+ADDED_COLUMNS |= {kind: (*ADDED_COLUMNS.get(kind, ()), *(field.name for field in _OF_ROWS)) for kind in _CAPTIONED}
 
 
 def schema_of(record_type: type, extras: Collection[str] = ()) -> pa.Schema:
