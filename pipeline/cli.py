@@ -211,6 +211,18 @@ def add_tile_and_fps(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--fps", type=positive, default=1.0, help="frames of a second of video (default: %(default)s)")
 
 
+def add_teachers(parser: argparse.ArgumentParser) -> None:
+    """Declare ``--teacher`` of commands that label; it may be repeated."""
+    parser.add_argument(
+        "--teacher",
+        required=True,
+        action="append",
+        metavar="MODEL",
+        help="folder, URL, hub id, endpoint.yaml or module:function; of several (--teacher A --teacher B) boxes are "
+        "merged, and say who found them",
+    )
+
+
 def add_params(parser: argparse.ArgumentParser) -> None:
     """Declare ``--params`` of a command that has settings."""
     shown = "settings (default: params.yaml, or else those of the project)"

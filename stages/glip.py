@@ -25,6 +25,7 @@ GROUPS = {
     },
     "label": {
         "label": "pictures with names of your own, by a teacher",
+        "recaption": "captions of web pairs by a model",
         "phrases": "noun phrases of web captions",
         "plan": "what labelling will take, before it is paid for",
         "pseudo_label": "the teacher grounds the phrases of web captions",

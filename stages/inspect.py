@@ -9,6 +9,7 @@ glip inspect LABELS --row KEY --save out.png     one pair, drawn
 glip inspect LABELS --against LATER              what another version, such as the next round, has changed
 glip inspect LABELS --sql "SELECT phrase, count(*) FROM boxes GROUP BY 1 ORDER BY 2 DESC LIMIT 9"
 glip inspect LABELS --export coco --out DIR      also yolo, voc, odvg, webdataset, fiftyone
+glip inspect LABELS --export coco --names "forklift, pallet" --out DIR    your own classes in place of phrases
 glip inspect LABELS --keys | less                key and caption of every row
 
 What is broken, such as a box that is no box, is counted in the figures and left out of all else but --sql and --keys.
@@ -85,7 +86,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PLACE",
         help="folder or URL whose pictures the shards may name, beside their own folder; may be repeated",
     )
-    parser.add_argument("--names", type=Path, metavar="FILE", help="count how many of these names phrases cover")
+    parser.add_argument(
+        "--names",
+        metavar="NAMES",
+        help="with --export coco, voc, yolo or fiftyone: classes that phrases are mapped to by their last words, names "
+        "divided by commas or a file as for glip label (class: [further phrases], phrase: null for none); else a file "
+        "of names, to count how many of them phrases cover",
+    )
     parser.add_argument(
         "--top", type=at_least(0), default=20, help="most frequent phrases to show (default: %(default)s)"
     )
@@ -101,6 +108,8 @@ def run(args: argparse.Namespace) -> None:
 
     if args.save and not args.row:
         raise ConfigError("--save draws one pair; name it with --row KEY")
+    if args.names and args.export in ("odvg", "webdataset"):
+        raise ConfigError(f"--names: {args.export} has phrases and no classes; --export coco, voc or yolo has them")
     if bool(args.export) != bool(args.out):
         raise ConfigError("--export FORMAT and --out DIR go together")
     place, against = to_place(args.place), to_place(args.against) if args.against else None
@@ -138,7 +147,7 @@ def _show_figures(args: argparse.Namespace, place: Place) -> None:
     values = stats.to_dict()
     lines = [format_statistics(stats, args.place)]
     if args.names:
-        names = count_phrases(place, args.names)
+        names = count_phrases(place, Path(args.names))
         values |= {"names": names.names, "names_covered": names.names_covered}
         lines += ["", f"{names.names_covered:,} of {names.names:,} names in {args.names} are covered by phrases"]
     print(to_json(values, indent=2) if args.json else "\n".join(lines))
@@ -224,7 +233,9 @@ def _export(args: argparse.Namespace, place: Place, wanted: Filter, defects: Cou
     from pipeline.inspection.exports import export
     from pipeline.inspection.reading import labelled_names
     from pipeline.inspection.search import find_rows
+    from pipeline.store.ontology import Ontology
 
+    ontology = Ontology.read(args.names) if args.names else None
     found: Iterator[Found] = itertools.islice(find_rows(place, wanted), args.limit)
     with progress(None, "export", "pairs") as bar:
         count = export(
@@ -236,6 +247,7 @@ def _export(args: argparse.Namespace, place: Place, wanted: Filter, defects: Cou
             defects,
             args.val_share,
             labelled_names(place),
+            ontology,
         )
     print(f"{count:,} pairs with boxes as {args.export} → {args.out}")
 

@@ -182,11 +182,11 @@ def _prompt(args: argparse.Namespace) -> tuple[list[str] | str, dict[str, Any]]:
                 '--text names nothing; write what to find, divided by periods: "a cat. a remote control."'
             )
         return _told(names), {}
-    from pipeline.phrases.noun_phrases import NounPhraseParser
+    from pipeline.phrases.parsers import make_parser
     from pipeline.phrases.settings import PhrasesConfig
     from pipeline.settings import load
 
-    return args.caption, {"parser": NounPhraseParser(load(args.params, PhrasesConfig)).char_spans}
+    return args.caption, {"parser": make_parser(load(args.params, PhrasesConfig)).char_spans}
 
 
 def _told(names: Sequence[str]) -> list[str]:

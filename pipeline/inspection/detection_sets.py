@@ -13,7 +13,7 @@ from xml.etree import ElementTree
 
 from pipeline.inspection.exporting import Pairs, write_picture, xywh
 from pipeline.store.atomic import replacing
-from pipeline.store.records import GroundingRecord
+from pipeline.store.records import GroundingRecord, Phrase
 
 TRAIN, VALIDATION = "train", "val"
 KEYS_FILE = "keys.csv"
@@ -30,7 +30,7 @@ def split_of(key: str, share: float) -> str:
 
 
 def export_coco(pairs: Pairs, out: Path) -> int:
-    """Write COCO's layout, every phrase a category; returns the pictures written.
+    """Write COCO's layout, every phrase a category, or the class that it means; returns the pictures written.
 
     Without a split ``annotations.json`` and ``images/``; with one ``annotations/instances_train.json``, likewise
     ``instances_val.json``, and ``images/train``, ``images/val``.
@@ -45,7 +45,7 @@ def export_coco(pairs: Pairs, out: Path) -> int:
         found["images"].append(head | {"caption": record.caption, "key": record.key})
         for phrase in record.phrases:
             for box in phrase.boxes:
-                bbox, number = xywh(box.xyxy), splits.category(phrase.text) + 1
+                bbox, number = xywh(box.xyxy), splits.category(phrase) + 1
                 entry = {"id": len(found["annotations"]) + 1, "image_id": image_id, "category_id": number, "iscrowd": 0}
                 found["annotations"].append(entry | {"bbox": bbox, "area": bbox[2] * bbox[3], "score": box.score})
     categories = [{"id": number, "name": name} for number, name in enumerate(splits.categories, 1)]
@@ -66,7 +66,7 @@ def export_yolo(pairs: Pairs, out: Path) -> int:
         for number, record, split in splits.rows():
             name = write_picture(pairs.picture(record), out / "images" / split, number)
             lines = [
-                " ".join([str(splits.category(phrase.text)), *(f"{value:.6f}" for value in _shares(record, box.xyxy))])
+                " ".join([str(splits.category(phrase)), *(f"{value:.6f}" for value in _shares(record, box.xyxy))])
                 for phrase in record.phrases
                 for box in phrase.boxes
             ]
@@ -121,7 +121,8 @@ class _Splits:
     def categories(self) -> list[str]:
         return list(self._numbers)
 
-    def category(self, text: str) -> int:
+    def category(self, phrase: Phrase) -> int:
+        text = phrase.category or phrase.text
         name = text if text in self._numbers else text.lower()
         return self._numbers.setdefault(name, len(self._numbers))
 
@@ -155,7 +156,7 @@ def _annotation(name: str, record: GroundingRecord) -> ElementTree.Element:
     for phrase in record.phrases:
         for box in phrase.boxes:
             item = add(root, "object")
-            add(item, "name", phrase.text)
+            add(item, "name", phrase.category or phrase.text)
             for tag in ("truncated", "difficult"):
                 add(item, tag, 0)
             corners = add(item, "bndbox")

@@ -16,6 +16,7 @@ exactly as it is stored.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -33,6 +34,7 @@ ROW_REJECT_REASONS = (
     "caption_empty",
     "caption_too_long",
     "no_phrases",
+    "not_in_names",
     "no_boxes",
     "pseudo_label",
     "duplicate_key",
@@ -46,6 +48,9 @@ ROW_REJECT_REASONS = (
 
 NOTHING_FOUND = "no_boxes"
 """Reject reason of a row for which a teacher was asked, and no box of it was kept."""
+
+NOT_IN_NAMES = "not_in_names"
+"""Reject reason of a phrase that means none of one's own classes, and of a row that has no other ones."""
 
 BOX_DROP_REASONS = ("box_malformed", "box_degenerate", "category_unknown", "span_empty", "picture_unknown")
 """Why a box of a raw data set may be left out while its picture stays; ``prepare`` counts them by these."""
@@ -80,6 +85,8 @@ class CaptionRecord(_PictureRecord):
     """A web image-text pair."""
 
     caption: str
+    source_caption: str | None = None
+    """What the caption was before a model wrote another one; None where none did."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +95,12 @@ class ScoredBox:
 
     xyxy: Box
     score: float = 1.0
+    teachers: tuple[str, ...] | None = None
+    """Which of several teachers found it; None where there was one."""
+    agreement: float | None = None
+    """The share of the teachers that found it, 0 to 1; None where there was one."""
+    in_pass: int | None = None
+    """In which pass over the picture it was found, from 1; None where there is one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +119,8 @@ class Phrase:
     ``base`` or ``novel``, or the types of Flickr30k Entities: people, clothing, bodyparts, animals, vehicles,
     instruments, scene, other.
     """
+    category: str | None = None
+    """Which of one's own classes the phrase means, see ``pipeline.store.ontology``; None where it means none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,6 +140,8 @@ class GroundingRecord(_PictureRecord):
     caption: str
     phrases: tuple[Phrase, ...]
     reject_reason: str | None = None
+    source_caption: str | None = None
+    """What the caption was before a model wrote another one; None where none did."""
 
     @property
     def is_pseudo_label(self) -> bool:
@@ -143,6 +160,12 @@ class DetectedObject:
     """Of its mask in pixels², as the data set has it; None takes that of the box."""
     score: float = 1.0
     """Human boxes score 1, those of a teacher less."""
+    teachers: tuple[str, ...] | None = None
+    """Which of several teachers found it; None where there was one."""
+    agreement: float | None = None
+    """The share of the teachers that found it, 0 to 1; None where there was one."""
+    in_pass: int | None = None
+    """In which pass over the picture it was found, from 1; None where there is one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -228,3 +251,57 @@ SCHEMAS: dict[type, pa.Schema] = {
     GroundingRecord: GROUNDING_SCHEMA,
     DetectionRecord: DETECTION_SCHEMA,
 }
+
+_OF_BOXES = [
+    pa.field("teachers", pa.list_(pa.string())),
+    pa.field("agreement", pa.float32()),
+    pa.field("in_pass", pa.int32()),
+]
+_OF_PHRASES = [pa.field("category", pa.string())]
+_OF_ROWS = [pa.field("source_caption", pa.string())]
+_MOST_OF = {"boxes": _OF_BOXES, "objects": _OF_BOXES, "phrases": _OF_PHRASES}
+EXTRAS = frozenset(field.name for field in (*_OF_BOXES, *_OF_PHRASES, *_OF_ROWS))
+"""Fields that a shard has where its maker had use for them: at the end of boxes, phrases and rows."""
+_CAPTIONED = (CaptionRecord, GroundingRecord)
+ADDED_COLUMNS |= {kind: (*ADDED_COLUMNS.get(kind, ()), *(field.name for field in _OF_ROWS)) for kind in _CAPTIONED}
+
+
+def schema_of(record_type: type, extras: Collection[str] = ()) -> pa.Schema:
+    """Return the schema of a kind of records, with some of ``EXTRAS`` as far as the kind has them."""
+    fields = [field.with_type(_with_extras(field.type, field.name, extras)) for field in SCHEMAS[record_type]]
+    more = [field for field in _OF_ROWS if record_type in _CAPTIONED and field.name in extras]
+    return pa.schema([*fields, *more])
+
+
+def extras_of(schema: pa.Schema) -> set[str]:
+    """Return which of ``EXTRAS`` a schema has."""
+    found = {field.name for field in _OF_ROWS if field.name in schema.names}
+    waiting: list[tuple[pa.DataType, str]] = [(field.type, field.name) for field in schema]
+    while waiting:
+        kind, name = waiting.pop()
+        if pa.types.is_list(kind):
+            waiting.append((kind.value_type, name))
+        elif pa.types.is_struct(kind):
+            found |= {field.name for field in kind} & {field.name for field in _MOST_OF.get(name, ())}
+            waiting += [(field.type, field.name) for field in kind]
+    return found
+
+
+def without_extras(kind: pa.DataType, name: str = "") -> pa.DataType:
+    """Return the type of a column without what ``EXTRAS`` are in it; ``name`` is that of the column."""
+    if pa.types.is_list(kind):
+        return pa.list_(without_extras(kind.value_type, name))
+    if pa.types.is_struct(kind):
+        added = {field.name: field.type for field in _MOST_OF.get(name, ())}
+        kept = [field for field in kind if added.get(field.name) != field.type]
+        return pa.struct([field.with_type(without_extras(field.type, field.name)) for field in kept])
+    return kind
+
+
+def _with_extras(kind: pa.DataType, name: str, extras: Collection[str]) -> pa.DataType:
+    if pa.types.is_list(kind):
+        return pa.list_(_with_extras(kind.value_type, name, extras))
+    if pa.types.is_struct(kind):
+        inner = [field.with_type(_with_extras(field.type, field.name, extras)) for field in kind]
+        return pa.struct([*inner, *(field for field in _MOST_OF.get(name, ()) if field.name in extras)])
+    return kind
