@@ -48,7 +48,14 @@ _OF_THE_MACHINE = {
 }
 """What errors of the operating system ask of a user, wherever they are met."""
 
-EXTRA_OF = {"av": "video", "onnx": "export", "onnxruntime": "export", "timm": "timm"} | dict.fromkeys(
+EXTRA_OF = {
+    "av": "video",
+    "fastapi": "serve",
+    "uvicorn": "serve",
+    "onnx": "export",
+    "onnxruntime": "export",
+    "timm": "timm",
+} | dict.fromkeys(
     (
         "aiohttp",
         "duckdb",

@@ -42,6 +42,8 @@ GROUPS = {
         "settings": "what a params file comes to, or may say",
         "predict": "find things in pictures",
         "inspect": "look at Parquet shards of pseudo-labels",
+        "review": "judge and correct labels in a browser",
+        "merge": "what people decided into shards to train on",
     },
     "cluster": {
         "submit": "the run, or a part of it, on a cluster",

@@ -39,8 +39,9 @@ ALLOWED |= {
     "pipeline.store": BASE,
     "pipeline.phrases": BASE | {"pipeline.store"},
     **dict.fromkeys(UPPER, BASE | LOWER),
+    "pipeline.review": BASE | LOWER | {"pipeline.inspection"},
     "pipeline.report": BASE | LOWER | {"pipeline.evaluation", "pipeline.inspection"},
-    "stages": BASE | LOWER | UPPER | {"pipeline.report"},
+    "stages": BASE | LOWER | UPPER | {"pipeline.report", "pipeline.review"},
 }
 FORBIDDEN_OUTSIDE = {"glip_model": {"ray", "dvc", "pyarrow", "spacy", "pycocotools"}}
 

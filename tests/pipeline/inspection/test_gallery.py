@@ -15,7 +15,7 @@ from PIL import Image
 from playwright.sync_api import expect
 
 from pipeline.errors import ShardError
-from pipeline.inspection.gallery import write_gallery
+from pipeline.inspection.gallery import Page, write_gallery
 from pipeline.inspection.search import Filter, find_rows
 from pipeline.store.records import GroundingRecord, ImageRef, Phrase, ScoredBox
 from pipeline.store.shards import shard_name, write_shard
@@ -61,7 +61,7 @@ def write(tmp_path: Path) -> Callable[..., Path]:
     def write_page(pairs: list[GroundingRecord], title: str = "labels", max_pixels: int = MAX_PIXELS) -> Path:
         write_shard(tmp_path / "labels" / shard_name(0), pairs, GroundingRecord)
         out = tmp_path / "page" / "labels.html"
-        assert write_gallery(find_rows(tmp_path / "labels", Filter()), out, title, max_pixels) == len(pairs)
+        assert write_gallery(find_rows(tmp_path / "labels", Filter()), out, Page(title), max_pixels) == len(pairs)
         return out
 
     return write_page
@@ -113,7 +113,7 @@ def test_pairs_with_their_phrases_scores_and_reasons(write: Any, visit: Any) -> 
 def test_boxes_lie_over_the_picture_where_they_belong_and_appear_on_hover(write: Any, visit: Any) -> None:
     page = visit(write(PAIRS))
     card = page.locator("article").first
-    image, box = card.locator("img").bounding_box(), card.locator("rect").first.bounding_box()
+    image, box = card.locator("img").bounding_box(), card.locator("rect.line").first.bounding_box()
     shares = [
         (box["x"] - image["x"]) / image["width"],
         (box["y"] - image["y"]) / image["height"],
@@ -128,9 +128,9 @@ def test_boxes_lie_over_the_picture_where_they_belong_and_appear_on_hover(write:
     page.wait_for_timeout(300)
     assert drawn.evaluate("each => getComputedStyle(each).opacity") == "1"
     card.locator("li").nth(1).hover()  # of the cat, which has no box: the dog's fade
-    assert card.locator("rect.lit").count() == 0
+    assert card.locator("rect.line.lit").count() == 0
     card.locator("li").first.hover()
-    assert card.locator("rect.lit").count() == 2
+    assert card.locator("rect.line.lit").count() == 2
 
 
 def test_hover_changes_the_pixels_within_the_box_alone(write: Any, visit: Any) -> None:
@@ -160,7 +160,7 @@ def test_search_slider_and_order_choose_what_is_shown(write: Any, visit: Any) ->
     page.locator("#score").fill("0.7")
     assert keys(page) == ["k1"]
     assert page.locator("article li").all_text_contents() == ["dog 0.90", "cat – below_min_score"]
-    assert page.locator("rect").count() == 1
+    assert page.locator("rect.line").count() == 1
     page.fill("#phrase", "")
     page.locator("#score").fill("0")
     page.select_option("#which", "none")
@@ -273,7 +273,7 @@ def test_a_broken_shard_leaves_the_page_of_before(write: Any, tmp_path: Path) ->
     found = list(find_rows(tmp_path / "labels", Filter()))
     shard.write_bytes(shard.read_bytes()[:-100])
     with pytest.raises(ShardError):
-        write_gallery(found, path, "labels", MAX_PIXELS)
+        write_gallery(found, path, Page("labels"), MAX_PIXELS)
     assert path.read_bytes() == before
 
 
@@ -283,5 +283,5 @@ def test_pictures_that_cannot_be_shown_are_counted(tmp_path: Path) -> None:
     rows = [pair("k1", "a", image=ImageRef(path="/etc/passwd")), rejected, pair("k3", "c")]
     write_shard(tmp_path / shard_name(0), rows, GroundingRecord)
     defects: Counter[str] = Counter()
-    write_gallery(find_rows(tmp_path, Filter()), tmp_path / "a.html", "a", MAX_PIXELS, defects=defects)
+    write_gallery(find_rows(tmp_path, Filter()), tmp_path / "a.html", Page("a"), MAX_PIXELS, defects=defects)
     assert defects == {"picture_unreadable": 1}
