@@ -3,8 +3,8 @@
 glip merge data/pseudo_labels/round_1 --reviews reviews/ --out data/corrected/round_1
 glip merge labels/ --reviews reviews/ decisions.jsonl --out corrected/ --metrics metrics/merge.json
 
-What is rejected is gone; a phrase that is nowhere in its picture says so, and training takes it as a negative. Rows that
-have changed since they were reviewed stay as they are, and are told. Of several people's decisions about a row the
+What is rejected is gone; a phrase that is nowhere in its picture says so, and training takes it as a negative. Rows
+that have changed since they were reviewed stay as they are, and are told. Of several people's decisions about a row the
 latest counts. Shards of schema version 1 become version 2. Run again, it writes the shards anew whose rows or decisions
 have changed.
 
@@ -70,8 +70,8 @@ def run(args: argparse.Namespace) -> str:
         logger.warning("merge: broken and left out: %s; glip inspect PLACE explains", format_defects(defects))
     boxes = ", ".join(f"{found.boxes[name]:,} {name}" for name in ("accepted", "moved", "drawn", "rejected"))
     return (
-        f"merge: {found.reviewed:,} of {found.rows:,} rows reviewed; boxes: {boxes}; {found.absent:,} phrases not there "
-        f"→ {args.out}"
+        f"merge: {found.reviewed:,} of {found.rows:,} rows reviewed; boxes: {boxes}; {found.absent:,} phrases not "
+        f"there → {args.out}"
     )
 
 

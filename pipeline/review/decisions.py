@@ -101,7 +101,7 @@ def parse_decision(text: str | bytes) -> Decision:
 
 
 def check_places(decision: Decision, size: tuple[int, int], caption_length: int) -> None:
-    """See that boxes lie in the picture, of this width and height, and spans in the caption; DecisionError otherwise."""
+    """Raise DecisionError where a box leaves the picture, of this width and height, or a span the caption."""
     width, height = size
     for phrase in decision.phrases:
         if any(end > caption_length for _, end in phrase.spans):
@@ -112,7 +112,7 @@ def check_places(decision: Decision, size: tuple[int, int], caption_length: int)
 
 
 def settle(decisions: Iterable[Decision]) -> dict[Row, Settled]:
-    """Return what stands of every row: the latest decision, of every person the last one and none that was withdrawn."""
+    """Return what stands of every row: the latest decision, of each person the last one, unless it was withdrawn."""
     last: dict[Row, dict[str, Decision]] = {}
     for decision in sorted(decisions, key=attrgetter("at", "id")):
         of_row = last.setdefault(decision.about, {})

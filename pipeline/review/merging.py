@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
@@ -25,7 +25,7 @@ from pipeline.review import corrections
 from pipeline.review.decisions import Decision, DecisionError, Row, Settled, check_places
 from pipeline.store.provenance import FINGERPRINT, code_sha256, with_fingerprint
 from pipeline.store.records import Category, DetectionRecord, GroundingRecord
-from pipeline.store.resume import MANIFEST_FILE, SHARDS, alone_in, keep_apart, keep_finished, write_manifest_file
+from pipeline.store.resume import alone_in, keep_apart, keep_finished, write_manifest_file
 from pipeline.store.row_groups import RowGroups
 from pipeline.store.shards import (
     KIND_KEY,

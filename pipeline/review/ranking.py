@@ -88,7 +88,7 @@ def spread(worths: Sequence[Mapping[str, float]], count: int) -> list[int]:
     heapq.heapify(heap)
     chosen: list[int] = []
     while heap and len(chosen) < count:
-        before, row = heapq.heappop(heap)
+        _, row = heapq.heappop(heap)
         now = worth(row)  # which only falls as others are chosen
         if heap and (-now, row) > heap[0]:
             heapq.heappush(heap, (-now, row))
@@ -133,8 +133,7 @@ def _threshold(shard: Place) -> float:
 
 def _read_phrases(shard: Place) -> Iterator[tuple[int, str, Phrases]]:
     """Yield number, key and sound phrases of the rows that nobody reviewed."""
-    names = [name for name in _COLUMNS]
-    for number, row in enumerate(label_table(shard, names).to_pylist()):
+    for number, row in enumerate(label_table(shard, _COLUMNS).to_pylist()):
         if row.get("reviewed") or not (row["key"] and row["width"] and row["height"]) or row["caption"] is None:
             continue
         yield number, row["key"], sound_phrases(row["phrases"], row["caption"], row["width"], row["height"], Counter())

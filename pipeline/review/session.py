@@ -1,4 +1,4 @@
-"""What is reviewed in one go, whoever reviews it: the rows in their order, what was decided of each, who looks at which."""
+"""What is reviewed in one go: the rows in their order, what was decided of each, and who looks at which."""
 
 from __future__ import annotations
 
