@@ -90,6 +90,10 @@ def make_app(session: ReviewSession, page: Page, token: str | None = None) -> Fa
         response.set_cookie(_COOKIE, token, httponly=True, samesite="strict")
         return response
 
+    @app.get("/favicon.ico")
+    def icon() -> Response:  # browsers ask for one
+        return Response(status_code=204)
+
     @app.get("/picture/{number}")
     def picture(number: int) -> Response:
         try:
