@@ -178,7 +178,7 @@ def _structure(run: RunConfig, config: TrainingSettings, teacher: Place | None) 
 
 
 def _rows(name: str, run: RunConfig, human: Place, pseudo: Place | None) -> dict[str, int]:
-    if run.mixture.get("pseudo", 0) > 0 and pseudo is None:
+    if run.learns_from_labels and pseudo is None:
         raise MissingInputError(f"train.runs.{name}.mixture gives pseudo-labels weight; pass --pseudo-labels FOLDER")
     rows = count_rows(human, pseudo, run.mixture)
     for source, count in rows.items():

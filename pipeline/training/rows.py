@@ -18,7 +18,7 @@ from pipeline.errors import TrainingError
 from pipeline.store.row_groups import Recent, RowGroups
 from pipeline.store.shards import holds_detections, list_shards
 from pipeline.store.storage import Place
-from pipeline.training.counting import TokenCounter
+from pipeline.training.counting import TokenCounter, part_of
 from pipeline.training.prompts import DetectionPrompter, GroundingPrompter, Prompter, Sample
 from pipeline.training.settings import SamplesConfig
 from pipeline.training.weights import weigher
@@ -189,14 +189,16 @@ def make_sources(
         packing = config if config.pack_human_captions else replace(config, caption_negatives=0)
         captions = GroundingPrompter(packing, count_tokens, ignore_unlocated=False)
         sources["grounding"] = Rows(human / "grounding", captions, is_streamed, allowed)
-    if weights.get("pseudo", 0) > 0:
+    for name in ("pseudo", "reviewed"):
+        if weights.get(name, 0) <= 0:
+            continue
         if pseudo is None:
             raise TrainingError("the mixture gives pseudo-labels weight; pass --pseudo-labels FOLDER")
-        weigh = weigher(config, calibration)
+        weigh, part = weigher(config, calibration) if name == "pseudo" else None, part_of(name, weights)
         prompter: Prompter
         if holds_detections(list_shards(pseudo)[0]):  # labelled with names: what has no box is not there
-            prompter = DetectionPrompter(config, count_tokens, weigh)
+            prompter = DetectionPrompter(config, count_tokens, weigh, part)
         else:
-            prompter = GroundingPrompter(config, count_tokens, config.ignore_unlocated, weigh)
-        sources["pseudo"] = Rows(pseudo, prompter, is_streamed, allowed)
+            prompter = GroundingPrompter(config, count_tokens, config.ignore_unlocated, weigh, part)
+        sources[name] = Rows(pseudo, prompter, is_streamed, allowed)
     return sources
