@@ -88,7 +88,7 @@ class DetectionPrompter:
         present = list(dict.fromkeys(item.category_id for item in objects))
         # Nobody drew the single boxes of a crowd, so its category can be neither a positive nor a negative.
         crowds = [item.category_id for item in record.objects if item.is_crowd]
-        # What a person rejected is asked for every time. Records that nobody reviewed have their own negatives as before.
+        # What a person rejected is asked for every time.
         rejected = [each for each in record.negative_category_ids if each in context] if record.reviewed else []
         shown = choose_categories(present, context, rng, self._config, self._count_tokens, crowds, rejected)
         place = {category: i for i, category in enumerate(shown)}
