@@ -8,7 +8,7 @@ glip inspect LABELS --html labels.html           a page to browse, search and sh
 glip inspect LABELS --row KEY --save out.png     one pair, drawn
 glip inspect LABELS --against LATER              what another version, such as the next round, has changed
 glip inspect LABELS --sql "SELECT phrase, count(*) FROM boxes GROUP BY 1 ORDER BY 2 DESC LIMIT 9"
-glip inspect LABELS --export coco --out DIR      also yolo, voc, odvg, webdataset, fiftyone
+glip inspect LABELS --export coco --out DIR      also yolo, voc, odvg, webdataset, fiftyone, cvat, label_studio
 glip inspect LABELS --keys | less                key and caption of every row
 
 What is broken, such as a box that is no box, is counted in the figures and left out of all else but --sql and --keys.
@@ -57,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sql-unsafe", action="store_true", help="let --sql read and write files, and load extensions")
     action.add_argument(
         "--export",
-        choices=("coco", "fiftyone", "odvg", "voc", "webdataset", "yolo"),
+        choices=("coco", "cvat", "fiftyone", "label_studio", "odvg", "voc", "webdataset", "yolo"),
         help="write the labels in another format, into --out",
     )
     add_filters(parser.add_argument_group("which pairs, for all but the figures, --row and --sql"), "at most so many")

@@ -109,7 +109,7 @@ def read(place: Place) -> list[Any]:
 
 def test_many_at_once_at_several_servers_lose_nothing(disk_or_store: Place, rows: Any, decide: Any) -> None:
     folder = disk_or_store / "reviews"
-    decisions = [decide(rows[i % 4], reviewer=f"r{i % 3}") for i in range(2 * LINES + 20)]
+    decisions = [decide(rows[i % 4], reviewer=f"r{i % 3}") for i in range(12)]
     stores = [DecisionStore(folder) for _ in range(3)]
 
     def work(number: int) -> None:

@@ -1,4 +1,4 @@
-"""The review page in a real browser, by mouse, keys and touch; and what happens when a server dies or two people meet."""
+"""The review page in a browser, by mouse, keys and touch; and what happens when a server dies or two people meet."""
 
 from __future__ import annotations
 
