@@ -17,6 +17,7 @@ GROUPS = {
         "prepare": "raw data sets into records",
         "seeds": "the whole reproduction over several seeds, and how far the results spread",
         "report": "the page of a run: numbers, curves, pictures",
+        "review_gain": "what reviewing labels is worth, with a simulated reviewer",
         "ablations": "a round of self-training again and again, each time with one thing changed",
     },
     "label": {

@@ -9,6 +9,13 @@ glip review data/records/human/detection --store reviews_human/            what 
 Several people may review at once, at one server or at several with one store. What the page shows as saved is in the
 store; decisions that a server did not take stay in the browser and are sent again. glip merge puts them into shards.
 
+Other people's editors: glip inspect LABELS --export label_studio --out ls/ (or cvat, coco, odvg, fiftyone), and back:
+
+glip review LABELS --store reviews/ --take ls/export.json --format label_studio --reviewer ann
+
+takes up what was changed there as decisions, and serves nothing. Rows that nobody changed are left open, unless
+--take-all says that they were looked at.
+
 The server is for this machine alone. With --host others reach it who know the token in GLIP_REVIEW_TOKEN; what goes
 over the network is not encrypted: prefer ssh -L 8000:127.0.0.1:8000.
 """
@@ -20,9 +27,11 @@ import getpass
 import logging
 import os
 from collections import Counter
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.cli import at_least, run_if_program
+from pipeline.errors import ConfigError
 from stages.inspect import MAX_PIXELS, add_filters, filter_of, roots_of
 
 if TYPE_CHECKING:
@@ -56,6 +65,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_filters(parser.add_argument_group("which rows"), f"rows to review (default: {ROWS})")
     parser.add_argument("--reviewer", metavar="NAME", help="who reviews, unless another name is given on the page")
+    parser.add_argument("--take", metavar="FILE", help="what an editor exported (of fiftyone the name of a dataset)")
+    parser.add_argument("--format", choices=("coco", "cvat", "fiftyone", "label_studio", "odvg"), help="of --take")
+    parser.add_argument(
+        "--keys", type=Path, metavar="FILE", help="keys.csv of the export (default: the one beside the --take file)"
+    )
+    parser.add_argument("--take-all", action="store_true", help="with --take: rows that nobody changed are accepted")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at (default: %(default)s)")
     parser.add_argument("--port", type=at_least(0), default=8000, help="0 takes a free one (default: %(default)s)")
 
@@ -69,6 +84,11 @@ def run(args: argparse.Namespace) -> None:
     from pipeline.review.store import DecisionStore, read_decisions
     from pipeline.store.storage import is_folder, to_place
 
+    if bool(args.take) != bool(args.format):
+        raise ConfigError("--take FILE and --format NAME go together")
+    if args.take:
+        _take(args)
+        return
     token = check_token(args.host, os.environ.get(TOKEN_VARIABLE))
     place, store = to_place(args.place), to_place(args.store)
     found, total = _rows(args, place)
@@ -102,6 +122,31 @@ def run(args: argparse.Namespace) -> None:
         )
 
     serve(make_app(session, page, token), args.host, args.port, tell)
+
+
+def _take(args: argparse.Namespace) -> None:
+    """Put into the store what people changed in another editor."""
+    from datetime import UTC, datetime
+
+    from pipeline.inspection.reading import read_records
+    from pipeline.inspection.search import find_rows
+    from pipeline.review.editors import read_sheets
+    from pipeline.review.store import DecisionStore, read_decisions
+    from pipeline.review.taking import to_decisions
+    from pipeline.store.storage import is_folder, to_place
+
+    place, store, problems = to_place(args.place), to_place(args.store), Counter[str]()
+    sheets = read_sheets(args.format, args.take, args.keys, problems)
+    before = {each.id for each in read_decisions([store], Counter())} if is_folder(store) else set()
+    records = read_records(find_rows(place, filter_of(args)), Counter())
+    reviewer, now = args.reviewer or getpass.getuser(), datetime.now(UTC)
+    made = list(to_decisions(records, sheets, reviewer, now, args.take_all, problems))
+    new = [decision for decision in made if decision.id not in before]
+    DecisionStore(store).add(new)
+    for what, count in problems.items():
+        logger.warning("review: %d %s", count, what)
+    known = f", {len(made) - len(new):,} that were there already" if len(new) < len(made) else ""
+    print(f"{len(sheets):,} pictures read, {len(new):,} decisions taken{known} → {args.store}")
 
 
 def _rows(args: argparse.Namespace, place: Place) -> tuple[list[Found], int]:

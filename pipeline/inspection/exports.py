@@ -108,6 +108,7 @@ def export_fiftyone(pairs: Pairs, out: Path) -> int:
             path = out / PICTURES / write_picture(pairs.picture(record), out / PICTURES, count)
             sample = fiftyone.Sample(filepath=str(path.resolve()), tags=[record.source])
             sample["caption"], sample["key"] = record.caption, record.key
+            sample["width"], sample["height"] = record.width, record.height
             sample["pseudo_labels"] = fiftyone.Detections(detections=detections)
             dataset.add_sample(sample)
     except BaseException:

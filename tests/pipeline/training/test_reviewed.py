@@ -146,7 +146,9 @@ def test_shards_of_version_1_give_the_same_samples_to_the_bit(
 ) -> None:
     rows = [replace(MADE, key=str(i)) for i in range(5)]
     write_shard(tmp_path / "new" / "grounding" / shard_name(0), rows, GroundingRecord)
-    tiny.write_detection(tmp_path / "new", [tiny.detection_record(str(i), ["apple", "sea"]) for i in range(5)])
+    tiny.write_detection(
+        tmp_path / "new" / "detection", [tiny.detection_record(str(i), ["apple", "sea"]) for i in range(5)]
+    )
     for path in (tmp_path / "new").rglob("*.parquet"):
         old = tmp_path / "old" / path.relative_to(tmp_path / "new")
         old.parent.mkdir(parents=True)
