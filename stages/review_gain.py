@@ -4,8 +4,8 @@ glip review_gain                              0, 100, 300 and 1,000 reviewed pai
 glip review_gain --reviewed 100 --orders uncertain --error-rate 0.1
 
 The person knows the truth of the emoji scenes, and leaves a share of the phrases as they were. Each student is one of
-round 1 that starts from the run's teacher (make repro), on corrected labels; it is judged on dev. The table has novel AP and
-the labels' precision over the number of pairs. What is finished stays; run again, it makes only what is missing.
+round 1 that starts from the run's teacher (make repro), on corrected labels; it is judged on dev. The table has novel
+AP and the labels' precision over the number of pairs. What is finished stays; run again, it makes what is missing.
 """
 
 from __future__ import annotations
@@ -88,9 +88,9 @@ def _measure(args: argparse.Namespace, truth: Mapping[str, GroundingRecord], cou
     out = args.out / f"{order}_{count}"
     figures = out / "figures.json"
     wanted = {"error_rate": args.error_rate, "order": order, "reviewed": count}
-    if figures.is_file() and wanted.items() <= (known := json.loads(figures.read_text(encoding="utf-8"))).items():
-        if args.labels_only or "novel_ap" in known:
-            return dict(known)
+    known = json.loads(figures.read_text(encoding="utf-8")) if figures.is_file() else {}
+    if wanted.items() <= known.items() and (args.labels_only or "novel_ap" in known):
+        return dict(known)
     line: dict[str, Any] = wanted | _correct(args, truth, count, order, out)
     if not args.labels_only:
         _train(args, count, out)
