@@ -182,7 +182,7 @@ function redraw(pair) {
 function explainEmpty() {
   const words = byId("phrase").value.trim(), least = Number(byId("score").value), which = byId("which").selectedOptions[0];
   const advice = [];
-  if (words) advice.push(`search for less than “${words}”`);
+  if (words) advice.push(`search for something shorter than “${words}”`);
   if (least) advice.push(`lower the score from ${least.toFixed(2)}`);
   if (which.value !== "all") advice.push(`show more than those ${which.textContent}`);
   byId("empty").hidden = shown.length > 0;

@@ -140,6 +140,7 @@ def serve(app: FastAPI, host: str, port: int, on_start: Callable[[str], None]) -
     config = uvicorn.Config(app, host=host, port=port, access_log=False, log_level="warning", lifespan="off")
     try:
         listening = config.bind_socket()
+        listening.listen(config.backlog)  # who comes at once waits for the server, which starts below
     except (SystemExit, OSError) as error:
         raise ConfigError(f"--host {host} --port {port}: cannot be listened at; name another port") from error
     shown = f"[{host}]" if ":" in host else host

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -241,44 +240,51 @@ def test_a_disk_that_is_full_for_a_while(
     assert [each.key for each in saved(tmp_path / "reviews")] == ["k0", "k1"]
 
 
-def start(labels: Path, store: Path, port: int) -> tuple[subprocess.Popen[str], str]:
-    words = [sys.executable, "-m", "stages.review", str(labels), "--store", str(store), "--order", "stored"]
-    process = subprocess.Popen(
-        [*words, "--port", str(port), "--reviewer", "ann"],
-        cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout is not None
-    line = process.stdout.readline()
-    assert "4 rows to review" in line
-    return process, line.split("→ ")[1].split()[0]
+@pytest.fixture
+def start(labels: Path, tmp_path: Path) -> Iterator[Callable[[int], tuple[subprocess.Popen[str], str]]]:
+    """Start the command, on a port or, of 0, a free one; it ends with the test."""
+    processes: list[subprocess.Popen[str]] = []
+
+    def begin(port: int) -> tuple[subprocess.Popen[str], str]:
+        words = [sys.executable, "-m", "stages.review", str(labels), "--store", str(tmp_path / "reviews")]
+        process = subprocess.Popen(
+            [*words, "--order", "stored", "--port", str(port), "--reviewer", "ann"],
+            cwd=ROOT,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        processes.append(process)
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        assert "4 rows to review" in line
+        return process, line.split("→ ")[1].split()[0]
+
+    yield begin
+    for process in processes:
+        process.kill()
+        process.communicate()
 
 
 @pytest.mark.slow
 def test_a_killed_server_loses_nothing_and_the_page_goes_on_with_the_next(
-    labels: Path, visit: Any, tmp_path: Path
+    start: Any, visit: Any, tmp_path: Path
 ) -> None:
-    process, url = start(labels, tmp_path / "reviews", 0)
+    process, url = start(0)
     page = visit(url)
     page.click("#review")
     page.keyboard.press("Enter")
     is_saved(page)
-    process.send_signal(signal.SIGKILL)
+    process.kill()
     process.wait()
     assert [each.key for each in saved(tmp_path / "reviews")] == ["k0"]
     page.keyboard.press("n")
     expect(page.locator("#saved")).to_have_text("1 not saved yet, asking again", timeout=SLOW_MS)
-    process, _ = start(labels, tmp_path / "reviews", int(url.rsplit(":", 1)[1].strip("/")))
-    try:
-        is_saved(page)
-        assert [each.key for each in saved(tmp_path / "reviews")] == ["k0", "k1"]
-        page.reload()
-        expect(page.locator("#progress")).to_have_text("2 of 4 reviewed", timeout=SLOW_MS)
-    finally:
-        process.terminate()
-        process.wait()
+    start(int(url.rsplit(":", 1)[1].strip("/")))
+    is_saved(page)
+    assert [each.key for each in saved(tmp_path / "reviews")] == ["k0", "k1"]
+    page.reload()
+    expect(page.locator("#progress")).to_have_text("2 of 4 reviewed", timeout=SLOW_MS)
 
 
 def test_a_page_in_a_file_collects_decisions_and_hands_them_over(labels: Path, visit: Any, tmp_path: Path) -> None:
