@@ -129,7 +129,12 @@ def describe_pair(record: GroundingRecord, image: str | None, reason: str | None
         }
         for phrase in record.phrases
     ]
-    head = {"key": record.key, "caption": record.caption, "source": record.source, "print": row_fingerprint(record)}
+    head: Pair = {
+        "key": record.key,
+        "caption": record.caption,
+        "source": record.source,
+        "print": row_fingerprint(record),
+    }
     head |= {"reason": record.reject_reason or reason, "w": record.width, "h": record.height}
     return head | {"image": image, "phrases": phrases}
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 
+import numpy as np
+
 from pipeline.store.records import GroundingRecord
 
 _LENGTH = 32
@@ -14,10 +16,12 @@ _LENGTH = 32
 def row_fingerprint(record: GroundingRecord) -> str:
     """Return a hash over what a person sees of a row: its key, size, caption, phrases, boxes and scores.
 
-    The key stands for the picture. Detection records have that of the grounding record that they are seen as.
+    The key stands for the picture, numbers count as shards hold them. Detection records have that of the grounding record that they are seen as.
     """
     phrases = [
-        [phrase.text, phrase.char_spans, [[*box.xyxy, box.score] for box in phrase.boxes]] for phrase in record.phrases
+        [phrase.text, phrase.char_spans, np.array(boxes, np.float32).tolist()]
+        for phrase in record.phrases
+        for boxes in [[[*box.xyxy, box.score] for box in phrase.boxes]]
     ]
     seen = [record.key, record.width, record.height, record.caption, phrases]
     return hashlib.sha256(json.dumps(seen).encode()).hexdigest()[:_LENGTH]

@@ -101,5 +101,5 @@ def compare_boxes(record: GroundingRecord, decision: Decision) -> Counter[str]:
 
 def as_stored(xyxy: Box) -> Box:
     """Return a box as shards hold it."""
-    x1, y1, x2, y2 = np.float32(xyxy).tolist()
+    x1, y1, x2, y2 = np.asarray(xyxy, np.float32).tolist()
     return x1, y1, x2, y2

@@ -94,10 +94,12 @@ def parse_decision(text: str | bytes) -> Decision:
         raise DecisionError(f"a decision of {len(text):,} bytes; expected at most {MOST_BYTES:,}")
     try:
         return Decision.model_validate_json(text)
-    except (ValidationError, RecursionError) as error:
-        found = error.errors(include_url=False, include_input=False)[0] if isinstance(error, ValidationError) else {}
-        where = ".".join(map(str, found.get("loc", ())))
-        raise DecisionError(f"no decision: {where or 'it'}: {found.get('msg', 'too deep')}") from None
+    except ValidationError as error:
+        found = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(map(str, found["loc"]))
+        raise DecisionError(f"no decision: {where or 'it'}: {found['msg']}") from None
+    except RecursionError:
+        raise DecisionError("no decision: too deep") from None
 
 
 def check_places(decision: Decision, size: tuple[int, int], caption_length: int) -> None:
