@@ -18,10 +18,9 @@ def row_fingerprint(record: GroundingRecord) -> str:
 
     The key stands for the picture, numbers count as shards hold them. Detection records have that of the grounding record that they are seen as.
     """
-    phrases = [
-        [phrase.text, phrase.char_spans, np.array(boxes, np.float32).tolist()]
-        for phrase in record.phrases
-        for boxes in [[[*box.xyxy, box.score] for box in phrase.boxes]]
-    ]
+    phrases = []
+    for phrase in record.phrases:
+        boxes = np.array([[*box.xyxy, box.score] for box in phrase.boxes], np.float32)
+        phrases.append([phrase.text, phrase.char_spans, boxes.tolist()])
     seen = [record.key, record.width, record.height, record.caption, phrases]
     return hashlib.sha256(json.dumps(seen).encode()).hexdigest()[:_LENGTH]
