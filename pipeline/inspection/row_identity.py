@@ -16,7 +16,8 @@ _LENGTH = 32
 def row_fingerprint(record: GroundingRecord) -> str:
     """Return a hash over what a person sees of a row: its key, size, caption, phrases, boxes and scores.
 
-    The key stands for the picture, numbers count as shards hold them. Detection records have that of the grounding record that they are seen as.
+    The key stands for the picture, and numbers count as shards hold them. Detection records have that of the grounding
+    record that they are seen as.
     """
     phrases = []
     for phrase in record.phrases:

@@ -2,7 +2,7 @@
 const RETRY_MS = [500, 1000, 2000, 4000, 8000], POLL_MS = 4000;
 const outbox = []; // decisions that are not saved yet; of a page in a file, all of them
 const lately = []; // pairs that were decided here, for undo
-let isSending = false, fails = 0, version = 0, refusal = "";
+let isSending = false, isFollowing = false, fails = 0, version = 0, refusal = "";
 
 function remember(name, value) { // a browser may keep nothing, as in private windows
   try { localStorage.setItem(`glip-review ${name}`, value); } catch { /* the page still has it */ }
@@ -108,6 +108,8 @@ async function send() {
 }
 
 async function follow() { // what others have decided meanwhile, and what they look at
+  if (isFollowing) return;
+  isFollowing = true;
   try {
     const state = await ask(`state?since=${version}`);
     version = state.version;
@@ -123,6 +125,7 @@ async function follow() { // what others have decided meanwhile, and what they l
     // A list of what is not reviewed loses what others review; the pair that is open stays.
     if (byId("which").value === "open" && !editor.open && Object.keys(state.decided).length) show();
   } catch { /* asked again soon */ }
+  isFollowing = false;
 }
 
 function tellOpen(pair) {

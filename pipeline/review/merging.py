@@ -40,7 +40,7 @@ from pipeline.store.shards import (
     read_metadata,
     rows_sha256,
 )
-from pipeline.store.storage import Place
+from pipeline.store.storage import Place, exists
 
 _SEEN = ("key", "height", "width", "source", "caption", "phrases", "reject_reason")
 _KEYS_NAMED = 1000
@@ -107,7 +107,7 @@ def merge(
         ShardError: one is broken.
         ConfigError, OwnershipError, StorageError: OUT cannot be written, or is where the labels are.
     """
-    keep_apart(out, labels)
+    keep_apart(out, labels.parent if exists(labels) else labels)
     total, defects = Merged(), Counter() if defects is None else defects
     with alone_in(out):
         shards = list(label_shards(labels))

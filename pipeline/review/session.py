@@ -64,7 +64,9 @@ class ReviewSession:
         defects: Counter[str],
     ) -> None:
         self._store, self._max_pixels, self._roots = store, max_pixels, tuple(roots)
-        self._lock, self._version = threading.Lock(), 1
+        self._saving, self._lock = threading.Lock(), threading.Lock()  # who looks does not wait for a store that fails
+        self._version = time.time_ns() // 1_000_000
+        """Grows with every decision, also from one server to the next one that a page comes to."""
         self._open: dict[str, tuple[int, float]] = {}
         self._entries: list[_Entry] = []
         self.pairs: list[Pair] = []
@@ -105,13 +107,14 @@ class ReviewSession:
         if number is None:
             raise DecisionError("no such row; was it labelled anew? Load the page again")
         check_places(decision, self._entries[number].size, self._entries[number].caption_length)
-        with self._lock:
+        with self._saving:
             if decision.id in self._seen:
                 return
             self._store.add([decision])
             self._seen.add(decision.id)
-            self._version += 1
-            self._enter(decision)
+            with self._lock:
+                self._version += 1
+                self._enter(decision)
 
     def look(self, number: int | None, reviewer: str) -> None:
         """Say which row somebody looks at; None is none."""

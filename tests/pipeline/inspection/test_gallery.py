@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import itertools
+import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -191,12 +192,20 @@ def test_cards_stand_close_to_one_another(write: Any, visit: Any) -> None:
     page = visit(write(rows))
     for width in (1280, 700):
         page.set_viewport_size({"width": width, "height": 800})
-        page.wait_for_timeout(300)
-        places = [card.bounding_box() for card in page.locator("article").all()]
-        for column in {place["x"] for place in places}:
-            mine = sorted((p for p in places if p["x"] == column), key=lambda place: place["y"])
-            gaps = [low["y"] - high["y"] - high["height"] for high, low in itertools.pairwise(mine)]
-            assert all(0 < gap < 30 for gap in gaps)
+        end = time.monotonic() + 30
+        while not all(0 < gap < 30 for gap in gaps(page)):
+            assert time.monotonic() < end
+            page.wait_for_timeout(50)
+
+
+def gaps(page: Any) -> list[float]:
+    """Return how far cards are from those above them."""
+    places = [card.bounding_box() for card in page.locator("article").all()]
+    found = []
+    for column in {place["x"] for place in places}:
+        mine = sorted((place for place in places if place["x"] == column), key=lambda place: place["y"])
+        found += [low["y"] - high["y"] - high["height"] for high, low in itertools.pairwise(mine)]
+    return found
 
 
 def test_search_slider_and_order_choose_what_is_shown(write: Any, visit: Any) -> None:
