@@ -45,6 +45,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", type=Path, default=Path("review_gain"), help=f"folder, a folder for each in it {shown}"
     )
+    parser.add_argument(
+        "--table", type=Path, default=Path("plots/review_gain.csv"), help=f"CSV file, which the report draws {shown}"
+    )
     parser.add_argument("--settings", type=Path, metavar="FILE", help="of the students, instead of the recipes'")
     parser.add_argument("--labels-only", action="store_true", help="correct labels and measure them; train nothing")
     add_params(parser)
@@ -60,9 +63,8 @@ def run(args: argparse.Namespace) -> str:
         for order in args.orders if count else ["none"]:
             logger.info("review_gain: %d reviewed, %s", count, order)
             rows.append(_measure(args, truth, count, order))
-    table = args.out / "table.csv"
-    write_csv(table, [list(rows[0]), *(list(row.values()) for row in rows)], end="\n")
-    return f"review_gain: {len(rows)} students → {table}"
+    write_csv(args.table, [list(rows[0]), *(list(row.values()) for row in rows)], end="\n")
+    return f"review_gain: {len(rows)} students → {args.table}"
 
 
 def _truth(args: argparse.Namespace) -> dict[str, GroundingRecord]:

@@ -73,6 +73,7 @@ def test_the_table_has_a_line_for_each_number_and_order(
     parser = argparse.ArgumentParser()
     review_gain.add_arguments(parser)
     places = ["--labels", str(tmp_path / "labels"), "--out", str(tmp_path / "out"), "--params", str(params)]
+    places += ["--table", str(tmp_path / "out/table.csv")]
     args = parser.parse_args([*places, "--reviewed", "0", "6", "12", "--error-rate", "0", "--labels-only"])
     for _ in range(2):
         review_gain.run(args)
