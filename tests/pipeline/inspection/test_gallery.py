@@ -304,10 +304,13 @@ def test_readable_by_day_by_night_and_on_a_phone(write: Any, visit: Any, scheme:
     text, ground = (np.array([int(c) for c in value[4:-1].split(",")]) for value in colours)
     assert abs(int(text.mean()) - int(ground.mean())) > 180
     assert (ground.mean() < 60) == (scheme == "dark")
-    page.locator("article").first.tap() if page.evaluate("'ontouchstart' in window") else page.locator(
-        "article"
-    ).first.click()
-    assert page.locator("article.open").count() == 1
+    assert page.locator("header").bounding_box()["height"] < 640 / 6
+    assert page.locator("rect.line").first.is_visible()  # without a touch
+    assert not page.locator("#filters").is_visible()
+    page.click("#fold")
+    assert page.locator("#score").is_visible()
+    page.locator("article").first.click()
+    assert page.locator("#editor").is_visible()
 
 
 def test_large_pictures_are_shrunk_or_left_out(write: Any, visit: Any) -> None:
