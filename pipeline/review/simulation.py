@@ -85,8 +85,9 @@ def _judge(phrase: Phrase, boxes: tuple[Box, ...]) -> JudgedPhrase:
     for true in boxes:
         best = max((box.xyxy for box in phrase.boxes), key=lambda box: iou(box, true), default=None)
         kept.append(best if best is not None and best not in kept and iou(best, true) >= RIGHT_IOU else true)
-    verdict = "right" if kept else "absent"
-    return JudgedPhrase(text=phrase.text, spans=phrase.char_spans, boxes=tuple(kept), verdict=verdict)
+    return JudgedPhrase(
+        text=phrase.text, spans=phrase.char_spans, boxes=tuple(kept), verdict="right" if kept else "absent"
+    )
 
 
 def _meant(phrase: Phrase, truth: GroundingRecord) -> list[Phrase]:
