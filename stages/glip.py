@@ -17,6 +17,7 @@ GROUPS = {
         "prepare": "raw data sets into records",
         "seeds": "the whole reproduction over several seeds, and how far the results spread",
         "report": "the page of a run: numbers, curves, pictures",
+        "review_gain": "what reviewing labels is worth, with a simulated reviewer",
         "ablations": "a round of self-training again and again, each time with one thing changed",
     },
     "collect": {
@@ -51,6 +52,8 @@ GROUPS = {
         "predict": "find things in pictures",
         "serve": "models over HTTP, with a page to try them on",
         "inspect": "look at Parquet shards of pseudo-labels",
+        "review": "judge and correct labels in a browser",
+        "merge": "what people decided into shards to train on",
     },
     "cluster": {
         "submit": "the run, or a part of it, on a cluster",

@@ -257,14 +257,14 @@ def _phrases(args: argparse.Namespace, records: Place, out: Place) -> Place:
 
 
 def _write_page(args: argparse.Namespace, out: Place) -> None:
-    from pipeline.inspection.gallery import write_gallery
+    from pipeline.inspection.gallery import Page, write_gallery
     from pipeline.inspection.search import Filter, sample_rows
     from pipeline.store.filesystem import allowed_roots
     from pipeline.store.images import image_roots
 
     found, roots = sample_rows(out, Filter(), ON_A_PAGE), image_roots(out, allowed_roots(_places(args)))
     with progress(len(found), "page", "pictures") as bar:
-        count = write_gallery(found, args.html, args.out, MAX_PIXELS, bar.update, roots)
+        count = write_gallery(found, args.html, Page(args.out), MAX_PIXELS, bar.update, roots)
     logger.info("label: %d pictures on a page → %s", count, args.html)
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import csv
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
@@ -20,6 +23,9 @@ from pipeline.store.storage import Place
 
 MAX_PIXELS = 1_000_000_000
 """Larger pictures are not copied from beside the shards."""
+KEYS_FILE = "keys.csv"
+"""Which row every picture was: pictures are called by numbers, because keys are untrusted."""
+_NOT_IN_XML = re.compile(r"[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 _SUFFIXES = {b"\xff\xd8": "jpg", b"\x89P": "png", b"RI": "webp", b"GI": "gif", b"BM": "bmp"}
 """By the first two bytes."""
 
@@ -105,6 +111,20 @@ def _is_readable(image: ImageRef) -> bool:
     except ImageError:
         return False
     return True
+
+
+@contextmanager
+def keys_table(out: Path) -> Iterator[Callable[[str, str], None]]:
+    """Begin ``OUT/keys.csv``, and give what writes a picture's name and its key into it."""
+    with (out / KEYS_FILE).open("w", encoding="utf-8", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["picture", "key"])
+        yield lambda name, key: table.writerow([name, key])
+
+
+def xml_text(value: object) -> str:
+    """Return a text without the characters that XML cannot have, which a sign stands for."""
+    return _NOT_IN_XML.sub("\N{REPLACEMENT CHARACTER}", str(value))
 
 
 def xywh(xyxy: Box) -> list[float]:

@@ -15,7 +15,8 @@ from typing import Any
 
 from pipeline.errors import ConfigError, MissingInputError, StorageError
 from pipeline.inspection.detection_sets import export_coco, export_voc, export_yolo
-from pipeline.inspection.exporting import Pairs, suffix_of, write_picture, xywh
+from pipeline.inspection.editors import export_cvat, export_label_studio
+from pipeline.inspection.exporting import Pairs, keys_table, suffix_of, write_picture, xywh
 from pipeline.inspection.search import Found
 from pipeline.store.atomic import replacing
 from pipeline.store.ontology import Ontology
@@ -36,7 +37,11 @@ def export_odvg(pairs: Pairs, out: Path) -> int:
     Only the boxes of pseudo-labels have a score: by it our reader tells them from those of people.
     """
     count = 0
-    with replacing(out / "labels.jsonl") as aside, aside.open("w", encoding="utf-8") as file:
+    with (
+        keys_table(out) as write_key,
+        replacing(out / "labels.jsonl") as aside,
+        aside.open("w", encoding="utf-8") as file,
+    ):
         for count, record in pairs:
             regions = [
                 {"bbox": list(box.xyxy), "phrase": phrase.text, "tokens_positive": phrase.char_spans}
@@ -44,7 +49,7 @@ def export_odvg(pairs: Pairs, out: Path) -> int:
                 for phrase in record.phrases
                 for box in phrase.boxes
             ]
-            line = {
+            line: dict[str, Any] = {
                 "filename": write_picture(pairs.picture(record), out / PICTURES, count),
                 "height": record.height,
                 "width": record.width,
@@ -52,6 +57,7 @@ def export_odvg(pairs: Pairs, out: Path) -> int:
                 "source": record.source,
                 "grounding": {"caption": record.caption, "regions": regions},
             }
+            write_key(line["filename"], record.key)
             file.write(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
     return count
 
@@ -108,6 +114,7 @@ def export_fiftyone(pairs: Pairs, out: Path) -> int:
             path = out / PICTURES / write_picture(pairs.picture(record), out / PICTURES, count)
             sample = fiftyone.Sample(filepath=str(path.resolve()), tags=[record.source])
             sample["caption"], sample["key"] = record.caption, record.key
+            sample["width"], sample["height"] = record.width, record.height
             sample["pseudo_labels"] = fiftyone.Detections(detections=detections)
             dataset.add_sample(sample)
     except BaseException:
@@ -123,6 +130,8 @@ EXPORTS: dict[str, Callable[[Pairs, Path], int]] = {
     "odvg": export_odvg,
     "webdataset": export_webdataset,
     "fiftyone": export_fiftyone,
+    "label_studio": export_label_studio,
+    "cvat": export_cvat,
 }
 
 

@@ -78,13 +78,18 @@ def find_rows(place: Place, wanted: Filter) -> Iterator[Found]:
 
 def sample_rows(place: Place, wanted: Filter, count: int, seed: int = 0) -> list[Found]:
     """Return some of the rows that a filter lets through, each as likely as any other, in their order."""
-    chance, kept = random.Random(seed), list[tuple[int, Found]]()
+    return draw_rows(place, wanted, count, seed)[0]
+
+
+def draw_rows(place: Place, wanted: Filter, count: int, seed: int = 0) -> tuple[list[Found], int]:
+    """Return rows as ``sample_rows`` does, and among how many they were drawn."""
+    chance, kept, number = random.Random(seed), list[tuple[int, Found]](), -1
     for number, found in enumerate(find_rows(place, wanted)):
         if len(kept) < count:
             kept.append((number, found))
         elif (slot := chance.randrange(number + 1)) < count:
             kept[slot] = (number, found)
-    return [found for _, found in sorted(kept, key=lambda each: each[0])]
+    return [found for _, found in sorted(kept, key=lambda each: each[0])], number + 1
 
 
 def find_record(place: Place, key: str, defects: Counter[str] | None = None) -> GroundingRecord:

@@ -21,8 +21,10 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-SCHEMA_VERSION = "1"
+SCHEMA_VERSION = "2"
 """Version of the schemas below, stored in every file's metadata under ``glip.schema_version``."""
+READABLE_VERSIONS = ("1", SCHEMA_VERSION)
+"""Of version 1 rows lack ``reviewed``: nobody reviewed them. Reading and writing a shard again migrates it."""
 
 ROW_REJECT_REASONS = (
     "image_missing",
@@ -51,6 +53,9 @@ NOTHING_FOUND = "no_boxes"
 
 NOT_IN_NAMES = "not_in_names"
 """Reject reason of a phrase that means none of one's own classes, and of a row that has no other ones."""
+
+NOT_THERE = "not_there"
+"""Reject reason of a phrase of which a person said that it is not in the picture; training takes it as a negative."""
 
 BOX_DROP_REASONS = ("box_malformed", "box_degenerate", "category_unknown", "span_empty", "picture_unknown")
 """Why a box of a raw data set may be left out while its picture stays; ``prepare`` counts them by these."""
@@ -142,6 +147,8 @@ class GroundingRecord(_PictureRecord):
     reject_reason: str | None = None
     source_caption: str | None = None
     """What the caption was before a model wrote another one; None where none did."""
+    reviewed: bool = False
+    """A person judged the row: its boxes are those of people, with score 1, and all of their phrases' boxes."""
 
     @property
     def is_pseudo_label(self) -> bool:
@@ -179,6 +186,8 @@ class DetectionRecord(_PictureRecord):
     """Categories of which some objects may have no box."""
     reject_reason: str | None = None
     """Why a labelled picture has no boxes; ``no_boxes`` where it was looked at and nothing was found."""
+    reviewed: bool = False
+    """As of grounding records; categories that a person rejected are among ``negative_category_ids``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,12 +226,13 @@ _PHRASES = pa.list_(
 )
 _CAPTION = pa.field("caption", pa.string(), nullable=False)
 _REJECT = pa.field("reject_reason", pa.string())
+_REVIEWED = pa.field("reviewed", pa.bool_())
 
 _LICENSE = pa.field("license", pa.string())
 
 CAPTION_SCHEMA = pa.schema([*_HEAD, _CAPTION, _LICENSE])
 PHRASES_SCHEMA = pa.schema([_HEAD[0], _CAPTION, pa.field("phrases", _PHRASES), _REJECT])
-GROUNDING_SCHEMA = pa.schema([*_HEAD, _CAPTION, pa.field("phrases", _PHRASES), _REJECT, _LICENSE])
+GROUNDING_SCHEMA = pa.schema([*_HEAD, _CAPTION, pa.field("phrases", _PHRASES), _REJECT, _REVIEWED, _LICENSE])
 _OBJECT = [pa.field("category_id", pa.int32()), *_XYXY, pa.field("is_crowd", pa.bool_())]
 _AREA = pa.field("area", pa.float64())
 DETECTION_SCHEMA = pa.schema(
@@ -232,14 +242,15 @@ DETECTION_SCHEMA = pa.schema(
         pa.field("negative_category_ids", pa.list_(pa.int32())),
         pa.field("not_exhaustive_category_ids", pa.list_(pa.int32())),
         _REJECT,
+        _REVIEWED,
         _LICENSE,
     ]
 )
 ADDED_LISTS = ("negative_category_ids", "not_exhaustive_category_ids")
 ADDED_COLUMNS: dict[type, tuple[str, ...]] = {
     CaptionRecord: (_LICENSE.name,),
-    GroundingRecord: (_LICENSE.name,),
-    DetectionRecord: (*ADDED_LISTS, _REJECT.name, _LICENSE.name),
+    GroundingRecord: (_REVIEWED.name, _LICENSE.name),
+    DetectionRecord: (*ADDED_LISTS, _REJECT.name, _REVIEWED.name, _LICENSE.name),
 }
 OLDER_TYPES = {"objects": (pa.list_(pa.struct(_OBJECT)), pa.list_(pa.struct([*_OBJECT, _AREA])))}
 """Columns that older shards of a kind may lack, and types that they may have; their records take the defaults."""

@@ -21,6 +21,7 @@ from pipeline.store.records import (
     ADDED_LISTS,
     EXTRAS,
     OLDER_TYPES,
+    READABLE_VERSIONS,
     SCHEMA_VERSION,
     CaptionRecord,
     Category,
@@ -171,8 +172,7 @@ def keep_rows(path: Place, rows: Sequence[int], metadata: Mapping[str, str]) -> 
     Raises:
         ShardError: the file is missing or broken.
     """
-    before = read_metadata(path)
-    before.pop(ROWS_SHA256_KEY, None)
+    before = {key: value for key, value in read_metadata(path).items() if key not in (ROWS_SHA256_KEY, VERSION_KEY)}
     record_type = next(known for known, kind in KIND.items() if kind == before.get(KIND_KEY))
     records = read_shard(path, record_type)
     extras = extras_of(read_end(path)[0].schema.to_arrow_schema())
@@ -209,8 +209,9 @@ def read_shard(path: Place, record_type: type[R]) -> list[R]:
         raise ShardError(
             f"{path}: holds {kind or 'no'} records, expected {KIND[record_type]} records; name a folder of those"
         )
-    if version != SCHEMA_VERSION:
-        raise ShardError(f"{path}: {VERSION_KEY} is {version!r}, expected {SCHEMA_VERSION!r}; write the shard anew")
+    if version not in READABLE_VERSIONS:
+        expected = " or ".join(map(repr, READABLE_VERSIONS))
+        raise ShardError(f"{path}: {VERSION_KEY} is {version!r}, expected {expected}; write the shard anew")
     table = read_table(path, schema_of(record_type, EXTRAS).names)
     return [from_row(record_type, row) for row in table.to_pylist()]
 
@@ -326,6 +327,8 @@ def from_row(record_type: type[R], row: Mapping[str, Any]) -> R:
     for name in ADDED_LISTS:
         if name in values:
             values[name] = tuple(values[name] or ())
+    if "reviewed" in values:
+        values["reviewed"] = bool(values["reviewed"])
     return record_type(**values)
 
 

@@ -185,9 +185,10 @@ def _structure(run: RunConfig, config: TrainingSettings, teacher: Place | None) 
 
 
 def _rows(name: str, run: RunConfig, human: Place, pseudo: Place | None, replay: Place | None) -> dict[str, int]:
-    for source, folder, option in (("pseudo", pseudo, "--pseudo-labels"), ("replay", replay, "--replay")):
-        if run.mixture.get(source, 0) > 0 and folder is None:
-            raise MissingInputError(f"train.runs.{name}.mixture gives {source} weight; pass {option} FOLDER")
+    if run.learns_from_labels and pseudo is None:
+        raise MissingInputError(f"train.runs.{name}.mixture gives pseudo-labels weight; pass --pseudo-labels FOLDER")
+    if run.mixture.get("replay", 0) > 0 and replay is None:
+        raise MissingInputError(f"train.runs.{name}.mixture gives replay weight; pass --replay FOLDER")
     rows = count_rows(human, pseudo, run.mixture, replay)
     for source, count in rows.items():
         if not count:

@@ -216,7 +216,7 @@ def _check(name: str, config: TrainingSettings, paths: Paths, validate: Validate
         raise TrainingError("--dev names a dev set; set train.evaluate_every or train.evaluate_epochs")
     if not is_folder(paths.human):
         raise MissingInputError(f"{paths.human}: no such folder; run: dvc repro prepare")
-    if run.mixture.get("pseudo", 0) > 0 and paths.pseudo_labels is None:
+    if run.learns_from_labels and paths.pseudo_labels is None:
         raise TrainingError(f"train.runs.{name}.mixture gives pseudo-labels weight; pass --pseudo-labels FOLDER")
     if run.mixture.get("replay", 0) > 0 and paths.replay is None:
         raise TrainingError(f"train.runs.{name}.mixture gives replay weight; pass --replay FOLDER")

@@ -37,6 +37,7 @@ def choose_categories(
     config: SamplesConfig,
     count_tokens: TokenCount,
     never: Iterable[int] = (),
+    rejected: Sequence[int] = (),
 ) -> list[int]:
     """Choose the categories of a detection prompt, as published.
 
@@ -53,6 +54,7 @@ def choose_categories(
         config: numbers and budget.
         count_tokens: tokens of a name.
         never: ids that must not become negatives, for example of regions marked as crowds.
+        rejected: ids of which a person said that they are not there; these negatives come before any that is drawn.
 
     Returns:
         Ids in prompt order; at least one. Categories that overflow the budget are left out with their boxes.
@@ -65,6 +67,10 @@ def choose_categories(
     shown = [present[i] for i in rng.permutation(len(present)) if budget.takes(clean_name(names[present[i]]))]
     ids = list(names)
     taken = {_reading(names[category]) for category in (*present, *never) if category in names}
+    for category in rejected:
+        if _reading(names[category]) not in taken and budget.takes(clean_name(names[category])):
+            shown.append(category)
+            taken.add(_reading(names[category]))
     draws = _draws(rng, config)
     for i in rng.permutation(len(ids))[:draws]:
         reading = _reading(names[ids[i]])

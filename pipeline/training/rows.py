@@ -18,7 +18,7 @@ from pipeline.errors import TrainingError
 from pipeline.store.row_groups import Recent, RowGroups
 from pipeline.store.shards import holds_detections, list_shards
 from pipeline.store.storage import Place
-from pipeline.training.counting import TokenCounter
+from pipeline.training.counting import TokenCounter, part_of
 from pipeline.training.prompts import (
     NO_OTHER_NAMES,
     DetectionPrompter,
@@ -213,11 +213,14 @@ def make_sources(
         packing = config if config.pack_human_captions else replace(config, caption_negatives=0)
         captions = GroundingPrompter(packing, count_tokens, ignore_unlocated=False)
         sources["grounding"] = Rows(human / "grounding", captions, is_streamed, allowed)
-    if weights.get("pseudo", 0) > 0:
+    for name in ("pseudo", "reviewed"):
+        if weights.get(name, 0) <= 0:
+            continue
         if pseudo is None:
             raise TrainingError("the mixture gives pseudo-labels weight; pass --pseudo-labels FOLDER")
-        prompter = _prompter_of(pseudo, config, count_tokens, config.ignore_unlocated, weigher(config, calibration))
-        sources["pseudo"] = Rows(pseudo, prompter, is_streamed, allowed)
+        weigh, part = weigher(config, calibration) if name == "pseudo" else None, part_of(name, weights)
+        prompter = _prompter_of(pseudo, config, count_tokens, config.ignore_unlocated, weigh, part)
+        sources[name] = Rows(pseudo, prompter, is_streamed, allowed)
     if weights.get("replay", 0) > 0:
         if replay is None:
             raise TrainingError("the mixture gives replay weight; pass --replay FOLDER")
@@ -234,8 +237,9 @@ def _prompter_of(
     count_tokens: TokenCounter,
     ignore_unlocated: bool,
     weigh: Callable[[float], float] | None = None,
+    part: bool | None = None,
 ) -> Prompter:
     """Return what shows the rows of a folder: boxes of names, of which what has no box is not there, or of phrases."""
     if holds_detections(list_shards(folder)[0]):
-        return DetectionPrompter(config, count_tokens, weigh)
-    return GroundingPrompter(config, count_tokens, ignore_unlocated, weigh)
+        return DetectionPrompter(config, count_tokens, weigh, part=part)
+    return GroundingPrompter(config, count_tokens, ignore_unlocated, weigh, part)

@@ -24,7 +24,7 @@ def seen(human: Place, pseudo: Place | None, mixture: Mapping[str, float], repla
     """
     rows: Counter[str] = Counter()
     sides: list[int] = []
-    for folder in folders_of(human, pseudo, mixture, replay).values():
+    for folder in dict.fromkeys(folders_of(human, pseudo, mixture, replay).values()):
         for shard in list_shards(folder):
             table = read_table(shard, ("source", "height", "width"))
             if len(table):

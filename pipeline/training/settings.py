@@ -182,6 +182,10 @@ class SamplesConfig:
         return self.short_sides or (model.test_short_side,), self.long_side or model.test_long_side
 
 
+SOURCES = ("detection", "grounding", "pseudo", "reviewed", "replay")
+"""Of samples; the last two are rows of the labels, those that people reviewed apart where ``reviewed`` has weight."""
+
+
 @section
 class RunConfig:
     """Section ``train.runs.NAME``: what one of the trained models learns from, and for how long.
@@ -196,8 +200,9 @@ class RunConfig:
     epochs: Amount = 0.0
     """Passes over all rows of the mixture, repeats counted; 0 goes by ``steps``."""
     mixture: Mapping[str, Amount]
-    """Sampling weights of ``detection``, ``grounding``, ``pseudo`` and ``replay``, which is other data that a tuned
-    model is not to forget; they need not sum to 1."""
+    """Sampling weights of ``detection``, ``grounding``, ``pseudo``, ``reviewed``, ``replay``; they need not sum to 1.
+    With ``reviewed`` the rows that people judged (``glip merge``) are a source of their own, and no pseudo-labels.
+    ``replay`` is other data that a tuned model is not to forget."""
     mixture_by: Literal["share", "rows"] = "share"
     """``share`` takes the weights as shares of the samples. ``rows`` weighs every row: with equal weights all data
     simply follow one another, as published."""
@@ -219,13 +224,18 @@ class RunConfig:
         """Check what depends on another setting."""
         if (self.steps > 0) == (self.epochs > 0):
             raise ConfigError(f"steps is {self.steps} and epochs is {self.epochs:g}; one of them must be above 0")
-        wrong = set(self.mixture) - {"detection", "grounding", "pseudo", "replay"}
+        wrong = set(self.mixture) - set(SOURCES)
         if wrong:
-            raise ConfigError(f"mixture names {sorted(wrong)[0]!r}; expected detection, grounding, pseudo, replay")
+            raise ConfigError(f"mixture names {sorted(wrong)[0]!r}; expected {', '.join(SOURCES)}")
         if self.distillation and not self.other_names:
             raise ConfigError("distillation is set, but no other_names are, whose tokens it keeps; set both or neither")
         if not any(weight > 0 for weight in self.mixture.values()):
             raise ConfigError("mixture has no weight above 0: nothing to train on")
+
+    @property
+    def learns_from_labels(self) -> bool:
+        """Whether samples come from pseudo-labels, reviewed or not."""
+        return any(self.mixture.get(name, 0) > 0 for name in ("pseudo", "reviewed"))
 
 
 @section
@@ -292,6 +302,11 @@ class TrainConfig:
             raise ConfigError("evaluate_every and evaluate_epochs are both set; set one of them to 0")
         if self.evaluate_epochs and any(run.steps for run in self.runs.values()):
             raise ConfigError("evaluate_epochs is set, but a run is given in steps; set evaluate_every instead")
+        if self.samples.shuffle_window and any(run.mixture.get("reviewed", 0) > 0 for run in self.runs.values()):
+            raise ConfigError(
+                "samples.shuffle_window streams the rows, and most windows have no row that was reviewed; set it to 0, "
+                "or leave the reviewed rows among the pseudo-labels"
+            )
         if self.optim.schedule == "plateau" and not (self.evaluate_every or self.evaluate_epochs):
             raise ConfigError(
                 "optim.schedule is plateau; set evaluate_every or evaluate_epochs, whose scores it follows"
