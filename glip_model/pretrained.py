@@ -53,7 +53,7 @@ def resolve_folder(name: str | Path, revision: str | None = None) -> Path:
     if name == PUBLISHED_REPOSITORY:
         raise ValueError(
             f"{name}: holds the published checkpoints, and no folder of a model; convert one: glip convert hub:{name} "
-            f"--variant glip_t models/glip_t, or GLIPPredictor.from_pretrained({name!r}, variant='glip_t')"
+            f"models/glip_t --variant glip_t, or GLIPPredictor.from_pretrained({name!r}, variant='glip_t')"
         )
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError

@@ -88,8 +88,11 @@ def check(fetched: Fetched) -> str:
     from tqdm import tqdm
 
     digest = hashlib.sha256()
-    options = {"total": fetched.path.stat().st_size, "unit": "B", "unit_scale": True, "desc": "checking"}
-    with fetched.path.open("rb") as file, tqdm(**options, disable=None) as bar:
+    total = fetched.path.stat().st_size
+    with (
+        fetched.path.open("rb") as file,
+        tqdm(total=total, unit="B", unit_scale=True, desc="checking", disable=None) as bar,
+    ):
         while piece := file.read(_PIECE):
             digest.update(piece)
             bar.update(len(piece))

@@ -1,8 +1,8 @@
 """Convert a published GLIP checkpoint to a folder that this project, its users and transformers load offline.
 
-    glip convert hub:GLIPModel/GLIP --variant glip_t models/glip_t      # fetch it, check its hash, convert it
-    glip convert hub:GLIPModel/GLIP --variant glip_t                    # the same, into the hub's cache
-    glip convert glip_tiny_model_o365_goldg_cc_sbu.pth models/glip_t    # a file that you have
+    glip convert hub:GLIPModel/GLIP models/glip_t --variant glip_t    # fetch it, check its hash, convert it
+    glip convert hub:GLIPModel/GLIP --variant glip_t                  # the same, into the hub's cache
+    glip convert glip_tiny_model_o365_goldg_cc_sbu.pth models/glip_t  # a file that you have
     python -c "from glip_model import GLIPPredictor; GLIPPredictor.from_pretrained('models/glip_t')"
 
 The folder holds config.json, processor_config.json, model.safetensors and the tokenizer's files. Variants are glip_t_a,

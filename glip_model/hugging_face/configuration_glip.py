@@ -14,7 +14,7 @@ from glip_model.trained_on import TRAINED_ON
 SETTINGS = tuple(field.name for field in dataclasses.fields(GLIPConfig))
 
 
-class GLIPPreTrainedConfig(PreTrainedConfig):  # type: ignore[misc]
+class GLIPPreTrainedConfig(PreTrainedConfig):
     """The settings of a ``GLIPConfig`` as attributes, its sections as dicts, beside what transformers knows of models.
 
     Settings that are left out have the published values.

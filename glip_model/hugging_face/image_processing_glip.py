@@ -21,14 +21,14 @@ from glip_model.resizing import ResizeRule
 from glip_model.structures import GLIPOutput
 
 
-class GLIPImageProcessor(BaseImageProcessor):  # type: ignore[misc]
+class GLIPImageProcessor(BaseImageProcessor):
     """Resizes, normalises and pads pictures as a model's config says, and turns what it says into boxes.
 
     Args:
         settings: ``IMAGE_SETTINGS``; those that are left out are as published.
     """
 
-    model_input_names = ("pixel_values", "pixel_mask")
+    model_input_names = ["pixel_values", "pixel_mask"]  # noqa: RUF012  # as transformers declares it
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
@@ -41,11 +41,7 @@ class GLIPImageProcessor(BaseImageProcessor):  # type: ignore[misc]
         """The settings as the model's parts read them."""
         return reading_config({name: getattr(self, name) for name in IMAGE_SETTINGS})
 
-    def __call__(self, images: Any, *args: Any, **kwargs: Any) -> BatchFeature:
-        """Do as ``preprocess``."""
-        return self.preprocess(images, *args, **kwargs)
-
-    def preprocess(
+    def preprocess(  # type: ignore[override]
         self,
         images: ImageLike | Sequence[ImageLike],
         annotations: Any = None,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
-from transformers.utils import ModelOutput
+from transformers.utils.generic import ModelOutput
 
 from glip_model.anchors import anchor_grid
 from glip_model.backbone import Backbone
@@ -22,7 +22,7 @@ from glip_model.text_encoder import TextEncoder
 
 
 @dataclass
-class GLIPObjectDetectionOutput(ModelOutput):  # type: ignore[misc]
+class GLIPObjectDetectionOutput(ModelOutput):
     """What the model says of B pictures at A anchors of L levels; the first dimension of every tensor is B."""
 
     loss: Tensor | None = None
@@ -46,20 +46,19 @@ class GLIPObjectDetectionOutput(ModelOutput):  # type: ignore[misc]
     positive_map: Tensor | None = None
 
 
-class GLIPForZeroShotObjectDetection(PreTrainedModel):  # type: ignore[misc]
+class GLIPForZeroShotObjectDetection(PreTrainedModel):
     """A ``GLIP`` in transformers' clothes; folders of either are folders of both."""
 
     config_class = GLIPPreTrainedConfig
     base_model_prefix = "glip"
     main_input_name = "pixel_values"
-    input_modalities = ("image", "text")
 
     def __init__(self, config: GLIPPreTrainedConfig) -> None:
         super().__init__(config)
         self.glip = GLIP(config.glip_config())
         self.criterion = GroundingCriterion(self.glip.config)
         self._computed: dict[str, Tensor] = {}
-        self.post_init()
+        self.post_init()  # type: ignore[no-untyped-call]
 
     def _init_weights(self, module: nn.Module) -> None:
         """Compute anew what no file holds, which transformers leaves blank as it loads; all else is drawn already."""
@@ -140,13 +139,13 @@ class GLIPForZeroShotObjectDetection(PreTrainedModel):  # type: ignore[misc]
         boxes = decode_boxes(raw.box_deltas.float(), anchors)
         if config.inclusive_corners:
             boxes = to_exclusive(boxes)
-        near, far = boxes.split(2, -1)
+        near, far = boxes[..., :2], boxes[..., 2:]
         return torch.cat([(near + far) / 2, far - near], -1) / sizes.flip(-1).repeat(1, 2)[:, None]
 
     def _target(self, label: dict[str, Tensor], size: tuple[int, int], phrases: Tensor) -> GroundingTarget:
         """Return what the losses compare with: boxes in pixels as the model has them, and the tokens of their names."""
-        near_far = label["boxes"].float().split(2, -1)
-        boxes = torch.cat([near_far[0] - near_far[1] / 2, near_far[0] + near_far[1] / 2], -1)
+        centre, half = label["boxes"][:, :2].float(), label["boxes"][:, 2:].float() / 2
+        boxes = torch.cat([centre - half, centre + half], -1)
         boxes = boxes * boxes.new_tensor([size[1], size[0]] * 2)
         classes = label["class_labels"].long()
         if len(classes) and not 0 <= int(classes.min()) <= int(classes.max()) < len(phrases):
@@ -191,7 +190,7 @@ def encode_segments(encoder: TextEncoder, input_ids: Tensor, mask: Tensor, segme
     places: list[tuple[int, Tensor, slice]] = []
     for i, (ids, length) in enumerate(zip(input_ids, mask.sum(1).tolist(), strict=True)):
         inner = torch.zeros(length, dtype=torch.long) if segment_ids is None else segment_ids[i, :length].cpu()
-        numbers = inner[1:-1].unique_consecutive().tolist() or [0]
+        numbers = list(dict.fromkeys(inner[1:-1].tolist())) or [0]
         for number in numbers:
             chosen = (inner[1:-1] == number).nonzero()[:, 0] + 1
             first, last = number == numbers[0], number == numbers[-1]
@@ -203,7 +202,7 @@ def encode_segments(encoder: TextEncoder, input_ids: Tensor, mask: Tensor, segme
     padded = pad_sequence(rows, batch_first=True)
     lengths = torch.tensor([len(row) for row in rows], device=padded.device)
     states = encoder(padded, torch.arange(padded.shape[1], device=padded.device) < lengths[:, None])
-    joined = states.new_zeros(*input_ids.shape, states.shape[-1])
+    joined: Tensor = states.new_zeros(*input_ids.shape, states.shape[-1])
     for state, (i, index, kept) in zip(states, places, strict=True):
         joined[i, index.to(joined.device)] = state[kept]
     return joined

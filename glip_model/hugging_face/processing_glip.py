@@ -18,7 +18,7 @@ from glip_model.prompts import Prompt, caption_prompt, category_prompt
 from glip_model.text_encoder import SEPARATOR
 
 
-class GLIPProcessor(ProcessorMixin):  # type: ignore[misc]
+class GLIPProcessor(ProcessorMixin):
     """A ``GLIPImageProcessor`` and a tokenizer as one.
 
     Args:
@@ -28,7 +28,7 @@ class GLIPProcessor(ProcessorMixin):  # type: ignore[misc]
     """
 
     def __init__(self, image_processor: Any, tokenizer: Any, max_tokens: int = 256) -> None:
-        super().__init__(image_processor, tokenizer)
+        super().__init__(image_processor, tokenizer)  # type: ignore[no-untyped-call]
         self.max_tokens = max_tokens
 
     def __call__(
@@ -124,7 +124,9 @@ class GLIPProcessor(ProcessorMixin):  # type: ignore[misc]
             Per picture ``scores``, ``labels``, ``boxes`` as of ``GLIPImageProcessor.post_process_object_detection``,
             and ``text_labels``, the names of the boxes.
         """
-        results = self.image_processor.post_process_object_detection(outputs, threshold, target_sizes, text_threshold)
+        results: list[dict[str, Any]] = self.image_processor.post_process_object_detection(
+            outputs, threshold, target_sizes, text_threshold
+        )
         ids = outputs.input_ids if input_ids is None else input_ids
         for i, result in enumerate(results):
             if text_labels:

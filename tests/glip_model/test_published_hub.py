@@ -158,7 +158,7 @@ def test_what_is_not_there_is_an_error_that_says_what_to_do() -> None:
     with pytest.raises(ValueError, match=r"does not deliver glip_tiny_model_o365.pth: .* run: glip convert glip_tiny"):
         converted(REPOSITORY, "glip_t_b")
     with pytest.raises(
-        ValueError, match=r"glip convert hub:GLIPModel/GLIP --variant glip_t models/glip_t, or GLIPPred"
+        ValueError, match=r"glip convert hub:GLIPModel/GLIP models/glip_t --variant glip_t, or GLIPPred"
     ):
         GLIPPredictor.from_pretrained(REPOSITORY)
     with pytest.raises(ValueError, match=r"no tokenizer could be loaded from there"):
@@ -176,7 +176,7 @@ def test_the_command_converts_a_whole_glip_t(hub: Hub, tmp_path: Path) -> None:
     }
     name = VARIANTS["glip_t"].file
     torch.save({"model": to_published(weights, config)}, hub.folder / name)
-    command = ["-m", "stages.glip", "convert", f"hub:{REPOSITORY}", "--variant", "glip_t", str(tmp_path / "glip_t")]
+    command = ["-m", "stages.glip", "convert", f"hub:{REPOSITORY}", str(tmp_path / "glip_t"), "--variant", "glip_t"]
     done = subprocess.run(
         [sys.executable, *command],
         cwd=ROOT,
