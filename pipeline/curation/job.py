@@ -154,30 +154,34 @@ def curate(config: CurateConfig, inputs: Inputs) -> dict[str, Any]:
 
 def _measure(config: CurateConfig, inputs: Inputs, identities: Mapping[Place, str | None]) -> set[str]:
     """Measure what filters ask for and is not measured yet; return the names of measures."""
-    names = set()
+    models = {name: _describe(name, score) for name, score in config.scores.items()}  # a mistake there costs no work
+    names = set(models)
     if config.duplicates != "off" or config.min_contrast or config.max_caption_repeats:
         depends_on = {"code": code_sha256([measure_looks]), "max_pixels": inputs.max_pixels}
         task = ray.remote(num_cpus=1, max_retries=RESTARTS)(_look_at)
         workers = [task] * max(1, int(ray.cluster_resources().get("CPU", 1)))
         _fill(inputs.measures / LOOKS, identities, depends_on, workers, lambda w, *work: w.remote(inputs, *work))
         names.add(LOOKS)
+    share = share_cluster(min(config.num_actors, len(identities)))
+    actor = ray.remote(max_restarts=-1, max_task_retries=RESTARTS, **share.per_worker())(ScoreActor)
     for name, score in config.scores.items():
-        try:
-            model = describe_model(resolve_folder(score.model))
-        except ValueError as error:
-            raise MissingInputError(f"curate.scores.{name}: {error}") from error
-        how = {key: value for key, value in dataclasses.asdict(score).items() if key not in ("model", "min", "max")}
-        depends_on = {"model": model, "how": how, "code": code_sha256([PairScorer])}
-        share = share_cluster(min(config.num_actors, len(identities)))
-        actor = ray.remote(max_restarts=-1, max_task_retries=RESTARTS, **share.per_worker())(ScoreActor)
 
-        def start(score: ScoreConfig = score, share: Any = share, actor: Any = actor) -> list[Any]:
+        def start(score: ScoreConfig = score) -> list[Any]:
             return [actor.remote(score, inputs, config.batch_size, share.threads) for _ in range(share.workers)]
 
         folder = inputs.measures / SCORES / name
-        _fill(folder, identities, depends_on, start, lambda w, *work: w.score_shard.remote(*work))
-        names.add(name)
+        _fill(folder, identities, models[name], start, lambda w, *work: w.score_shard.remote(*work))
     return names
+
+
+def _describe(name: str, score: ScoreConfig) -> dict[str, Any]:
+    """Return what a score depends on besides the pairs; MissingInputError where there is no such model."""
+    try:
+        model = describe_model(resolve_folder(score.model))
+    except ValueError as error:
+        raise MissingInputError(f"curate.scores.{name}: {error}") from error
+    how = {key: value for key, value in dataclasses.asdict(score).items() if key not in ("model", "min", "max")}
+    return {"model": model, "how": how, "code": code_sha256([PairScorer])}
 
 
 def _fill(

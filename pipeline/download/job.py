@@ -21,7 +21,7 @@ from pipeline.errors import ConfigError, PipelineError, RejectLimitError
 from pipeline.prepare.raw import RawPair, Reject
 from pipeline.prepare.settings import PrepareConfig
 from pipeline.prepare.sources import Source, open_source
-from pipeline.prepare.validation import clean_caption
+from pipeline.prepare.validation import clean_caption, read_license
 from pipeline.ray_session import on_all_machines, run_pool
 from pipeline.store.provenance import FINGERPRINT, with_fingerprint
 from pipeline.store.storage import Place, make_folder, side_by_side, size
@@ -169,9 +169,8 @@ def _rows(source: Source) -> Iterator[Row]:
                 if isinstance(row, Reject):
                     yield Row(None, None)
                 elif isinstance(row, RawPair) and row.image.data is None and row.image.folder is None:
-                    yield Row(
-                        row.image.url and clean_caption(row.image.url), clean_caption(row.caption), row.image.license
-                    )
+                    address = row.name if row.image.url is None else row.image.url  # no http: its name says what it is
+                    yield Row(clean_caption(address), clean_caption(row.caption), read_license(row.image.license))
                 else:
                     raise ConfigError(
                         f"download.lists: {source.name} ({source.description}) holds pictures, not their URLs; name "

@@ -96,8 +96,8 @@ class PartResult:
         values = json.loads(text)
         sightings = [Sighting(**seen) for seen in values.pop("sightings")]
         rejects, dropped = Counter(values.pop("rejects")), Counter(values.pop("dropped_boxes"))
-        found = {name: Counter(values.pop(name, {})) for name in ("converted", "licenses")}
-        return cls(**values, **found, rejects=rejects, dropped_boxes=dropped, sightings=sightings)
+        counted = {"converted": Counter(values.pop("converted", {})), "licenses": Counter(values.pop("licenses", {}))}
+        return cls(**values | counted, rejects=rejects, dropped_boxes=dropped, sightings=sightings)
 
 
 @dataclass(frozen=True)

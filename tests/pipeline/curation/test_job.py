@@ -116,16 +116,17 @@ def test_thresholds_change_without_another_look(
     assert {shard.name: file_sha256(shard) for shard in list_shards(inputs.out)} == first
 
 
-def test_a_broken_shard_is_named_and_the_places_are_kept_apart(inputs: Inputs, config: CurateConfig) -> None:
-    broken = list_shards(inputs.records)[1]
-    broken.write_bytes(broken.read_bytes()[:200])
-    with pytest.raises(ShardError, match=str(broken)):
-        curate(config, inputs)
+def test_mistakes_are_found_before_the_work_and_a_broken_shard_is_named(inputs: Inputs, config: CurateConfig) -> None:
     with pytest.raises(ConfigError, match="let it write to another place"):
         curate(config, replace(inputs, out=inputs.records))
     likeness = job.ScoreConfig(model=str(inputs.records / "nowhere"))
     with pytest.raises(MissingInputError, match=r"curate\.scores\.likeness: "):
         curate(replace(config, scores={"likeness": likeness}), inputs)
+    assert not inputs.measures.exists()
+    broken = list_shards(inputs.records)[1]
+    broken.write_bytes(broken.read_bytes()[:200])
+    with pytest.raises(ShardError, match=str(broken)):
+        curate(config, inputs)
 
 
 def test_models_score_every_pair_once(
