@@ -97,7 +97,8 @@ def _samples(
 
     place, paths = _shards(args.records)
     kind = read_metadata(paths[0]).get(KIND_KEY)
-    record_type = next((each for each in (GroundingRecord, DetectionRecord) if KIND[each] == kind), None)
+    kinds: list[Any] = [GroundingRecord, DetectionRecord]
+    record_type = next((each for each in kinds if KIND[each] == kind), None)
     if record_type is None:
         raise MissingInputError(
             f"--records {args.records}: holds {kind or 'no'} records; expected human grounding or detection data, "

@@ -223,8 +223,8 @@ def _labelling(args: argparse.Namespace, base: PseudoLabelConfig) -> PseudoLabel
         "min_agreement": base.min_agreement if args.min_agreement is None else args.min_agreement,
     }
     if not args.captions:
-        boxes = {"max_boxes_per_phrase": args.limit or 100, "max_area_share": 1.0, "min_box_side": 1.0}
-        return replace(base, **said, **boxes, names={})
+        said |= {"max_boxes_per_phrase": args.limit or 100, "max_area_share": 1.0, "min_box_side": 1.0}
+        return replace(base, **said, names={})
     if args.limit:
         said |= {"max_boxes_per_phrase": args.limit}
     if args.names:

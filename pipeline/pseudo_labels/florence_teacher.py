@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -33,8 +34,8 @@ class Florence2Teacher(OpenSetTeacher):
     def __init__(self, folder: Path, device: str, precision: Precision) -> None:
         super().__init__(folder, device, precision)
         self._processor = AutoProcessor.from_pretrained(folder)
-        self._first, self._polygon = self._tokenizer.convert_tokens_to_ids(["<loc_0>", "<poly>"])
-        last = self._tokenizer.convert_tokens_to_ids(f"<loc_{BINS - 1}>")
+        words: Any = self._tokenizer
+        self._first, last, self._polygon = words.convert_tokens_to_ids(["<loc_0>", f"<loc_{BINS - 1}>", "<poly>"])
         if self._first is None or last is None or last - self._first != BINS - 1:
             raise ValueError(f"its tokenizer has no words <loc_0> to <loc_{BINS - 1}> for places")
 

@@ -235,9 +235,8 @@ class NameQuestions:
 
     def select(self, row: int, look: Look, phrases: Sequence[Phrase] | None = None) -> tuple[Phrase, ...]:
         """Return the classes with what is kept of the answers, those of a class's prompts together."""
-        record = self.pictures[row]
-        least: float | Sequence[float] = self._config.min_score_by_source.get(record.source, self._config.min_score)
-        each = self._vocabulary.min_scores or [least] * len(self._phrases)
+        least = self._config.min_score_by_source.get(self.pictures[row].source, self._config.min_score)
+        each = self._vocabulary.min_scores or (least,) * len(self._phrases)
         return select_boxes(
             self._phrases if phrases is None else phrases,
             look.detections,
