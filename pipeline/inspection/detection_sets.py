@@ -54,7 +54,7 @@ def _add_to_coco(
     found["images"].append(head | {"caption": record.caption, "key": record.key})
     for phrase in record.phrases:
         for box in phrase.boxes:
-            bbox, number = xywh(box.xyxy), splits.category(phrase.text) + 1
+            bbox, number = xywh(box.xyxy), splits.category(phrase) + 1
             entry = {"id": len(found["annotations"]) + 1, "image_id": image_id, "category_id": number, "iscrowd": 0}
             found["annotations"].append(entry | {"bbox": bbox, "area": bbox[2] * bbox[3], "score": box.score})
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -52,7 +53,9 @@ def fuse(
         (phrase, *each)
         for phrase in np.unique(columns[2]).tolist()
         for each in _fuse_phrase(
-            *(column[columns[2] == phrase] for column in (columns[0], columns[1], columns[3])),
+            columns[0][columns[2] == phrase],
+            columns[1][columns[2] == phrase],
+            columns[3][columns[2] == phrase],
             len(single),
             fusion_threshold,
         )
@@ -62,17 +65,17 @@ def fuse(
         torch.tensor(np.array([box for _, box, _, _ in found]).reshape(-1, 4), dtype=torch.float32),
         torch.tensor([score for _, _, score, _ in found], dtype=torch.float32),
         torch.tensor([phrase for phrase, _, _, _ in found], dtype=torch.int64),
-        answers[0].phrases,
-        answers[0].char_spans,
-        tuple(votes for _, _, _, votes in found),
-        tuple(teachers),
+        phrases=answers[0].phrases,
+        char_spans=answers[0].char_spans,
+        votes=tuple(votes for _, _, _, votes in found),
+        teachers=tuple(teachers),
     )
 
 
 def put_together(parts: Sequence[Detections]) -> Detections:
     """Return what several looks found in one picture as one, which counts the same phrases; best first."""
     order = torch.cat([part.scores for part in parts]).argsort(descending=True, stable=True)
-    values = {
+    values: dict[str, Any] = {
         name: torch.cat([getattr(part, name) for part in parts])[order]
         for name in ("boxes_xyxy", "scores", "phrase_index")
     }
@@ -115,4 +118,5 @@ def _iou(boxes: Floats, box: Floats) -> Floats:
     sides = np.minimum(boxes[:, 2:], box[2:]) - np.maximum(boxes[:, :2], box[:2])
     shared = sides.clip(min=0).prod(1)
     union = (boxes[:, 2:] - boxes[:, :2]).prod(1) + (box[2:] - box[:2]).prod() - shared
-    return np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
+    overlap: Floats = np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
+    return overlap

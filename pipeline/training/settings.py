@@ -183,7 +183,8 @@ class SamplesConfig:
 
 
 SOURCES = ("detection", "grounding", "pseudo", "reviewed", "replay")
-"""Of samples; the last two are rows of the labels, those that people reviewed apart where ``reviewed`` has weight."""
+"""Of samples; ``pseudo`` and ``reviewed`` are rows of the labels, those that people judged apart where ``reviewed`` has
+weight; ``replay`` is other data."""
 
 
 @section
