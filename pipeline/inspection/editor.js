@@ -90,7 +90,7 @@ function chip(phrase, number) {
 // What is done
 
 function acceptAndGoOn(judged) {
-  if (!byId("reviewer").value.trim()) return askWho();
+  if (!byId("reviewer").value.trim()) return askWho(judged);
   decide(current, judged.map(({ text, spans, boxes, verdict }) => ({
     text, spans, boxes, verdict: boxes.length ? "right" : verdict === "absent" ? "absent" : "open",
   })));
@@ -101,8 +101,8 @@ function acceptAndGoOn(judged) {
   closeEditor();
 }
 
-function askWho() {
-  naming = { kind: "reviewer" };
+function askWho(judged) {
+  naming = { kind: "reviewer", judged };
   byId("name").placeholder = "your name";
   byId("name").value = "";
   byId("naming").hidden = false;
@@ -166,11 +166,11 @@ function spansOf(text) { // the first place where it stands in the caption as wo
 
 byId("naming").addEventListener("submit", (event) => {
   event.preventDefault();
-  const text = byId("name").value.trim(), kind = naming?.kind;
+  const text = byId("name").value.trim(), { kind, judged } = naming ?? {};
   leaveNaming();
   canvas.focus({ preventScroll: true });
   if (!text) return;
-  if (kind === "reviewer") { byId("reviewer").value = text; rememberReviewer(); return; }
+  if (kind === "reviewer") { byId("reviewer").value = text; rememberReviewer(); return acceptAndGoOn(judged); }
   change(() => {
     if (kind === "rename") Object.assign(phrases[chosen.phrase], { text, spans: spansOf(text) });
     else {

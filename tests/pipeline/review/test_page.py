@@ -289,9 +289,11 @@ def test_a_killed_server_loses_nothing_and_the_page_goes_on_with_the_next(
 
 def test_a_page_in_a_file_collects_decisions_and_hands_them_over(labels: Path, visit: Any, tmp_path: Path) -> None:
     path = tmp_path / "page.html"
-    write_gallery(find_rows(labels, Filter()), path, Page("labels", reviewer="ann"), 1_000_000)
+    write_gallery(find_rows(labels, Filter()), path, Page("labels"), 1_000_000)
     page = visit(path.as_uri())
     page.click("#review")
+    page.keyboard.press("Enter")  # which asks for a name
+    page.keyboard.type("ann")
     page.keyboard.press("Enter")
     page.keyboard.press("n")
     expect(page.locator("#saved")).to_have_text("kept in this browser")
