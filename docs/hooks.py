@@ -24,7 +24,12 @@ INCLUDED = {
     "pipeline/prepare/readers/README.md": "how-to/readers.md",
     "pipeline/pseudo_labels/README.md": "how-to/label.md",
     "pipeline/training/README.md": "how-to/train.md",
+    "pipeline/training/recipes/own/README.md": "how-to/own-classes.md",
+    "pipeline/download/README.md": "how-to/download.md",
+    "pipeline/curation/README.md": "how-to/curate.md",
     "pipeline/review/README.md": "how-to/review.md",
+    "pipeline/serving/README.md": "how-to/serve.md",
+    "pipeline/publishing/README.md": "how-to/publish.md",
     "pipeline/store/README.md": "explanation/stores.md",
 }
 """Pages that lie beside the code that they describe, and where they stand on the site."""

@@ -34,7 +34,7 @@ PAGES = [
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 IN_THE_MAP = re.compile(r"[\w.]+/? {2,}|\w+\.yaml {2,}|(\w+/(, )?)+$")
 """Lines of the README's map, which are no commands."""
-NOT_HERE = {"source", "docker", "kubectl", "sbatch", "ssh", "tensorboard"}
+NOT_HERE = {"curl", "docker", "pip", "source", "kubectl", "sbatch", "ssh", "tensorboard"}
 """Programs of other machines or other people: of their lines, the files are looked for and nothing else."""
 
 
@@ -122,7 +122,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         source="web",
         phrases=(Phrase(text="a dog", char_spans=((0, 5),), boxes=(box,)),),
     )
-    for folder in ("data/pseudo_labels/round_1", "data/pseudo_labels/round_2", "labels"):
+    for folder in ("data/pseudo_labels/round_1", "data/pseudo_labels/round_2", "labels", "data/own/labels"):
         write_shard(tmp_path / folder / shard_name(0), [row], GroundingRecord)
     (tmp_path / "pipeline").symlink_to(ROOT / "pipeline")
     (tmp_path / "params.yaml").symlink_to(ROOT / "params.yaml")
@@ -133,7 +133,8 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 RUN = [
     command
     for command in COMMANDS
-    if command.startswith(("glip inspect", "glip manifest --shards data")) or "--dry-run" in command
+    if command.startswith(("glip inspect", "glip manifest --shards data"))
+    or (command.startswith("glip train") and "--dry-run" in command)
 ]
 
 
