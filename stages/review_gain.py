@@ -28,9 +28,11 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 RECIPES = Path(__file__).parents[1] / "pipeline/training/recipes"
-WITHOUT, WITH = RECIPES / "ablations/base.yaml", RECIPES / "review/reviewed.yaml"
-"""Settings of a student without and with reviewed rows."""
+BASE = RECIPES / "ablations/base.yaml"
+"""Settings of a student without reviewed rows."""
 ROUND = "round_1"
+REPEATS = 3
+"""How often a reviewed row is shown for each time that another one is: a fixed share would show few rows too often."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -136,8 +138,26 @@ def _correct(
     return {"rows": merged.reviewed} | {f"precision_{name}": round(100 * value, 2) for name, value in share.items()}
 
 
+def _settings(args: argparse.Namespace, out: Path) -> Path:
+    """Write the settings of a student with reviewed rows: its share of labels is divided among both kinds of them."""
+    from pipeline.settings import load_all
+    from pipeline.store.atomic import replacing
+    from pipeline.training.counting import count_rows
+
+    base = load_all(BASE).train.runs[ROUND]
+    rows = count_rows(args.records / "human", out / "labels", {"pseudo": 1.0, "reviewed": 1.0})
+    shown = {"pseudo": rows["pseudo"], "reviewed": REPEATS * rows["reviewed"]}
+    labels = base.mixture["pseudo"]
+    shares = {name: round(labels * number / sum(shown.values()), 4) for name, number in shown.items()}
+    run = {"init": base.init, "steps": base.steps, "mixture": {**base.mixture, **shares}}
+    path = out / "settings.yaml"
+    with replacing(path) as aside:  # JSON is YAML
+        aside.write_text(json.dumps({"extends": str(BASE), "train": {"runs": {ROUND: run}}}), encoding="utf-8")
+    return path
+
+
 def _train(args: argparse.Namespace, count: int, out: Path) -> None:
-    settings = args.settings or (WITH if count else WITHOUT)
+    settings = args.settings or (_settings(args, out) if count else BASE)
     model = out / "model"
     start = ["--human", args.records / "human", "--pseudo-labels", out / "labels", "--teacher", args.teacher]
     judged = ["--records", args.records, "--out", out / "predictions", "--metrics", out / "model.json"]

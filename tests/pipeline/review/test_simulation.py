@@ -97,8 +97,14 @@ def test_the_table_has_a_line_for_each_number_and_order(
         review_gain.run(parser.parse_args([*places, "--reviewed", "1", "--labels-only", "--error-rate", "0.5"]))
 
 
-def test_the_recipe_of_the_students_gives_reviewed_rows_weight() -> None:
-    mixture = load_all(review_gain.WITH).train.runs[review_gain.ROUND].mixture
-    assert mixture["reviewed"] > 0
-    assert sum(mixture.values()) == pytest.approx(1)
-    assert set(load_all(review_gain.WITHOUT).train.runs[review_gain.ROUND].mixture) == {"detection", "pseudo"}
+def test_students_see_a_reviewed_row_three_times_as_often_as_another_label(
+    labels: Any, truth: Any, tmp_path: Path
+) -> None:
+    rows = [*corrected(labels[:3], truth, 1.0), *labels[3:]]
+    write_shard(tmp_path / "labels" / shard_name(0), rows, GroundingRecord)
+    args = argparse.Namespace(records=tmp_path)
+    mixture = load_all(review_gain._settings(args, tmp_path)).train.runs[review_gain.ROUND].mixture
+    base = load_all(review_gain.BASE).train.runs[review_gain.ROUND].mixture
+    assert mixture["detection"] == base["detection"]
+    assert mixture["pseudo"] + mixture["reviewed"] == pytest.approx(base["pseudo"], abs=1e-3)
+    assert mixture["reviewed"] / 3 == pytest.approx(3 * mixture["pseudo"] / (PAIRS - 3), rel=1e-2)
