@@ -24,6 +24,7 @@ INCLUDED = {
     "pipeline/prepare/readers/README.md": "how-to/readers.md",
     "pipeline/pseudo_labels/README.md": "how-to/label.md",
     "pipeline/training/README.md": "how-to/train.md",
+    "pipeline/publishing/README.md": "how-to/publish.md",
     "pipeline/store/README.md": "explanation/stores.md",
 }
 """Pages that lie beside the code that they describe, and where they stand on the site."""
@@ -31,7 +32,10 @@ PICTURE = "reports/side_by_side.png"
 """That the README shows."""
 PYTHON = {
     "Detection": ("glip_model.GLIPPredictor", "glip_model.Detections"),
-    "Pseudo-labels": ("pipeline.inspection.reading.read_pseudo_labels",),
+    "Pseudo-labels": (
+        "pipeline.inspection.reading.read_pseudo_labels",
+        "pipeline.inspection.notebook.label_rows",
+    ),
     "Records": ("pipeline.store.records.GroundingRecord", "pipeline.store.records.DetectionRecord"),
 }
 """Public names of the Python reference, by heading."""
