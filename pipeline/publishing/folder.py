@@ -95,7 +95,7 @@ def write_dataset(place: Place, repository: str, licence: str, out: Path, may_li
         repository: ``owner/dataset``.
         licence: as the hub names it.
         out: the folder.
-        may_link: link shards instead of copying them, where the disk allows: who writes to them there changes them here.
+        may_link: link shards instead of copying them, where the disk allows: whoever writes to one changes both.
 
     Raises:
         MissingInputError: there are no shards.
