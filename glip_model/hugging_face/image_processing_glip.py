@@ -41,7 +41,7 @@ class GLIPImageProcessor(BaseImageProcessor):
         """The settings as the model's parts read them."""
         return reading_config({name: getattr(self, name) for name in IMAGE_SETTINGS})
 
-    def preprocess(  # type: ignore[override]
+    def preprocess(
         self,
         images: ImageLike | Sequence[ImageLike],
         annotations: Any = None,
