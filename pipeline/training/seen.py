@@ -16,7 +16,7 @@ WORDS = {"embedded": "emoji scenes"}
 """What people call sources that the project makes itself."""
 
 
-def seen(human: Place, pseudo: Place | None, mixture: Mapping[str, float]) -> TrainedOn:
+def seen(human: Place, pseudo: Place | None, mixture: Mapping[str, float], replay: Place | None = None) -> TrainedOn:
     """Return what a training shows a model; the pictures are not read.
 
     Raises:
@@ -24,7 +24,7 @@ def seen(human: Place, pseudo: Place | None, mixture: Mapping[str, float]) -> Tr
     """
     rows: Counter[str] = Counter()
     sides: list[int] = []
-    for folder in folders_of(human, pseudo, mixture).values():
+    for folder in dict.fromkeys(folders_of(human, pseudo, mixture, replay).values()):
         for shard in list_shards(folder):
             table = read_table(shard, ("source", "height", "width"))
             if len(table):
