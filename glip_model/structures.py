@@ -130,7 +130,7 @@ class Detections:
     """The phrases that were asked for, found or not."""
     char_spans: tuple[CharSpans, ...] = field(default=())
     """Per phrase, where it stands in the caption."""
-    source: ImageLike | None = field(default=None, repr=False, compare=False)
+    source: ImageLike | None = field(default=None, repr=False, compare=False, kw_only=True)
     """The picture as ``GLIPPredictor.predict`` was given it, for notebooks; None from other methods."""
 
     @classmethod

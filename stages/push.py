@@ -71,7 +71,7 @@ def _write(args: argparse.Namespace, out: Path) -> None:
     from pipeline.store.storage import to_place
 
     if args.type == "dataset":
-        write_dataset(to_place(args.source), args.repo, args.licence, out)
+        write_dataset(to_place(args.source), args.repo, args.licence, out, may_link=args.dry_run is None)
         return
     try:
         model = resolve_folder(args.source)

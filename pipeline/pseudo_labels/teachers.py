@@ -12,6 +12,7 @@ from typing import Any, Protocol, cast, runtime_checkable
 from PIL import Image
 
 from glip_model.checkpoint import CONFIG_FILE
+from glip_model.hugging_face.files import MODEL_TYPE
 from glip_model.images import ImageError
 from glip_model.precision import Precision, allow_tf32, best_device
 from glip_model.predictor import GLIPPredictor
@@ -208,10 +209,10 @@ def _folder(name: str) -> Iterator[Path]:
 
 
 def _model_type(folder: Path) -> str | None:
-    """Return the ``model_type`` of a model of transformers; None of this project's own."""
+    """Return the ``model_type`` of a model that is transformers' own; None of this project's."""
     config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8-sig"))
     found = config.get("model_type") if isinstance(config, dict) else None
-    return None if found is None else str(found)
+    return None if found in (None, MODEL_TYPE) else str(found)
 
 
 def _own_function(name: str) -> Callable[[str], Teacher | PreparedTeacher] | None:

@@ -87,8 +87,15 @@ def write_model(model: Path, repository: str, papers: Papers, licence: str, out:
     (out / CARD).write_text(model_card(repository, facts), encoding="utf-8")
 
 
-def write_dataset(place: Place, repository: str, licence: str, out: Path) -> None:
-    """Write all that a repository of labels holds into an empty folder: the shards as they are, linked where they may.
+def write_dataset(place: Place, repository: str, licence: str, out: Path, may_link: bool = False) -> None:
+    """Write all that a repository of labels holds into an empty folder, the shards as they are.
+
+    Args:
+        place: of the shards.
+        repository: ``owner/dataset``.
+        licence: as the hub names it.
+        out: the folder.
+        may_link: link shards instead of copying them, where the disk allows: whoever writes to one changes both.
 
     Raises:
         MissingInputError: there are no shards.
@@ -99,14 +106,15 @@ def write_dataset(place: Place, repository: str, licence: str, out: Path) -> Non
     manifest = find_manifest(place)
     with local_folder(place) as folder:
         for name in [*(shard.name for shard in list_shards(place)), *([manifest.name] if manifest else [])]:
-            _link(folder / name, out / name)
+            _take(folder / name, out / name, may_link)
     (out / CARD).write_text(card, encoding="utf-8")
 
 
-def _link(source: Path, target: Path) -> None:
-    with suppress(OSError):  # of another disk, or of a system without links
-        os.link(source.resolve(), target)
-        return
+def _take(source: Path, target: Path, may_link: bool) -> None:
+    if may_link:
+        with suppress(OSError):  # of another disk, or of a system without links
+            os.link(source.resolve(), target)
+            return
     shutil.copyfile(source, target)
 
 

@@ -85,7 +85,7 @@ def model_card(name: str, facts: ModelFacts) -> str:
         library_name="transformers",
         pipeline_tag=TASK,
         tags=["glip", "object-detection", "phrase-grounding", *(["self-training"] if facts.calibration else [])],
-        model_name=name.rpartition("/")[2],
+        model_name=name.rpartition("/")[2] if found else None,
         eval_results=[
             EvalResult(
                 task_type=TASK,

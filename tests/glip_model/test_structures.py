@@ -137,3 +137,12 @@ def test_batch_splits_into_parts_that_are_the_whole_again() -> None:
     assert batch.split(1) == [batch]
     with pytest.raises(ValueError, match="a batch of 4 pictures cannot be split into 3 equal parts"):
         batch.split(3)
+
+
+@pytest.mark.filterwarnings("ignore")  # it misses OpenCV
+def test_the_real_supervision_takes_them(detections: Detections) -> None:
+    pytest.importorskip("supervision")
+    received = detections.to_supervision()
+    assert received.xyxy.tolist() == detections.boxes_xyxy.tolist()
+    assert received.data["class_name"].tolist() == list(detections.labels)
+    assert len(received[received.confidence > 2]) == 0

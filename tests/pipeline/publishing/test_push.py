@@ -159,6 +159,14 @@ def test_a_dry_run_writes_the_folder_and_sends_nothing(hub: Any, model: Path, tm
     assert glip("push", model, "--repo", "someone/student", "--dry-run", out) == 2
 
 
+def test_the_folder_of_a_dry_run_is_apart_from_the_labels(labels: Path, tmp_path: Path) -> None:
+    out, before = tmp_path / "dry", (labels / shard_name(0)).read_bytes()
+    assert glip("push", labels, "--repo", "someone/labels", "--type", "dataset", "--dry-run", out) == 0
+    with (out / shard_name(0)).open("ab") as shard:
+        shard.write(b"changed")
+    assert (labels / shard_name(0)).read_bytes() == before
+
+
 def test_a_model_without_papers_has_a_card_all_the_same(model: Path, tmp_path: Path) -> None:
     alone = model.rename(tmp_path / "alone")
     out = tmp_path / "dry"
