@@ -22,6 +22,8 @@ INCLUDED = {
     "CHANGELOG.md": "changelog.md",
     "cluster/README.md": "how-to/cluster.md",
     "pipeline/prepare/readers/README.md": "how-to/readers.md",
+    "pipeline/download/README.md": "how-to/download.md",
+    "pipeline/curation/README.md": "how-to/curate.md",
     "pipeline/pseudo_labels/README.md": "how-to/label.md",
     "pipeline/training/README.md": "how-to/train.md",
     "pipeline/store/README.md": "explanation/stores.md",
