@@ -237,7 +237,8 @@ def _noise_rows(config: EmbeddedConfig, seed: int, start: int, stop: int) -> Ite
     for number in range(start, stop):
         rng = _generator("web_noise", seed, number)
         if kinds[number] == "double":
-            again = _web(_generator("web", seed, int(rng.integers(config.web))), pool, config)
+            # Of pairs at equal distances, so that none comes a third time.
+            again = _web(_generator("web", seed, number * config.web // counts["double"]), pool, config)
             yield _with_picture(again, _compressed(again.image.bytes or b"", DOUBLE_QUALITY), again.caption)
         elif kinds[number] == "wrong_caption":
             shown = _web(rng, pool, config)
