@@ -10,7 +10,7 @@ export DVC_NO_ANALYTICS := 1
 unexport PYTHONDONTWRITEBYTECODE
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help setup repro seeds test fuzz check browser bench bench-gpu rehearsal lock clean
+.PHONY: help setup repro seeds test fuzz check browser bench bench-gpu rehearsal docs coverage lock clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -47,8 +47,15 @@ check: $(READY) ## format, lint and types
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+docs: $(READY) ## build the documentation site in build/site
+	$(BIN)/mkdocs build --strict --quiet
+	@echo "docs: build/site/index.html"
+
+coverage: $(READY) ## branch coverage of all tests in build/coverage (an hour)
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --cov --cov-report html:build/coverage/html --cov-report term:skip-covered
+
 lock: $(READY) ## write requirements.lock anew from pyproject.toml
-	$(BIN)/pip-compile --quiet --upgrade --generate-hashes --no-emit-index-url --no-emit-trusted-host --no-emit-find-links --no-header --no-annotate --allow-unsafe --strip-extras --extra pipeline,export,hub,trackers,video,dev --output-file requirements.lock pyproject.toml
+	$(BIN)/pip-compile --quiet --upgrade --generate-hashes --no-emit-index-url --no-emit-trusted-host --no-emit-find-links --no-header --no-annotate --allow-unsafe --strip-extras --extra pipeline,export,hub,trackers,video,serve,tune,curate,docs,dev --output-file requirements.lock pyproject.toml
 
 bench: $(READY) ## speed and memory as ratios against named baselines (about an hour)
 	$(BIN)/python tests/benchmarks/startup_cost.py

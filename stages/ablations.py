@@ -1,16 +1,18 @@
 """What the gain of self-training is made of: a round is run again and again, each time with one thing changed.
 
-glip ablations                        all of pipeline/training/recipes/ablations, judged on dev → ablations/table.csv
-glip ablations base no_competition    some of them, by name
+glip ablations                        all of pipeline/training/recipes/ablations, judged on dev → metrics/ablations.csv
+glip ablations base no_competition    some of them, by name; the table keeps its other rows
 glip ablations own.yaml               one of your own: a params file whose ``rounds`` names the one round to run
 
-Each goes on from the records, phrases and models of the run in this folder (make repro). What is finished stays; run
-again, it makes only what is missing.
+Each goes on from the records, phrases and models of the run in this folder (make repro); one that changes ``prepare``,
+such as the number of web pairs, has records and phrases of its own. What is finished stays; run again, it makes
+only what is missing. glip report shows the table, and novel AP over web pairs.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import logging
 import subprocess
@@ -24,6 +26,7 @@ from pipeline.cli import add_params, run_if_program
 from pipeline.errors import ConfigError, MissingInputError, PipelineError
 
 if TYPE_CHECKING:
+    from pipeline.prepare.settings import PrepareConfig
     from pipeline.pseudo_labels.settings import PseudoLabelConfig
 
 logger = logging.getLogger(__name__)
@@ -42,6 +45,10 @@ LABELS = {
     "base recall": "recall_base",
 }
 """Columns of the labels' quality on dev, in percent, at the threshold in use."""
+COUNTS = {"web pairs": "rows", "labelled pairs": "rows_labelled", "boxes": "boxes"}
+"""Columns of how many labels there are to learn from."""
+REFERENCES = ("base", "round_2")
+"""The rounds as the run has them, which the others are compared with."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +62,7 @@ class Ablation:
     round: str
     teacher: str
     labelling: PseudoLabelConfig
+    prepare: PrepareConfig
     settings: str
     """All settings, as YAML."""
     needs_calibration: bool
@@ -68,22 +76,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, default=Path("ablations"), help=f"folder, a folder for each in it {shown}")
     parser.add_argument("--data", type=Path, default=Path("data"), help=f"records, phrases, labels of the run {shown}")
     parser.add_argument("--models", type=Path, default=Path("models"), help=f"its models {shown}")
+    parser.add_argument("--table", type=Path, default=Path("metrics/ablations.csv"), help=f"what was found {shown}")
     add_params(parser)
 
 
 def run(args: argparse.Namespace) -> str:
-    """Run what is missing, then write the table."""
-    from pipeline.store.atomic import write_csv
-
+    """Run what is missing, and write every row as soon as it is known."""
     ablations = [_read(path) for path in _files(args.files)]
-    rows = []
     for number, ablation in enumerate(ablations, 1):
         logger.info("ablations %d of %d: %s (%s)", number, len(ablations), ablation.name, ablation.what)
-        rows.append(_row(ablation, _measure(ablation, args)))
-        logger.info("  %s", ", ".join(f"{name} {rows[-1][name]}" for name in MEASURES))
-    columns = list(rows[0])
-    write_csv(args.out / "table.csv", [columns, *([row[name] for name in columns] for row in rows)])
-    return f"ablations: {len(rows)} → {args.out / 'table.csv'}"
+        row = _row(ablation, _measure(ablation, args), _labels(ablation, args))
+        logger.info("  %s", ", ".join(f"{name} {row[name]}" for name in MEASURES))
+        _write_row(args.table, row)
+    return f"ablations: {len(ablations)} → {args.table}"
+
+
+def _write_row(table: Path, row: dict[str, Any]) -> None:
+    """Put a row into the table, in place of an earlier one of its name."""
+    from pipeline.store.atomic import write_csv
+
+    rows: dict[str, dict[str, Any]] = {}
+    if table.is_file():
+        with table.open(newline="", encoding="utf-8") as file:
+            rows = {each["name"]: each for each in csv.DictReader(file)}
+    rows[row["name"]] = row
+    ordered = sorted(rows.values(), key=lambda each: (each["round"], each["name"] not in REFERENCES, each["name"]))
+    write_csv(table, [list(row), *([each.get(column, "") for column in row] for each in ordered)])
 
 
 def _files(asked: Sequence[str]) -> list[Path]:
@@ -113,6 +131,7 @@ def _read(path: Path) -> Ablation:
         round=name,
         teacher=each.teacher,
         labelling=of_round(settings.pseudo_label, settings.rounds, name),
+        prepare=settings.prepare,
         settings=to_yaml(settings),
         needs_calibration=settings.train.samples.pseudo_weight == "precision",
         learns_from_labels=settings.train.runs[name].mixture.get("pseudo", 0) > 0,
@@ -143,13 +162,18 @@ def _measure(ablation: Ablation, args: argparse.Namespace) -> dict[str, Any]:
 
 def _stages(ablation: Ablation, args: argparse.Namespace, teacher: Path, out: Path) -> Iterator[list[object]]:
     """Yield the commands of a round's stages, but for what the run has made with the same settings."""
-    records, of_round = args.data / "records", ["--round", ablation.round]
+    data, of_round = args.data, ["--round", ablation.round]
+    if not _has_same_records(ablation, args.params):
+        data = out
+        yield ["stages.prepare", "--out", data / "records", "--metrics", out / "prepare.json"]
+        made = ["--out", data / "phrases", "--metrics", out / "phrases.json", "--curve", out / "phrase_frequency.csv"]
+        yield ["stages.phrases", "--records", data / "records/web", *made]
+    records = data / "records"
     labels: list[object] = []
     if ablation.learns_from_labels:
-        shards = args.data / "pseudo_labels" / ablation.round
-        if not _has_same_labels(ablation, args.params):
-            shards = out / "labels"
-            web = ["--records", records / "web", "--phrases", args.data / "phrases"]
+        shards = _labels(ablation, args)
+        if shards == out / "labels":
+            web = ["--records", records / "web", "--phrases", data / "phrases"]
             made = ["--out", shards, "--metrics", out / "labels.json"]
             yield ["stages.pseudo_label", *web, "--teacher", teacher, *made, *of_round]
         labels = ["--pseudo-labels", shards]
@@ -167,29 +191,43 @@ def _stages(ablation: Ablation, args: argparse.Namespace, teacher: Path, out: Pa
     yield ["stages.evaluate", "--model", model, *judged]
 
 
-def _has_same_labels(ablation: Ablation, params: Path) -> bool:
-    """Tell whether the run in this folder has labelled that round by the same model with the same settings."""
+def _labels(ablation: Ablation, args: argparse.Namespace) -> Path:
+    """Return where the labels are that it learns from: those of the run where nothing would change them."""
     from pipeline.pseudo_labels.settings import of_round
     from pipeline.settings import load_all
 
-    run = load_all(params)
+    run = load_all(args.params)
     theirs = run.rounds.get(ablation.round)
-    return (
+    is_same = (
         theirs is not None
         and theirs.teacher == ablation.teacher
         and of_round(run.pseudo_label, run.rounds, ablation.round) == ablation.labelling
+        and _has_same_records(ablation, args.params)
     )
+    folder: Path = args.data / "pseudo_labels" / ablation.round if is_same else args.out / ablation.name / "labels"
+    return folder
 
 
-def _row(ablation: Ablation, found: dict[str, Any]) -> dict[str, Any]:
+def _has_same_records(ablation: Ablation, params: Path) -> bool:
+    """Tell whether the records of the run in this folder are those it asks for."""
+    from pipeline.settings import load_all
+
+    return bool(load_all(params).prepare == ablation.prepare)
+
+
+def _row(ablation: Ablation, found: dict[str, Any], labels: Path) -> dict[str, Any]:
     """Return a line of the table; what an ablation does not have is empty."""
+    from pipeline.pseudo_labels.manifest import read_manifest, to_metrics
+
     dev = found["model"]["dev"]
+    counts = to_metrics(list(read_manifest(labels).values())) if ablation.learns_from_labels else {}
     used = found.get("calibration", {}).get("at_min_score", {})
     return {
         "name": ablation.name,
         "what": ablation.what,
         "round": ablation.round,
         "min_score": ablation.labelling.min_score,
+        **{name: counts.get(key) for name, key in COUNTS.items()},
         **{name: _percent(used.get(key)) for name, key in LABELS.items()},
         **{name: _first(dev.get(task, {}), part, measure) for name, (task, part, measure) in MEASURES.items()},
     }

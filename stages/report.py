@@ -39,6 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> str:
     """Compare the models and write what was found."""
+    from pipeline.report.ablations import read_ablations
     from pipeline.report.compose import category_table, examine_all, find_benchmarks, find_models, read_models
     from pipeline.report.labels import read_labels
     from pipeline.report.page import Report, render_page
@@ -72,6 +73,7 @@ def run(args: argparse.Namespace) -> str:
             metrics=metrics,
             gallery=gallery,
             rounds=rounds,
+            ablations=read_ablations(metrics_folder / "ablations.csv"),
             labels=read_labels(metrics_folder, plots, run[-1] if run else None),
             provenance=collect(args.params, lock, metrics_folder),
             notes=[*notes_on_rounds(rounds), *absent, *unknown, *left_out],

@@ -9,6 +9,7 @@ import itertools
 import re
 import shlex
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,11 +26,15 @@ from pipeline.submission.package import check_stage
 from stages import glip
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "pipeline").rglob("README.md")), ROOT / "cluster" / "README.md"]
+PAGES = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "cluster/README.md")),
+    *sorted((ROOT / "pipeline").rglob("README.md")),
+    *sorted((ROOT / "docs").rglob("*.md")),
+]
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 IN_THE_MAP = re.compile(r"[\w.]+/? {2,}|\w+\.yaml {2,}|(\w+/(, )?)+$")
 """Lines of the README's map, which are no commands."""
-NOT_HERE = {"docker", "kubectl", "sbatch", "ssh", "tensorboard"}
+NOT_HERE = {"source", "docker", "kubectl", "sbatch", "ssh", "tensorboard"}
 """Programs of other machines or other people: of their lines, the files are looked for and nothing else."""
 
 
@@ -83,6 +88,8 @@ def test_command_is_understood(command: str) -> None:
     elif program == "python":
         assert words[0] == "-m"
         parse(words[1], words[2:])
+    elif program == "pytest":
+        assert all((ROOT / word).exists() for word in words if not word.startswith("-"))
     elif program == "ray":
         assert CliRunner().invoke(scripts.cli, [words[0], "--help"]).exit_code == 0
         known = {option for parameter in scripts.cli.commands[words[0]].params for option in parameter.opts}
@@ -142,3 +149,35 @@ def test_command_does_what_it_says(command: str, project: Path, capsys: pytest.C
 def test_pages_show_commands_of_every_kind() -> None:
     assert len(RUN) >= 8
     assert {words_of(command)[0] for command in COMMANDS} >= {"make", "dvc", "glip", "python", "ray", *NOT_HERE}
+
+
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 120
+
+
+def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
+    """Links, anchors and names of the Python reference are checked by the build; a warning ends it."""
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    commands_page = (tmp_path / "reference/commands.html").read_text(encoding="utf-8")
+    assert all(f"glip {name}" in commands_page for name in glip.COMMANDS)
+    settings_page = (tmp_path / "reference/settings.html").read_text(encoding="utf-8")
+    assert "pseudo_label.min_score" in settings_page
+    assert "train.optim.learning_rate" in settings_page
+    assert "from_pretrained" in (tmp_path / "reference/python.html").read_text(encoding="utf-8")
+
+
+def test_links_of_pages_lead_somewhere() -> None:
+    """Links as they are followed in the repository, where the site's build does not look."""
+    link = re.compile(r"\]\(([^)\s#:]+)(#[^)\s]*)?\)")
+    targets = {
+        (page, found) for page in PAGES for found, _ in link.findall(BLOCK.sub("", page.read_text(encoding="utf-8")))
+    }
+    here_or_generated = [
+        f"{page.relative_to(ROOT)} → {found}"
+        for page, found in targets
+        if not (page.parent / found).exists() and ROOT / "docs" not in page.parents
+    ]
+    assert targets
+    assert here_or_generated == []

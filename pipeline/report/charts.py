@@ -20,10 +20,15 @@ class Scale:
     low: float
     high: float
     ticks: tuple[float, ...]
+    is_logarithmic: bool = False
+    """Whether equal factors take equal room; then all values are positive."""
 
     def at(self, value: float) -> float:
         """Return where a value lies, in percent of the scale; beyond its ends, at its ends."""
-        return round(100 * min(max((value - self.low) / (self.high - self.low), 0.0), 1.0), 2)
+        low, high = self.low, self.high
+        if self.is_logarithmic:
+            low, high, value = (math.log(each) for each in (low, high, value))
+        return round(100 * min(max((value - low) / (high - low), 0.0), 1.0), 2)
 
 
 @dataclass(frozen=True)

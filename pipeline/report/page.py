@@ -23,6 +23,7 @@ from pipeline.evaluation.flickr30k import IOU_THRESHOLD
 from pipeline.evaluation.judged import SHOWN_SCORE, Judged, categories_of_part, pairs
 from pipeline.evaluation.standings import Standing, standings
 from pipeline.report import charts
+from pipeline.report.ablations import Ablations, curve_over_pairs
 from pipeline.report.charts import PERCENT, Line, Plot
 from pipeline.report.confusion import Confusions, confused_categories, confused_phrases
 from pipeline.report.gallery import choose_gallery, draw_rows
@@ -92,6 +93,7 @@ class Report:
     """Model → split → task → source → part → measure."""
     gallery: list[list[Shot]]
     rounds: list[Round]
+    ablations: Ablations
     labels: LabelFigures
     provenance: Provenance
     notes: list[str]
@@ -177,6 +179,7 @@ def render_page(report: Report) -> str:
         ),
         charts=charts,
         split_rows=split_rows,
+        over_pairs=curve_over_pairs(report.ablations),
         over_rounds=curves_over_rounds(report.rounds, report.findings[0].standings if report.findings else []),
         shown_confusions=SHOWN_CONFUSIONS,
         shown_score=SHOWN_SCORE,

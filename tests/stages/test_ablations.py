@@ -6,12 +6,14 @@ import csv
 import json
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from pipeline.pseudo_labels.manifest import ShardSummary, write_manifest
 from stages import ablations, glip
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -72,7 +74,7 @@ def test_labels_of_the_run_are_learned_from_where_nothing_changes_them(ran: list
     assert own[own.index("--pseudo-labels") + 1] == "ablations/no_competition/labels"
     assert "--calibration" not in own
     assert own[own.index("--params") + 1].endswith("recipes/ablations/no_competition.yaml")
-    with Path("ablations/table.csv").open(newline="", encoding="utf-8") as file:
+    with Path("metrics/ablations.csv").open(newline="", encoding="utf-8") as file:
         base, other = csv.DictReader(file)
     assert (base["name"], base["novel AP"], base["base AP"], base["novel precision"]) == (
         "base",
@@ -82,6 +84,35 @@ def test_labels_of_the_run_are_learned_from_where_nothing_changes_them(ran: list
     )
     assert other["what"] == "Phrases of a caption do not compete for a box"
     assert other["base precision"] == ""
+
+
+def test_another_number_of_web_pairs_has_records_and_phrases_of_its_own(ran: list[list[str]]) -> None:
+    run("web_1500")
+    assert [words[0] for words in ran] == [
+        *("prepare", "phrases", "pseudo_label", "calibrate", "train_only", "evaluate"),
+    ]
+    prepare, phrases, labels, calibrate, train, judged = ran
+    own = "ablations/web_1500"
+    assert prepare[prepare.index("--out") + 1] == f"{own}/records"
+    assert phrases[phrases.index("--records") + 1] == f"{own}/records/web"
+    assert labels[labels.index("--phrases") + 1] == f"{own}/phrases"
+    assert calibrate[calibrate.index("--records") + 1] == f"{own}/records/dev/grounding"
+    assert train[train.index("--human") + 1] == f"{own}/records/human"
+    assert judged[judged.index("--records") + 1] == f"{own}/records"
+
+
+def test_the_table_keeps_rows_of_earlier_runs_and_counts_labels(ran: list[list[str]]) -> None:
+    shards = Path("data/pseudo_labels/round_1")
+    shards.mkdir(parents=True)
+    summary = ShardSummary("", 10, 30, 30, {"no_boxes": 3}, {}, None, 1, "")
+    write_manifest(shards, {}, [replace(summary, name="a.parquet"), replace(summary, name="b.parquet")])
+    run("no_competition")
+    run("base")
+    with Path("metrics/ablations.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["name"] for row in rows] == ["base", "no_competition"]  # what the others are compared with is first
+    assert [rows[0][name] for name in ("web pairs", "labelled pairs", "boxes")] == ["20", "14", "60"]
+    assert rows[1]["what"] == "Phrases of a caption do not compete for a box"
 
 
 def test_what_is_finished_stays_until_settings_or_teacher_change(ran: list[list[str]]) -> None:

@@ -17,6 +17,7 @@ from PIL import Image
 from playwright.sync_api import expect
 
 from pipeline.evaluation.judged import Judged
+from pipeline.report.ablations import Ablations
 from pipeline.report.charts import PERCENT, Line, Plot
 from pipeline.report.labels import LabelFigures
 from pipeline.report.page import Findings, Report, examine, make_gallery, render_page
@@ -66,6 +67,13 @@ def report_of(judged: Sequence[Judged], hostile: str, config: Any) -> Report:
         metrics=dict.fromkeys(models, measures),
         gallery=make_gallery(judged[0], config.gallery_rows),
         rounds=rounds_of(models, hostile),
+        ablations=Ablations(
+            ("name", "what", "round", "web pairs", "novel AP"),
+            [
+                {"name": name, "what": hostile, "round": hostile, "web pairs": f"{pairs}", "novel AP": f"{pairs / 100}"}
+                for name, pairs in (("base", 6000), ("web_3000", 3000), ("web_1500", 1500), (hostile, 6000))
+            ],
+        ),
         labels=LabelFigures([(hostile, "1")], [(hostile, [(hostile, 3, 12.0)])], [plot], [("base", 80.0, 90.0)]),
         provenance=origin,
         notes=[hostile],
@@ -126,7 +134,19 @@ def test_the_page_loads_nothing(report: Report) -> None:
 def test_every_part_is_there_and_nothing_is_not_a_number(report: Report) -> None:
     page = render_page(report)
     seen = Page(page)
-    for part in ("measures", "gains", "rounds", "curves", "categories", "pictures", "confusions", "labels", "origin"):
+    parts = (
+        "measures",
+        "gains",
+        "rounds",
+        "ablations",
+        "curves",
+        "categories",
+        "pictures",
+        "confusions",
+        "labels",
+        "origin",
+    )
+    for part in parts:
         assert ("id", part) in seen.attributes
         assert ("href", f"#{part}") in seen.attributes
     assert "prefers-color-scheme: dark" in page
@@ -134,16 +154,16 @@ def test_every_part_is_there_and_nothing_is_not_a_number(report: Report) -> None
     words = re.findall(r"\w+", text.lower())
     assert not {"nan", "inf", "none", "undefined"} & set(words)
     assert not re.search(r'="[^"]*\bnan\b', page)
-    assert seen.tags.count("polyline") == 2 * 3 + 2 * 2 + 1  # over recall, over rounds, over the threshold
+    assert seen.tags.count("polyline") == 2 * 3 + 2 * 2 + 1 + 1  # over recall, rounds, web pairs and the threshold
     assert "On novel concepts the student reaches 75.2 AP: +49.5 over the teacher" in text
     assert "Left out" not in text
 
 
 def test_a_report_of_nothing_says_so_in_every_part(report: Report) -> None:
     empty = Provenance({"code": "not a git checkout"}, "", [], [], {}, {})
-    nothing = Report(("teacher",), "test", [], {"teacher": {}}, [], [], NOTHING, empty, ["no records"])
+    nothing = Report(("teacher",), "test", [], {"teacher": {}}, [], [], Ablations(), NOTHING, empty, ["no records"])
     text = "".join(Page(render_page(nothing)).text)
-    assert text.count("Left out") == 7
+    assert text.count("Left out") == 8
     assert "No metrics of test" in text
     assert "no records" in text
 
@@ -180,7 +200,7 @@ def test_lvis_has_frequencies_for_parts_and_no_whiskers(
     assert "No intervals: LVIS" in page
     assert 'class="whisker"' not in page
     assert "Rare concepts" in page
-    assert page.count("<polyline") == 3 * 2 + 1  # all, rare and common of two models, and the labels'
+    assert page.count("<polyline") == 3 * 2 + 2  # all, rare and common of two models, web pairs, and the labels'
 
 
 def test_a_benchmark_that_some_models_lack_compares_the_others(
