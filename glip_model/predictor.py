@@ -99,9 +99,30 @@ class GLIPPredictor:
         device: str | torch.device | None = None,
         precision: Precision = "auto",
         compile_model: bool = False,
+        *,
+        variant: str | None = None,
+        revision: str | None = None,
     ) -> GLIPPredictor:
-        """Load model and tokenizer from one folder or hub id; ValueError when something is missing there."""
-        folder = resolve_folder(name)
+        """Load model and tokenizer.
+
+        Args:
+            name: folder or hub id.
+            device: likewise ``precision`` and ``compile_model``, see the class.
+            precision: see the class.
+            compile_model: see the class.
+            variant: of the published models, ``name`` being the hub id that holds them: ``glip_t`` of
+                "GLIPModel/GLIP". It is fetched and converted once, see ``published_hub.converted``.
+            revision: branch, tag or commit of a hub id.
+
+        Raises:
+            ValueError: something is missing there, or broken.
+        """
+        if variant is not None:
+            from glip_model.published_hub import converted
+
+            folder = converted(str(name), variant, revision)
+        else:
+            folder = resolve_folder(name, revision)
         model = GLIP.from_pretrained(folder)
         return cls(model, load_tokenizer(folder, model.config.text.vocab_size), device, precision, compile_model)
 
@@ -154,7 +175,8 @@ class GLIPPredictor:
                 )
         results: list[Detections] = []
         for start in range(0, len(sources), batch_size):
-            opened = [open_image(source) for source in sources[start : start + batch_size]]
+            given = sources[start : start + batch_size]
+            opened = [open_image(source) for source in given]
             asked = caption if isinstance(prompt, str) else names
             find = partial(self._find, asked=asked, max_detections=max_detections)
             if tile:
@@ -162,7 +184,7 @@ class GLIPPredictor:
                 batch = [find_in_tiles(find, image, tile, batch_size, nms) for image in opened]
             else:
                 batch = find(opened)
-            kept = (detections.above(min_score) for detections in batch)
+            kept = (replace(d.above(min_score), source=source) for d, source in zip(batch, given, strict=True))
             results += [each if compete_threshold >= 1 else each.without_rivals(compete_threshold) for each in kept]
         return results
 

@@ -27,9 +27,12 @@ from pydantic_core import PydanticSerializationError, to_json
 from pipeline.errors import ConfigError, MissingInputError
 
 SECTIONS = {
+    "download": "pipeline.download.settings:DownloadConfig",
     "prepare": "pipeline.prepare.settings:PrepareConfig",
+    "curate": "pipeline.curation.settings:CurateConfig",
     "model": "pipeline.training.settings:ModelConfig",
     "train": "pipeline.training.settings:TrainConfig",
+    "recaption": "pipeline.recaption.settings:RecaptionConfig",
     "phrases": "pipeline.phrases.settings:PhrasesConfig",
     "pseudo_label": "pipeline.pseudo_labels.settings:PseudoLabelConfig",
     "evaluate": "pipeline.evaluation.settings:EvaluateConfig",
@@ -189,7 +192,8 @@ def _file_class() -> Any:
         "rounds": annotated[mapping[str, _class_at(_ROUND)], Field(description=_ROUNDS)],
     }
     hints |= {name: _class_at(place) for name, place in SECTIONS.items()}
-    return _make("Settings", hints, {"__doc__": "A params file.", "ADDED": ("image_roots", "rounds")})
+    added = ("image_roots", "rounds", "download", "curate", "recaption")
+    return _make("Settings", hints, {"__doc__": "A params file.", "ADDED": added})
 
 
 def _class_at(place: str) -> Any:

@@ -19,12 +19,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", required=True, help="place for shards of phrases")
     parser.add_argument("--metrics", help="JSON file for counts")
     parser.add_argument("--curve", help="CSV file for how often phrases are said, by rank")
+    parser.add_argument("--curve-before", help="with phrases.max_per_phrase: the same of all pairs, before the balance")
     parser.add_argument("--names", help="count how many of these names captions cover: LVIS or COCO JSON")
     add_params(parser)
 
 
 def run(args: argparse.Namespace) -> str:
     """Parse every caption."""
+    from pipeline.phrases.balance import BEFORE
     from pipeline.phrases.job import extract_phrases
     from pipeline.phrases.settings import PhrasesConfig
     from pipeline.phrases.statistics import count_phrases, write_curve
@@ -44,6 +46,9 @@ def run(args: argparse.Namespace) -> str:
         metrics |= {"names": stats.names, "names_covered": stats.names_covered}
     if args.curve:
         write_curve(stats, to_place(args.curve))
+    if args.curve_before:
+        before = count_phrases(out / BEFORE) if config.max_per_phrase else stats
+        write_curve(before, to_place(args.curve_before))
     if args.metrics:
         write_json(to_place(args.metrics), metrics)
     counts = f"{metrics['rows']} captions, {metrics['phrases']} phrases, {metrics['unique_phrases']} unique"

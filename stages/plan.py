@@ -7,6 +7,11 @@ glip plan                                             measure, for the input of 
 glip plan --pairs 24e6 --gpus 64 256 --price 2.5      the same pictures, as if there were 24 million
 glip plan --images-per-s 40 --interrupted-every 6     a speed that is known, on spot machines
 glip plan --rounds 3                                  three rounds of self-training: each labels all pairs anew
+
+What comes before labelling is planned by the metrics of a sample, of this machine or one like those to come:
+
+glip plan --download metrics/download.json --pairs 12.4e6 --machines 1 8 --price-per-gb 0.09
+glip plan --curate metrics/curate.json --pairs 9e6
 """
 
 from __future__ import annotations
@@ -41,15 +46,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--rounds", type=at_least(1), default=1, help="that label all pairs anew (default: %(default)s)"
     )
+    parser.add_argument(
+        "--download", metavar="JSON", help="plan a download of --pairs URLs, by metrics of glip download"
+    )
+    parser.add_argument("--curate", metavar="JSON", help="plan curation of --pairs pairs, by metrics of glip curate")
+    parser.add_argument("--machines", type=at_least(1), nargs="+", default=[1, 8, 64], help="for these two (1 8 64)")
+    parser.add_argument("--price-per-gb", type=float, help="of what is read out of a store, in any currency")
     parser.add_argument("--json", action="store_true", help="print the plan as JSON")
     add_params(parser)
 
 
 def run(args: argparse.Namespace) -> None:
     """Measure, play through, print."""
-    from pipeline.pseudo_labels.endpoint import is_endpoint
+    if args.download or args.curate:
+        print(_of_collection(args))
+        return
     from pipeline.pseudo_labels.plan_text import describe_plan, format_plan
     from pipeline.pseudo_labels.planning import Interruptions, Rates, simulate, survey
+    from pipeline.store.endpoint import is_endpoint
     from pipeline.store.storage import to_place
 
     workload = _scaled(survey(to_place(args.records)), args)
@@ -63,9 +77,30 @@ def run(args: argparse.Namespace) -> None:
     print(to_json(plan, indent=2) if args.json else format_plan(plan, args.sample, spot))
 
 
+def _of_collection(args: argparse.Namespace) -> str:
+    """Say what download and curation will take; nothing is measured for that."""
+    from pipeline.curation.planning import NEEDED, format_curation, plan_curation
+    from pipeline.download.planning import format_download, plan_download, read_metrics
+    from pipeline.settings import load_all
+    from pipeline.store.storage import to_place
+
+    if args.pairs is not None and not args.pairs >= 1:
+        raise ConfigError(f"--pairs is {args.pairs}; expected at least 1")
+    pairs = None if args.pairs is None else int(args.pairs)
+    plans, texts = {}, []
+    if args.download:
+        pause_s = load_all(args.params).download.host_pause_s
+        plans["download"] = plan_download(to_place(args.download), pairs, args.machines, pause_s)
+        texts.append(format_download(plans["download"], args.price_per_gb))
+    if args.curate:
+        plans["curate"] = plan_curation(read_metrics(to_place(args.curate), NEEDED), pairs, args.machines)
+        texts.append(format_curation(plans["curate"]))
+    return to_json(plans, indent=2) if args.json else "\n".join(texts)
+
+
 def _of_endpoint(args: argparse.Namespace, workload: Workload) -> str:
     """Say what asking an endpoint will take; it is not asked for that."""
-    from pipeline.pseudo_labels.endpoint import Endpoint
+    from pipeline.store.endpoint import Endpoint
 
     endpoint, requests = Endpoint.read(Path(args.teacher)), workload.pairs * args.rounds
     hours = requests / endpoint.requests_per_minute / 60

@@ -85,6 +85,7 @@ def run(args: argparse.Namespace) -> str | None:
     options["tile"] = args.tile or 0
     pictures = [picture for source in args.pictures for picture in pictures_in(source)]
     broken = count = 0
+    told = False
     with ExitStack() as stack:
         lines: TextIO = sys.stdout
         if args.save:
@@ -109,6 +110,7 @@ def run(args: argparse.Namespace) -> str | None:
                 except ValueError as error:
                     raise ConfigError(str(error)) from error
                 else:
+                    told = told or _remark(predictor, image)
                     _write(lines, source, image, found)
                     if args.save:
                         drawn = found.draw(image, args.text or args.caption or "")
@@ -142,6 +144,17 @@ def _asked(args: argparse.Namespace) -> tuple[GLIPPredictor | OnnxPredictor, Any
     return detector, names, {"compete_threshold": nms if args.agnostic_nms else args.compete}
 
 
+def _remark(predictor: GLIPPredictor | OnnxPredictor, image: Image.Image) -> bool:
+    """Say it where a picture is far from what the model was trained on; return whether anything was said."""
+    from glip_model.predictor import GLIPPredictor
+
+    known = predictor.model.trained_on if isinstance(predictor, GLIPPredictor) else None
+    far = "" if known is None else known.far_from(image.width, image.height)
+    if far:
+        logger.warning("predict: %s; expect little of it", far)
+    return bool(far)
+
+
 def _opened(pictures: Sequence[str], fps: float) -> Iterator[tuple[str, str | Image.Image | ImageError]]:
     """Yield pictures by name, those of videos as their frames; what is wrong with a video stands for its rest."""
     from glip_model.images import ImageError
@@ -169,11 +182,11 @@ def _prompt(args: argparse.Namespace) -> tuple[list[str] | str, dict[str, Any]]:
                 '--text names nothing; write what to find, divided by periods: "a cat. a remote control."'
             )
         return _told(names), {}
-    from pipeline.phrases.noun_phrases import NounPhraseParser
+    from pipeline.phrases.parsers import make_parser
     from pipeline.phrases.settings import PhrasesConfig
     from pipeline.settings import load
 
-    return args.caption, {"parser": NounPhraseParser(load(args.params, PhrasesConfig)).char_spans}
+    return args.caption, {"parser": make_parser(load(args.params, PhrasesConfig)).char_spans}
 
 
 def _told(names: Sequence[str]) -> list[str]:

@@ -2,6 +2,7 @@
 
 glip repro --params pipeline/training/recipes/worlds/other_style.yaml --folder worlds/other_style
 glip repro --params mine.yaml --folder mine evaluate@round_1    up to one stage
+glip repro --params mine.yaml --folder mine --curate            with web pairs curated before they are labelled
 
 The folder gets a copy of the code, of dvc.yaml and of the settings as one params.yaml; data, models, metrics and
 reports are made there. Run again, it goes on from what is finished, with the code and settings of now.
@@ -21,6 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of this command."""
     parser.add_argument("target", nargs="?", help="a stage of dvc.yaml (default: all)")
     parser.add_argument("--folder", required=True, type=Path, help="where to work")
+    parser.add_argument("--curate", action="store_true", help="with glip curate between prepare and phrases")
     add_params(parser)
 
 
@@ -40,6 +42,10 @@ def run(args: argparse.Namespace) -> str:
     with tempfile.TemporaryDirectory(prefix="glip-repro-") as package:
         pack(CODE_ROOT, CODE_ROOT, True, Path(package))
         (Path(package) / "params.yaml").write_text(settings, encoding="utf-8")
+        if args.curate:
+            from pipeline.curation.graph import add_curation
+
+            add_curation(Path(package) / "dvc.yaml")
         unpack(Path(package), folder, with_lock=False)
     make_repository(folder)
     reproduce(args.target, folder)

@@ -29,6 +29,7 @@ BASE = {
 LOWER = {"pipeline.store", "pipeline.phrases"}
 UPPER = {
     "pipeline.prepare",
+    "pipeline.recaption",
     "pipeline.pseudo_labels",
     "pipeline.training",
     "pipeline.evaluation",
@@ -36,12 +37,20 @@ UPPER = {
     "pipeline.submission",
     "pipeline.serving",
 }
+TOP = {
+    # What a list of URLs is, and by what a picture is known again, prepare says.
+    "pipeline.download": {"pipeline.prepare"},
+    "pipeline.curation": {"pipeline.prepare"},
+    "pipeline.report": {"pipeline.evaluation", "pipeline.inspection"},
+    "pipeline.publishing": {"pipeline.inspection"},
+    "pipeline.review": {"pipeline.inspection"},
+}
 ALLOWED |= {
     "pipeline.store": BASE,
     "pipeline.phrases": BASE | {"pipeline.store"},
     **dict.fromkeys(UPPER, BASE | LOWER),
-    "pipeline.report": BASE | LOWER | {"pipeline.evaluation", "pipeline.inspection"},
-    "stages": BASE | LOWER | UPPER | {"pipeline.report"},
+    **{room: BASE | LOWER | more for room, more in TOP.items()},
+    "stages": BASE | LOWER | UPPER | TOP.keys(),
 }
 FORBIDDEN_OUTSIDE = {"glip_model": {"ray", "dvc", "pyarrow", "spacy", "pycocotools"}}
 

@@ -15,15 +15,16 @@ import ray
 
 from pipeline.cli import progress, quiet_libraries
 from pipeline.errors import PipelineError
-from pipeline.phrases.noun_phrases import NounPhraseParser
+from pipeline.phrases.balance import BEFORE, balance_shard, common_phrases
 from pipeline.phrases.outputs import Figures, count_phrases, describe_parsing, to_metrics
+from pipeline.phrases.parsers import Parser, make_parser
 from pipeline.phrases.settings import PhrasesConfig
 from pipeline.ray_session import RESTARTS, on_all_machines, run_pool
-from pipeline.store.provenance import with_fingerprint
+from pipeline.store.provenance import FINGERPRINT, code_sha256, fingerprint, with_fingerprint
 from pipeline.store.records import PhrasesRecord
 from pipeline.store.resume import input_identity, keep_apart, keep_finished
-from pipeline.store.shards import PROVENANCE_KEY, list_shards, read_table, write_shard
-from pipeline.store.storage import Place, side_by_side
+from pipeline.store.shards import PROVENANCE_KEY, list_shards, read_metadata, read_table, write_shard
+from pipeline.store.storage import Place, make_folder, remove_folder, side_by_side
 
 
 class PhraseActor:
@@ -34,9 +35,9 @@ class PhraseActor:
         self._config = config
 
     @cached_property
-    def _parser(self) -> NounPhraseParser:
+    def _parser(self) -> Parser:
         # Not in __init__: an error there would reach the stage as the death of an actor, without its message.
-        return NounPhraseParser(self._config)
+        return make_parser(self._config)
 
     def parse_shard(self, source: Place, target: Place, provenance: Mapping[str, Any]) -> Figures | PipelineError:
         """Write one shard; return its figures, or why it could not be done."""
@@ -54,6 +55,9 @@ class PhraseActor:
 def extract_phrases(config: PhrasesConfig, records: Place, out: Place) -> dict[str, Any]:
     """Parse all shards of ``records`` that are not finished; Ray must be running.
 
+    With ``max_per_phrase`` those of all pairs are in the folder ``BEFORE`` of ``out``, those of the pairs that are
+    labelled in ``out``.
+
     Returns:
         Metrics: shards, rows, phrases, rejects by reason.
 
@@ -63,6 +67,14 @@ def extract_phrases(config: PhrasesConfig, records: Place, out: Place) -> dict[s
         ShardError: an input shard is broken; the others are finished first.
         StorageError: a shard cannot be written.
     """
+    if not config.max_per_phrase:
+        remove_folder(out / BEFORE)
+        return _extract(config, records, out)
+    _extract(config, records, out / BEFORE)
+    return _balance(config.max_per_phrase, out)
+
+
+def _extract(config: PhrasesConfig, records: Place, out: Place) -> dict[str, Any]:
     keep_apart(out, records)
     sources = list_shards(records)
     parsing = describe_parsing(config)
@@ -86,3 +98,25 @@ def extract_phrases(config: PhrasesConfig, records: Place, out: Place) -> dict[s
             figures.append(made)
             bar.update(1)
     return to_metrics(figures)
+
+
+def _balance(limit: int, out: Place) -> dict[str, Any]:
+    """Write the phrases of pairs that are labelled, and the reason of the others."""
+    make_folder(out)
+    sources = list_shards(out / BEFORE)
+    common = common_phrases(out / BEFORE, limit)
+    depends_on = {"max_per_phrase": limit, "common": fingerprint(common), "code": code_sha256([balance_shard])}
+    wanted = {}
+    for source, metadata in zip(sources, side_by_side(read_metadata, sources), strict=True):
+        parsed = json.loads(metadata[PROVENANCE_KEY])
+        parsed["parsed"] = parsed.pop(FINGERPRINT)
+        wanted[out / source.name] = with_fingerprint({**parsed, **depends_on})
+    kept = keep_finished("phrases", [out], wanted, lambda shards: on_all_machines(count_phrases, shards))
+    todo = [source for source in sources if out / source.name not in kept]
+    targets = [out / source.name for source in todo]
+    failed = on_all_machines(
+        balance_shard, todo, targets, [common] * len(todo), [limit] * len(todo), [wanted[each] for each in targets]
+    )
+    for error in filter(None, failed):
+        raise error
+    return to_metrics([*kept.values(), *filter(None, on_all_machines(count_phrases, targets))])

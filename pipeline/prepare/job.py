@@ -47,6 +47,8 @@ _ENDS_SHOWN = 100
 _KINDS = {CaptionRecord: "", DetectionRecord: "detection", GroundingRecord: "grounding"}
 _SHARD_OF_PART = re.compile(r"part-(\d+)(_\d+)?\.parquet")
 _SHOWN_IN_TRAINING = ("human", "web")
+_CHOSEN = ("held_out", "license_refused")
+"""Rejects that the settings ask for: no fault of the data."""
 _JUDGED_BY = ("dev", "test", "held_out")
 
 
@@ -199,6 +201,7 @@ class _Folder:
                 is_judged_by=judged,
                 roots=self._roots.allowed,
                 data_root=config.data_root,
+                licenses=() if judged else config.licenses,
             )
             code = code_sha256([write_part, source.reader])
             metadata = categories_to_metadata(table.categories) if table.record_type is DetectionRecord else {}
@@ -213,6 +216,7 @@ class _Folder:
                         rules.min_box_side,
                         rules.data_set,
                         metadata,
+                        *([sorted(rules.licenses)] if rules.licenses else []),
                     ],
                     "shards": [config.rows_per_shard, config.shard_mb, SCHEMA_VERSION, KIND[table.record_type]],
                     "held_out": self._held_out.digest() if self._held_out else None,
@@ -269,6 +273,7 @@ class _Folder:
                 "rows": result.rows,
                 "boxes": result.boxes,
                 "bytes": sum(shard.bytes for shard in figures),
+                "licenses": dict(result.licenses),
                 "shards": [
                     {"name": shard.name, "rows": shard.rows, "bytes": shard.bytes, "sha256": shard.sha256}
                     for shard in figures
@@ -277,7 +282,7 @@ class _Folder:
         )
 
     def _check_limit(self, result: PartResult, total: int) -> None:
-        rejected = result.rejects.total() - result.rejects["held_out"]
+        rejected = result.rejects.total() - sum(result.rejects[reason] for reason in _CHOSEN)
         if rejected > self._config.max_reject_share * total:
             raise RejectLimitError(_reject_summary(self._name, total, result, self._config.max_reject_share))
 
@@ -316,7 +321,10 @@ def _metrics(result: PartResult) -> dict[str, Any]:
         "rejects": dict(result.rejects),
         "dropped_boxes": dict(result.dropped_boxes),
     }
-    return metrics | ({"converted": dict(result.converted)} if result.converted else {})
+    for name, counts in (("converted", result.converted), ("licenses", result.licenses)):
+        if counts:
+            metrics[name] = dict(counts)
+    return metrics
 
 
 def _tell_what_is_odd(folder: str, result: PartResult) -> None:
@@ -350,7 +358,7 @@ def _rejects_by_reason(result: PartResult) -> list[str]:
         f"  {reason}: {count}"
         + (f", for example {', '.join(map(_shortened, result.examples[reason]))}" if reason in result.examples else "")
         for reason, count in sorted(result.rejects.items())
-        if reason != "held_out"
+        if reason not in _CHOSEN
     ] + [f"  {OUTSIDE}: {HOW_TO_ALLOW}"] * (OUTSIDE in result.rejects)
 
 
@@ -359,7 +367,7 @@ def _shortened(example: str) -> str:
 
 
 def _reject_summary(folder: str, total: int, result: PartResult, limit: float) -> str:
-    rejects = result.rejects.total() - result.rejects["held_out"]
+    rejects = result.rejects.total() - sum(result.rejects[reason] for reason in _CHOSEN)
     return "\n".join(
         [
             f"{folder}: {rejects} of {total} rows rejected, more than prepare.max_reject_share = {limit}:",

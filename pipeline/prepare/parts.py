@@ -59,6 +59,8 @@ class PartResult:
     dropped_boxes: Counter[str] = field(default_factory=Counter)
     converted: Counter[str] = field(default_factory=Counter)
     """Rows that are used, but not as they stand in the data."""
+    licenses: Counter[str] = field(default_factory=Counter)
+    """Rows by the licence of their picture, where the data set names one; with those that are dropped later."""
     examples: dict[str, list[str]] = field(default_factory=dict)
     """Reason to the names of the first rows rejected for it."""
     files: list[str] = field(default_factory=list)
@@ -77,6 +79,7 @@ class PartResult:
         self.rejects.update(other.rejects)
         self.dropped_boxes.update(other.dropped_boxes)
         self.converted.update(other.converted)
+        self.licenses.update(other.licenses)
         for reason, names in other.examples.items():
             known = self.examples.setdefault(reason, [])
             known += names[: EXAMPLES_SHOWN - len(known)]
@@ -93,8 +96,8 @@ class PartResult:
         values = json.loads(text)
         sightings = [Sighting(**seen) for seen in values.pop("sightings")]
         rejects, dropped = Counter(values.pop("rejects")), Counter(values.pop("dropped_boxes"))
-        converted = Counter(values.pop("converted", {}))
-        return cls(**values, rejects=rejects, dropped_boxes=dropped, converted=converted, sightings=sightings)
+        counted = {"converted": Counter(values.pop("converted", {})), "licenses": Counter(values.pop("licenses", {}))}
+        return cls(**values | counted, rejects=rejects, dropped_boxes=dropped, sightings=sightings)
 
 
 @dataclass(frozen=True)
@@ -226,6 +229,8 @@ def _count(rows: Iterator[Record | Reject | DroppedBox | Converted], result: Par
             result.converted[row.what] += 1
         else:
             result.rows += 1
+            license_ = getattr(row, "license", None)
+            result.licenses.update([license_] if license_ else [])
             if isinstance(row, DetectionRecord):
                 result.boxes += len(row.objects)
             elif isinstance(row, GroundingRecord):

@@ -54,6 +54,8 @@ class RawImage:
     width: int | None = None
     picture_id: str | None = None
     """The same for one picture in all data sets that show it, such as ``coco/139`` or ``flickr30k/1000092795``."""
+    license: Any = None
+    """As the data set names it, a name or an address; None where it says nothing."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,6 +79,8 @@ class RawPhrase:
 
     char_spans: Sequence[Sequence[Any]]
     boxes: Sequence[Sequence[Any]] = ()
+    is_relative: bool = False
+    """The corners of boxes are shares of the picture's sides, 0 to 1."""
     scores: Sequence[Any] | None = None
     """Per box, where a machine drew them; None for people's, which score 1. Scores below 1 make a pseudo-label."""
     is_plural: bool | None = None

@@ -8,14 +8,17 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from pipeline.errors import ConfigError
-from pipeline.settings import Count, Natural, Share, parse_options, section
+from pipeline.settings import Amount, Count, Natural, Share, parse_options, section
 
 
 @section
 class EmbeddedConfig:
     """Section ``prepare.embedded``: the emoji scenes that ship with the project."""
 
-    ADDED: ClassVar[tuple[str, ...]] = ("human_styles", "web_styles")
+    ADDED: ClassVar[tuple[str, ...]] = (
+        *("human_styles", "web_styles"),
+        *("web_skew", "web_doubles_share", "web_wrong_captions_share", "web_blank_share"),
+    )
 
     base_concepts: Count
     """Concepts that human data shows and names."""
@@ -45,6 +48,15 @@ class EmbeddedConfig:
     """Art styles of what human data shows."""
     web_styles: Annotated[tuple[Literal["google", "twitter"], ...], Field(min_length=1)]
     """Art styles of what web, dev and test pictures show: with other ones the student has to cross over."""
+    web_skew: Amount
+    """How much more often web pictures show some concepts than others: with 1 the second of a list half as often as the
+    first, by Zipf's law; with 0 all alike."""
+    web_doubles_share: Share
+    """Noise beside web pairs, as a share of them: pairs that come again, their picture compressed anew."""
+    web_wrong_captions_share: Share
+    """Noise: pictures with captions of others, each of which many have, as the pages of a shop."""
+    web_blank_share: Share
+    """Noise: blank pictures with captions."""
 
     def __post_init__(self) -> None:
         """Check what depends on another setting."""
@@ -60,6 +72,8 @@ have ``repeat``, how often its rows come in one pass of training, and a reader `
 @section
 class PrepareConfig:
     """Section ``prepare``: raw data sets into records."""
+
+    ADDED: ClassVar[tuple[str, ...]] = ("licenses",)
 
     data_root: str
     """Where relative paths and URLs of all sources start: a folder or a URL such as ``s3://bucket/raw``."""
@@ -85,16 +99,19 @@ class PrepareConfig:
     """The stage stops when a larger share of a folder's rows was rejected, 0 to 1. Held-out pictures do not count."""
     max_image_pixels: Count
     """Pictures with more pixels are refused before they are decoded."""
+    licenses: tuple[str, ...]
+    """Patterns of licences whose pictures human and web data may have, such as ``*/licenses/by/*``, whatever the case;
+    ``unknown`` stands for those whose data set says nothing. None means all."""
 
     def __post_init__(self) -> None:
         """Check the form of sources."""
         for role in ("human", "web", "dev", "test", "held_out"):
-            _check_sources(role, getattr(self, role), self.mixtures)
+            check_sources(role, getattr(self, role), self.mixtures)
         for name, sources in self.mixtures.items():
-            _check_sources(f"mixtures.{name}", sources, None)
+            check_sources(f"mixtures.{name}", sources, None)
 
 
-def _check_sources(where: str, sources: tuple[SourceEntry, ...], mixtures: Mapping[str, Any] | None) -> None:
+def check_sources(where: str, sources: tuple[SourceEntry, ...], mixtures: Mapping[str, Any] | None) -> None:
     """Check the form of sources; with ``mixtures`` None they are those of a mixture, which names readers alone."""
     for i, source in enumerate(sources):
         place = f"{where}[{i}]"

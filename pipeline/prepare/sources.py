@@ -13,11 +13,13 @@ from typing import Any, Literal
 from glip_model.images import ImageError
 from pipeline.errors import ConfigError
 from pipeline.prepare.embedded import tables as embedded
+from pipeline.prepare.embedded import target
 from pipeline.prepare.raw import RawTable, Reader, SourceContext, Url
 from pipeline.prepare.readers import (
     coco,
     flickr30k,
     glip_tsv,
+    grit,
     lvis,
     mdetr,
     objects365,
@@ -54,6 +56,7 @@ _ROLE_TYPES: dict[Role, tuple[type, ...]] = {
 
 READERS: dict[str, Reader] = {
     "embedded": embedded.read_embedded,
+    "embedded_target": target.read_embedded_target,
     # Category boxes
     "coco_detection": coco.read_coco_detection,
     "lvis": lvis.read_lvis,
@@ -70,6 +73,7 @@ READERS: dict[str, Reader] = {
     "mdetr": mdetr.read_mdetr,
     "refcoco": refcoco.read_refcoco,
     "visual_genome_regions": visual_genome.read_visual_genome_regions,
+    "grit": grit.read_grit,
     # Either, as the file has it
     "glip_tsv": glip_tsv.read_glip_tsv,
     "odvg": odvg.read_odvg,
@@ -116,13 +120,12 @@ def open_sources(role: Role, config: PrepareConfig, seed: int) -> list[Source]:
     for i, entry in enumerate(getattr(config, role)):
         where = f"prepare.{role}[{i}]"
         if "mixture" not in entry:
-            sources.append(_open(entry, entry.get("repeat", 1), role, where, config, seed))
+            sources.append(open_source(entry, role, where, config, seed))
             continue
         repeat = entry.get("repeat")
         for k, inner in enumerate(config.mixtures[entry["mixture"]]):
             inner_where = f"prepare.mixtures.{entry['mixture']}[{k}]"
-            times = inner.get("repeat", 1) if repeat is None else repeat
-            sources.append(_open(inner, times, role, inner_where, config, seed))
+            sources.append(open_source(inner, role, inner_where, config, seed, repeat))
     names = Counter(source.name for source in sources)
     if role in ("dev", "test") and names and max(names.values()) > 1:
         raise ConfigError(
@@ -153,7 +156,20 @@ def _named(roles: Iterable[Role]) -> str:
     return ", ".join(f"prepare.{role}" for role in roles)
 
 
-def _open(entry: SourceEntry, repeat: int, role: Role, where: str, config: PrepareConfig, seed: int) -> Source:
+def open_source(
+    entry: SourceEntry, role: Role, where: str, config: PrepareConfig, seed: int, repeat: int | None = None
+) -> Source:
+    """Return the source that an entry names; errors as ``open_sources``.
+
+    Args:
+        entry: its reader and options.
+        role: that it fills.
+        where: dotted name of the entry, for messages.
+        config: of all sources.
+        seed: of what it draws.
+        repeat: in place of the entry's own.
+    """
+    repeat = entry.get("repeat", 1) if repeat is None else repeat
     reader = find_reader(entry["reader"], where)
     signature = inspect.signature(reader, eval_str=True)
     _, *parameters = signature.parameters.values()  # the first is the context

@@ -13,6 +13,7 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from itertools import islice
 from typing import Any, Literal, TypeGuard
 from urllib.parse import unquote
@@ -61,6 +62,8 @@ CHECKED_SIDE = 64
 _WINDOWS = re.compile(r"[A-Za-z]:[\\/]|\\|\.\.\\")
 _KEY_DIGITS = 8
 """Of the content's hash behind the name of a picture."""
+UNKNOWN_LICENSE = "unknown"
+"""What a pattern calls the licence of pictures whose data set says nothing."""
 MAX_NAME_CHARS = 200
 """Of the key and the source that a row brings along."""
 
@@ -87,6 +90,8 @@ class Rules:
     """Folders and URLs where pictures may be that records refer to, see ``allowed_roots``."""
     data_root: str = "."
     """Below it pictures may be read, too."""
+    licenses: tuple[str, ...] = ()
+    """Patterns of licences that are used; none means all."""
 
     def roots_of(self, image: RawImage) -> list[str]:
         """Return where a picture may be read: below its own folder, or, of a list of addresses, from the public web."""
@@ -106,6 +111,7 @@ class _Picture:
     sighting: Sighting
     orientation: int = 1
     """EXIF's, 1 to 8, by which the stored picture was turned."""
+    license: str | None = None
 
 
 def to_records(
@@ -185,6 +191,9 @@ def _convert(
     if len(caption) > MAX_CAPTION_CHARS:
         yield Reject(row.name, "caption_too_long")
         return
+    if rules.licenses and not is_allowed(read_license(row.image.license), rules.licenses):
+        yield Reject(row.name, "license_refused")
+        return
     try:
         picture = _unread(row.image, rules) if rules.pictures == "unread" else _look(fetched or row.image, rules)
     except ImageError as error:
@@ -230,7 +239,7 @@ def _frame(row: PictureRow, picture: _Picture, rules: Rules) -> Frame:
     if isinstance(row, RawDetection):
         boxes = [item.xyxy for item in row.objects if not item.is_relative]
     else:
-        boxes = [box for phrase in row.phrases for box in phrase.boxes]
+        boxes = [box for phrase in row.phrases if not phrase.is_relative for box in phrase.boxes]
     frame = find_frame(stated, size, picture.orientation, boxes)
     if frame is None:
         told = "no size" if stated is None else f"{width}×{height}"
@@ -245,6 +254,7 @@ def _head(picture: _Picture, key: str, rules: Rules) -> dict[str, Any]:
         "height": picture.height,
         "width": picture.width,
         "source": rules.source,
+        "license": picture.license,
     }
 
 
@@ -299,7 +309,7 @@ def _grounding(
         scores = [1.0] * len(raw.boxes) if raw.scores is None else [*raw.scores, *[None] * len(raw.boxes)]
         boxes = []
         for raw_box, score in zip(raw.boxes, scores, strict=False):
-            corners = frame.place(raw_box)
+            corners = frame.place(raw_box, raw.is_relative)
             box = read_box(corners, picture.height, picture.width, rules.min_box_side)
             if isinstance(box, str):
                 yield DroppedBox(row.name, box)
@@ -331,6 +341,18 @@ def _grounding(
         yield Converted(row.name, BOXES_CLIPPED)
 
 
+def read_license(value: Any) -> str | None:
+    """Return a licence as text of one line; None where the data set says nothing, as LAION does by ``?``."""
+    text = " ".join(clean_caption(value).split())[:MAX_NAME_CHARS]
+    return text if text.strip("?") else None
+
+
+def is_allowed(license_: str | None, patterns: Sequence[str]) -> bool:
+    """Tell whether a licence matches one of some patterns, whatever the case; ``unknown`` stands for none."""
+    text = (license_ or UNKNOWN_LICENSE).lower()
+    return any(fnmatchcase(text, pattern.lower()) for pattern in patterns)
+
+
 def _is_name(value: Any) -> bool:
     return isinstance(value, str) and 0 < len(value) <= MAX_NAME_CHARS and value.isprintable()
 
@@ -347,7 +369,7 @@ def _look(image: RawImage | ImageError, rules: Rules) -> _Picture:
         check_inside(image.url, rules.roots)  # where later stages would refuse it
     ref = ImageRef(path=image.url) if by_reference else ImageRef(bytes=data)
     sighting = Sighting(image.picture_id, perceptual_hash(small), rules.data_set)
-    return _Picture(ref, height, width, data, sighting, orientation)
+    return _Picture(ref, height, width, data, sighting, orientation, read_license(image.license))
 
 
 def _unread(image: RawImage, rules: Rules) -> _Picture:
@@ -357,9 +379,8 @@ def _unread(image: RawImage, rules: Rules) -> _Picture:
     if not (_is_size(height) and _is_size(width)):
         raise ImageError("image_unreadable", "the annotations do not say the picture's size; set prepare.pictures")
     check_inside(place, rules.roots)
-    return _Picture(
-        ImageRef(path=place), height, width, place.encode(), Sighting(image.picture_id, None, rules.data_set)
-    )
+    sighting = Sighting(image.picture_id, None, rules.data_set)
+    return _Picture(ImageRef(path=place), height, width, place.encode(), sighting, license=read_license(image.license))
 
 
 def _is_size(side: Any) -> TypeGuard[int]:

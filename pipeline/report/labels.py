@@ -5,15 +5,18 @@ from __future__ import annotations
 import csv
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.errors import BenchmarkError
 from pipeline.report.charts import PERCENT, Line, Plot, scale
+from pipeline.report.reviewing import read_review_gain
 from pipeline.store.storage import Place, read_text
 
 _PARTS = ("base", "novel")
+_LICENSES_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -28,17 +31,19 @@ class LabelFigures:
     """Precision and recall over the threshold."""
     chosen: list[tuple[str, float, float]]
     """Part, precision and recall in percent at the threshold in use."""
+    reviewing: list[Plot] = field(default_factory=list)
+    """What reviewing was worth, over the number of reviewed pairs."""
 
     def __bool__(self) -> bool:
         """Tell whether anything is known."""
-        return bool(self.facts or self.rejects or self.plots)
+        return bool(self.facts or self.rejects or self.plots or self.reviewing)
 
 
 def read_labels(metrics: Place, plots: Place, round: str | None) -> LabelFigures:
     """Read the metrics of ``phrases``, and of ``pseudo_label`` and ``calibrate`` in a round, as far as there are any.
 
     Args:
-        metrics: folder of phrases.json, and of ``labels`` and ``calibration`` by round.
+        metrics: folder of prepare.json and phrases.json, and of ``labels`` and ``calibration`` by round.
         plots: folder of ``calibration`` by round.
         round: its name; None where no round was run.
     """
@@ -47,12 +52,14 @@ def read_labels(metrics: Place, plots: Place, round: str | None) -> LabelFigures
     )
     threshold = _number(calibration.get("min_score"))
     used = calibration.get("at_min_score") or {}
+    licenses = _licenses(read_json(metrics / "prepare.json"))
     chosen = [(part, used.get(f"precision_{part}"), used.get(f"recall_{part}")) for part in (*_PARTS, "all")]
     return LabelFigures(
-        facts=_facts(labels, phrases, threshold),
+        facts=_facts(labels, phrases, threshold) + licenses,
         rejects=_rejects(labels, phrases),
         plots=_plots(_read_curves(plots / f"calibration/{round}.csv"), threshold),
         chosen=[(part, 100 * p, 100 * r) for part, p, r in chosen if p is not None and r is not None],
+        reviewing=read_review_gain(plots),
     )
 
 
@@ -91,6 +98,18 @@ def _facts(labels: Mapping[str, Any], phrases: Mapping[str, Any], threshold: flo
         ("pictures a second", _decimal(labels.get("images_per_s"))),
     ]
     return [(name, value) for name, value in facts if value]
+
+
+def _licenses(prepare: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return licences of pictures that people or the web gave, the most frequent first, where data sets name them."""
+    counted: Counter[str] = Counter()
+    for folder, figures in prepare.items():
+        if folder.split("/")[0] in ("human", "web") and isinstance(figures, Mapping):
+            counted.update(figures.get("licenses") or {})
+    rest = len(counted) - _LICENSES_SHOWN
+    told = [f"{name} ({_count(count)})" for name, count in counted.most_common(_LICENSES_SHOWN)]
+    told += [f"{rest} others"] if rest > 0 else []
+    return [("licences of pictures", ", ".join(told))] if told else []
 
 
 def _rejects(labels: Mapping[str, Any], phrases: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, int, float]]]]:

@@ -32,20 +32,22 @@ class WebClient:
     """
 
     roots: tuple[str, ...]
+    connections: int = 100
+    """At once, of one session."""
 
     async def __call__(self, **options: Any) -> aiohttp.ClientSession:
         """Open a session."""
-        return aiohttp.ClientSession(connector=_Connector(self.roots), **options)
+        return aiohttp.ClientSession(connector=_Connector(self.roots, self.connections), **options)
 
 
 class _Connector(aiohttp.TCPConnector):
     """Refuses what ``WebClient`` does; connections are made for redirects as for first requests."""
 
-    def __init__(self, roots: Sequence[str]) -> None:
+    def __init__(self, roots: Sequence[str], connections: int) -> None:
         named = [URL(root) for root in roots if root not in PUBLIC_WEB]
         self._named = {(url.raw_host, port) for url in named for port in _ports(url)}
         self._schemes = {URL(root).scheme for root in roots if root in PUBLIC_WEB}
-        super().__init__(resolver=_Resolver(self._named))
+        super().__init__(limit=connections, resolver=_Resolver(self._named))
 
     async def connect(self, req: Any, *args: Any, **named: Any) -> Any:
         """Connect to the host of a request."""

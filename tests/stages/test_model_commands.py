@@ -22,6 +22,7 @@ from glip_model.glip import GLIP
 from glip_model.predictor import GLIPPredictor
 from glip_model.published import to_published
 from glip_model.structures import GroundingBatch
+from glip_model.trained_on import TrainedOn
 from pipeline.store.records import Category, DetectedObject, DetectionRecord, ImageRef
 from pipeline.store.shards import categories_to_metadata, shard_name, write_shard
 from stages.glip import main
@@ -300,6 +301,39 @@ def test_prompts_that_ask_for_nothing_or_too_much_are_messages(
 def test_a_missing_model_is_a_message(pictures: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
     assert glip("predict", pictures[0], "--text", "a cat", "--model", "models/nowhere/at_all") == 2
     assert "no such folder" in capsys.readouterr().err
+
+
+def test_pictures_far_from_what_a_model_knows_are_told_once(
+    model: GLIP, tokenizer: Any, pictures: list[Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model.trained_on = TrainedOn({"embedded": 9}, 20, 24, "emoji scenes")
+    try:
+        model.save_pretrained(tmp_path / "known", tokenizer)
+    finally:
+        model.trained_on = None
+    assert glip("predict", *pictures, "--text", "a cat", "--model", tmp_path / "known") == 0
+    told = [record.getMessage() for record in caplog.records if "far from" in record.getMessage()]
+    assert told == [
+        "predict: a picture of 100×80 is far from what the model was trained on (20-24-px emoji scenes alone); "
+        "expect little of it"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["hub:a/b"], "--variant says which checkpoint"),
+        (["file.pth", "out", "--variant", "glip_t"], "--variant says which checkpoint"),
+        (["file.pth", "out", "--revision", "v1"], "--revision belongs to hub:OWNER/NAME"),
+        (["hub:a/b", "--variant", "glip_t", "--preset", "glip_t"], "--preset belongs to a file"),
+        (["hub:a/b", "--variant", "glip_t", "--tokenizer", "x"], "--tokenizer needs a folder to write to"),
+        (["file.pth"], "name the folder to write"),
+        (["file.pth", "out"], "file.pth: no such file"),
+    ],
+)
+def test_what_does_not_go_together_is_told(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert glip("convert", *words) == 2
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("small_preset")

@@ -7,12 +7,14 @@ Dev and test ask three things of the same pictures: category boxes, phrases of a
 from __future__ import annotations
 
 import hashlib
+import io
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from pipeline.errors import ConfigError
 from pipeline.prepare.embedded.captions import (
@@ -41,7 +43,10 @@ from pipeline.store.records import (
 
 SOURCE = "embedded"
 # Every kind of picture draws from a stream of its own, so that no picture serves two roles.
-_STREAMS = {"human_detection": 1, "human_grounding": 2, "web": 3, "dev": 4, "test": 5}
+_STREAMS = {"human_detection": 1, "human_grounding": 2, "web": 3, "dev": 4, "test": 5, "web_noise": 6}
+PICTURES_PER_WRONG_CAPTION = 20
+DOUBLE_QUALITY = 75
+"""Of the JPEG that a double is compressed to."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +86,8 @@ def read_embedded(context: SourceContext) -> list[RawTable]:
             table(GroundingRecord, _grounding, "human_grounding"),
         ]
     if context.role == "web":
-        return [table(CaptionRecord, _web, "web")]
+        noise = [_noise_table(config, context.seed)] if sum(_noise(config).values()) else []
+        return [table(CaptionRecord, _web, "web"), *noise]
     if context.role not in ("dev", "test"):
         raise ConfigError(f"prepare.{context.role}: reader 'embedded' has pictures of its own for every other role")
     return [
@@ -108,14 +114,14 @@ def web_truth(config: EmbeddedConfig, seed: int, number: int) -> GroundingRecord
     A mention of something absent has no boxes. Training never sees this; it serves to judge pseudo-labels.
     """
     rng = _generator("web", seed, number)
-    pool = _pool(config, with_novel=True)
+    pool = _pool(config, with_novel=True, skew=config.web_skew)
     scene = _scene(rng, pool, config)
     writer = _web_caption(rng, pool, scene, config)
-    return GroundingRecord(phrases=writer.phrases(pool.base), caption=writer.text, **_head(scene, writer.text))
+    return GroundingRecord(phrases=writer.phrases(pool.base), caption=writer.text, **head_of(scene, writer.text))
 
 
 def _rows(make: _Make, stream: str, config: EmbeddedConfig, seed: int, start: int, stop: int) -> Iterator[Record]:
-    pool = _pool(config, with_novel=not stream.startswith("human"))
+    pool = _pool(config, not stream.startswith("human"), config.web_skew if stream == "web" else 0.0)
     for number in range(start, stop):
         record = make(_generator(stream, seed, number), pool, config)
         # A scene without an object that a simple expression singles out has no referring record.
@@ -128,15 +134,23 @@ def _generator(stream: str, seed: int, number: int) -> np.random.Generator:
 
 
 @lru_cache(maxsize=4)
-def _pool(config: EmbeddedConfig, with_novel: bool) -> _Pool:
+def _pool(config: EmbeddedConfig, with_novel: bool, skew: float = 0.0) -> _Pool:
     base, novel = split_concepts(config.base_concepts, config.novel_concepts)
     ids = {category.name: category.id for category in categories(config, with_novel=True)}
     concepts = load_concepts()
     share = config.novel_share if with_novel else 0.0
     names = base + (novel if with_novel else [])
-    weights = [(1 - share) / len(base)] * len(base) + ([share / len(novel)] * len(novel) if with_novel else [])
+    weights = _weights(len(base), 1 - share, skew) + (_weights(len(novel), share, skew) if with_novel else [])
     styles = config.web_styles if with_novel else config.human_styles
     return _Pool(tuple(concepts[name] for name in names), tuple(weights), frozenset(base), ids, styles)
+
+
+def _weights(count: int, total: float, skew: float) -> list[float]:
+    """Return weights by Zipf's law; without skew exactly alike."""
+    if not skew:
+        return [total / count] * count
+    shares = [rank**-skew for rank in range(1, count + 1)]
+    return [total * share / sum(shares) for share in shares]
 
 
 def _scene(rng: np.random.Generator, pool: _Pool, config: EmbeddedConfig) -> Scene:
@@ -149,13 +163,13 @@ def _detection(rng: np.random.Generator, pool: _Pool, config: EmbeddedConfig) ->
     objects = tuple(
         DetectedObject(category_id=pool.ids[placed.concept.name], xyxy=placed.box) for placed in scene.objects
     )
-    return DetectionRecord(objects=objects, **_head(scene))
+    return DetectionRecord(objects=objects, **head_of(scene))
 
 
 def _grounding(rng: np.random.Generator, pool: _Pool, config: EmbeddedConfig) -> GroundingRecord:
     scene = _scene(rng, pool, config)
     writer = write_caption(rng, group_mentions(scene.objects), config.image_size)
-    return GroundingRecord(phrases=writer.phrases(pool.base), caption=writer.text, **_head(scene, writer.text))
+    return GroundingRecord(phrases=writer.phrases(pool.base), caption=writer.text, **head_of(scene, writer.text))
 
 
 def _referring(rng: np.random.Generator, pool: _Pool, config: EmbeddedConfig) -> GroundingRecord | None:
@@ -167,13 +181,13 @@ def _referring(rng: np.random.Generator, pool: _Pool, config: EmbeddedConfig) ->
     split = "base" if target.concept.name in pool.base else "novel"
     boxes = (ScoredBox(xyxy=target.box),)
     phrase = Phrase(text=text, char_spans=((0, len(text)),), boxes=boxes, split=split, is_plural=False)
-    return GroundingRecord(phrases=(phrase,), caption=text, **_head(scene, text))
+    return GroundingRecord(phrases=(phrase,), caption=text, **head_of(scene, text))
 
 
 def _web(rng: np.random.Generator, pool: _Pool, config: EmbeddedConfig) -> CaptionRecord:
     scene = _scene(rng, pool, config)
     writer = _web_caption(rng, pool, scene, config)
-    return CaptionRecord(caption=writer.text, **_head(scene, writer.text))
+    return CaptionRecord(caption=writer.text, **head_of(scene, writer.text))
 
 
 def _web_caption(rng: np.random.Generator, pool: _Pool, scene: Scene, config: EmbeddedConfig) -> CaptionWriter:
@@ -190,9 +204,69 @@ def _web_caption(rng: np.random.Generator, pool: _Pool, scene: Scene, config: Em
     return writer
 
 
-def _head(scene: Scene, caption: str = "") -> dict[str, Any]:
+def _noise(config: EmbeddedConfig) -> dict[str, int]:
+    """Return how many rows of noise there are, by kind, in their order."""
+    shares = {
+        "double": config.web_doubles_share,
+        "wrong_caption": config.web_wrong_captions_share,
+        "blank": config.web_blank_share,
+    }
+    return {kind: round(share * config.web) for kind, share in shares.items()}
+
+
+def _noise_table(config: EmbeddedConfig, seed: int) -> RawTable:
+    """Return the noise as a table of its own, behind the pairs: those stay what they are without it."""
+    counts = _noise(config)
+    total = sum(counts.values())
+
+    def parts(rows_per_part: int) -> Iterator[Part]:
+        for start in range(0, total, rows_per_part):
+            stop = min(start + rows_per_part, total)
+            name = f"web noise {start} to {stop}"
+            rows = partial(_noise_rows, config, seed, start, stop)
+            yield Part(name, f"{name} of {config} with seed {seed}", rows, stop - start)
+
+    return RawTable(CaptionRecord, parts, total)
+
+
+def _noise_rows(config: EmbeddedConfig, seed: int, start: int, stop: int) -> Iterator[CaptionRecord]:
+    counts = _noise(config)
+    kinds = [kind for kind, count in counts.items() for _ in range(count)]
+    num_captions = max(1, counts["wrong_caption"] // PICTURES_PER_WRONG_CAPTION)
+    pool = _pool(config, with_novel=True, skew=config.web_skew)
+    for number in range(start, stop):
+        rng = _generator("web_noise", seed, number)
+        if kinds[number] == "double":
+            again = _web(_generator("web", seed, int(rng.integers(config.web))), pool, config)
+            yield _with_picture(again, _compressed(again.image.bytes or b"", DOUBLE_QUALITY), again.caption)
+        elif kinds[number] == "wrong_caption":
+            shown = _web(rng, pool, config)
+            # Of a stream's numbers behind the last: a caption of a picture that is not shown.
+            said = _web(_generator("web_noise", seed, len(kinds) + number % num_captions), pool, config)
+            yield _with_picture(shown, shown.image.bytes or b"", said.caption)
+        else:
+            said = _web(rng, pool, config)
+            colour = tuple(int(value) for value in rng.integers(0, 256, 3))
+            out = io.BytesIO()
+            Image.new("RGB", (said.width, said.height), colour).save(out, "JPEG", quality=DOUBLE_QUALITY)
+            yield _with_picture(said, out.getvalue(), said.caption)
+
+
+def _compressed(data: bytes, quality: int) -> bytes:
+    out = io.BytesIO()
+    with Image.open(io.BytesIO(data)) as image:
+        image.convert("RGB").save(out, "JPEG", quality=quality)
+    return out.getvalue()
+
+
+def _with_picture(record: CaptionRecord, data: bytes, caption: str) -> CaptionRecord:
+    key = hashlib.sha256(data + b"\0" + caption.encode()).hexdigest()[:20]
+    return replace(record, key=key, image=ImageRef(bytes=data), caption=caption)
+
+
+def head_of(scene: Scene, caption: str = "", source: str = SOURCE) -> dict[str, Any]:
     """Return the fields that all records of a scene have; the key is that of the picture with its caption."""
     data = scene.encode()
     key = hashlib.sha256(data + b"\0" + caption.encode()).hexdigest()[:20]
     size = {"height": scene.image.height, "width": scene.image.width}
-    return {"key": key, "image": ImageRef(bytes=data), "source": SOURCE, **size}
+    return {"key": key, "image": ImageRef(bytes=data), "source": source, **size}

@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import chain
+from types import MappingProxyType
 from typing import Any
 
 from pipeline.errors import MissingInputError
@@ -64,7 +65,8 @@ def read_coco_captions(context: SourceContext, *, annotations: Url, images: Url)
     spool = file.spool(lambda row: row.get("caption"))
     # One picture has about five captions: parts are cut by pictures, and their rows are counted as they are read.
     identity = f"{file.identity} {redact(images)}"
-    return [RawTable(CaptionRecord, partial(spool.parts, file.label, identity, partial(_caption_rows, images)))]
+    rows = partial(_caption_rows, images, file.licenses())
+    return [RawTable(CaptionRecord, partial(spool.parts, file.label, identity, rows))]
 
 
 def detection_table(
@@ -93,7 +95,8 @@ def detection_table(
         MissingInputError: it has no pictures or no categories.
     """
     spool = file.spool(_object_values)
-    rows = partial(_detection_rows, images, places or picture_places, picture_id or coco_picture_id, search)
+    licenses = file.licenses()
+    rows = partial(_detection_rows, images, places or picture_places, picture_id or coco_picture_id, search, licenses)
     identity = f"{file.identity} {redact(images)} {names} {sorted(without)} {search}"
     parts = partial(spool.parts, file.label, identity, rows)
     categories = tuple(category for category in file.categories(names) if category.id not in without)
@@ -148,6 +151,11 @@ class CocoFile:
             spool.add_annotations((row.get("image_id"), values(row)) for row in chain([first], annotations))
         self._json.check_rest()
         return spool
+
+    def licenses(self) -> dict[Any, Any]:
+        """Return the addresses of the licences that pictures may have, or their names, by id; after ``spool``."""
+        rows = self.rows("licenses")
+        return {row["id"]: row.get("url") or row.get("name") for row in rows if isinstance(row.get("id"), int | str)}
 
     def categories(self, names: Mapping[int, str] | None = None) -> tuple[Category, ...]:
         """Return the vocabulary by ascending ids; MissingInputError where it is empty or not ids with names."""
@@ -241,10 +249,11 @@ def _detection_rows(
     places: Callable[[Values], Sequence[str]],
     picture_id: Callable[[Values], str | None],
     search: bool,
+    licenses: Mapping[Any, Any],
     pictures: list[tuple[Any, list[Any]]],
 ) -> Iterator[RawDetection | Reject]:
     for values, boxes in pictures:
-        image = raw_image(values, images, places, picture_id, search)
+        image = raw_image(values, images, places, picture_id, search, licenses)
         if isinstance(image, Reject):
             yield image
             continue
@@ -262,9 +271,11 @@ def _detection_rows(
         )
 
 
-def _caption_rows(images: Url, pictures: list[tuple[Any, list[Any]]]) -> Iterator[RawPair | Reject]:
+def _caption_rows(
+    images: Url, licenses: Mapping[Any, Any], pictures: list[tuple[Any, list[Any]]]
+) -> Iterator[RawPair | Reject]:
     for values, captions in pictures:
-        image = raw_image(values, images, picture_places)
+        image = raw_image(values, images, picture_places, licenses=licenses)
         if isinstance(image, Reject):
             yield from [image] * max(1, len(captions))
             continue
@@ -278,16 +289,19 @@ def raw_image(
     places: Callable[[Values], Sequence[str]],
     picture_id: Callable[[Values], str | None] | None = None,
     search: bool = False,
+    licenses: Mapping[Any, Any] = MappingProxyType({}),
 ) -> RawImage | Reject:
     """Return where the picture of an ``images`` entry may be; a reject where it has no id or no name."""
     names = list(dict.fromkeys(_encodable(place) for place in places(values)))
     if not names or text_id(values.get("id")) is None:
         return Reject(picture_name(values), "row_malformed")
+    number = values.get("license")
     return RawImage(
         folder=images,
         url=names[0],
         choices=tuple(names[1:]),
         is_searched=search,
+        license=licenses.get(number) if isinstance(number, int | str) else None,
         height=whole_number(values.get("height")),
         width=whole_number(values.get("width")),
         picture_id=(picture_id or coco_picture_id)(values),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import sys
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -19,7 +20,13 @@ _SIDES = ("XMin", "YMin", "XMax", "YMax")
 
 
 def read_open_images(
-    context: SourceContext, *, annotations: Url, images: Url, classes: Url | None = None, sizes: Url | None = None
+    context: SourceContext,
+    *,
+    annotations: Url,
+    images: Url,
+    classes: Url | None = None,
+    sizes: Url | None = None,
+    licenses: Url | None = None,
 ) -> list[RawTable]:
     """OpenImages' box CSV beside a folder of pictures; boxes of groups are crowds.
 
@@ -28,22 +35,24 @@ def read_open_images(
         images: folder of the pictures, called as their ids.
         classes: ``class-descriptions-boxable.csv``, from labels to names; left out, labels are names.
         sizes: CSV with the columns ImageID, Width and Height; needed only for ``prepare.pictures: unread``.
+        licenses: CSV with the columns ImageID and License, such as ``train-images-boxable-with-rotation.csv``.
     """
     names = _read_classes(classes) if classes is not None else {}
     spool, ids = Spool(), dict[str, int]()
     # Boxes of a picture mostly follow one another, but nobody promises it.
     spool.add_annotations(_boxes(annotations, names, ids))
     measured = {} if sizes is None else _read_sizes(sizes)
-    spool.add_pictures((key, [key, *measured.get(key, (None, None))]) for key in spool.annotated())
+    licensed = {} if licenses is None else _read_licenses(licenses)
+    spool.add_pictures((key, [key, *measured.get(key, (None, None)), licensed.get(key)]) for key in spool.annotated())
     categories = tuple(Category(id=number, name=names.get(label, label)) for label, number in ids.items())
-    identity = f"{file_identity(annotations)} {images} {classes} {sizes}"
+    identity = f"{file_identity(annotations)} {images} {classes} {sizes} {licenses}"
 
     parts = partial(spool.parts, redact(annotations), identity, partial(_rows, images))
     return [RawTable(DetectionRecord, parts, len(spool), categories)]
 
 
 def _rows(images: str, pictures: list[tuple[Any, list[Any]]]) -> Iterator[RawDetection]:
-    for (key, height, width), boxes in pictures:
+    for (key, height, width, license_), boxes in pictures:
         stem = key.removesuffix(".jpg")
         image = RawImage(
             folder=images,
@@ -52,6 +61,7 @@ def _rows(images: str, pictures: list[tuple[Any, list[Any]]]) -> Iterator[RawDet
             height=height,
             width=width,
             picture_id=f"open_images/{stem}",
+            license=license_,
         )
         objects = [
             RawObject(xyxy=sides, category_id=category, is_crowd=is_group, is_relative=True)
@@ -99,3 +109,11 @@ def _read_sizes(url: Url) -> dict[str, tuple[int | None, int | None]]:
         if not {"ImageID", "Width", "Height"} <= set(rows.fieldnames or ()):
             raise MissingInputError(f"{redact(url)}: expected the columns ImageID, Width and Height")
         return {row["ImageID"]: (whole_number(row["Height"]), whole_number(row["Width"])) for row in rows}
+
+
+def _read_licenses(url: Url) -> dict[str, str]:
+    with open_csv(url) as lines:
+        rows = csv.DictReader(lines)
+        if not {"ImageID", "License"} <= set(rows.fieldnames or ()):
+            raise MissingInputError(f"{redact(url)}: expected the columns ImageID and License")
+        return {row["ImageID"]: sys.intern(row["License"] or "") for row in rows}

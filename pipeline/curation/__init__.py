@@ -1,0 +1,1 @@
+"""Web pairs: which are worth a teacher's time."""

@@ -1,0 +1,1 @@
+"""Pictures of lists of URLs, into tar shards."""
