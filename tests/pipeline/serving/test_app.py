@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import io
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,6 +16,7 @@ import pytest
 from PIL import Image
 
 from glip_model.predictor import GLIPPredictor
+from pipeline.serving import app
 from pipeline.serving.answering import Answerer, Asked, Found
 from pipeline.serving.app import names_of
 from pipeline.serving.limits import Limits, Refusal
@@ -147,6 +149,24 @@ def test_the_time_of_a_request_has_an_end(serve: Any, jpeg: Callable[..., bytes]
         refused = ask(client, jpeg())
         assert (refused.status_code, refused.json()["code"]) == (504, "timeout")
         held.may_answer.set()
+
+
+def test_pictures_are_fetched_where_that_is_allowed_from_public_hosts_alone(
+    serve: Any, answerer: Answerer, jpeg: Callable[..., bytes], web: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (web.folder / "a.jpg").write_bytes(jpeg())
+    (web.folder / "large.jpg").write_bytes(b"x" * (SMALL.max_bytes + 1))
+    limits = dataclasses.replace(SMALL, allows_urls=True)
+    with serve(LocalBackend({"student": answerer}), limits) as client:
+        refused = ask(client, None, url=f"{web.url}/a.jpg")
+        assert (refused.status_code, refused.json()["code"]) == (502, "url")
+        assert web.requests == []
+        for url in ("file:///etc/passwd", "/etc/passwd", "memory://a", f"simplecache::{web.url}/a.jpg"):
+            assert ask(client, None, url=url).status_code == 422
+        monkeypatch.setattr(app, "PUBLIC_WEB", (f"{web.url}/",))  # as if this machine were a public host
+        assert ask(client, None, url=f"{web.url}/a.jpg").json()["width"] == 80
+        assert ask(client, None, url=f"{web.url}/large.jpg").status_code == 413
+        assert ask(client, None, url=f"{web.url}/nothing.jpg").status_code == 502
 
 
 def test_metrics_count_what_was_answered(client: httpx.Client, jpeg: Callable[..., bytes]) -> None:
