@@ -70,7 +70,7 @@ def write_card(place: Place, tuned: Tuned) -> None:
 def _lines(tuned: Tuned) -> Iterator[str]:
     yield f"# A model tuned on {_plain(tuned.data)}"
     yield ""
-    yield f"It started from {_plain(tuned.start)} and finds {len(tuned.names)} names:"
+    yield f"It started from {_plain(tuned.start)}, and was tuned to find:"
     shown = ", ".join(_plain(name) for name in tuned.names[:_SHOWN_NAMES])
     yield shown + (f" and {len(tuned.names) - _SHOWN_NAMES} more." if len(tuned.names) > _SHOWN_NAMES else ".")
     yield ""

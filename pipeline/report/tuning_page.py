@@ -15,7 +15,8 @@ from pipeline.report import charts
 from pipeline.report.charts import Line, Plot
 from pipeline.report.page import FOLDER, make_environment
 
-NUM_STYLES = 6
+NUM_STYLES = 9
+"""Looks of lines: six of report.css, three more of the template."""
 
 
 @dataclass(frozen=True)
