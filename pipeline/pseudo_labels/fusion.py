@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -48,15 +49,10 @@ def fuse(
     )
     order = scores.argsort(descending=True, stable=True)
     columns = [column[order].numpy() for column in (boxes.double(), scores.double(), phrases, owner)]
-    found = [
-        (phrase, *each)
-        for phrase in np.unique(columns[2]).tolist()
-        for each in _fuse_phrase(
-            *(column[columns[2] == phrase] for column in (columns[0], columns[1], columns[3])),
-            len(single),
-            fusion_threshold,
-        )
-    ]
+    found = []
+    for phrase in np.unique(columns[2]).tolist():
+        corners, sure, _, teacher = (column[columns[2] == phrase] for column in columns)
+        found += [(phrase, *each) for each in _fuse_phrase(corners, sure, teacher, len(single), fusion_threshold)]
     found.sort(key=lambda each: -each[2])
     return FusedDetections(
         torch.tensor(np.array([box for _, box, _, _ in found]).reshape(-1, 4), dtype=torch.float32),
@@ -72,7 +68,7 @@ def fuse(
 def put_together(parts: Sequence[Detections]) -> Detections:
     """Return what several looks found in one picture as one, which counts the same phrases; best first."""
     order = torch.cat([part.scores for part in parts]).argsort(descending=True, stable=True)
-    values = {
+    values: dict[str, Any] = {
         name: torch.cat([getattr(part, name) for part in parts])[order]
         for name in ("boxes_xyxy", "scores", "phrase_index")
     }
@@ -115,4 +111,5 @@ def _iou(boxes: Floats, box: Floats) -> Floats:
     sides = np.minimum(boxes[:, 2:], box[2:]) - np.maximum(boxes[:, :2], box[:2])
     shared = sides.clip(min=0).prod(1)
     union = (boxes[:, 2:] - boxes[:, :2]).prod(1) + (box[2:] - box[:2]).prod() - shared
-    return np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
+    shares: Floats = np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
+    return shares
