@@ -49,26 +49,19 @@ def fuse(
     )
     order = scores.argsort(descending=True, stable=True)
     columns = [column[order].numpy() for column in (boxes.double(), scores.double(), phrases, owner)]
-    found = [
-        (phrase, *each)
-        for phrase in np.unique(columns[2]).tolist()
-        for each in _fuse_phrase(
-            columns[0][columns[2] == phrase],
-            columns[1][columns[2] == phrase],
-            columns[3][columns[2] == phrase],
-            len(single),
-            fusion_threshold,
-        )
-    ]
+    found = []
+    for phrase in np.unique(columns[2]).tolist():
+        corners, sure, _, teacher = (column[columns[2] == phrase] for column in columns)
+        found += [(phrase, *each) for each in _fuse_phrase(corners, sure, teacher, len(single), fusion_threshold)]
     found.sort(key=lambda each: -each[2])
     return FusedDetections(
         torch.tensor(np.array([box for _, box, _, _ in found]).reshape(-1, 4), dtype=torch.float32),
         torch.tensor([score for _, _, score, _ in found], dtype=torch.float32),
         torch.tensor([phrase for phrase, _, _, _ in found], dtype=torch.int64),
-        phrases=answers[0].phrases,
-        char_spans=answers[0].char_spans,
-        votes=tuple(votes for _, _, _, votes in found),
-        teachers=tuple(teachers),
+        answers[0].phrases,
+        answers[0].char_spans,
+        tuple(votes for _, _, _, votes in found),
+        tuple(teachers),
     )
 
 
@@ -118,5 +111,5 @@ def _iou(boxes: Floats, box: Floats) -> Floats:
     sides = np.minimum(boxes[:, 2:], box[2:]) - np.maximum(boxes[:, :2], box[:2])
     shared = sides.clip(min=0).prod(1)
     union = (boxes[:, 2:] - boxes[:, :2]).prod(1) + (box[2:] - box[:2]).prod() - shared
-    overlap: Floats = np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
-    return overlap
+    shares: Floats = np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
+    return shares

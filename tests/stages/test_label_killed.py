@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -78,11 +78,10 @@ def killed_in_the_end(run: subprocess.Popen[str]) -> Iterator[None]:
     finally:
         below = psutil.Process(run.pid).children(recursive=True)
         run.kill()
-        run.communicate()
         for process in below:
-            if process.is_running():
+            with suppress(psutil.NoSuchProcess):
                 process.kill()
-        psutil.wait_procs(below)
+        run.communicate()  # only now: the processes below hold its stderr open
 
 
 def shards(folder: Path) -> dict[str, str]:
