@@ -34,7 +34,7 @@ PAGES = [
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 IN_THE_MAP = re.compile(r"[\w.]+/? {2,}|\w+\.yaml {2,}|(\w+/(, )?)+$")
 """Lines of the README's map, which are no commands."""
-NOT_HERE = {"curl", "docker", "pip", "source", "kubectl", "sbatch", "ssh", "tensorboard"}
+NOT_HERE = {"docker", "source", "kubectl", "sbatch", "ssh", "tensorboard"}
 """Programs of other machines or other people: of their lines, the files are looked for and nothing else."""
 
 
