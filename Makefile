@@ -69,6 +69,10 @@ bench: $(READY) ## speed and memory as ratios against named baselines (about an 
 	$(BIN)/python tests/benchmarks/names_speed.py
 	$(BIN)/python tests/benchmarks/label_speed.py
 	$(BIN)/python tests/benchmarks/teacher_speed.py
+	$(BIN)/python tests/benchmarks/export_speed.py --deformable
+	$(BIN)/python tests/benchmarks/export_speed.py
+	$(BIN)/python tests/benchmarks/export_speed.py --model models/round_2
+	$(BIN)/python tests/benchmarks/serve_speed.py --model models/round_2
 
 bench-gpu: $(READY) ## training and labelling on the GPUs of this machine; ends with 2 where there is none
 	$(BIN)/python tests/benchmarks/gpu_speed.py

@@ -26,6 +26,7 @@ INCLUDED = {
     "pipeline/curation/README.md": "how-to/curate.md",
     "pipeline/pseudo_labels/README.md": "how-to/label.md",
     "pipeline/training/README.md": "how-to/train.md",
+    "pipeline/review/README.md": "how-to/review.md",
     "pipeline/store/README.md": "explanation/stores.md",
 }
 """Pages that lie beside the code that they describe, and where they stand on the site."""

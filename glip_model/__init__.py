@@ -7,6 +7,8 @@ transformers take to load.
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from glip_model.hugging_face.registration import register_when_imported
+
 if TYPE_CHECKING:
     from glip_model.config import PRESETS, GLIPConfig
     from glip_model.glip import GLIP
@@ -54,3 +56,6 @@ def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+
+
+register_when_imported()

@@ -65,7 +65,7 @@ def generalised_iou(left: Tensor, right: Tensor) -> Tensor:
 def clip_boxes(boxes_xyxy: Tensor, image_size: tuple[int, int], inclusive: bool = False) -> Tensor:
     """Clip (…, 4) boxes to [0, W] × [0, H] of a picture given as (height, width); to its last pixels if inclusive."""
     height, width = image_size
-    x, y = (boxes_xyxy[..., axis::2].clamp(0, side - inclusive) for axis, side in ((0, width), (1, height)))
+    x, y = (boxes_xyxy[..., axis::2].clamp(0, side - int(inclusive)) for axis, side in ((0, width), (1, height)))
     return torch.stack((x, y), -1).flatten(-2)
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,7 +15,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from glip_model.config import GLIPConfig
-from glip_model.pretrained import resolve_folder
+from glip_model.hugging_face.files import KEYS, PROCESSOR_FILE, config_entries, processor_entries
+from glip_model.trained_on import TRAINED_ON, TrainedOn
 from glip_model.whole_files import whole_file, whole_files
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -26,31 +28,38 @@ NAMED_PROBLEMS = 20
 """Problems that a message names; a wholly different model would fill pages."""
 
 
-def save_model(model: nn.Module, config: GLIPConfig, folder: str | Path, tokenizer: Any = None) -> None:
-    """Write config, tokenizer and weights; a reader of the folder needs nothing else.
+def save_model(
+    model: nn.Module,
+    config: GLIPConfig,
+    folder: str | Path,
+    tokenizer: Any = None,
+    trained_on: TrainedOn | None = None,
+) -> None:
+    """Write config, tokenizer and weights; a reader of the folder needs nothing else, and neither does transformers.
 
     They appear when all are written, the weights last.
 
     Raises:
         OSError: the folder cannot be written.
     """
-    text = json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n"
+    known = {} if trained_on is None else {TRAINED_ON: trained_on.to_dict()}
+    entries = {CONFIG_FILE: config.to_dict() | config_entries() | known, PROCESSOR_FILE: processor_entries(config)}
     weights = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     with whole_files(Path(folder), WEIGHTS_FILE) as aside:
-        (aside / CONFIG_FILE).write_text(text, encoding="utf-8")
+        for name, values in entries.items():
+            (aside / name).write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         if tokenizer is not None:
             tokenizer.save_pretrained(aside)
         with whole_file(aside / WEIGHTS_FILE) as path:
             save_file(weights, path, metadata={"format": "pt"})
 
 
-def load_model(build: Callable[[GLIPConfig], Model], name: str | Path, revision: str | None = None) -> Model:
-    """Read a folder that ``save_model`` wrote, or such a one on the hub.
+def load_model(build: Callable[[GLIPConfig], Model], folder: Path) -> Model:
+    """Read a folder that ``save_model`` wrote.
 
     Args:
         build: makes the model of a config, with any weights.
-        name: path, ``package:`` path or hub id.
-        revision: branch, tag or commit of a hub id.
+        folder: that of the model.
 
     Returns:
         The model in eval mode, on the CPU.
@@ -58,7 +67,6 @@ def load_model(build: Callable[[GLIPConfig], Model], name: str | Path, revision:
     Raises:
         ValueError: a file is missing or broken, or names and shapes do not fit the config.
     """
-    folder = resolve_folder(name, revision)
     for file in (CONFIG_FILE, WEIGHTS_FILE):
         if not (folder / file).is_file():
             raise ValueError(f"{folder}: no {file}; expected a folder written by save_pretrained")
@@ -73,20 +81,41 @@ def load_model(build: Callable[[GLIPConfig], Model], name: str | Path, revision:
 
 def read_config(folder: Path) -> GLIPConfig:
     """Read the settings of a model's folder; ValueError where they are none, or of no model that can be built."""
+    with _config_of(folder) as values:
+        is_ours = isinstance(values, Mapping)
+        others = {*KEYS, TRAINED_ON}
+        return GLIPConfig.from_dict({k: v for k, v in values.items() if k not in others} if is_ours else values)
+
+
+def read_trained_on(folder: Path) -> TrainedOn | None:
+    """Read what a model's folder says that it was trained on; None where it says nothing. Errors as ``read_config``."""
+    with _config_of(folder) as values:
+        told = values.get(TRAINED_ON)
+        return None if told is None else TrainedOn.from_dict(told)
+
+
+@contextmanager
+def _config_of(folder: Path) -> Iterator[Any]:
+    """Give what config.json holds; what is wrong with it is told as a ValueError."""
     try:
-        return GLIPConfig.from_dict(json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8-sig")))
+        yield json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{folder}: not readable as a model: {CONFIG_FILE}: {error}") from error
 
 
 def load_strictly(model: nn.Module, weights: Mapping[str, Tensor], origin: str) -> None:
-    """Load weights under our own names, or these with what DistributedDataParallel and torch.compile put before them.
+    """Load weights under our own names, or these with what other programs put before them.
+
+    These are DistributedDataParallel, torch.compile, and transformers, whose model holds ours by the name ``glip``.
 
     Raises:
         ValueError: some are missing, unknown, of another shape, or not finite; the message names them.
     """
     expected = model.state_dict()
-    weights = {name.replace("_orig_mod.", "").removeprefix("module."): value for name, value in weights.items()}
+    weights = {
+        name.replace("_orig_mod.", "").removeprefix("module.").removeprefix("glip."): value
+        for name, value in weights.items()
+    }
     problems = [f"missing {name}" for name in expected if name not in weights]
     problems += [f"unknown {name}" for name in weights if name not in expected]
     problems += [

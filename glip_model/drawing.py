@@ -58,6 +58,8 @@ def draw_boxes(image: Image.Image, boxes: Sequence[LabelledBox], caption: str = 
         # A model may put corners the wrong way round, by less than a pixel; Pillow refuses to draw that.
         (x1, x2), (y1, y2) = sorted(box.xyxy[0::2]), sorted(box.xyxy[1::2])
         corners = (x1 * scale, y1 * scale, x2 * scale, y2 * scale)
+        edge = (corners[0] - 1, corners[1] - 1, corners[2] + 1, corners[3] + 1)
+        draw.rectangle(edge, outline="white", width=5)  # a blue box on a blue picture has an edge
         draw.rectangle(corners, outline=colour, width=3)
         score = "" if box.score is None else f" {box.score:.2f}"
         labels.append((f"{' '.join(box.text.split())}{score}", colour, corners))

@@ -14,7 +14,8 @@ from glip_model.glip import GLIP
 from glip_model.structures import GroundingBatch
 from glip_model.whole_files import whole_files
 
-OPSET = 18
+OPSET = 19
+"""The first with deformable convolution."""
 OUTPUTS = ("token_logits", "boxes_xyxy", "centerness")
 
 

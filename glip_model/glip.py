@@ -17,13 +17,15 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from glip_model.backbone import Backbone
-from glip_model.checkpoint import load_model, save_model
+from glip_model.checkpoint import load_model, read_trained_on, save_model
 from glip_model.config import GLIPConfig
 from glip_model.dyhead import DyConv
 from glip_model.fpn import FPN
 from glip_model.fusion import TowerTextLayer, VLFuse
+from glip_model.pretrained import resolve_folder
 from glip_model.structures import GLIPOutput, GroundingBatch
 from glip_model.text_encoder import TextEncoder
+from glip_model.trained_on import TrainedOn
 
 PRIOR_PROBABILITY = 0.01
 """Every region-token pair starts at this probability, so that the focal loss is stable from the first step."""
@@ -83,6 +85,8 @@ class GLIP(nn.Module):
     def __init__(self, config: GLIPConfig) -> None:
         super().__init__()
         self.config = config
+        self.trained_on: TrainedOn | None = None
+        """What its folder says of the data it learned from; None where nobody knows."""
         self.backbone = Backbone(config.backbone, config.activation_checkpointing)
         self.fpn = FPN(self.backbone.channels, config.channels, config.num_levels, config.drop_block)
         self.text_encoder = TextEncoder(config.text)
@@ -173,8 +177,11 @@ class GLIP(nn.Module):
         Raises:
             ValueError: it is missing, broken, or its weights do not fit its config.
         """
-        return load_model(cls, name, revision)
+        folder = resolve_folder(name, revision)
+        model = load_model(cls, folder)
+        model.trained_on = read_trained_on(folder)
+        return model
 
     def save_pretrained(self, folder: str | Path, tokenizer: Any = None) -> None:
         """Write config.json, model.safetensors and, when given, the tokenizer's files into ``folder``."""
-        save_model(self, self.config, folder, tokenizer)
+        save_model(self, self.config, folder, tokenizer, self.trained_on)

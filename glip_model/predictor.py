@@ -7,6 +7,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -29,7 +30,7 @@ from glip_model.prompts import Prompt, caption_prompt, category_prompt, chunk_ca
 from glip_model.resizing import ResizedImage, ResizeRule
 from glip_model.structures import CharSpans, Detections, join_detections
 from glip_model.text_encoder import TextStateCache, load_tokenizer
-from glip_model.tiling import merge_tiles, tiles
+from glip_model.tiling import find_in_tiles
 from glip_model.transfer import send
 
 _ABBREVIATION = r"(?<!\w)(?:[^\W\d_]\.){2,}"
@@ -98,9 +99,30 @@ class GLIPPredictor:
         device: str | torch.device | None = None,
         precision: Precision = "auto",
         compile_model: bool = False,
+        *,
+        variant: str | None = None,
+        revision: str | None = None,
     ) -> GLIPPredictor:
-        """Load model and tokenizer from one folder or hub id; ValueError when something is missing there."""
-        folder = resolve_folder(name)
+        """Load model and tokenizer.
+
+        Args:
+            name: folder or hub id.
+            device: likewise ``precision`` and ``compile_model``, see the class.
+            precision: see the class.
+            compile_model: see the class.
+            variant: of the published models, ``name`` being the hub id that holds them: ``glip_t`` of
+                "GLIPModel/GLIP". It is fetched and converted once, see ``published_hub.converted``.
+            revision: branch, tag or commit of a hub id.
+
+        Raises:
+            ValueError: something is missing there, or broken.
+        """
+        if variant is not None:
+            from glip_model.published_hub import converted
+
+            folder = converted(str(name), variant, revision)
+        else:
+            folder = resolve_folder(name, revision)
         model = GLIP.from_pretrained(folder)
         return cls(model, load_tokenizer(folder, model.config.text.vocab_size), device, precision, compile_model)
 
@@ -153,13 +175,16 @@ class GLIPPredictor:
                 )
         results: list[Detections] = []
         for start in range(0, len(sources), batch_size):
-            opened = [open_image(source) for source in sources[start : start + batch_size]]
+            given = sources[start : start + batch_size]
+            opened = [open_image(source) for source in given]
             asked = caption if isinstance(prompt, str) else names
+            find = partial(self._find, asked=asked, max_detections=max_detections)
             if tile:
-                batch = [self._in_tiles(image, asked, tile, max_detections, batch_size) for image in opened]
+                nms = self.model.config.nms_threshold
+                batch = [find_in_tiles(find, image, tile, batch_size, nms) for image in opened]
             else:
-                batch = self._find(opened, asked, max_detections)
-            kept = (detections.above(min_score) for detections in batch)
+                batch = find(opened)
+            kept = (replace(d.above(min_score), source=source) for d, source in zip(batch, given, strict=True))
             results += [each if compete_threshold >= 1 else each.without_rivals(compete_threshold) for each in kept]
         return results
 
@@ -169,23 +194,6 @@ class GLIPPredictor:
         if isinstance(asked, Prompt):
             return self.ground(images, [asked] * len(images), max_detections)
         return self.detect(images, asked, max_detections=max_detections)
-
-    def _in_tiles(
-        self,
-        image: Image.Image,
-        asked: Prompt | Sequence[str],
-        side: int,
-        max_detections: int | None,
-        batch_size: int,
-    ) -> Detections:
-        """Find in overlapping pieces of a picture and in the whole."""
-        size = image.height, image.width
-        places = tiles(size, side)
-        found: list[Detections] = []
-        for start in range(0, len(places), batch_size):
-            pieces = [image.crop(place) for place in places[start : start + batch_size]]
-            found += self._find(pieces, asked, max_detections)
-        return merge_tiles(found, places, size, self.model.config.nms_threshold)
 
     def _caption(self, text: str, spans: Sequence[CharSpans] | None, parser: PhraseParser | None) -> Prompt:
         if spans is not None and parser is not None:

@@ -32,7 +32,7 @@ def image_to_tensor(image: Image.Image, config: BackboneConfig) -> Tensor:
 
 def normalise(pixels: Tensor, config: BackboneConfig) -> Tensor:
     """Return RGB pixels (..., h, w, 3) uint8 as (..., 3, h, w) float32, as the backbone takes them, on their device."""
-    values = pixels.movedim(-1, -3).float()
+    values = pixels.movedim(pixels.ndim - 1, pixels.ndim - 3).float()  # counted from the front: ONNX knows no other way
     if config.bgr:
         values = values.flip(-3)
     mean, std = _scale(config.pixel_mean, config.pixel_std, pixels.device)

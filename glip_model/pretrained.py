@@ -7,6 +7,8 @@ import re
 from pathlib import Path
 
 PACKAGE_PREFIX = "package:"
+PUBLISHED_REPOSITORY = "GLIPModel/GLIP"
+"""Where the authors' checkpoints are on the hub."""
 DATA_FILES = ["*.json", "*.safetensors", "vocab.txt", "merges.txt"]
 """What is fetched of a model on the hub."""
 _HUB_ID = re.compile(r"(?!models/|\.+/)[\w.-]+/[\w.-]+")
@@ -48,6 +50,11 @@ def resolve_folder(name: str | Path, revision: str | None = None) -> Path:
         return path
     if isinstance(name, Path) or not _HUB_ID.fullmatch(name) or path.parent.is_dir():
         raise ValueError(f"{name}: no such folder; expected one written by save_pretrained, or a hub id owner/model")
+    if name == PUBLISHED_REPOSITORY:
+        raise ValueError(
+            f"{name}: holds the published checkpoints, and no folder of a model; convert one: glip convert hub:{name} "
+            f"models/glip_t --variant glip_t, or GLIPPredictor.from_pretrained({name!r}, variant='glip_t')"
+        )
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from glip_model.boxes import pairwise_iou
 from glip_model.drawing import LabelledBox, draw_boxes
 from glip_model.images import ImageLike, open_image
+from glip_model.notebook import picture_html
 
 CharSpans = list[tuple[int, int]]
 """The half-open character pieces of one phrase in its caption, for example ``[(0, 5)]``."""
@@ -129,6 +130,8 @@ class Detections:
     """The phrases that were asked for, found or not."""
     char_spans: tuple[CharSpans, ...] = field(default=())
     """Per phrase, where it stands in the caption."""
+    source: ImageLike | None = field(default=None, repr=False, compare=False)
+    """The picture as ``GLIPPredictor.predict`` was given it, for notebooks; None from other methods."""
 
     @classmethod
     def none(cls) -> Detections:
@@ -198,8 +201,10 @@ class Detections:
 
     def to_supervision(self) -> Any:
         """Return a ``supervision.Detections``; ImportError when that library is not installed."""
-        import supervision
-
+        try:
+            import supervision
+        except ImportError as error:
+            raise ImportError("to_supervision needs supervision; run: pip install supervision") from error
         return supervision.Detections(
             xyxy=self.boxes_xyxy.numpy(),
             confidence=self.scores.numpy(),
@@ -220,6 +225,18 @@ class Detections:
             )
         ]
         return draw_boxes(open_image(image), boxes, caption)
+
+    def _repr_html_(self) -> str:
+        """Show the picture with the boxes, where it is known and still there, above a table, in notebooks."""
+        picture, note = None, "" if len(self) else f"nothing found of: {', '.join(self.phrases)}"
+        if self.source is not None:
+            try:
+                picture = self.draw(self.source)
+            except ValueError as error:
+                note = str(error)
+        boxes = (" ".join(f"{side:.0f}" for side in box) for box in self.boxes_xyxy.tolist())
+        found = zip(self.labels, (f"{score:.2f}" for score in self.scores.tolist()), boxes, strict=True)
+        return picture_html(picture, [("label", "score", "box x1 y1 x2 y2"), *found], note)
 
 
 def join_detections(parts: Sequence[Detections], counts: Sequence[int]) -> Detections:

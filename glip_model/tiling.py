@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from glip_model.boxes import box_area
@@ -46,6 +47,30 @@ def tiles(size: tuple[int, int], side: int) -> list[Tile]:
             for x in _starts(width, side)
         ),
     ]
+
+
+def find_in_tiles(
+    find: Callable[[Sequence[Image.Image]], list[Detections]],
+    image: Image.Image,
+    side: int,
+    batch_size: int,
+    iou_threshold: float,
+) -> Detections:
+    """Find in overlapping pieces of a picture and in the whole, so many pieces at a time; the rest as ``merge_tiles``.
+
+    Args:
+        find: returns what is found in each of several pictures.
+        image: RGB.
+        side: of a piece in pixels.
+        batch_size: pieces at once.
+        iou_threshold: above which boxes of a phrase suppress one another.
+    """
+    size = image.height, image.width
+    places = tiles(size, side)
+    found: list[Detections] = []
+    for start in range(0, len(places), batch_size):
+        found += find([image.crop(place) for place in places[start : start + batch_size]])
+    return merge_tiles(found, places, size, iou_threshold)
 
 
 def merge_tiles(

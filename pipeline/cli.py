@@ -50,10 +50,13 @@ _OF_THE_MACHINE = {
 
 EXTRA_OF = {
     "av": "video",
+    "fastapi": "serve",
     "onnx": "export",
     "onnxruntime": "export",
+    "peft": "tune",
     "py3langid": "curate",
     "timm": "timm",
+    "uvicorn": "serve",
 } | dict.fromkeys(
     (
         "aiohttp",
@@ -206,6 +209,18 @@ def add_tile_and_fps(parser: argparse.ArgumentParser) -> None:
         help="look at larger pictures in overlapping pieces of this side as well, for small things",
     )
     parser.add_argument("--fps", type=positive, default=1.0, help="frames of a second of video (default: %(default)s)")
+
+
+def add_teachers(parser: argparse.ArgumentParser) -> None:
+    """Declare ``--teacher`` of commands that label; it may be repeated."""
+    parser.add_argument(
+        "--teacher",
+        required=True,
+        action="append",
+        metavar="MODEL",
+        help="folder, URL, hub id, endpoint.yaml or module:function; of several (--teacher A --teacher B) boxes are "
+        "merged, and say who found them",
+    )
 
 
 def add_params(parser: argparse.ArgumentParser) -> None:

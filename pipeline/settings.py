@@ -32,6 +32,7 @@ SECTIONS = {
     "curate": "pipeline.curation.settings:CurateConfig",
     "model": "pipeline.training.settings:ModelConfig",
     "train": "pipeline.training.settings:TrainConfig",
+    "recaption": "pipeline.recaption.settings:RecaptionConfig",
     "phrases": "pipeline.phrases.settings:PhrasesConfig",
     "pseudo_label": "pipeline.pseudo_labels.settings:PseudoLabelConfig",
     "evaluate": "pipeline.evaluation.settings:EvaluateConfig",
@@ -191,9 +192,8 @@ def _file_class() -> Any:
         "rounds": annotated[mapping[str, _class_at(_ROUND)], Field(description=_ROUNDS)],
     }
     hints |= {name: _class_at(place) for name, place in SECTIONS.items()}
-    return _make(
-        "Settings", hints, {"__doc__": "A params file.", "ADDED": ("image_roots", "rounds", "download", "curate")}
-    )
+    added = ("image_roots", "rounds", "download", "curate", "recaption")
+    return _make("Settings", hints, {"__doc__": "A params file.", "ADDED": added})
 
 
 def _class_at(place: str) -> Any:

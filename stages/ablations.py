@@ -134,7 +134,7 @@ def _read(path: Path) -> Ablation:
         prepare=settings.prepare,
         settings=to_yaml(settings),
         needs_calibration=settings.train.samples.pseudo_weight == "precision",
-        learns_from_labels=settings.train.runs[name].mixture.get("pseudo", 0) > 0,
+        learns_from_labels=settings.train.runs[name].learns_from_labels,
     )
 
 

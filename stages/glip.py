@@ -17,6 +17,7 @@ GROUPS = {
         "prepare": "raw data sets into records",
         "seeds": "the whole reproduction over several seeds, and how far the results spread",
         "report": "the page of a run: numbers, curves, pictures",
+        "review_gain": "what reviewing labels is worth, with a simulated reviewer",
         "ablations": "a round of self-training again and again, each time with one thing changed",
     },
     "collect": {
@@ -25,6 +26,7 @@ GROUPS = {
     },
     "label": {
         "label": "pictures with names of your own, by a teacher",
+        "recaption": "captions of web pairs by a model",
         "phrases": "noun phrases of web captions",
         "plan": "what labelling will take, before it is paid for",
         "pseudo_label": "the teacher grounds the phrases of web captions",
@@ -34,18 +36,24 @@ GROUPS = {
     "train": {
         "train": "one of the models that params.yaml describes",
         "finetune": "tune on your own pictures, judged before and after",
+        "trade": "what ways of tuning gain on new names and lose on others",
         "convert": "published checkpoint into a folder of this project",
         "export": "model into ONNX",
+        "push": "model or labels to the Hugging Face hub, with a card",
     },
     "evaluate": {
         "evaluate": "a model on every benchmark that there are records of",
         "score": "COCO's or LVIS's numbers of a file of detections",
+        "few_shots": "how far few pictures go, by ways of tuning and what is started from",
         "odinw": "means over ODinW's data sets, of tuned models",
     },
     "look": {
         "settings": "what a params file comes to, or may say",
         "predict": "find things in pictures",
+        "serve": "models over HTTP, with a page to try them on",
         "inspect": "look at Parquet shards of pseudo-labels",
+        "review": "judge and correct labels in a browser",
+        "merge": "what people decided into shards to train on",
     },
     "cluster": {
         "submit": "the run, or a part of it, on a cluster",

@@ -8,7 +8,8 @@ glip inspect LABELS --html labels.html           a page to browse, search and sh
 glip inspect LABELS --row KEY --save out.png     one pair, drawn
 glip inspect LABELS --against LATER              what another version, such as the next round, has changed
 glip inspect LABELS --sql "SELECT phrase, count(*) FROM boxes GROUP BY 1 ORDER BY 2 DESC LIMIT 9"
-glip inspect LABELS --export coco --out DIR      also yolo, voc, odvg, webdataset, fiftyone
+glip inspect LABELS --export coco --out DIR      also yolo, voc, odvg, webdataset, fiftyone, cvat, label_studio
+glip inspect LABELS --export coco --names "forklift, pallet" --out DIR    your own classes in place of phrases
 glip inspect LABELS --keys | less                key and caption of every row
 
 What is broken, such as a box that is no box, is counted in the figures and left out of all else but --sql and --keys.
@@ -57,17 +58,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sql-unsafe", action="store_true", help="let --sql read and write files, and load extensions")
     action.add_argument(
         "--export",
-        choices=("coco", "fiftyone", "odvg", "voc", "webdataset", "yolo"),
+        choices=("coco", "cvat", "fiftyone", "label_studio", "odvg", "voc", "webdataset", "yolo"),
         help="write the labels in another format, into --out",
     )
-    chosen = parser.add_argument_group("which pairs, for all but the figures, --row and --sql")
-    chosen.add_argument("--phrase", metavar="TEXT", help="with a phrase that holds this, whatever the case")
-    chosen.add_argument("--min-score", type=score, metavar="S", help="that has a box of at least this score")
-    chosen.add_argument("--max-score", type=score, metavar="S", help="that has a box of at most this score")
-    chosen.add_argument("--reason", metavar="NAME", help="where the pair or a phrase has no box for this reason")
-    chosen.add_argument("--source", metavar="NAME", help="of this source")
-    chosen.add_argument("--limit", type=at_least(1), metavar="N", help="at most so many")
-    chosen.add_argument("--seed", type=int, default=0, help="of --sample and --html (default: %(default)s)")
+    add_filters(parser.add_argument_group("which pairs, for all but the figures, --row and --sql"), "at most so many")
     parser.add_argument("--against", metavar="PLACE", help="compare with another version of the labels, the later one")
     parser.add_argument("--save", type=Path, metavar="PICTURE", help="with --row: draw it into this file (.png, .jpg)")
     parser.add_argument("--out", type=Path, metavar="DIR", help="with --export: a new folder")
@@ -79,17 +73,49 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="with --export coco, voc or yolo: write this share of the pictures apart (default: none)",
     )
     parser.add_argument(
+        "--names",
+        metavar="NAMES",
+        help="with --export coco, voc, yolo or fiftyone: classes that phrases are mapped to by their last words, names "
+        "divided by commas or a file as for glip label (class: [further phrases], phrase: null for none); else a file "
+        "of names, to count how many of them phrases cover",
+    )
+    parser.add_argument(
+        "--top", type=at_least(0), default=20, help="most frequent phrases to show (default: %(default)s)"
+    )
+    parser.add_argument("--json", action="store_true", help="print figures, or pairs as lines, as JSON")
+
+
+def add_filters(group: argparse._ArgumentGroup, limit: str) -> None:
+    """Declare which rows a command takes, and where their pictures may be; ``limit`` says what --limit does."""
+    group.add_argument("--phrase", metavar="TEXT", help="with a phrase that holds this, whatever the case")
+    group.add_argument("--min-score", type=score, metavar="S", help="that has a box of at least this score")
+    group.add_argument("--max-score", type=score, metavar="S", help="that has a box of at most this score")
+    group.add_argument("--reason", metavar="NAME", help="where the pair or a phrase has no box for this reason")
+    group.add_argument("--source", metavar="NAME", help="of this source")
+    group.add_argument("--limit", type=at_least(1), metavar="N", help=limit)
+    group.add_argument("--seed", type=int, default=0, help="of what is drawn at random (default: %(default)s)")
+    group.add_argument(
         "--image-root",
         action="append",
         default=[],
         metavar="PLACE",
         help="folder or URL whose pictures the shards may name, beside their own folder; may be repeated",
     )
-    parser.add_argument("--names", type=Path, metavar="FILE", help="count how many of these names phrases cover")
-    parser.add_argument(
-        "--top", type=at_least(0), default=20, help="most frequent phrases to show (default: %(default)s)"
-    )
-    parser.add_argument("--json", action="store_true", help="print figures, or pairs as lines, as JSON")
+
+
+def filter_of(args: argparse.Namespace) -> Filter:
+    """Return what the arguments of ``add_filters`` ask for."""
+    from pipeline.inspection.search import Filter
+
+    return Filter(args.phrase, args.min_score, args.max_score, args.reason, args.source)
+
+
+def roots_of(args: argparse.Namespace, place: Place) -> list[str]:
+    """Return where pictures of the shards may be; the project's settings say nothing of shards from anywhere."""
+    from pipeline.store.filesystem import allowed_roots
+    from pipeline.store.images import image_roots
+
+    return image_roots(place, allowed_roots(args.image_root))
 
 
 def run(args: argparse.Namespace) -> None:
@@ -101,10 +127,12 @@ def run(args: argparse.Namespace) -> None:
 
     if args.save and not args.row:
         raise ConfigError("--save draws one pair; name it with --row KEY")
+    if args.names and args.export in ("cvat", "label_studio", "odvg", "webdataset"):
+        raise ConfigError(f"--names: {args.export} has phrases and no classes; --export coco, voc or yolo has them")
     if bool(args.export) != bool(args.out):
         raise ConfigError("--export FORMAT and --out DIR go together")
     place, against = to_place(args.place), to_place(args.against) if args.against else None
-    wanted = Filter(args.phrase, args.min_score, args.max_score, args.reason, args.source)
+    wanted = filter_of(args)
     defects: Counter[str] = Counter()
     if args.row:
         _show_row(args, place, against, defects)
@@ -138,7 +166,7 @@ def _show_figures(args: argparse.Namespace, place: Place) -> None:
     values = stats.to_dict()
     lines = [format_statistics(stats, args.place)]
     if args.names:
-        names = count_phrases(place, args.names)
+        names = count_phrases(place, Path(args.names))
         values |= {"names": names.names, "names_covered": names.names_covered}
         lines += ["", f"{names.names_covered:,} of {names.names:,} names in {args.names} are covered by phrases"]
     print(to_json(values, indent=2) if args.json else "\n".join(lines))
@@ -160,7 +188,7 @@ def _show_row(args: argparse.Namespace, place: Place, against: Place | None, def
     if args.save is None:
         return
     try:
-        image = load_image(record.image, MAX_PIXELS, _roots(args, place))
+        image = load_image(record.image, MAX_PIXELS, roots_of(args, place))
     except ImageError as error:
         raise ShardError(f"{args.place}: row {args.row}: {error.reason}: {error}") from error
     picture = draw_both(image, record, other) if other else draw_phrases(image, record.phrases, record.caption)
@@ -171,14 +199,6 @@ def _show_row(args: argparse.Namespace, place: Place, against: Place | None, def
             f"--save {args.save}: {error}; name a file ending in .png or .jpg where you may write"
         ) from error
     print(f"drawn → {args.save}")
-
-
-def _roots(args: argparse.Namespace, place: Place) -> list[str]:
-    """Return where pictures of the shards may be; the project's settings say nothing of shards from anywhere."""
-    from pipeline.store.filesystem import allowed_roots
-    from pipeline.store.images import image_roots
-
-    return image_roots(place, allowed_roots(args.image_root))
 
 
 def _show_sample(args: argparse.Namespace, place: Place, wanted: Filter, defects: Counter[str]) -> None:
@@ -211,12 +231,13 @@ def _answer(args: argparse.Namespace, place: Place) -> None:
 
 
 def _write_page(args: argparse.Namespace, place: Place, wanted: Filter, defects: Counter[str]) -> None:
-    from pipeline.inspection.gallery import write_gallery
-    from pipeline.inspection.search import sample_rows
+    from pipeline.inspection.gallery import Page, write_gallery
+    from pipeline.inspection.search import draw_rows
 
-    found = sample_rows(place, wanted, args.limit or ON_A_PAGE, args.seed)
+    found, total = draw_rows(place, wanted, args.limit or ON_A_PAGE, args.seed)
+    page = Page(args.place, f"{len(found):,} of {total:,} rows, drawn at random" if len(found) < total else "")
     with progress(len(found), "page", "pairs") as bar:
-        count = write_gallery(found, args.html, args.place, MAX_PIXELS, bar.update, _roots(args, place), defects)
+        count = write_gallery(found, args.html, page, MAX_PIXELS, bar.update, roots_of(args, place), defects)
     print(f"{count:,} pairs, {args.html.stat().st_size / 1e6:.1f} MB → {args.html}")
 
 
@@ -224,7 +245,9 @@ def _export(args: argparse.Namespace, place: Place, wanted: Filter, defects: Cou
     from pipeline.inspection.exports import export
     from pipeline.inspection.reading import labelled_names
     from pipeline.inspection.search import find_rows
+    from pipeline.store.ontology import Ontology
 
+    ontology = Ontology.read(args.names) if args.names else None
     found: Iterator[Found] = itertools.islice(find_rows(place, wanted), args.limit)
     with progress(None, "export", "pairs") as bar:
         count = export(
@@ -232,10 +255,11 @@ def _export(args: argparse.Namespace, place: Place, wanted: Filter, defects: Cou
             found,
             args.out,
             bar.update,
-            _roots(args, place),
+            roots_of(args, place),
             defects,
             args.val_share,
             labelled_names(place),
+            ontology,
         )
     print(f"{count:,} pairs with boxes as {args.export} → {args.out}")
 

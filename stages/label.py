@@ -7,7 +7,8 @@
 Pictures are files, folders, patterns in quotes, tars, Parquet with pictures or URLs inside, lists of URLs, videos (pip
 install 'glip-self-training[video]'), or URLs of any of these. --names takes names divided by commas or a file: a name a
 line (.txt), a list, a mapping of prompts to classes, or of classes to several prompts (.yaml, .json). --captions asks
-instead for the phrases of captions: those in a.txt beside a.jpg, in tars, tables and lists.
+instead for the phrases of captions: those in a.txt beside a.jpg, in tars, tables and lists; with --names for those that
+mean one of the names. Several teachers (--teacher A --teacher B) are asked as one, and boxes say which of them agree.
 
 --judge takes annotated pictures instead, in any layout that glip finetune reads, and says how good labels are:
 precision and recall of every name (of the data set's own, where --names says none), and the threshold that suits it
@@ -29,7 +30,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.cli import add_params, add_tile_and_fps, at_least, progress, run_if_program, score
+from pipeline.cli import add_params, add_teachers, add_tile_and_fps, at_least, progress, run_if_program, score
 from pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -53,11 +54,16 @@ _OTHERWISE, _JUDGED_FROM = 0.3, 0.05
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of this command."""
     parser.add_argument("pictures", nargs="*", help="files, folders, patterns, tars, Parquet, lists of URLs, URLs")
-    asked = parser.add_mutually_exclusive_group()
-    asked.add_argument("--names", help="what to find: names divided by commas, or a file (.txt, .yaml, .json)")
-    asked.add_argument("--captions", action="store_true", help="find the phrases of captions instead")
+    parser.add_argument("--names", help="what to find: names divided by commas, or a file (.txt, .yaml, .json)")
     parser.add_argument(
-        "--teacher", required=True, metavar="MODEL", help="folder, URL, hub id, endpoint.yaml or module:function"
+        "--captions", action="store_true", help="find the phrases of captions instead, with --names those that mean one"
+    )
+    add_teachers(parser)
+    parser.add_argument(
+        "--min-agreement",
+        type=score,
+        metavar="S",
+        help="share of several teachers that must have found a box (default: by the settings, 0)",
     )
     parser.add_argument("--out", required=True, help="folder or URL for the labels")
     parser.add_argument("--min-score", type=score, help="boxes below are left out (default: 0.3)")
@@ -130,7 +136,7 @@ def _vocabulary(args: argparse.Namespace) -> Vocabulary | None:
     """Return what is asked for, with its thresholds; None where that is for captions or the annotations to say."""
     from pipeline.store.vocabulary import read_names, read_thresholds
 
-    vocabulary = read_names(args.names) if args.names else None
+    vocabulary = read_names(args.names) if args.names and not args.captions else None
     if args.thresholds is None:
         return vocabulary
     if vocabulary is None or args.judge:
@@ -161,7 +167,7 @@ def _label(
         if args.judge and vocabulary is None:
             vocabulary = vocabulary_of(read_categories(list_shards(records)[0]))
         phrases = _phrases(args, records, work / "phrases") if args.captions else None
-        inputs = Inputs(records, phrases, args.teacher, out, allowed_roots(roots), vocabulary)
+        inputs = Inputs(records, phrases, tuple(args.teacher), out, allowed_roots(roots), vocabulary)
         metrics = pseudo_label(inputs, _labelling(args, settings.pseudo_label), preparing.max_image_pixels)
     write_json(out / RESULT_FILE, {"pictures": read, "labels": metrics})
     return read, metrics
@@ -204,6 +210,8 @@ def _min_score(args: argparse.Namespace) -> float:
 
 def _labelling(args: argparse.Namespace, base: PseudoLabelConfig) -> PseudoLabelConfig:
     """Return what of the teacher's output is kept."""
+    from pipeline.pseudo_labels.settings import with_names
+
     said: dict[str, Any] = {
         "min_score": _min_score(args),
         "min_score_by_source": {},
@@ -212,12 +220,16 @@ def _labelling(args: argparse.Namespace, base: PseudoLabelConfig) -> PseudoLabel
         "num_actors": args.actors or base.num_actors,
         "max_reject_share": 1.0,
         "tile": args.tile or base.tile,
+        "min_agreement": base.min_agreement if args.min_agreement is None else args.min_agreement,
     }
     if not args.captions:
         said |= {"max_boxes_per_phrase": args.limit or 100, "max_area_share": 1.0, "min_box_side": 1.0}
-    elif args.limit:
+        return replace(base, **said, names={})
+    if args.limit:
         said |= {"max_boxes_per_phrase": args.limit}
-    return replace(base, **said)
+    if args.names:
+        said |= {"other_phrases": "drop"}
+    return with_names(replace(base, **said), args.names)
 
 
 def _places(args: argparse.Namespace) -> list[str]:
@@ -245,14 +257,14 @@ def _phrases(args: argparse.Namespace, records: Place, out: Place) -> Place:
 
 
 def _write_page(args: argparse.Namespace, out: Place) -> None:
-    from pipeline.inspection.gallery import write_gallery
+    from pipeline.inspection.gallery import Page, write_gallery
     from pipeline.inspection.search import Filter, sample_rows
     from pipeline.store.filesystem import allowed_roots
     from pipeline.store.images import image_roots
 
     found, roots = sample_rows(out, Filter(), ON_A_PAGE), image_roots(out, allowed_roots(_places(args)))
     with progress(len(found), "page", "pictures") as bar:
-        count = write_gallery(found, args.html, args.out, MAX_PIXELS, bar.update, roots)
+        count = write_gallery(found, args.html, Page(args.out), MAX_PIXELS, bar.update, roots)
     logger.info("label: %d pictures on a page → %s", count, args.html)
 
 

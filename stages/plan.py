@@ -61,9 +61,9 @@ def run(args: argparse.Namespace) -> None:
     if args.download or args.curate:
         print(_of_collection(args))
         return
-    from pipeline.pseudo_labels.endpoint import is_endpoint
     from pipeline.pseudo_labels.plan_text import describe_plan, format_plan
     from pipeline.pseudo_labels.planning import Interruptions, Rates, simulate, survey
+    from pipeline.store.endpoint import is_endpoint
     from pipeline.store.storage import to_place
 
     workload = _scaled(survey(to_place(args.records)), args)
@@ -100,7 +100,7 @@ def _of_collection(args: argparse.Namespace) -> str:
 
 def _of_endpoint(args: argparse.Namespace, workload: Workload) -> str:
     """Say what asking an endpoint will take; it is not asked for that."""
-    from pipeline.pseudo_labels.endpoint import Endpoint
+    from pipeline.store.endpoint import Endpoint
 
     endpoint, requests = Endpoint.read(Path(args.teacher)), workload.pairs * args.rounds
     hours = requests / endpoint.requests_per_minute / 60

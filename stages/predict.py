@@ -2,11 +2,15 @@
 
     glip predict street.jpg --text "a cat. a remote control." --model models/glip_t --save out/
     glip predict *.jpg --caption "two dogs chase a red frisbee" --model models/round_2
+    glip predict *.jpg --model student.onnx --device tensorrt
 
 --text names what to find, divided by periods; more names than one prompt holds are divided over several. --caption
 takes a sentence and finds its noun phrases by spaCy. Pictures are paths, folders or URLs; of videos, frames are taken
 (pip install 'glip-self-training[video]'), called by their second: clip.mp4#t=12.000. Without --save detections are
 printed as one line of JSON per picture; with it every picture is written with its boxes, beside detections.jsonl.
+
+A file of glip export --names runs by onnxruntime, on --device cpu, cuda, tensorrt or openvino. It finds the names that
+it was made for, or those of them that --text names.
 """
 
 from __future__ import annotations
@@ -28,6 +32,8 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from glip_model.images import ImageError
+    from glip_model.onnx_predictor import OnnxPredictor
+    from glip_model.predictor import GLIPPredictor
     from glip_model.structures import Detections
 
 logger = logging.getLogger(__name__)
@@ -38,10 +44,10 @@ DETECTIONS_FILE = "detections.jsonl"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of this command."""
     parser.add_argument("pictures", nargs="+", help="paths or URLs; of a folder all pictures in it, but not below")
-    asked = parser.add_mutually_exclusive_group(required=True)
+    asked = parser.add_mutually_exclusive_group()
     asked.add_argument("--text", help='what to find, divided by periods: "a cat. a remote control."')
     asked.add_argument("--caption", help="a sentence whose noun phrases are found")
-    parser.add_argument("--model", required=True, help="folder or hub id, such as models/round_2")
+    parser.add_argument("--model", required=True, help="folder, hub id or ONNX file, such as models/round_2")
     parser.add_argument("--min-score", type=score, default=0.3, help="boxes below are left out (default: %(default)s)")
     add_tile_and_fps(parser)
     rivals = parser.add_mutually_exclusive_group()
@@ -54,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     rivals.add_argument("--agnostic-nms", action="store_true", help="let names suppress one another as a name itself")
     parser.add_argument("--save", type=Path, help="folder for pictures and JSON")
-    parser.add_argument("--device", help="torch device (default: a GPU where there is one)")
+    parser.add_argument("--device", help="of torch, or of onnxruntime (default: a GPU, if any)")
     parser.add_argument(
         "--precision",
         choices=get_args(Precision),
@@ -68,20 +74,18 @@ def run(args: argparse.Namespace) -> str | None:
     """Predict picture by picture; one that cannot be read is reported and the others go on."""
     from glip_model.images import ImageError, open_image
     from glip_model.precision import allow_tf32
-    from glip_model.predictor import GLIPPredictor
     from glip_model.video import is_video
     from glip_model.whole_files import save_picture, whole_file
 
     allow_tf32()
     try:
-        predictor = GLIPPredictor.from_pretrained(args.model, args.device, args.precision)
+        predictor, prompt, options = _asked(args)
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    prompt, options = _prompt(args)
     options["tile"] = args.tile or 0
-    options["compete_threshold"] = predictor.model.config.nms_threshold if args.agnostic_nms else args.compete
-    pictures = [picture for source in args.pictures for picture in _in_folder(source)]
+    pictures = [picture for source in args.pictures for picture in pictures_in(source)]
     broken = count = 0
+    told = False
     with ExitStack() as stack:
         lines: TextIO = sys.stdout
         if args.save:
@@ -106,14 +110,49 @@ def run(args: argparse.Namespace) -> str | None:
                 except ValueError as error:
                     raise ConfigError(str(error)) from error
                 else:
+                    told = told or _remark(predictor, image)
                     _write(lines, source, image, found)
                     if args.save:
-                        drawn = found.draw(image, args.text or args.caption)
+                        drawn = found.draw(image, args.text or args.caption or "")
                         save_picture(drawn, args.save / _file_name(number, source))
                 bar.update()
     if broken:
         raise PipelineError(f"{broken} of {count} pictures could not be read; they are named above")
     return f"predict: {count} pictures → {args.save}" if args.save else None
+
+
+def _asked(args: argparse.Namespace) -> tuple[GLIPPredictor | OnnxPredictor, Any, dict[str, Any]]:
+    """Return what finds things, the prompt for its ``predict``, and options of that."""
+    from glip_model.onnx_predictor import OnnxPredictor, onnx_file
+    from glip_model.predictor import GLIPPredictor
+
+    file = onnx_file(args.model)
+    if file is None:
+        if args.text is None and args.caption is None:
+            raise ConfigError('say what to find: --text "a cat. a remote control.", or --caption')
+        model = GLIPPredictor.from_pretrained(args.model, args.device, args.precision)
+        prompt, options = _prompt(args)
+        nms = model.model.config.nms_threshold
+        return model, prompt, options | {"compete_threshold": nms if args.agnostic_nms else args.compete}
+    if args.caption is not None or args.precision != "auto":
+        raise ConfigError(
+            "an ONNX file finds the names it was exported for, in its own precision: no --caption, no --precision"
+        )
+    detector = OnnxPredictor(file, args.device)
+    names = None if args.text is None else _prompt(args)[0]
+    nms = detector.card.nms_threshold
+    return detector, names, {"compete_threshold": nms if args.agnostic_nms else args.compete}
+
+
+def _remark(predictor: GLIPPredictor | OnnxPredictor, image: Image.Image) -> bool:
+    """Say it where a picture is far from what the model was trained on; return whether anything was said."""
+    from glip_model.predictor import GLIPPredictor
+
+    known = predictor.model.trained_on if isinstance(predictor, GLIPPredictor) else None
+    far = "" if known is None else known.far_from(image.width, image.height)
+    if far:
+        logger.warning("predict: %s; expect little of it", far)
+    return bool(far)
 
 
 def _opened(pictures: Sequence[str], fps: float) -> Iterator[tuple[str, str | Image.Image | ImageError]]:
@@ -143,11 +182,11 @@ def _prompt(args: argparse.Namespace) -> tuple[list[str] | str, dict[str, Any]]:
                 '--text names nothing; write what to find, divided by periods: "a cat. a remote control."'
             )
         return _told(names), {}
-    from pipeline.phrases.noun_phrases import NounPhraseParser
+    from pipeline.phrases.parsers import make_parser
     from pipeline.phrases.settings import PhrasesConfig
     from pipeline.settings import load
 
-    return args.caption, {"parser": NounPhraseParser(load(args.params, PhrasesConfig)).char_spans}
+    return args.caption, {"parser": make_parser(load(args.params, PhrasesConfig)).char_spans}
 
 
 def _told(names: Sequence[str]) -> list[str]:
@@ -164,7 +203,7 @@ def _told(names: Sequence[str]) -> list[str]:
     return once
 
 
-def _in_folder(source: str) -> list[str]:
+def pictures_in(source: str) -> list[str]:
     """Return the pictures of a folder, in order of their names; anything else is a picture itself."""
     from PIL import Image
 

@@ -2,6 +2,9 @@
 
 Interrupted, it keeps its finished shards; run again, it makes only what is missing.
 
+Several teachers are asked as one (--teacher A --teacher B), and boxes say which of them agree.
+Phrases may be mapped to classes of your own (--names, pseudo_label.names and other_phrases).
+
 Run: glip pseudo_label --records data/records/web --phrases data/phrases --teacher models/teacher \
     --out data/pseudo_labels/round_1 --metrics metrics/labels/round_1.json
 """
@@ -10,14 +13,19 @@ from __future__ import annotations
 
 import argparse
 
-from pipeline.cli import add_params, run_if_program
+from pipeline.cli import add_params, add_teachers, run_if_program
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of this stage."""
     parser.add_argument("--records", required=True, help="shards of web pairs: a folder or a URL such as s3://…")
     parser.add_argument("--phrases", required=True, help="shards of their phrases")
-    parser.add_argument("--teacher", required=True, help="folder or URL of a GLIP model, or own module:function")
+    add_teachers(parser)
+    parser.add_argument(
+        "--names",
+        help="your own classes, which phrases are mapped to by their last words: names divided by commas, or a file as "
+        "for glip label (default: pseudo_label.names)",
+    )
     parser.add_argument("--out", required=True, help="place for shards of pseudo-labels")
     parser.add_argument(
         "--round", metavar="NAME", help="key of rounds in params.yaml, whose settings of pseudo_label apply"
@@ -29,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> str:
     """Label every shard that is not finished."""
     from pipeline.pseudo_labels.job import Inputs, pseudo_label
-    from pipeline.pseudo_labels.settings import of_round
+    from pipeline.pseudo_labels.settings import of_round, with_names
     from pipeline.ray_session import ray_session
     from pipeline.settings import load_all
     from pipeline.store.atomic import write_json
@@ -38,9 +46,9 @@ def run(args: argparse.Namespace) -> str:
     from pipeline.store.storage import to_place
 
     settings = load_all(args.params)
-    config = of_round(settings.pseudo_label, settings.rounds, args.round)
+    config = with_names(of_round(settings.pseudo_label, settings.rounds, args.round), args.names)
     allowed = allowed_roots(settings.image_roots)
-    inputs = Inputs(to_place(args.records), to_place(args.phrases), args.teacher, to_place(args.out), allowed)
+    inputs = Inputs(to_place(args.records), to_place(args.phrases), tuple(args.teacher), to_place(args.out), allowed)
     with alone_in(inputs.out), ray_session():
         metrics = pseudo_label(inputs, config, settings.prepare.max_image_pixels)
     if args.metrics:

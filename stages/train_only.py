@@ -22,6 +22,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--human", help="folder or URL with detection/ and grounding/ records")
     parser.add_argument("--pseudo-labels", help="folder or URL of pseudo-label shards")
     parser.add_argument("--calibration", help="CSV file of calibrate, where train.samples.pseudo_weight is precision")
+    parser.add_argument("--replay", help="folder or URL of shards not to be forgotten, where the mixture has replay")
+    parser.add_argument("--other-names", help="file of names of other data, where train.runs.NAME.other_names is set")
     parser.add_argument("--teacher", help="model, a folder or URL, to start from where train.runs.NAME.init is teacher")
     parser.add_argument("--out", help="folder or URL for the model")
     parser.add_argument("--checkpoints", help="folder or URL for checkpoints of this training (OUT/checkpoints)")
@@ -47,6 +49,7 @@ def run(args: argparse.Namespace, validate: Validate | None = None) -> str | Non
     from pipeline.store.filesystem import allowed_roots
     from pipeline.store.resume import alone_in
     from pipeline.store.storage import to_place
+    from pipeline.store.vocabulary import read_names
     from pipeline.training.dry_run import describe_run
     from pipeline.training.job import Paths, train
     from pipeline.training.settings import TrainingSettings
@@ -54,12 +57,12 @@ def run(args: argparse.Namespace, validate: Validate | None = None) -> str | Non
     config = load(args.params, TrainingSettings)
     if args.name not in config.train.runs:
         raise ConfigError(f"{args.params}: train.runs has no {args.name!r}; runs: {', '.join(config.train.runs)}")
-    human, pseudo_labels, teacher, out, checkpoints = (
+    human, pseudo_labels, teacher, out, checkpoints, replay = (
         None if text is None else to_place(text).resolve()
-        for text in (args.human, args.pseudo_labels, args.teacher, args.out, args.checkpoints)
+        for text in (args.human, args.pseudo_labels, args.teacher, args.out, args.checkpoints, args.replay)
     )
     if args.dry_run:
-        print(describe_run(args.name, args.params, human, pseudo_labels, teacher, args.images_per_s))
+        print(describe_run(args.name, args.params, human, pseudo_labels, teacher, args.images_per_s, replay))
         return None
     if human is None or out is None:
         raise ConfigError("training needs --human and --out; only --dry-run does without")
@@ -71,6 +74,8 @@ def run(args: argparse.Namespace, validate: Validate | None = None) -> str | Non
         checkpoints_elsewhere=checkpoints,
         allowed=allowed_roots(load_all(args.params).image_roots),
         calibration=to_place(args.calibration).resolve() if args.calibration else None,
+        replay=replay,
+        other_names=read_names(args.other_names).prompts if args.other_names else (),
     )
     with alone_in(out), ray_session() if config.train.num_workers else nullcontext():
         metrics = train(args.name, config, paths, to_place(args.log) if args.log else None, validate)

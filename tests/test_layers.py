@@ -29,21 +29,28 @@ BASE = {
 LOWER = {"pipeline.store", "pipeline.phrases"}
 UPPER = {
     "pipeline.prepare",
+    "pipeline.recaption",
     "pipeline.pseudo_labels",
     "pipeline.training",
     "pipeline.evaluation",
     "pipeline.inspection",
     "pipeline.submission",
+    "pipeline.serving",
+}
+TOP = {
+    # What a list of URLs is, and by what a picture is known again, prepare says.
+    "pipeline.download": {"pipeline.prepare"},
+    "pipeline.curation": {"pipeline.prepare"},
+    "pipeline.report": {"pipeline.evaluation", "pipeline.inspection"},
+    "pipeline.publishing": {"pipeline.inspection"},
+    "pipeline.review": {"pipeline.inspection"},
 }
 ALLOWED |= {
     "pipeline.store": BASE,
     "pipeline.phrases": BASE | {"pipeline.store"},
     **dict.fromkeys(UPPER, BASE | LOWER),
-    # What a list of URLs is, and by what a picture is known again, prepare says.
-    "pipeline.download": BASE | LOWER | {"pipeline.prepare"},
-    "pipeline.curation": BASE | LOWER | {"pipeline.prepare"},
-    "pipeline.report": BASE | LOWER | {"pipeline.evaluation", "pipeline.inspection"},
-    "stages": BASE | LOWER | UPPER | {"pipeline.report", "pipeline.download", "pipeline.curation"},
+    **{room: BASE | LOWER | more for room, more in TOP.items()},
+    "stages": BASE | LOWER | UPPER | TOP.keys(),
 }
 FORBIDDEN_OUTSIDE = {"glip_model": {"ray", "dvc", "pyarrow", "spacy", "pycocotools"}}
 

@@ -33,8 +33,6 @@ from pipeline.cli import EXTRA_OF
 ROOT = Path(__file__).resolve().parent.parent
 ROOMS = ("glip_model", "pipeline", "stages")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-UNLOCKED = {"serve"}
-"""Extras that are prepared, and not part of the environment of the project itself."""
 NOT_SLIM = (
     "ray",
     "dvc",
@@ -64,15 +62,15 @@ TINY = GLIPConfig(
 )
 
 
-def test_all_extras_but_those_that_are_only_prepared_are_locked() -> None:
+def test_all_extras_are_locked() -> None:
     lock = (ROOT / "requirements.lock").read_text(encoding="utf-8")
     versions = {canonicalize_name(name): version for name, version in re.findall(r"^([\w.-]+)==(\S+)", lock, re.M)}
     extras = PROJECT["optional-dependencies"]
-    locked = [each for name in sorted(set(extras) - UNLOCKED) for each in extras[name]]
+    locked = [each for name in sorted(extras) for each in extras[name]]
     for requirement in map(Requirement, [*PROJECT["dependencies"], *locked]):
         assert versions[canonicalize_name(requirement.name)] in requirement.specifier, str(requirement)
     [flags] = re.findall(r"--extra (\S+)", (ROOT / "Makefile").read_text(encoding="utf-8"))
-    assert set(flags.split(",")) | {"timm"} == set(extras) - UNLOCKED  # pipeline has timm
+    assert set(flags.split(",")) | {"timm"} == set(extras)  # pipeline has timm
 
 
 def test_the_extras_that_messages_name_bring_the_packages() -> None:

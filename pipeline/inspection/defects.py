@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pipeline.inspection.detections import label_table
-from pipeline.store.records import SCHEMA_VERSION, GroundingRecord
+from pipeline.store.records import READABLE_VERSIONS, GroundingRecord
 from pipeline.store.shards import PROVENANCE_KEY, REPEAT_KEY, VERSION_KEY, from_row, read_end, read_metadata
 from pipeline.store.storage import Place
 
@@ -185,7 +185,7 @@ def _pictureless(shard: Place) -> int:
 def _is_odd(metadata: Mapping[str, str]) -> bool:
     repeat = metadata.get(REPEAT_KEY, "1")
     is_count = repeat.isascii() and repeat.isdecimal() and int(repeat[:9]) > 0
-    return metadata.get(VERSION_KEY) != SCHEMA_VERSION or not is_count or _provenance(metadata) is None
+    return metadata.get(VERSION_KEY) not in READABLE_VERSIONS or not is_count or _provenance(metadata) is None
 
 
 def _provenance(metadata: Mapping[str, str]) -> dict[str, Any] | None:

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-from pipeline.inspection.exporting import Pairs, write_picture, xywh
+from pipeline.inspection.exporting import Pairs, keys_table, write_picture, xml_text, xywh
 from pipeline.store.atomic import replacing
-from pipeline.store.records import GroundingRecord
+from pipeline.store.records import GroundingRecord, Phrase
 
 TRAIN, VALIDATION = "train", "val"
-KEYS_FILE = "keys.csv"
-"""Which row every picture was: pictures are called by numbers, because keys are untrusted."""
-_NOT_IN_XML = re.compile(r"[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 def split_of(key: str, share: float) -> str:
@@ -30,24 +25,19 @@ def split_of(key: str, share: float) -> str:
 
 
 def export_coco(pairs: Pairs, out: Path) -> int:
-    """Write COCO's layout, every phrase a category; returns the pictures written.
+    """Write COCO's layout, every phrase a category, or the class that it means; returns the pictures written.
 
     Without a split ``annotations.json`` and ``images/``; with one ``annotations/instances_train.json``, likewise
     ``instances_val.json``, and ``images/train``, ``images/val``.
     """
     splits = _Splits(pairs)
     files: dict[str, dict[str, list[Any]]] = {name: {"images": [], "annotations": []} for name in splits.names}
-    for image_id, record, split in splits.rows():
-        folder = f"images/{split}" if split else "images"
-        name = write_picture(pairs.picture(record), out / folder, image_id)
-        found = files[split]
-        head = {"id": image_id, "file_name": name, "width": record.width, "height": record.height}
-        found["images"].append(head | {"caption": record.caption, "key": record.key})
-        for phrase in record.phrases:
-            for box in phrase.boxes:
-                bbox, number = xywh(box.xyxy), splits.category(phrase.text) + 1
-                entry = {"id": len(found["annotations"]) + 1, "image_id": image_id, "category_id": number, "iscrowd": 0}
-                found["annotations"].append(entry | {"bbox": bbox, "area": bbox[2] * bbox[3], "score": box.score})
+    with keys_table(out) as write_key:
+        for image_id, record, split in splits.rows():
+            folder = f"images/{split}" if split else "images"
+            name = write_picture(pairs.picture(record), out / folder, image_id)
+            write_key(name, record.key)
+            _add_to_coco(files[split], splits, image_id, name, record)
     categories = [{"id": number, "name": name} for number, name in enumerate(splits.categories, 1)]
     for split, found in files.items():
         path = out / (f"annotations/instances_{split}.json" if split else "annotations.json")
@@ -57,23 +47,33 @@ def export_coco(pairs: Pairs, out: Path) -> int:
     return sum(len(found["images"]) for found in files.values())
 
 
+def _add_to_coco(
+    found: dict[str, list[Any]], splits: _Splits, image_id: int, name: str, record: GroundingRecord
+) -> None:
+    head = {"id": image_id, "file_name": name, "width": record.width, "height": record.height}
+    found["images"].append(head | {"caption": record.caption, "key": record.key})
+    for phrase in record.phrases:
+        for box in phrase.boxes:
+            bbox, number = xywh(box.xyxy), splits.category(phrase) + 1
+            entry = {"id": len(found["annotations"]) + 1, "image_id": image_id, "category_id": number, "iscrowd": 0}
+            found["annotations"].append(entry | {"bbox": bbox, "area": bbox[2] * bbox[3], "score": box.score})
+
+
 def export_yolo(pairs: Pairs, out: Path) -> int:
     """Write Ultralytics' layout: ``data.yaml``, ``images/`` and ``labels/``, each with its parts; returns pictures."""
     splits, count = _Splits(pairs, always=True), 0
-    with (out / KEYS_FILE).open("w", encoding="utf-8", newline="") as keys:
-        table = csv.writer(keys)
-        table.writerow(["picture", "key"])
+    with keys_table(out) as write_key:
         for number, record, split in splits.rows():
             name = write_picture(pairs.picture(record), out / "images" / split, number)
             lines = [
-                " ".join([str(splits.category(phrase.text)), *(f"{value:.6f}" for value in _shares(record, box.xyxy))])
+                " ".join([str(splits.category(phrase)), *(f"{value:.6f}" for value in _shares(record, box.xyxy))])
                 for phrase in record.phrases
                 for box in phrase.boxes
             ]
             labels = out / "labels" / split
             labels.mkdir(parents=True, exist_ok=True)
             (labels / f"{Path(name).stem}.txt").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-            table.writerow([f"{split}/{name}", record.key])
+            write_key(f"{split}/{name}", record.key)
             count += 1
     for split in splits.names:
         (out / "images" / split).mkdir(parents=True, exist_ok=True)
@@ -90,9 +90,7 @@ def export_voc(pairs: Pairs, out: Path) -> int:
     """Write Pascal VOC's layout: ``Annotations/``, ``JPEGImages/``, ``ImageSets/Main/``; returns pictures."""
     splits, listed = _Splits(pairs, always=True), dict[str, list[str]]()
     (out / "Annotations").mkdir()
-    with (out / KEYS_FILE).open("w", encoding="utf-8", newline="") as keys:
-        table = csv.writer(keys)
-        table.writerow(["picture", "key"])
+    with keys_table(out) as write_key:
         for number, record, split in splits.rows():
             name = write_picture(pairs.picture(record), out / "JPEGImages", number)
             stem = Path(name).stem
@@ -100,7 +98,7 @@ def export_voc(pairs: Pairs, out: Path) -> int:
                 out / "Annotations" / f"{stem}.xml", encoding="utf-8"
             )
             listed.setdefault(split, []).append(stem)
-            table.writerow([name, record.key])
+            write_key(name, record.key)
     (out / "ImageSets/Main").mkdir(parents=True)
     for split in splits.names:
         stems = listed.get(split, [])
@@ -121,7 +119,8 @@ class _Splits:
     def categories(self) -> list[str]:
         return list(self._numbers)
 
-    def category(self, text: str) -> int:
+    def category(self, phrase: Phrase) -> int:
+        text = phrase.category or phrase.text
         name = text if text in self._numbers else text.lower()
         return self._numbers.setdefault(name, len(self._numbers))
 
@@ -143,7 +142,7 @@ def _annotation(name: str, record: GroundingRecord) -> ElementTree.Element:
 
     def add(parent: ElementTree.Element, tag: str, value: object = None) -> ElementTree.Element:
         element = ElementTree.SubElement(parent, tag)
-        element.text = None if value is None else _NOT_IN_XML.sub("\N{REPLACEMENT CHARACTER}", str(value))
+        element.text = None if value is None else xml_text(value)
         return element
 
     root = ElementTree.Element("annotation")
@@ -155,7 +154,7 @@ def _annotation(name: str, record: GroundingRecord) -> ElementTree.Element:
     for phrase in record.phrases:
         for box in phrase.boxes:
             item = add(root, "object")
-            add(item, "name", phrase.text)
+            add(item, "name", phrase.category or phrase.text)
             for tag in ("truncated", "difficult"):
                 add(item, tag, 0)
             corners = add(item, "bndbox")

@@ -11,8 +11,8 @@ from typing import Any
 import pyarrow as pa
 
 from glip_model.text_encoder import SEPARATOR
-from pipeline.store.records import DETECTION_SCHEMA, GROUNDING_SCHEMA
-from pipeline.store.shards import holds_detections, read_categories, read_table
+from pipeline.store.records import DETECTION_SCHEMA, EXTRAS, GROUNDING_SCHEMA, GroundingRecord, extras_of, schema_of
+from pipeline.store.shards import holds_detections, read_categories, read_end, read_table
 from pipeline.store.storage import Place
 
 _MADE = ("caption", "phrases")
@@ -37,7 +37,8 @@ def label_table(shard: Place, columns: Sequence[str]) -> pa.Table:
     """Read columns of grounding records from a shard of either kind; errors as ``read_table``."""
     if not holds_detections(shard):
         return read_table(shard, columns)
-    return _as_grounding(read_table(shard, label_columns(columns, True)), names_in(shard), columns)
+    table = read_table(shard, label_columns(columns, True))
+    return _as_grounding(table, names_in(shard), columns)
 
 
 def as_grounding_row(row: Mapping[str, Any], names: Mapping[int, str]) -> dict[str, Any]:
@@ -70,7 +71,9 @@ class DetectionLabels:
 
     def __init__(self, shards: Sequence[Place]) -> None:
         self._shards = list(shards)
-        self.schema = pa.schema([field for field in GROUNDING_SCHEMA if field.name != "image"])
+        extras = extras_of(read_end(shards[0])[0].schema.to_arrow_schema())
+        schema = schema_of(GroundingRecord, extras)
+        self.schema = pa.schema([field for field in schema if field.name != "image"])
 
     def __arrow_c_stream__(self, requested_schema: Any = None) -> Any:
         """Give a stream over all shards, by Arrow's protocol between libraries."""
@@ -82,7 +85,8 @@ class DetectionLabels:
 
 
 def _as_grounding(table: pa.Table, names: Mapping[int, str], columns: Sequence[str]) -> pa.Table:
-    kinds = {field.name: field for field in (*DETECTION_SCHEMA, *GROUNDING_SCHEMA)}
+    labels = schema_of(GroundingRecord, extras_of(table.schema))
+    kinds = {field.name: field for field in (*DETECTION_SCHEMA, *labels)}
     rows = [as_grounding_row(row, names) for row in table.to_pylist()]
     fields = [kinds[name].with_nullable(True) for name in columns]
     return pa.Table.from_pylist(rows, schema=pa.schema(fields))
@@ -90,4 +94,5 @@ def _as_grounding(table: pa.Table, names: Mapping[int, str], columns: Sequence[s
 
 def _box(item: Mapping[str, Any]) -> dict[str, Any]:
     score = item.get("score")
-    return {**{side: item[side] for side in _SIDES}, "score": 1.0 if score is None else score}
+    extras = {name: item[name] for name in EXTRAS if name in item}
+    return {**{side: item[side] for side in _SIDES}, "score": 1.0 if score is None else score, **extras}

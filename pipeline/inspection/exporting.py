@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import csv
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -14,11 +17,15 @@ from pipeline.errors import ShardError
 from pipeline.inspection.reading import read_records
 from pipeline.inspection.search import Found
 from pipeline.store.images import read_encoded
+from pipeline.store.ontology import Ontology
 from pipeline.store.records import NOTHING_FOUND, Box, GroundingRecord, ImageRef
 from pipeline.store.storage import Place
 
 MAX_PIXELS = 1_000_000_000
 """Larger pictures are not copied from beside the shards."""
+KEYS_FILE = "keys.csv"
+"""Which row every picture was: pictures are called by numbers, because keys are untrusted."""
+_NOT_IN_XML = re.compile(r"[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 _SUFFIXES = {b"\xff\xd8": "jpg", b"\x89P": "png", b"RI": "webp", b"GI": "gif", b"BM": "bmp"}
 """By the first two bytes."""
 
@@ -36,6 +43,8 @@ class Pairs:
         defects: counts what is left out as broken, by kind.
         val_share: of the pairs that are written apart, to judge by, where a format knows parts.
         classes: categories that come first, in this order.
+        ontology: says of which class each phrase is; boxes of others are left out. None: phrases are categories, or the
+            classes that their maker had for them.
         keeps_empty: export pictures where nothing was found, too.
     """
 
@@ -46,11 +55,16 @@ class Pairs:
     val_share: float = 0.0
     classes: tuple[str, ...] = ()
     keeps_empty: bool = False
+    ontology: Ontology | None = None
+    other_phrases: Counter[str] = field(default_factory=Counter)
+    """Counts the phrases with boxes that mean none of the classes."""
 
     def __iter__(self) -> Iterator[tuple[int, GroundingRecord]]:
         """Yield number and pair."""
         count = 0
         for record in read_records(self.found, self.defects):
+            if self.ontology is not None:
+                record = self._of_classes(record, self.ontology)
             if record.image != ImageRef() and self._is_wanted(record):
                 if _is_readable(record.image):
                     count += 1
@@ -58,6 +72,12 @@ class Pairs:
                 else:
                     self.defects["picture_unreadable"] += 1
             self.on_row(1)
+
+    def _of_classes(self, record: GroundingRecord, ontology: Ontology) -> GroundingRecord:
+        """Return a pair whose phrases are called by their classes, without the boxes of those that mean none."""
+        phrases = [replace(phrase, category=ontology.category(phrase.text)) for phrase in record.phrases]
+        self.other_phrases.update(phrase.text.lower() for phrase in phrases if phrase.boxes and not phrase.category)
+        return replace(record, phrases=tuple(each if each.category else replace(each, boxes=()) for each in phrases))
 
     def _is_wanted(self, record: GroundingRecord) -> bool:
         is_empty = not any(phrase.boxes for phrase in record.phrases)
@@ -91,6 +111,20 @@ def _is_readable(image: ImageRef) -> bool:
     except ImageError:
         return False
     return True
+
+
+@contextmanager
+def keys_table(out: Path) -> Iterator[Callable[[str, str], None]]:
+    """Begin ``OUT/keys.csv``, and give what writes a picture's name and its key into it."""
+    with (out / KEYS_FILE).open("w", encoding="utf-8", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["picture", "key"])
+        yield lambda name, key: table.writerow([name, key])
+
+
+def xml_text(value: object) -> str:
+    """Return a text without the characters that XML cannot have, which a sign stands for."""
+    return _NOT_IN_XML.sub("\N{REPLACEMENT CHARACTER}", str(value))
 
 
 def xywh(xyxy: Box) -> list[float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import shutil
 import tarfile
 from collections import Counter
@@ -14,12 +15,18 @@ from typing import Any
 
 from pipeline.errors import ConfigError, MissingInputError, StorageError
 from pipeline.inspection.detection_sets import export_coco, export_voc, export_yolo
-from pipeline.inspection.exporting import Pairs, suffix_of, write_picture, xywh
+from pipeline.inspection.editors import export_cvat, export_label_studio
+from pipeline.inspection.exporting import Pairs, keys_table, suffix_of, write_picture, xywh
 from pipeline.inspection.search import Found
 from pipeline.store.atomic import replacing
+from pipeline.store.ontology import Ontology
 from pipeline.store.records import GroundingRecord
 
+logger = logging.getLogger(__name__)
+
 PICTURES = "images"
+MOST_TOLD = 10
+"""Phrases that are named when they are left out."""
 UNFINISHED = ".unfinished-export"
 """File in a folder that an export is being written to, or was when it was killed."""
 
@@ -30,7 +37,11 @@ def export_odvg(pairs: Pairs, out: Path) -> int:
     Only the boxes of pseudo-labels have a score: by it our reader tells them from those of people.
     """
     count = 0
-    with replacing(out / "labels.jsonl") as aside, aside.open("w", encoding="utf-8") as file:
+    with (
+        keys_table(out) as write_key,
+        replacing(out / "labels.jsonl") as aside,
+        aside.open("w", encoding="utf-8") as file,
+    ):
         for count, record in pairs:
             regions = [
                 {"bbox": list(box.xyxy), "phrase": phrase.text, "tokens_positive": phrase.char_spans}
@@ -38,7 +49,7 @@ def export_odvg(pairs: Pairs, out: Path) -> int:
                 for phrase in record.phrases
                 for box in phrase.boxes
             ]
-            line = {
+            line: dict[str, Any] = {
                 "filename": write_picture(pairs.picture(record), out / PICTURES, count),
                 "height": record.height,
                 "width": record.width,
@@ -46,6 +57,7 @@ def export_odvg(pairs: Pairs, out: Path) -> int:
                 "source": record.source,
                 "grounding": {"caption": record.caption, "regions": regions},
             }
+            write_key(line["filename"], record.key)
             file.write(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
     return count
 
@@ -92,7 +104,7 @@ def export_fiftyone(pairs: Pairs, out: Path) -> int:
             sides = (record.width, record.height) * 2
             detections = [
                 fiftyone.Detection(
-                    label=phrase.text,
+                    label=phrase.category or phrase.text,
                     confidence=box.score,
                     bounding_box=[value / side for value, side in zip(xywh(box.xyxy), sides, strict=True)],
                 )
@@ -102,6 +114,7 @@ def export_fiftyone(pairs: Pairs, out: Path) -> int:
             path = out / PICTURES / write_picture(pairs.picture(record), out / PICTURES, count)
             sample = fiftyone.Sample(filepath=str(path.resolve()), tags=[record.source])
             sample["caption"], sample["key"] = record.caption, record.key
+            sample["width"], sample["height"] = record.width, record.height
             sample["pseudo_labels"] = fiftyone.Detections(detections=detections)
             dataset.add_sample(sample)
     except BaseException:
@@ -117,6 +130,8 @@ EXPORTS: dict[str, Callable[[Pairs, Path], int]] = {
     "odvg": export_odvg,
     "webdataset": export_webdataset,
     "fiftyone": export_fiftyone,
+    "label_studio": export_label_studio,
+    "cvat": export_cvat,
 }
 
 
@@ -129,6 +144,7 @@ def export(
     defects: Counter[str] | None = None,
     val_share: float = 0.0,
     classes: Sequence[str] | None = None,
+    ontology: Ontology | None = None,
 ) -> int:
     """Write labels in another format; see the functions above.
 
@@ -146,6 +162,8 @@ def export(
         val_share: of the pairs that are written apart; of COCO, VOC and YOLO alone.
         classes: of pictures that were labelled with names: all of them, and pictures where nothing was found are
             written, too.
+        ontology: one's own classes, by which categories are called; of COCO, VOC, YOLO and FiftyOne alone. Boxes of
+            other phrases are left out, and said so.
 
     Returns:
         Pictures written.
@@ -158,10 +176,26 @@ def export(
     try:
         with _filled(out):
             counted = Counter() if defects is None else defects
-            pairs = Pairs(found, on_row, roots, counted, val_share, tuple(classes or ()), classes is not None)
-            return EXPORTS[name](pairs, out)
+            first = tuple(classes or ()) if ontology is None else ontology.classes
+            pairs = Pairs(found, on_row, roots, counted, val_share, first, classes is not None, ontology)
+            written = EXPORTS[name](pairs, out)
+            _tell_of_others(pairs.other_phrases)
+            return written
     except OSError as error:
         raise StorageError(f"{out}: cannot be written ({error}); make room, or name another folder") from error
+
+
+def _tell_of_others(phrases: Counter[str]) -> None:
+    """Say which phrases with boxes mean none of the classes."""
+    if phrases:
+        most = ", ".join(f"{text!r} {count}" for text, count in phrases.most_common(MOST_TOLD))
+        logger.warning(
+            "export: %d phrases with boxes, %d different ones, mean none of the names and are left out: %s%s",
+            phrases.total(),
+            len(phrases),
+            most,
+            ", …" if len(phrases) > MOST_TOLD else "",
+        )
 
 
 @contextmanager

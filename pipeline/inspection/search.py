@@ -13,7 +13,7 @@ from pipeline.errors import MissingInputError
 from pipeline.inspection.detections import label_table
 from pipeline.inspection.reading import label_shards, read_record
 from pipeline.store.dataset import connect
-from pipeline.store.records import GroundingRecord
+from pipeline.store.records import GroundingRecord, ScoredBox
 from pipeline.store.shards import read_table
 from pipeline.store.storage import Place
 
@@ -78,13 +78,18 @@ def find_rows(place: Place, wanted: Filter) -> Iterator[Found]:
 
 def sample_rows(place: Place, wanted: Filter, count: int, seed: int = 0) -> list[Found]:
     """Return some of the rows that a filter lets through, each as likely as any other, in their order."""
-    chance, kept = random.Random(seed), list[tuple[int, Found]]()
+    return draw_rows(place, wanted, count, seed)[0]
+
+
+def draw_rows(place: Place, wanted: Filter, count: int, seed: int = 0) -> tuple[list[Found], int]:
+    """Return rows as ``sample_rows`` does, and among how many they were drawn."""
+    chance, kept, number = random.Random(seed), list[tuple[int, Found]](), -1
     for number, found in enumerate(find_rows(place, wanted)):
         if len(kept) < count:
             kept.append((number, found))
         elif (slot := chance.randrange(number + 1)) < count:
             kept[slot] = (number, found)
-    return [found for _, found in sorted(kept, key=lambda each: each[0])]
+    return [found for _, found in sorted(kept, key=lambda each: each[0])], number + 1
 
 
 def find_record(place: Place, key: str, defects: Counter[str] | None = None) -> GroundingRecord:
@@ -123,7 +128,17 @@ def format_record(record: GroundingRecord) -> str:
         spans = ", ".join(f"{start}–{end}" for start, end in phrase.char_spans)
         lines.append(
             f"  {phrase.text}  [{spans}]"
+            + (f"  = {phrase.category}" if phrase.category else "")
             + ("" if phrase.boxes else f"  no box: {phrase.reject_reason or 'without a reason'}")
         )
-        lines += [f"    {box.score:.3f}  ({', '.join(f'{side:.0f}' for side in box.xyxy)})" for box in phrase.boxes]
+        lines += [
+            f"    {box.score:.3f}  ({', '.join(f'{side:.0f}' for side in box.xyxy)}){_told(box)}"
+            for box in phrase.boxes
+        ]
     return "\n".join(lines)
+
+
+def _told(box: ScoredBox) -> str:
+    """Return what a box says of the teachers that found it and of the pass in which they did."""
+    teachers = "" if box.teachers is None else f"  by {', '.join(box.teachers)} ({box.agreement or 0:.0%} agree)"
+    return teachers + ("" if box.in_pass is None else f"  in pass {box.in_pass}")

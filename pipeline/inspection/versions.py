@@ -159,7 +159,7 @@ def _change(key: str, before: Any, after: Any, reason_before: str | None, reason
     for place in dict.fromkeys([*first, *second]):
         mine, others = first.get(place, {}), second.get(place, {})
         text = str((others or mine)["text"])
-        gained, lost, kept = _match(mine.get("boxes") or [], others.get("boxes") or [])
+        gained, lost, kept = match_boxes(mine.get("boxes") or [], others.get("boxes") or [])
         change.kept += kept
         change.gained += [text] * gained
         change.lost += [text] * lost
@@ -176,7 +176,7 @@ def _by_place(phrases: Sequence[Mapping[str, Any]]) -> dict[tuple[Any, ...], Map
     return found
 
 
-def _match(before: Sequence[Mapping[str, float]], after: Sequence[Mapping[str, float]]) -> tuple[int, int, int]:
+def match_boxes(before: Sequence[Mapping[str, float]], after: Sequence[Mapping[str, float]]) -> tuple[int, int, int]:
     """Return how many boxes were gained, lost and kept."""
     left = [_corners(box) for box in before]
     for box in map(_corners, after):

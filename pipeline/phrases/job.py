@@ -16,8 +16,8 @@ import ray
 from pipeline.cli import progress, quiet_libraries
 from pipeline.errors import PipelineError
 from pipeline.phrases.balance import BEFORE, balance_shard, common_phrases
-from pipeline.phrases.noun_phrases import NounPhraseParser
 from pipeline.phrases.outputs import Figures, count_phrases, describe_parsing, to_metrics
+from pipeline.phrases.parsers import Parser, make_parser
 from pipeline.phrases.settings import PhrasesConfig
 from pipeline.ray_session import RESTARTS, on_all_machines, run_pool
 from pipeline.store.provenance import FINGERPRINT, code_sha256, fingerprint, with_fingerprint
@@ -35,9 +35,9 @@ class PhraseActor:
         self._config = config
 
     @cached_property
-    def _parser(self) -> NounPhraseParser:
+    def _parser(self) -> Parser:
         # Not in __init__: an error there would reach the stage as the death of an actor, without its message.
-        return NounPhraseParser(self._config)
+        return make_parser(self._config)
 
     def parse_shard(self, source: Place, target: Place, provenance: Mapping[str, Any]) -> Figures | PipelineError:
         """Write one shard; return its figures, or why it could not be done."""

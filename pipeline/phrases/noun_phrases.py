@@ -71,7 +71,7 @@ class NounPhraseParser:
             rows: keys and captions.
         """
         plain = [plain_caption(caption) for _, caption in rows]
-        reasons = [self._reject_reason(caption, each) for (_, caption), each in zip(rows, plain, strict=True)]
+        reasons = [reject_reason(caption, each, self._config) for (_, caption), each in zip(rows, plain, strict=True)]
         usable = (each.text for each, reason in zip(plain, reasons, strict=True) if reason is None)
         records = []
         # The zone forgets the words of these captions afterwards; without it the vocabulary grows with every shard.
@@ -89,15 +89,17 @@ class NounPhraseParser:
         phrases = self._phrases(self._nlp(plain.text)) if plain.text.strip() else ()
         return [list(phrase.char_spans) for phrase in in_caption(caption, plain, phrases)]
 
-    def _reject_reason(self, caption: str, plain: PlainCaption) -> str | None:
-        if not plain.text.strip():
-            return "caption_empty"
-        return "caption_too_long" if len(caption) > self._config.max_caption_chars else None
-
     def _phrases(self, doc: Any) -> tuple[Phrase, ...]:
         if self._grammar is not None:
             return self._grammar.extract(doc)
         return self._cleaner.clean(doc.text, _outermost(list(doc.noun_chunks)))
+
+
+def reject_reason(caption: str, plain: PlainCaption, config: PhrasesConfig) -> str | None:
+    """Return why a caption is not parsed; None where it is."""
+    if not plain.text.strip():
+        return "caption_empty"
+    return "caption_too_long" if len(caption) > config.max_caption_chars else None
 
 
 def _outermost(chunks: list[Any]) -> list[Any]:

@@ -8,12 +8,15 @@ from collections.abc import Sequence
 from typing import Any
 
 from pipeline.errors import ShardError
-from pipeline.phrases.noun_phrases import NounPhraseParser
+from pipeline.phrases.parsers import describe_endpoint, make_parser
 from pipeline.phrases.settings import PhrasesConfig
 from pipeline.store.provenance import code_sha256
 from pipeline.store.records import SCHEMA_VERSION
 from pipeline.store.shards import read_table
 from pipeline.store.storage import Place
+
+_FREE_SETTINGS = ("batch_size", "max_per_phrase", "endpoint")
+"""They are not part of what phrases depend on, or not under their name."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,13 +29,15 @@ class Figures:
 
 
 def describe_parsing(config: PhrasesConfig) -> dict[str, Any]:
-    """Return what the phrases of all shards depend on; the errors of ``NounPhraseParser``."""
+    """Return what the phrases of all shards depend on; the errors of ``make_parser``."""
     return {
-        "parser": NounPhraseParser(config).name,
-        # How many captions are parsed at once, and which pairs are labelled afterwards, changes no phrase.
-        "settings": {k: v for k, v in dataclasses.asdict(config).items() if k not in ("batch_size", "max_per_phrase")},
-        "code": code_sha256([NounPhraseParser]),
+        "parser": make_parser(config).name,
+        # How many captions are parsed at once, and which pairs are labelled afterwards, changes no phrase; of the
+        # endpoint's file it is what stands in it.
+        "settings": {k: v for k, v in dataclasses.asdict(config).items() if k not in _FREE_SETTINGS},
+        "code": code_sha256([make_parser]),
         "schema_version": SCHEMA_VERSION,
+        **describe_endpoint(config),
     }
 
 

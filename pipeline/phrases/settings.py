@@ -11,12 +11,21 @@ from pipeline.settings import Count, Natural, section
 class PhrasesConfig:
     """Section ``phrases``: noun phrases of captions."""
 
-    ADDED: ClassVar[tuple[str, ...]] = ("extractor", "abstract_heads", "merge_repeats", "max_per_phrase")
+    ADDED: ClassVar[tuple[str, ...]] = (
+        "extractor",
+        "endpoint",
+        "abstract_heads",
+        "merge_repeats",
+        "max_per_phrase",
+    )
 
     spacy_model: str
     """Importable spaCy pipeline package."""
-    extractor: Literal["noun_chunks", "grammar"]
-    """spaCy's noun chunks, cleaned; or the grammar of GLIP's published demo, as it is, to compare with."""
+    extractor: Literal["noun_chunks", "grammar", "llm"]
+    """spaCy's noun chunks, cleaned; the grammar of GLIP's published demo, as it is, to compare with; or ``llm``: what a
+    language model behind ``endpoint`` says, as far as it stands in the caption."""
+    endpoint: str
+    """YAML file of an endpoint of OpenAI's style, for ``llm``; see pipeline/pseudo_labels/README.md."""
     batch_size: Count
     max_caption_chars: Count
     """Longer captions are rejected as ``caption_too_long``."""

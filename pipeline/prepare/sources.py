@@ -13,6 +13,7 @@ from typing import Any, Literal
 from glip_model.images import ImageError
 from pipeline.errors import ConfigError
 from pipeline.prepare.embedded import tables as embedded
+from pipeline.prepare.embedded import target
 from pipeline.prepare.raw import RawTable, Reader, SourceContext, Url
 from pipeline.prepare.readers import (
     coco,
@@ -55,6 +56,7 @@ _ROLE_TYPES: dict[Role, tuple[type, ...]] = {
 
 READERS: dict[str, Reader] = {
     "embedded": embedded.read_embedded,
+    "embedded_target": target.read_embedded_target,
     # Category boxes
     "coco_detection": coco.read_coco_detection,
     "lvis": lvis.read_lvis,

@@ -43,7 +43,9 @@ class Sample:
     """True boxes."""
     split: str | None
     noun: str = ""
-    """The head of the phrase in lower case, without the ``s`` of a plural."""
+    """The head of the phrase in lower case, without the ``s`` of a plural; of detection records the class."""
+    agreements: tuple[float | None, ...] = ()
+    """Of its boxes, the share of several teachers that found each."""
 
 
 def collect_samples(
@@ -66,7 +68,9 @@ def collect_samples(
     Raises:
         RejectLimitError: too many of the pictures cannot be read.
     """
-    labeller = make_labeller(dataclasses.replace(config, min_score=0.0, min_score_by_source={}))
+    labeller = make_labeller(
+        dataclasses.replace(config, min_score=0.0, min_score_by_source={}, min_agreement=0.0, other_phrases="keep")
+    )
     usable = [record for record in records if any(phrase.boxes for phrase in record.phrases)]
     positive: list[Sample] = []
     negative: list[Sample] = []
@@ -82,11 +86,14 @@ def collect_samples(
         for found in _label(labeller, [row for row, _ in asked], [other for _, other in asked]):
             negative += [_sample(dataclasses.replace(phrase, boxes=()), phrase) for phrase in found.phrases]
         on_rows(len(batch))
-    if broken > config.max_reject_share * len(usable):
-        raise RejectLimitError(
-            f"{broken} of {len(usable)} pictures cannot be read; a curve over the rest would mislead"
-        )
+    check_readable(broken, len(usable), config)
     return positive, negative
+
+
+def check_readable(broken: int, rows: int, config: PseudoLabelConfig) -> None:
+    """Raise RejectLimitError where too large a share of the pictures cannot be read."""
+    if broken > config.max_reject_share * rows:
+        raise RejectLimitError(f"{broken} of {rows} pictures cannot be read; a curve over the rest would mislead")
 
 
 def curves(positive: Sequence[Sample], negative: Sequence[Sample]) -> list[dict[str, float | None]]:
@@ -122,6 +129,28 @@ def summarise(rows: Sequence[Mapping[str, float | None]], min_score: float) -> d
     used = min(rows, key=lambda row: abs((row["threshold"] or 0.0) - min_score))
     best = {part: max(rows, key=lambda row: row[f"f1_{part}"] or 0.0)["threshold"] for part in PARTS}
     return {"min_score": min_score, "at_min_score": dict(used), "best_f1_at": best}
+
+
+def by_agreement(samples: Sequence[Sample], min_score: float) -> list[dict[str, float | None]]:
+    """Return how often boxes are right by how many of several teachers found them, the fewest first.
+
+    Rows: ``agreement``, the least share of teachers; ``boxes`` that at least as many found; ``precision`` of these;
+    ``precision_of_just`` those that just as many found; ``recall``. None at all where one teacher was asked.
+    """
+    found = [
+        (agreement, hit)
+        for sample in samples
+        for score, hit, agreement in zip(sample.scores, sample.hits, sample.agreements, strict=False)
+        if agreement is not None and score >= min_score
+    ]
+    truth = sum(sample.truth for sample in samples)
+    rows: list[dict[str, float | None]] = []
+    for least in sorted({agreement for agreement, _ in found}):
+        kept = [hit for agreement, hit in found if agreement >= least]
+        just = [hit for agreement, hit in found if agreement == least]
+        figures = {"precision": _share(sum(kept), len(kept)), "precision_of_just": _share(sum(just), len(just))}
+        rows.append({"agreement": round(least, 4), "boxes": len(kept), **figures, "recall": _share(sum(kept), truth)})
+    return rows
 
 
 def write_curves(rows: Sequence[Mapping[str, float | None]], path: Place) -> None:
@@ -169,6 +198,7 @@ def _sample(truth: Phrase, found: Phrase) -> Sample:
         truth=len(truth.boxes),
         split=truth.split,
         noun=head_noun(truth.text),
+        agreements=tuple(box.agreement for box in boxes),
     )
 
 

@@ -26,6 +26,7 @@ from glip_model.precision import settle
 from pipeline.cli import progress, quiet_libraries
 from pipeline.errors import PipelineError, RejectLimitError, ShardError, StorageError
 from pipeline.pseudo_labels.decoding import PictureDecoder
+from pipeline.pseudo_labels.ensemble import Names, extras_for, open_teachers
 from pipeline.pseudo_labels.labeller import PseudoLabeller
 from pipeline.pseudo_labels.manifest import (
     NAME_REJECTS_KEY,
@@ -41,7 +42,6 @@ from pipeline.pseudo_labels.manifest import (
 )
 from pipeline.pseudo_labels.progress import Figures, Meter, describe
 from pipeline.pseudo_labels.settings import PseudoLabelConfig
-from pipeline.pseudo_labels.teachers import open_teacher
 from pipeline.ray_session import on_all_machines, on_gpu_machines, share_cluster
 from pipeline.store.filesystem import HOW_TO_ALLOW, OUTSIDE
 from pipeline.store.provenance import FINGERPRINT
@@ -87,8 +87,8 @@ class Inputs:
     """Of web pairs, or of pictures as detection records, where names are asked for."""
     phrases: Place | None
     """Of the captions; None where names are asked for."""
-    teacher: str
-    """See ``open_teacher``."""
+    teacher: Names
+    """See ``open_teachers``."""
     out: Place
     allowed: tuple[str, ...] = ()
     """Where pictures may be besides ``records``, see ``allowed_roots``."""
@@ -109,12 +109,13 @@ class LabelActor:
         roots = [str(inputs.records), *inputs.allowed]
         decoder = PictureDecoder(max_image_pixels, config.decode_timeout_s, num_threads, roots)
         try:
-            teacher = open_teacher(inputs.teacher, precision=config.precision)
+            teacher = open_teachers(inputs.teacher, config)
         except PipelineError as error:
             # Told by every call instead of raised: Ray would start the actor again and again.
             self._failure = str(error)
             return
         self._labeller = PseudoLabeller(teacher, config, decoder.decode)
+        self._extras = extras_for(inputs.teacher, config)
 
     def __call__(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """Label the shard that a row of the work list names; return its summary, or why it could not be done."""
@@ -156,7 +157,8 @@ class LabelActor:
             labelled = self._labeller.label(pairs, phrases, self._tell)
         except ShardError as error:
             raise ShardError(f"{self._inputs.phrases / name}: {error}") from error
-        with ShardWriter(self._inputs.out / name, GroundingRecord, metadata) as shard:
+        extras = {*self._extras, *("source_caption" for pair in pairs if pair.source_caption is not None)}
+        with ShardWriter(self._inputs.out / name, GroundingRecord, metadata, extras) as shard:
             for record in labelled:
                 shard.append(record)
         return summarise(name, labelled), shard
@@ -169,7 +171,7 @@ class LabelActor:
         labelled = self._labeller.answer(questions, self._tell)
         rejects, categories = questions.phrase_rejects, self._inputs.vocabulary.categories
         told = {NAME_REJECTS_KEY: json.dumps(dict(sorted(rejects.items()))), **categories_to_metadata(categories)}
-        with ShardWriter(self._inputs.out / name, DetectionRecord, {**metadata, **told}) as shard:
+        with ShardWriter(self._inputs.out / name, DetectionRecord, {**metadata, **told}, self._extras) as shard:
             for record in labelled:
                 shard.append(record)
         return summarise_names(name, labelled, len(categories), rejects), shard
@@ -331,8 +333,9 @@ def _check_found(summaries: Collection[ShardSummary], inputs: Inputs, config: Ps
     figures = to_metrics(tuple(summaries))
     asked = figures["row_rejects"].get(NOTHING_FOUND, 0)
     if asked >= PICTURES_THAT_TELL:
+        teacher = inputs.teacher if isinstance(inputs.teacher, str) else " + ".join(inputs.teacher)
         raise ShardError(
-            f"{inputs.out}: the teacher {inputs.teacher} found nothing that is kept in {asked} pictures; phrases are "
+            f"{inputs.out}: the teacher {teacher} found nothing that is kept in {asked} pictures; phrases are "
             f"left out as: {figures['phrase_rejects']}; lower pseudo_label.min_score (={config.min_score}), or look at "
             "what the teacher finds in one of them: glip predict PICTURE --text NAME --model TEACHER --min-score 0"
         )

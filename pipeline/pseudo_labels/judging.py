@@ -6,12 +6,14 @@ over the pictures answers for all thresholds.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pipeline.errors import MissingInputError, ShardError
-from pipeline.pseudo_labels.calibration import Row, Sample, curve, match_boxes
+from pipeline.pseudo_labels.calibration import Row, Sample, check_readable, curve, match_boxes
+from pipeline.pseudo_labels.labeller import PseudoLabeller
+from pipeline.pseudo_labels.settings import PseudoLabelConfig
 from pipeline.store.atomic import write_csv
 from pipeline.store.records import NOTHING_FOUND, Category, DetectionRecord
 from pipeline.store.shards import list_shards, read_annotations, read_categories
@@ -77,6 +79,49 @@ def judge(
             ]
     verdicts = [_verdict(name, rows, least_precision) for name, rows in samples.items()]
     return [*verdicts, _verdict("", [row for rows in samples.values() for row in rows], least_precision)]
+
+
+def collect_samples(
+    records: Sequence[DetectionRecord],
+    categories: Sequence[Category],
+    make_labeller: Callable[[PseudoLabelConfig], PseudoLabeller],
+    config: PseudoLabelConfig,
+    on_rows: Callable[[int], Any] = lambda rows: None,
+) -> tuple[list[Sample], list[Sample]]:
+    """Label annotated pictures with the names of their own data set, as ``calibration.collect_samples`` does captions.
+
+    Args:
+        records: pictures with true boxes.
+        categories: of the annotations, all of which are asked for.
+        make_labeller: loads the teacher for given settings.
+        config: the settings of the stage; its thresholds of the score and of agreement are set aside.
+        on_rows: told how many rows were done.
+
+    Returns:
+        Samples of all classes that a picture was looked through for; and of these the ones that are not in it.
+
+    Raises:
+        RejectLimitError: too many of the pictures cannot be read.
+    """
+    labeller = make_labeller(replace(config, min_score=0.0, min_score_by_source={}, min_agreement=0.0))
+    vocabulary = vocabulary_of(categories)
+    number_of = {read_as(name): number for number, name in enumerate(vocabulary.classes, 1)}
+    is_federated = any(category.frequency for category in categories)
+    samples: list[Sample] = []
+    broken = 0
+    for start in range(0, len(records), config.batch_size):
+        batch = records[start : start + config.batch_size]
+        labelled = labeller.answer(labeller.ask_names(batch, vocabulary))
+        samples += [
+            replace(_sample(mine, theirs, each.id, number_of[read_as(each.name)]), split=each.split, noun=each.name)
+            for mine, theirs in zip(batch, labelled, strict=True)
+            for each in categories
+            if theirs.reject_reason in (None, NOTHING_FOUND) and (not is_federated or _is_judged(mine, each.id))
+        ]
+        broken += sum(record.reject_reason not in (None, NOTHING_FOUND) for record in labelled)
+        on_rows(len(batch))
+    check_readable(broken, len(records), config)
+    return samples, [sample for sample in samples if not sample.truth]
 
 
 def judge_shards(truth: Place, found: Place, least_precision: float | None = None) -> list[Verdict]:
@@ -174,11 +219,17 @@ def _sample(truth: DetectionRecord, found: DetectionRecord, category: int, numbe
     boxes = sorted((item for item in found.objects if item.category_id == number), key=lambda item: -item.score)
     hits = list(match_boxes([item.xyxy for item in boxes], single))
     kept = [
-        (item.score, is_hit)
+        (item, is_hit)
         for item, is_hit in zip(boxes, hits, strict=True)
         if is_hit or not any(_share_inside(item.xyxy, crowd) > _MOST_IN_CROWD for crowd in crowds)
     ]
-    return Sample(tuple(score for score, _ in kept), tuple(hit for _, hit in kept), len(single), None)
+    return Sample(
+        scores=tuple(item.score for item, _ in kept),
+        hits=tuple(hit for _, hit in kept),
+        truth=len(single),
+        split=None,
+        agreements=tuple(item.agreement for item, _ in kept),
+    )
 
 
 def _share_inside(box: Sequence[float], crowd: Sequence[float]) -> float:

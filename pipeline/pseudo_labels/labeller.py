@@ -9,7 +9,6 @@ from collections import Counter, deque
 from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
@@ -20,6 +19,8 @@ from glip_model.prompts import Prompt
 from glip_model.resizing import ResizedImage, ResizeRule
 from pipeline.pseudo_labels.batching import BatchWindow
 from pipeline.pseudo_labels.decoding import Decoded
+from pipeline.pseudo_labels.ensemble import EnsembleTeacher
+from pipeline.pseudo_labels.passes import Asked, Found, label_batch
 from pipeline.pseudo_labels.progress import Figures
 from pipeline.pseudo_labels.questions import CaptionQuestions, L, NameQuestions, Questions
 from pipeline.pseudo_labels.settings import PseudoLabelConfig
@@ -51,21 +52,6 @@ OnBatch = Callable[[Figures], None]
 Picture = CaptionRecord | DetectionRecord
 
 
-@dataclass(frozen=True)
-class _Asked:
-    """A row whose picture can be looked at."""
-
-    row: int
-    image: Image.Image | ResizedImage
-    prompts: tuple[Prompt, ...]
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """(height, width) in whose pixels boxes are told."""
-        image = self.image
-        return image.original_size if isinstance(image, ResizedImage) else (image.height, image.width)
-
-
 class PseudoLabeller:
     """A teacher, and what is kept of its output; may be called by several threads.
 
@@ -79,11 +65,17 @@ class PseudoLabeller:
     """
 
     def __init__(self, teacher: Teacher | PreparedTeacher, config: PseudoLabelConfig, decode: Decode) -> None:
+        self._config, self._decode = config, decode
         self._teacher = prepared(teacher)
         if config.tile:
-            self._teacher = TiledTeacher(self._teacher, config.tile, config.batch_size, config.nms_threshold)
-        self._config, self._decode = config, decode
+            # Of several teachers each puts its pieces together first: agreement is about whole pictures.
+            whole = self._teacher
+            self._teacher = whole.each(self._tiled) if isinstance(whole, EnsembleTeacher) else self._tiled(whole)
         self._preparing, self._answering = threading.Lock(), threading.Lock()
+
+    def _tiled(self, teacher: PreparedTeacher) -> PreparedTeacher:
+        config = self._config
+        return TiledTeacher(teacher, config.tile, config.batch_size, config.nms_threshold)
 
     def label(
         self,
@@ -119,14 +111,8 @@ class PseudoLabeller:
         with closing(_ahead(self._batches(questions, frozenset(fresh)), BATCHES_AHEAD)) as batches:
             for batch, unusable in batches:
                 fresh |= {i: questions.left_out(i, error.reason) for i, error in unusable.items()}
-                found, mirrored, seconds = self._ask(batch)
-                for asked, detections, reflection in zip(batch, found, mirrored, strict=True):
-                    if isinstance(detections, ImageError) or isinstance(reflection, ImageError):
-                        error = detections if isinstance(detections, ImageError) else reflection
-                        assert isinstance(error, ImageError)
-                        fresh[asked.row] = questions.left_out(asked.row, error.reason)
-                        continue
-                    fresh[asked.row] = questions.select(asked.row, asked.size, detections, reflection)
+                labelled_now, seconds = label_batch(questions, batch, self._config, self._ask)
+                fresh |= labelled_now
                 if fresh:
                     on_batch(_figures(fresh.values(), seconds))
                 labelled |= fresh
@@ -135,10 +121,10 @@ class PseudoLabeller:
 
     def _batches(
         self, questions: Questions[L], refused: Collection[int]
-    ) -> Iterator[tuple[list[_Asked], dict[int, ImageError]]]:
+    ) -> Iterator[tuple[list[Asked], dict[int, ImageError]]]:
         """Yield what the teacher is asked together, and the rows since then whose pictures cannot be looked at."""
         rule = self._teacher.resize_rule
-        window: BatchWindow[_Asked] = BatchWindow(self._config.batch_size)
+        window: BatchWindow[Asked] = BatchWindow(self._config.batch_size)
         unusable: dict[int, ImageError] = {}
         asked = [i for i in range(len(questions.pictures)) if i not in refused]
         with closing(self._decoded(questions.pictures, asked, rule)) as decoded:
@@ -147,7 +133,7 @@ class PseudoLabeller:
                     unusable[i] = image
                     continue
                 shape = rule.padded(image.size) if rule and isinstance(image, ResizedImage) else None
-                item = _Asked(i, image, tuple(questions.prompts(i)))
+                item = Asked(i, image, tuple(questions.prompts(i)))
                 for batch in window.add(shape, math.prod(image.size), item):
                     yield batch, unusable
                     unusable = {}
@@ -171,14 +157,14 @@ class PseudoLabeller:
             for done, images in pending:
                 yield from zip(done, images.result(), strict=True)
 
-    def _ask(self, batch: Sequence[_Asked]) -> tuple[list[Answer], Sequence[Answer | None], float]:
+    def _ask(self, batch: Sequence[Asked]) -> tuple[list[Found | ImageError], float]:
         """Return what is found in the pictures and in their mirror images, and the seconds that the teacher worked."""
         prompts = [asked.prompts for asked in batch]
         found, seconds = self._ground([asked.image for asked in batch], prompts)
         if not self._config.flip_agreement:
-            return found, [None] * len(batch), seconds
+            return [answer if isinstance(answer, ImageError) else (answer, None) for answer in found], seconds
         mirrored, more = self._ground([_mirror(asked.image) for asked in batch], prompts)
-        return found, mirrored, seconds + more
+        return [_both(*answers) for answers in zip(found, mirrored, strict=True)], seconds + more
 
     def _ground(
         self, images: Sequence[Image.Image | ResizedImage], prompts: Sequence[Sequence[Prompt]]
@@ -226,6 +212,12 @@ def _chunks(pairs: Sequence[Picture], rows: Sequence[int], rule: ResizeRule | No
         pixels += more
     if chunk:
         yield chunk
+
+
+def _both(answer: Answer, mirrored: Answer) -> Found | ImageError:
+    if isinstance(answer, ImageError):
+        return answer
+    return mirrored if isinstance(mirrored, ImageError) else (answer, mirrored)
 
 
 def _mirror(image: Image.Image | ResizedImage) -> Image.Image | ResizedImage:

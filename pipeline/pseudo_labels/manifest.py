@@ -17,9 +17,9 @@ from pydantic import NonNegativeInt, TypeAdapter
 
 from pipeline.errors import MissingInputError, ShardError
 from pipeline.pseudo_labels.decoding import PictureDecoder
+from pipeline.pseudo_labels.ensemble import Names, describe_teachers, open_teachers
 from pipeline.pseudo_labels.labeller import PseudoLabeller, count_boxes
 from pipeline.pseudo_labels.settings import PseudoLabelConfig
-from pipeline.pseudo_labels.teachers import describe_teacher, open_teacher
 from pipeline.store.provenance import FINGERPRINT, code_sha256, file_sha256, with_fingerprint
 from pipeline.store.records import NOTHING_FOUND, SCHEMA_VERSION, DetectionRecord, GroundingRecord
 from pipeline.store.resume import find_manifest, fingerprint_of, input_identity, write_manifest_file
@@ -56,21 +56,21 @@ _SUMMARY = TypeAdapter(ShardSummary)
 
 
 def describe_labelling(
-    teacher: str, config: PseudoLabelConfig, max_image_pixels: int, vocabulary: Vocabulary | None = None
+    teacher: Names, config: PseudoLabelConfig, max_image_pixels: int, vocabulary: Vocabulary | None = None
 ) -> dict[str, Any]:
     """Return what the labels of all shards depend on; MissingInputError where there is no such teacher.
 
     Args:
-        teacher: see ``open_teacher``.
+        teacher: see ``open_teachers``.
         config: its precision must be settled: ``auto`` is not the same on all machines.
         max_image_pixels: larger pictures are refused.
         vocabulary: the names that are asked for; None where captions are.
     """
     settings = dataclasses.asdict(config) | {"max_image_pixels": max_image_pixels}
     return {
-        "teacher": describe_teacher(teacher),
+        "teacher": describe_teachers(teacher),
         "settings": {name: value for name, value in settings.items() if name not in FREE_SETTINGS},
-        "code": code_sha256([PictureDecoder, PseudoLabeller, open_teacher]),
+        "code": code_sha256([PictureDecoder, PseudoLabeller, open_teachers]),
         "schema_version": SCHEMA_VERSION,
     } | ({"names": vocabulary.to_dict()} if vocabulary else {})
 

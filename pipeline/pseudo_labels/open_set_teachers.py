@@ -1,7 +1,7 @@
 """Teachers by the open-set detectors of ``transformers``, from a folder or a hub id.
 
 Grounding DINO and MM-Grounding-DINO (so LLMDet) read captions; OWL-ViT, OWLv2, OmDet-Turbo and SAM 3 read phrases by
-themselves.
+themselves. Florence-2, which writes boxes as words, is in a module of its own.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ OMDET_TOKENS, SAM3_TOKENS = 77, 32
 """Of a text, as their processors have it."""
 
 
-class _OpenSetTeacher:
+class OpenSetTeacher:
     """A detector, and what makes pictures and texts into its inputs."""
 
     architecture: Any = AutoModelForZeroShotObjectDetection
@@ -61,7 +61,7 @@ class _OpenSetTeacher:
         return outputs, outputs.pred_boxes.float().cpu()
 
 
-class GroundingDinoTeacher(_OpenSetTeacher):
+class GroundingDinoTeacher(OpenSetTeacher):
     """Grounds a caption's phrases; a box scores the mean of its phrase's tokens, as GLIP's do.
 
     Source: Liu et al., Grounding DINO, ECCV 2024; Zhao et al., MM-Grounding-DINO, 2024; Fu et al., LLMDet, CVPR 2025.
@@ -85,7 +85,7 @@ class GroundingDinoTeacher(_OpenSetTeacher):
         return found
 
 
-class OwlTeacher(_OpenSetTeacher):
+class OwlTeacher(OpenSetTeacher):
     """Finds each phrase by itself, without its caption.
 
     Source: Minderer et al., Simple Open-Vocabulary Object Detection with Vision Transformers, ECCV 2022.
@@ -121,7 +121,7 @@ class Owlv2Teacher(OwlTeacher):
         return side, side
 
 
-class OmDetTurboTeacher(_OpenSetTeacher):
+class OmDetTurboTeacher(OpenSetTeacher):
     """Finds each phrase by itself, told in a sentence what all of them are.
 
     Source: Zhao et al., Real-time Transformer-based Open-Vocabulary Detection with Efficient Fusion Head, 2024.
@@ -161,7 +161,7 @@ class OmDetTurboTeacher(_OpenSetTeacher):
         return found.to(self._device)
 
 
-class Sam3Teacher(_OpenSetTeacher):
+class Sam3Teacher(OpenSetTeacher):
     """Finds each phrase by itself; a picture is looked at once for all of its phrases.
 
     A box scores its query's score times the score that the phrase is there at all.
@@ -200,7 +200,7 @@ class Sam3Teacher(_OpenSetTeacher):
         return _detections(centred, by_phrase, image.size, image, prompt)
 
 
-TEACHERS: dict[str, type[_OpenSetTeacher]] = {
+TEACHERS: dict[str, type[OpenSetTeacher]] = {
     "grounding-dino": GroundingDinoTeacher,
     "mm-grounding-dino": GroundingDinoTeacher,
     "omdet-turbo": OmDetTurboTeacher,

@@ -17,7 +17,7 @@ from typing import Any
 from glip_model.prompts import Prompt
 from glip_model.structures import Detections
 from pipeline.errors import ConfigError, MissingInputError
-from pipeline.phrases.noun_phrases import NounPhraseParser
+from pipeline.phrases.parsers import make_parser
 from pipeline.phrases.settings import PhrasesConfig
 from pipeline.pseudo_labels.decoding import PictureDecoder
 from pipeline.pseudo_labels.labeller import PseudoLabeller
@@ -130,7 +130,7 @@ def measure(
     pairs = list(itertools.islice(rows, sample))
     if not pairs:
         raise MissingInputError(f"{records}: no rows to measure by")
-    parser = NounPhraseParser(phrases)
+    parser = make_parser(phrases)
     captions = [(pair.key, pair.caption) for pair in pairs]
     parser.parse(captions)  # warm
     start = time.process_time()

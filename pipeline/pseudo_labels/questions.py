@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Generic, Protocol, TypeVar
 
 import torch
@@ -18,7 +18,9 @@ from glip_model.structures import Detections
 from pipeline.errors import ShardError
 from pipeline.pseudo_labels.selection import select_boxes
 from pipeline.pseudo_labels.settings import PseudoLabelConfig
+from pipeline.store.ontology import Ontology
 from pipeline.store.records import (
+    NOT_IN_NAMES,
     NOTHING_FOUND,
     CaptionRecord,
     DetectedObject,
@@ -31,6 +33,25 @@ from pipeline.store.vocabulary import Vocabulary
 
 L = TypeVar("L", GroundingRecord, DetectionRecord)
 L_co = TypeVar("L_co", GroundingRecord, DetectionRecord, covariant=True)
+
+
+@dataclass(frozen=True)
+class Look:
+    """What was found in a picture in one pass over it.
+
+    Attributes:
+        size: height and width that boxes count in.
+        detections: of all phrases of the row, or of some; they count the row's phrases.
+        mirrored: in the mirrored picture, where that was asked about.
+        min_score: where boxes are kept from lower scores than usual.
+        in_pass: the number of the pass; None where there is one.
+    """
+
+    size: tuple[int, int]
+    detections: Detections
+    mirrored: Detections | None
+    min_score: float = 1.0
+    in_pass: int | None = None
 
 
 class Questions(Protocol, Generic[L_co]):
@@ -53,8 +74,26 @@ class Questions(Protocol, Generic[L_co]):
         """Return a row whose picture cannot be looked at, as it is written."""
         ...
 
-    def select(self, row: int, size: tuple[int, int], detections: Detections, mirrored: Detections | None) -> L_co:
-        """Return a row with what is kept of the answers; ``size`` is the height and width that boxes count in."""
+    def by_phrase(self, found: Detections) -> Detections:
+        """Return answers to ``prompts``, which count phrases of prompts, so that they count those of the row."""
+        ...
+
+    def alone(self, row: int, number: int) -> Prompt:
+        """Return what is asked about one of a row's phrases by itself; whatever is found for it is of this phrase."""
+        ...
+
+    def select(self, row: int, look: Look, phrases: Sequence[Phrase] | None = None) -> tuple[Phrase, ...]:
+        """Return the phrases of a row with what is kept of the answers.
+
+        Args:
+            row: its place.
+            look: what was found.
+            phrases: those of the pass before, whose boxes they keep; None in the first one.
+        """
+        ...
+
+    def labelled(self, row: int, phrases: Sequence[Phrase]) -> L_co:
+        """Return a row with the boxes of its phrases, as it is written."""
         ...
 
 
@@ -76,10 +115,20 @@ class CaptionQuestions:
         # Captions as well as keys: spans index the caption that was parsed, and no other.
         if [(pair.key, pair.caption) for pair in pairs] != [(row.key, row.caption) for row in phrases]:
             raise ShardError("phrases belong to other rows than the web pairs; run: dvc repro phrases")
-        self.pictures, self._phrases, self._config = pairs, phrases, config
+        self.pictures, self._config = pairs, config
+        self._ontology = Ontology.of_settings(config.names)
+        self._phrases = phrases if self._ontology is None else [self._mapped(row, self._ontology) for row in phrases]
+
+    def _mapped(self, row: PhrasesRecord, ontology: Ontology) -> PhrasesRecord:
+        """Return a row whose phrases say which class each means; refused where none does and others are dropped."""
+        phrases = tuple(replace(phrase, category=ontology.category(phrase.text)) for phrase in row.phrases)
+        mapped = replace(row, phrases=phrases)
+        if row.reject_reason or self._config.other_phrases == "keep" or any(phrase.category for phrase in phrases):
+            return mapped
+        return replace(mapped, phrases=self._without_others(phrases), reject_reason=NOT_IN_NAMES)
 
     def refused(self) -> dict[int, GroundingRecord]:
-        """Return the rows whose captions have no phrases."""
+        """Return the rows whose captions have no phrases that are asked for."""
         return {
             i: self.left_out(i, row.reject_reason)
             for i, row in enumerate(self._phrases)
@@ -87,24 +136,50 @@ class CaptionQuestions:
         }
 
     def prompts(self, row: int) -> tuple[Prompt]:
-        """Return the caption."""
+        """Return the caption, with all of its phrases: those that are dropped later compete for boxes until then."""
         spans = [list(phrase.char_spans) for phrase in self._phrases[row].phrases]
         return (caption_prompt(self.pictures[row].caption, spans),)
+
+    def by_phrase(self, found: Detections) -> Detections:
+        """Return answers as they are: the prompt has the phrases of the row."""
+        return found
+
+    def alone(self, row: int, number: int) -> Prompt:
+        """Return a phrase as a caption of its own."""
+        text = self._phrases[row].phrases[number].text
+        return caption_prompt(text, [[(0, len(text))]])
 
     def left_out(self, row: int, reason: str) -> GroundingRecord:
         """Return the row without boxes."""
         return GroundingRecord(**vars(self.pictures[row]), phrases=self._phrases[row].phrases, reject_reason=reason)
 
-    def select(
-        self, row: int, size: tuple[int, int], detections: Detections, mirrored: Detections | None
-    ) -> GroundingRecord:
+    def select(self, row: int, look: Look, phrases: Sequence[Phrase] | None = None) -> tuple[Phrase, ...]:
+        """Return the phrases of a row with what is kept of the answers."""
+        least = self._config.min_score_by_source.get(self.pictures[row].source, self._config.min_score)
+        return select_boxes(
+            self._phrases[row].phrases if phrases is None else phrases,
+            look.detections,
+            look.size,
+            self._config,
+            min_score=min(least, look.min_score),
+            mirrored=look.mirrored,
+            in_pass=look.in_pass,
+        )
+
+    def labelled(self, row: int, phrases: Sequence[Phrase]) -> GroundingRecord:
         """Return the row with the boxes of its phrases."""
-        pair = self.pictures[row]
-        least = self._config.min_score_by_source.get(pair.source)
-        phrases = self._phrases[row].phrases
-        kept = select_boxes(phrases, detections, size, self._config, min_score=least, mirrored=mirrored)
+        kept = tuple(phrases)
+        if self._ontology is not None and self._config.other_phrases == "drop":
+            kept = self._without_others(kept)
         reason = None if any(phrase.boxes for phrase in kept) else NOTHING_FOUND
-        return GroundingRecord(**vars(pair), phrases=kept, reject_reason=reason)
+        return GroundingRecord(**vars(self.pictures[row]), phrases=kept, reject_reason=reason)
+
+    @staticmethod
+    def _without_others(phrases: Sequence[Phrase]) -> tuple[Phrase, ...]:
+        """Return phrases without the boxes of those that mean no class."""
+        return tuple(
+            phrase if phrase.category else replace(phrase, boxes=(), reject_reason=NOT_IN_NAMES) for phrase in phrases
+        )
 
 
 class NameQuestions:
@@ -145,27 +220,39 @@ class NameQuestions:
         """Return the row without boxes."""
         return replace(self.pictures[row], objects=(), reject_reason=reason)
 
-    def select(
-        self, row: int, size: tuple[int, int], detections: Detections, mirrored: Detections | None
-    ) -> DetectionRecord:
-        """Return the row with the boxes of its classes, those of a class's prompts together."""
-        record = self.pictures[row]
-        least = self._vocabulary.min_scores or self._config.min_score_by_source.get(record.source)
-        kept = select_boxes(
-            self._phrases,
-            self._by_class(detections),
-            size,
+    def by_phrase(self, found: Detections) -> Detections:
+        """Return answers with classes in place of prompts."""
+        return replace(found, phrase_index=self._class_of[found.phrase_index])
+
+    def alone(self, row: int, number: int) -> Prompt:
+        """Return the prompts of a class."""
+        mine = [
+            prompt
+            for prompt, owner in zip(self._vocabulary.prompts, self._vocabulary.class_of, strict=True)
+            if owner == number
+        ]
+        return category_prompt(mine)
+
+    def select(self, row: int, look: Look, phrases: Sequence[Phrase] | None = None) -> tuple[Phrase, ...]:
+        """Return the classes with what is kept of the answers, those of a class's prompts together."""
+        least = self._config.min_score_by_source.get(self.pictures[row].source, self._config.min_score)
+        each = self._vocabulary.min_scores or (least,) * len(self._phrases)
+        return select_boxes(
+            self._phrases if phrases is None else phrases,
+            look.detections,
+            look.size,
             self._config,
-            min_score=least,
-            mirrored=None if mirrored is None else self._by_class(mirrored),
+            min_score=[min(score, look.min_score) for score in each],
+            mirrored=look.mirrored,
+            in_pass=look.in_pass,
         )
-        self.phrase_rejects.update(phrase.reject_reason for phrase in kept if phrase.reject_reason)
+
+    def labelled(self, row: int, phrases: Sequence[Phrase]) -> DetectionRecord:
+        """Return the row with the boxes of its classes."""
+        self.phrase_rejects.update(phrase.reject_reason for phrase in phrases if phrase.reject_reason)
         objects = tuple(
-            DetectedObject(category_id=number, xyxy=box.xyxy, score=box.score)
-            for number, phrase in enumerate(kept, 1)
+            DetectedObject(category_id=number, **vars(box))
+            for number, phrase in enumerate(phrases, 1)
             for box in phrase.boxes
         )
-        return replace(record, objects=objects, reject_reason=None if objects else NOTHING_FOUND)
-
-    def _by_class(self, detections: Detections) -> Detections:
-        return replace(detections, phrase_index=self._class_of[detections.phrase_index])
+        return replace(self.pictures[row], objects=objects, reject_reason=None if objects else NOTHING_FOUND)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from glip_model.boxes import iou, pairwise_iou
 from glip_model.structures import Detections
+from pipeline.pseudo_labels.fusion import FusedDetections
 from pipeline.pseudo_labels.settings import PseudoLabelConfig
 from pipeline.store.records import Box, Phrase, ScoredBox
 
@@ -18,6 +19,7 @@ PHRASE_REJECT_REASONS = (
     "not_detected",
     "below_min_score",
     "flip_disagrees",
+    "teachers_disagree",
     "box_too_small",
     "box_too_large",
     "lost_to_other_phrase",
@@ -37,6 +39,10 @@ class _Found(NamedTuple):
     score: float
     agreed: float
     """The score, or its mean over both pictures where the mirrored one was asked about."""
+    teachers: tuple[str, ...] | None
+    """Those that found it, of several."""
+    agreement: float
+    """The share of them; 1 where there is one teacher."""
 
 
 def select_boxes(
@@ -47,8 +53,11 @@ def select_boxes(
     *,
     min_score: float | Sequence[float] | None = None,
     mirrored: Detections | None = None,
+    in_pass: int | None = None,
 ) -> tuple[Phrase, ...]:
     """Give every phrase the boxes that pass, or the reason why none does.
+
+    Phrases that have boxes, from an earlier pass, keep these and get no others; what they hold is not free.
 
     Score and size come first. The boxes that remain are given out best score first: a phrase takes a box unless it
     holds one that overlaps it (non-maximum suppression), another phrase holds one that overlaps it (competition), or
@@ -63,6 +72,7 @@ def select_boxes(
         config: thresholds.
         min_score: instead of the one in ``config``, of all phrases or of each.
         mirrored: what the teacher found in the mirrored picture; scores are then means over both, see ``agree``.
+        in_pass: what boxes say of the pass in which they came.
 
     Returns:
         The same phrases with ``boxes`` or ``reject_reason`` set.
@@ -70,26 +80,46 @@ def select_boxes(
     least = config.min_score if min_score is None else min_score
     least_of = least if isinstance(least, Sequence) else [least] * len(phrases)
     agreed = detections.scores if mirrored is None else agree(detections, mirrored, image_size[1])
-    columns = (detections.phrase_index, detections.boxes_xyxy, detections.scores, agreed)
-    rows = zip(*(column.tolist() for column in columns), strict=True)
-    found = [_Found(phrase, tuple(xyxy), score, sure) for phrase, xyxy, score, sure in rows]
     largest = config.max_area_share * image_size[0] * image_size[1]
     reached = [0] * len(phrases)
     candidates = []
-    for box in found:
-        stage = _stage(box, least_of[box.phrase], config.min_box_side, largest)
+    for box in _found(detections, agreed):
+        if phrases[box.phrase].boxes:
+            continue
+        stage = _stage(box, least_of[box.phrase], config, largest)
         reached[box.phrase] = max(reached[box.phrase], stage)
         if stage == _LAST_STAGE:
             candidates.append(box)
-    kept = _give_out(candidates, [_most_boxes(phrase, config) for phrase in phrases], config)
+    kept = _give_out(candidates, phrases, config)
     return tuple(
-        replace(
+        phrase
+        if phrase.boxes
+        else replace(
             phrase,
-            boxes=tuple(ScoredBox(xyxy=box.xyxy, score=box.agreed) for box in mine),
+            boxes=tuple(_scored(box, in_pass) for box in mine),
             reject_reason=None if mine else PHRASE_REJECT_REASONS[stage],
         )
         for phrase, mine, stage in zip(phrases, kept, reached, strict=True)
     )
+
+
+def _found(detections: Detections, agreed: Tensor) -> list[_Found]:
+    """Return what was found as plain numbers."""
+    columns = (detections.phrase_index, detections.boxes_xyxy, detections.scores, agreed)
+    rows = zip(*(column.tolist() for column in columns), strict=True)
+    if not isinstance(detections, FusedDetections):
+        return [_Found(phrase, tuple(xyxy), score, sure, None, 1.0) for phrase, xyxy, score, sure in rows]
+    names = detections.teachers
+    voters = [tuple(name for name, voted in zip(names, votes, strict=True) if voted) for votes in detections.votes]
+    return [
+        _Found(phrase, tuple(xyxy), score, sure, mine, len(mine) / len(names))
+        for (phrase, xyxy, score, sure), mine in zip(rows, voters, strict=True)
+    ]
+
+
+def _scored(box: _Found, in_pass: int | None) -> ScoredBox:
+    agreement = None if box.teachers is None else box.agreement
+    return ScoredBox(xyxy=box.xyxy, score=box.agreed, teachers=box.teachers, agreement=agreement, in_pass=in_pass)
 
 
 def agree(detections: Detections, mirrored: Detections, width: int) -> Tensor:
@@ -112,13 +142,14 @@ def agree(detections: Detections, mirrored: Detections, width: int) -> Tensor:
     return (detections.scores + best) / 2
 
 
-def _stage(box: _Found, least: float, least_side: float, largest: float) -> int:
+def _stage(box: _Found, least: float, config: PseudoLabelConfig, largest: float) -> int:
     """Return which of ``PHRASE_REJECT_REASONS`` takes a box; the last one where only other boxes can."""
     x1, y1, x2, y2 = box.xyxy
     passes = (
         box.score >= least,
         box.agreed >= least,
-        min(x2 - x1, y2 - y1) >= least_side,
+        box.agreement >= config.min_agreement,
+        min(x2 - x1, y2 - y1) >= config.min_box_side,
         (x2 - x1) * (y2 - y1) <= largest,
     )
     return 1 + passes.index(False) if False in passes else _LAST_STAGE
@@ -128,15 +159,16 @@ def _most_boxes(phrase: Phrase, config: PseudoLabelConfig) -> int:
     return 1 if config.one_box_per_singular and phrase.is_plural is False else config.max_boxes_per_phrase
 
 
-def _give_out(candidates: Sequence[_Found], most: Sequence[int], config: PseudoLabelConfig) -> list[list[_Found]]:
-    """Return per phrase the boxes that it keeps, best first; of equal scores the earlier one goes first."""
-    kept: list[list[_Found]] = [[] for _ in most]
+def _give_out(candidates: Sequence[_Found], phrases: Sequence[Phrase], config: PseudoLabelConfig) -> list[list[_Found]]:
+    """Return per phrase the boxes that it gets, best first; of equal scores the earlier one goes first."""
+    most = [_most_boxes(phrase, config) for phrase in phrases]
+    kept: list[list[_Found]] = [[] for _ in phrases]
+    taken: list[tuple[int, Box]] = [(i, box.xyxy) for i, phrase in enumerate(phrases) for box in phrase.boxes]
     for box in sorted(candidates, key=lambda box: -box.agreed):
         if len(kept[box.phrase]) < most[box.phrase] and not any(
-            iou(box.xyxy, other.xyxy)
-            > (config.nms_threshold if other.phrase == box.phrase else config.compete_threshold)
-            for boxes in kept
-            for other in boxes
+            iou(box.xyxy, other) > (config.nms_threshold if phrase == box.phrase else config.compete_threshold)
+            for phrase, other in taken
         ):
             kept[box.phrase].append(box)
+            taken.append((box.phrase, box.xyxy))
     return kept

@@ -4,23 +4,59 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from glip_model.precision import Precision
 from pipeline.errors import ConfigError
 from pipeline.settings import Count, Natural, Share, parse, section
+from pipeline.store.ontology import Ontology
+from pipeline.store.vocabulary import read_table_of_names
+
+
+@section
+class PassConfig:
+    """One of ``pseudo_label.passes``: a further look for phrases that have no box yet."""
+
+    min_score: Share
+    """Instead of the least score, where it is lower than that."""
+    alone: bool
+    """Ask the teacher for each such phrase by itself, which costs a look at the picture each; else what it said of all
+    of them together is gone through once more."""
 
 
 @section
 class PseudoLabelConfig:
     """Section ``pseudo_label``: what of the teacher's output is kept."""
 
-    ADDED: ClassVar[tuple[str, ...]] = ("min_score", "min_score_by_source", "flip_agreement", "precision", "tile")
+    ADDED: ClassVar[tuple[str, ...]] = (
+        "min_score",
+        "min_score_by_source",
+        "flip_agreement",
+        "precision",
+        "tile",
+        "names",
+        "other_phrases",
+        "min_agreement",
+        "fusion_threshold",
+        "passes",
+    )
 
     min_score: Share
     """Boxes below this score are dropped, 0 to 1. Higher is cleaner and sparser; 0.5 in the paper."""
     min_score_by_source: Mapping[str, Share]
     """Other values for the rows of some sources."""
+    names: Mapping[str, Any]
+    """One's own classes, which phrases of captions are mapped to by their last words: class → list of further phrases
+    that mean it, phrase → its class, or phrase → null where it means none. Empty: phrases are as they come."""
+    other_phrases: Literal["keep", "drop"]
+    """What becomes of the boxes of phrases that mean none of ``names``; rows without any other ones are not looked at
+    where they are dropped."""
+    min_agreement: Share
+    """Of several teachers: the share that must have found a box, 0 to 1; 0 keeps what one of them found."""
+    fusion_threshold: Share
+    """Of several teachers: IoU above which boxes of one phrase are merged into one."""
+    passes: tuple[PassConfig, ...]
+    """Further looks for phrases without a box, one after the other; boxes say in which pass they came."""
     tile: Natural
     """Side in pixels of overlapping pieces in which larger pictures are looked at besides whole, to find small things;
     0 looks at whole pictures alone."""
@@ -52,6 +88,10 @@ class PseudoLabelConfig:
 
     def __post_init__(self) -> None:
         """Check what its type does not say."""
+        try:
+            Ontology.of_settings(self.names)
+        except ConfigError as error:
+            raise ConfigError(f"names: {error}") from None
         if 0 < self.tile < 32:
             raise ConfigError(f"tile is {self.tile}; expected 0, or at least 32 pixels")
 
@@ -88,3 +128,15 @@ def of_round(config: PseudoLabelConfig, rounds: Mapping[str, RoundConfig], name:
         return parse(PseudoLabelConfig, {**dataclasses.asdict(config), **rounds[name].pseudo_label}, "pseudo_label")
     except ConfigError as error:
         raise ConfigError(f"rounds.{name}.{error}") from None
+
+
+def with_names(config: PseudoLabelConfig, text: str | None) -> PseudoLabelConfig:
+    """Return settings with the names of a command line in place of theirs; None leaves them.
+
+    Raises:
+        ConfigError: there are no names, or they are none.
+    """
+    if text is None:
+        return config
+    Ontology.read(text)
+    return dataclasses.replace(config, names={key: name or None for key, name in read_table_of_names(text).items()})

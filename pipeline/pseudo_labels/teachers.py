@@ -20,7 +20,8 @@ from glip_model.prompts import Prompt
 from glip_model.resizing import ResizeRule
 from glip_model.structures import Detections, join_detections
 from pipeline.errors import ConfigError, MissingInputError
-from pipeline.pseudo_labels.endpoint import Endpoint, EndpointTeacher, is_endpoint
+from pipeline.pseudo_labels.endpoint import QUESTION, EndpointTeacher
+from pipeline.store.endpoint import Endpoint, is_endpoint
 from pipeline.store.filesystem import is_url
 from pipeline.store.folders import local_folder
 from pipeline.store.provenance import code_sha256, describe_model
@@ -137,7 +138,7 @@ def open_teacher(name: str, device: str | None = None, precision: Precision = "a
 
     Args:
         name: a YAML file of an ``endpoint``; folder, URL or hub id of a GLIP model or of an open-set detector of
-            transformers, see ``open_set_teachers.TEACHERS``; or ``module:function`` of a teacher of one's own: the
+            transformers, Florence-2 or one of ``open_set_teachers.TEACHERS``; or ``module:function`` of your own: the
             function takes the device, decides for itself what it computes in, and returns a ``Teacher`` or a
             ``PreparedTeacher``.
         device: ``cpu`` or ``cuda``; None takes a GPU where there is one.
@@ -159,12 +160,16 @@ def open_teacher(name: str, device: str | None = None, precision: Precision = "a
             kind = _model_type(folder)
             if kind is None:
                 return GLIPPredictor.from_pretrained(folder, device, precision)
-            from pipeline.pseudo_labels.open_set_teachers import TEACHERS  # transformers takes a second to load
+            # transformers takes a second to load
+            from pipeline.pseudo_labels.florence_teacher import Florence2Teacher
+            from pipeline.pseudo_labels.open_set_teachers import TEACHERS
 
+            if kind == "florence2":
+                return cast(Teacher, Florence2Teacher(folder, device, precision))
             if kind not in TEACHERS:
                 raise MissingInputError(
                     f"{name}: no teacher for models of type {kind!r}; there are some for those of this project and of "
-                    f"types {', '.join(sorted(TEACHERS))}; write one as module:function"
+                    f"types florence2, {', '.join(sorted(TEACHERS))}; write one as module:function"
                 )
             return cast(Teacher, TEACHERS[kind](folder, device, precision))
     except (ValueError, OSError, RuntimeError) as error:
@@ -180,7 +185,7 @@ def describe_teacher(name: str) -> dict[str, Any]:
         MissingInputError: there is no such teacher.
     """
     if is_endpoint(name):
-        return Endpoint.read(Path(name)).describe()
+        return Endpoint.read(Path(name)).describe(QUESTION)
     own = _own_function(name)
     if own is not None:
         return {"name": name, "sha256": code_sha256([own]), "files": {}}

@@ -74,8 +74,8 @@ def draw_rows(judged: Judged, numbers: Sequence[int], models: Sequence[str | Non
         yield [_draw(judged, number, model, picture) for model in models]
 
 
-def side_by_side(judged: Judged, numbers: Sequence[int], models: Sequence[str]) -> Image.Image:
-    """Return one picture: a row a test picture (at least one), a column a model, all of one width."""
+def side_by_side(judged: Judged, numbers: Sequence[int], models: Sequence[str | None]) -> Image.Image:
+    """Return one picture: a row a test picture (at least one), a column a model or the truth, all of one width."""
     rows = list(draw_rows(judged, numbers, models))
     width = rows[0][0].width
     return join_pictures([[_resize_to_width(picture, width) for picture in row] for row in rows], GAP)

@@ -7,11 +7,12 @@ import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.errors import BenchmarkError
 from pipeline.report.charts import PERCENT, Line, Plot, scale
+from pipeline.report.reviewing import read_review_gain
 from pipeline.store.storage import Place, read_text
 
 _PARTS = ("base", "novel")
@@ -30,10 +31,12 @@ class LabelFigures:
     """Precision and recall over the threshold."""
     chosen: list[tuple[str, float, float]]
     """Part, precision and recall in percent at the threshold in use."""
+    reviewing: list[Plot] = field(default_factory=list)
+    """What reviewing was worth, over the number of reviewed pairs."""
 
     def __bool__(self) -> bool:
         """Tell whether anything is known."""
-        return bool(self.facts or self.rejects or self.plots)
+        return bool(self.facts or self.rejects or self.plots or self.reviewing)
 
 
 def read_labels(metrics: Place, plots: Place, round: str | None) -> LabelFigures:
@@ -56,6 +59,7 @@ def read_labels(metrics: Place, plots: Place, round: str | None) -> LabelFigures
         rejects=_rejects(labels, phrases),
         plots=_plots(_read_curves(plots / f"calibration/{round}.csv"), threshold),
         chosen=[(part, 100 * p, 100 * r) for part, p, r in chosen if p is not None and r is not None],
+        reviewing=read_review_gain(plots),
     )
 
 

@@ -41,7 +41,8 @@ MAX_PICTURE_SIDE = 900
 """Pixels of a picture of the gallery."""
 ROWS = {"detection": "rows", "grounding": "captions", "referring": "expressions"}
 """What the rows of a task are called."""
-_FOLDER = Path(__file__).parent
+FOLDER = Path(__file__).parent
+"""Of the templates and what goes into them."""
 
 
 @dataclass(frozen=True)
@@ -151,8 +152,41 @@ def split_rows(rows: Sequence[CategoryRow], count: int = SHOWN_CATEGORIES) -> li
 
 def render_page(report: Report) -> str:
     """Return the report as one HTML page."""
+    script = (FOLDER / "report.js").read_text(encoding="utf-8")
+    rows = measure_rows(report.metrics)
+    leading = [row for row in rows if row.is_leading and row.split == report.split]
+    all_standings = [each for found in report.findings for each in found.standings]
+    return (
+        make_environment()
+        .get_template("report.html.j2")
+        .render(
+            report=report,
+            headline=headline(all_standings),
+            leading=_by_benchmark(leading),
+            others=_by_benchmark([row for row in rows if row not in leading]),
+            columns=published_columns(leading),
+            styles={model: f"model-{number % 6}" for number, model in enumerate(report.models)},
+            gain_scale=charts.scale(
+                (end for each in all_standings for gain in each.gains.values() for end in (gain.low, gain.high)), 3
+            ),
+            charts=charts,
+            split_rows=split_rows,
+            over_pairs=curve_over_pairs(report.ablations),
+            over_rounds=curves_over_rounds(report.rounds, report.findings[0].standings if report.findings else []),
+            shown_confusions=SHOWN_CONFUSIONS,
+            shown_score=SHOWN_SCORE,
+            iou=IOU_THRESHOLD,
+            css=(FOLDER / "report.css").read_text(encoding="utf-8"),
+            script=script,
+            digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        )
+    )
+
+
+def make_environment() -> jinja2.Environment:
+    """Return what fills in the templates of pages: what they are given is text, and nothing of it may be missing."""
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_FOLDER),
+        loader=jinja2.FileSystemLoader(FOLDER),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
@@ -163,31 +197,7 @@ def render_page(report: Report) -> str:
         "signed": signed,
         "share": lambda value: f"{value:.1f}\N{NO-BREAK SPACE}%",
     }
-    script = (_FOLDER / "report.js").read_text(encoding="utf-8")
-    rows = measure_rows(report.metrics)
-    leading = [row for row in rows if row.is_leading and row.split == report.split]
-    all_standings = [each for found in report.findings for each in found.standings]
-    return environment.get_template("report.html.j2").render(
-        report=report,
-        headline=headline(all_standings),
-        leading=_by_benchmark(leading),
-        others=_by_benchmark([row for row in rows if row not in leading]),
-        columns=published_columns(leading),
-        styles={model: f"model-{number % 6}" for number, model in enumerate(report.models)},
-        gain_scale=charts.scale(
-            (end for each in all_standings for gain in each.gains.values() for end in (gain.low, gain.high)), 3
-        ),
-        charts=charts,
-        split_rows=split_rows,
-        over_pairs=curve_over_pairs(report.ablations),
-        over_rounds=curves_over_rounds(report.rounds, report.findings[0].standings if report.findings else []),
-        shown_confusions=SHOWN_CONFUSIONS,
-        shown_score=SHOWN_SCORE,
-        iou=IOU_THRESHOLD,
-        css=(_FOLDER / "report.css").read_text(encoding="utf-8"),
-        script=script,
-        digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-    )
+    return environment
 
 
 def _by_benchmark(rows: Sequence[MeasureRow]) -> list[list[MeasureRow]]:

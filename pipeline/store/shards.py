@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, TypeVar
 
@@ -19,9 +19,10 @@ from pipeline.store.provenance import FINGERPRINT, file_sha256
 from pipeline.store.records import (
     ADDED_COLUMNS,
     ADDED_LISTS,
+    EXTRAS,
     OLDER_TYPES,
+    READABLE_VERSIONS,
     SCHEMA_VERSION,
-    SCHEMAS,
     CaptionRecord,
     Category,
     DetectedObject,
@@ -32,6 +33,9 @@ from pipeline.store.records import (
     PhrasesRecord,
     Record,
     ScoredBox,
+    extras_of,
+    schema_of,
+    without_extras,
 )
 from pipeline.store.storage import Place, list_files, patiently, read_source
 
@@ -66,7 +70,11 @@ def list_shards(folder: P) -> list[P]:
 
 
 def write_shard(
-    path: Place, records: Iterable[Record], record_type: type, metadata: Mapping[str, str] | None = None
+    path: Place,
+    records: Iterable[Record],
+    record_type: type,
+    metadata: Mapping[str, str] | None = None,
+    extras: Collection[str] = (),
 ) -> None:
     """Write records to one file, aside first and then renamed, so that readers never see a part of it.
 
@@ -75,11 +83,12 @@ def write_shard(
         records: may be empty.
         record_type: decides the schema.
         metadata: further key-value pairs of the file; schema version and kind are added here.
+        extras: which of ``records.EXTRAS`` the rows have.
 
     Raises:
         StorageError: there is no room, no right to write, or the store does not answer.
     """
-    with ShardWriter(path, record_type, metadata) as shard:
+    with ShardWriter(path, record_type, metadata, extras) as shard:
         for record in records:
             shard.append(record)
 
@@ -93,6 +102,7 @@ class ShardWriter:
         path: file to write; its folder is created.
         record_type: decides the schema.
         metadata: key-value pairs of the file; schema version and kind are added here.
+        extras: which of ``records.EXTRAS`` the rows have.
 
     Attributes:
         aside: on local disk, what is written until then.
@@ -103,9 +113,11 @@ class ShardWriter:
         file_bytes, file_sha256: size and hash of the whole file, when the block has ended.
     """
 
-    def __init__(self, path: Place, record_type: type, metadata: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, path: Place, record_type: type, metadata: Mapping[str, str] | None = None, extras: Collection[str] = ()
+    ) -> None:
         first = {VERSION_KEY: SCHEMA_VERSION, KIND_KEY: KIND[record_type], **(metadata or {})}
-        self.path, self.metadata, self._schema = path, dict(first), SCHEMAS[record_type].with_metadata(first)
+        self.path, self.metadata, self._schema = path, dict(first), schema_of(record_type, extras).with_metadata(first)
         self._digest = hashlib.sha256()
         self._group: list[dict[str, Any]] = []
         self._group_bytes = 0
@@ -160,11 +172,11 @@ def keep_rows(path: Place, rows: Sequence[int], metadata: Mapping[str, str]) -> 
     Raises:
         ShardError: the file is missing or broken.
     """
-    before = read_metadata(path)
-    before.pop(ROWS_SHA256_KEY, None)
+    before = {key: value for key, value in read_metadata(path).items() if key not in (ROWS_SHA256_KEY, VERSION_KEY)}
     record_type = next(known for known, kind in KIND.items() if kind == before.get(KIND_KEY))
     records = read_shard(path, record_type)
-    write_shard(path, (records[row] for row in rows), record_type, {**before, **metadata})
+    extras = extras_of(read_end(path)[0].schema.to_arrow_schema())
+    write_shard(path, (records[row] for row in rows), record_type, {**before, **metadata}, extras)
 
 
 def read_table(path: Place, columns: Sequence[str] | None = None) -> pa.Table:
@@ -197,15 +209,16 @@ def read_shard(path: Place, record_type: type[R]) -> list[R]:
         raise ShardError(
             f"{path}: holds {kind or 'no'} records, expected {KIND[record_type]} records; name a folder of those"
         )
-    if version != SCHEMA_VERSION:
-        raise ShardError(f"{path}: {VERSION_KEY} is {version!r}, expected {SCHEMA_VERSION!r}; write the shard anew")
-    table = read_table(path, SCHEMAS[record_type].names)
+    if version not in READABLE_VERSIONS:
+        expected = " or ".join(map(repr, READABLE_VERSIONS))
+        raise ShardError(f"{path}: {VERSION_KEY} is {version!r}, expected {expected}; write the shard anew")
+    table = read_table(path, schema_of(record_type, EXTRAS).names)
     return [from_row(record_type, row) for row in table.to_pylist()]
 
 
 def read_annotations(path: Place, record_type: type[R]) -> list[R]:
     """Read all records of a shard without their pictures, which are most of it; ShardError as ``read_shard``."""
-    table = read_table(path, [name for name in SCHEMAS[record_type].names if name != "image"])
+    table = read_table(path, [name for name in schema_of(record_type, EXTRAS).names if name != "image"])
     return [from_row(record_type, {**row, "image": {}}) for row in table.to_pylist()]
 
 
@@ -307,12 +320,15 @@ def from_row(record_type: type[R], row: Mapping[str, Any]) -> R:
                 is_crowd=bool(item["is_crowd"]),
                 area=item.get("area"),
                 score=1.0 if item.get("score") is None else item["score"],
+                **_box_extras(item),
             )
             for item in values["objects"] or ()
         )
     for name in ADDED_LISTS:
         if name in values:
             values[name] = tuple(values[name] or ())
+    if "reviewed" in values:
+        values["reviewed"] = bool(values["reviewed"])
     return record_type(**values)
 
 
@@ -336,7 +352,7 @@ def shard_errors(path: Place) -> Iterator[None]:
 def check_columns(path: Place, kind: str | None, found: pa.Schema, columns: Sequence[str] | None) -> None:
     """See that a shard has the columns, each of the type that its kind of records has; ShardError otherwise."""
     record_type = next((record_type for record_type, name in KIND.items() if name == kind), None)
-    promised = pa.schema([]) if record_type is None else SCHEMAS[record_type]
+    promised = pa.schema([]) if record_type is None else schema_of(record_type, EXTRAS)
     for column in found.names if columns is None else columns:
         if column not in found.names:
             if record_type is not None and column in ADDED_COLUMNS.get(record_type, ()):
@@ -346,7 +362,7 @@ def check_columns(path: Place, kind: str | None, found: pa.Schema, columns: Sequ
             raise ShardError(f"{path}: {times} columns are called {column!r}; write the shard anew")
         if column not in promised.names:
             continue
-        known, expected = found.field(column).type, promised.field(column).type
+        known, expected = (without_extras(each.field(column).type, column) for each in (found, promised))
         if known not in (expected, *OLDER_TYPES.get(column, ())):
             raise ShardError(f"{path}: column {column!r} is {known}, expected {expected}; write the shard anew")
 
@@ -374,8 +390,15 @@ def _decode_metadata(metadata: Mapping[bytes, bytes] | None) -> dict[str, str]:
 
 def _phrase_from_row(row: Mapping[str, Any]) -> Phrase:
     spans = tuple((span["start"], span["end"]) for span in row["char_spans"] or ())
-    boxes = tuple(ScoredBox(xyxy=_xyxy(box), score=box["score"]) for box in row["boxes"] or ())
+    boxes = tuple(ScoredBox(xyxy=_xyxy(box), score=box["score"], **_box_extras(box)) for box in row["boxes"] or ())
     return Phrase(**{**row, "char_spans": spans, "boxes": boxes})
+
+
+def _box_extras(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of a box that not all shards have, where it has them."""
+    teachers = row.get("teachers")
+    found = {name: row[name] for name in ("agreement", "in_pass") if row.get(name) is not None}
+    return found if teachers is None else found | {"teachers": tuple(teachers)}
 
 
 def _xyxy(row: Mapping[str, Any]) -> tuple[float, float, float, float]:

@@ -83,23 +83,16 @@ def read_names(text: str) -> Vocabulary:
     Args:
         text: names divided by commas; or a file with a name a line (.txt), with a list of names, a mapping of prompts
             to classes, or of classes to lists of prompts (.json, .yaml). Ultralytics' ``data.yaml`` is understood, too.
+            Prompts whose class is null are not asked for.
 
     Raises:
         ConfigError: there are no names, or what is there is none.
     """
-    path = Path(text)
-    if path.suffix.lower() not in (*LISTS, *TABLES) or "," in text:
-        return Vocabulary.of(_unlike(text.split(",")))
+    table = read_table_of_names(text)
     try:
-        if path.suffix.lower() in TABLES:
-            return Vocabulary.of(_table(_parse(path)))
-        return Vocabulary.of(_unlike(path.read_text(encoding="utf-8-sig").splitlines()))
-    except OSError as error:
-        raise ConfigError(f"--names {text}: no file of names is there ({error})") from error
+        return Vocabulary.of({prompt: name for prompt, name in table.items() if name})
     except ConfigError as error:
         raise ConfigError(f"--names {text}: {error}") from None
-    except (ValueError, yaml.YAMLError, RecursionError) as error:
-        raise ConfigError(f"--names {text}: cannot be read ({error})") from error
 
 
 def read_thresholds(path: Path) -> dict[str, float]:
@@ -123,8 +116,35 @@ def _parse(path: Path) -> Any:
     return json.loads(text) if path.suffix.lower() == ".json" else yaml.safe_load(text)
 
 
-def _table(found: Any) -> dict[str, str]:
-    """Return prompts and their classes of what stands in a JSON or YAML file."""
+def read_table_of_names(text: str) -> dict[str, str]:
+    """Read what ``read_names`` does, as prompts and the class of each; ``""`` is the class of those that have none.
+
+    Raises:
+        ConfigError: there are no names, or what is there is none.
+    """
+    path = Path(text)
+    if path.suffix.lower() not in (*LISTS, *TABLES) or "," in text:
+        return _unlike(text.split(","))
+    try:
+        if path.suffix.lower() in TABLES:
+            return table_of_names(_parse(path))
+        return _unlike(path.read_text(encoding="utf-8-sig").splitlines())
+    except OSError as error:
+        raise ConfigError(f"--names {text}: no file of names is there ({error})") from error
+    except ConfigError as error:
+        raise ConfigError(f"--names {text}: {error}") from None
+    except (ValueError, yaml.YAMLError, RecursionError) as error:
+        raise ConfigError(f"--names {text}: cannot be read ({error})") from error
+
+
+def table_of_names(found: Any) -> dict[str, str]:
+    """Return prompts and the class of each, of what stands in a JSON or YAML file or in settings.
+
+    A class may have a list of prompts, which may be empty, or a prompt its class; null is none, ``""`` here.
+
+    Raises:
+        ConfigError: it is something else, or one prompt stands for two classes.
+    """
     if isinstance(found, dict) and isinstance(found.get("names"), list | dict):  # Ultralytics' data.yaml
         names = found["names"]
         found = list(names.values()) if isinstance(names, dict) else names
@@ -134,7 +154,9 @@ def _table(found: Any) -> dict[str, str]:
         raise ConfigError("expected a list of names, or a mapping of prompts to classes")
     table: dict[str, str] = {}
     for key, value in found.items():
-        pairs = [(prompt, key) for prompt in value] if isinstance(value, list) else [(key, value)]
+        # A list of none: the class is asked for by its own name.
+        several = (value or [key]) if isinstance(value, list) else None
+        pairs = [(key, "" if value is None else value)] if several is None else [(prompt, key) for prompt in several]
         for prompt, name in pairs:
             if not isinstance(prompt, str) or not isinstance(name, str):
                 raise ConfigError(f"{key!r}: {value!r}; expected a prompt and its class, or a class and its prompts")

@@ -1,4 +1,4 @@
-"""Samples to tensors: resizing, flipping, normalising, and boxes moved along."""
+"""Samples to tensors: what varies them, resizing, flipping, normalising, and boxes moved along."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from glip_model.structures import GroundingTarget
 from pipeline.store.images import load_image
 from pipeline.training.prompts import Sample
 from pipeline.training.settings import SamplesConfig
+from pipeline.training.transforms import tile, vary
 
 MAX_TRAINING_PIXELS = 100_000_000
 """Pictures were checked when the records were made; this only stops what was swapped since."""
@@ -41,8 +42,7 @@ def prepare_sample(
     Returns:
         Pixels (3, h, w), the tokenised prompt, and the target in the coordinates of these pixels.
     """
-    image = load_image(sample.image, MAX_TRAINING_PIXELS, roots)
-    boxes = torch.tensor(sample.boxes, dtype=torch.float32).reshape(-1, 4)
+    image, boxes = vary(*_picture(sample, roots), config.augment, rng)
     height, width = resize_size(image.height, image.width, short_side, config.sizes(model_config)[1])
     if model_config.inclusive_corners:  # before pictures are resized, as published
         boxes = to_inclusive(boxes)
@@ -54,6 +54,16 @@ def prepare_sample(
         boxes = flip_boxes(boxes, width - model_config.inclusive_corners)
     tokenized = tokenize_prompt(tokenizer, sample.prompt, model_config.text.max_tokens)
     return image_to_tensor(image, model_config.backbone), tokenized, build_target(sample, boxes, tokenized)
+
+
+def _picture(sample: Sample, roots: Sequence[str]) -> tuple[Image.Image, torch.Tensor]:
+    """Return the picture of a sample, or its pictures as one, and all of its boxes (N, 4) in its pixels."""
+    images = [load_image(ref, MAX_TRAINING_PIXELS, roots) for ref in (sample.image, *(ref for ref, _ in sample.beside))]
+    boxes = torch.tensor(sample.boxes, dtype=torch.float32).reshape(-1, 4)
+    if not sample.beside:
+        return images[0], boxes
+    counts = [count for _, count in sample.beside]
+    return tile(images, torch.split(boxes, [len(boxes) - sum(counts), *counts]))
 
 
 def flip_boxes(boxes_xyxy: torch.Tensor, width: int) -> torch.Tensor:

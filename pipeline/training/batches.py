@@ -26,6 +26,7 @@ from pipeline.training.augment import prepare_sample
 from pipeline.training.counting import sample_weights
 from pipeline.training.loading import load_ahead
 from pipeline.training.plan import SamplePlan, group_by_orientation, plan_samples
+from pipeline.training.prompts import Sample
 from pipeline.training.rows import Rows
 from pipeline.training.settings import OptimConfig, RunConfig, SamplesConfig, TrainConfig
 from pipeline.training.streaming import OrientedPlan, StreamPlan
@@ -36,6 +37,8 @@ MAX_UNREADABLE_IN_A_ROW = 20
 """Rows tried in place of one whose picture cannot be read."""
 SHRUNK = 3
 """How many times larger than in training pictures may be without a warning; photographs of 4K at 800 pixels are not."""
+BESIDE = 3
+"""Pictures beside the first one of a mosaic."""
 # What is random gets a stream of its own, so that none shifts when another draws more.
 SIZE_STREAM, SAMPLE_STREAM, MODEL_STREAM = 1, 2, 3
 
@@ -164,7 +167,7 @@ class BatchMaker:
         source, rng = self._sources[name], chance(self._seed, SAMPLE_STREAM, number)
         unreadable = 0
         for row in chain([planned], self.plan.stand_ins(number, len(source), rng)):
-            sample = source.sample(row, rng)
+            sample = self._sample(source, row, rng)
             if sample is None:
                 continue
             try:
@@ -185,6 +188,13 @@ class BatchMaker:
             "others were rejected or have no boxes); raise train.samples.shuffle_window, or look at the shards: glip "
             "inspect"
         )
+
+    def _sample(self, source: Rows, row: int, rng: np.random.Generator) -> Sample | None:
+        """Show a row, now and then with others beside it."""
+        mosaic = self._samples.augment.mosaic
+        if mosaic and rng.random() < mosaic:
+            return source.sample_together([row, *rng.integers(len(source), size=BESIDE).tolist()], rng)
+        return source.sample(row, rng)
 
 
 def share_of_batch(optim: OptimConfig, workers: int) -> int:

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pipeline.store.records import NOTHING_FOUND
+from pipeline.store.records import NOT_THERE, NOTHING_FOUND
 from pipeline.store.shards import holds_detections, list_shards, read_repeat, read_table
 from pipeline.store.storage import Place
 from pipeline.training.settings import RunConfig
@@ -22,13 +22,40 @@ _COUNTED_STRINGS = 1_000_000
 
 
 def usable_rows(table: pa.Table) -> NDArray[np.bool_]:
-    """Tell of every row of phrases whether it can be shown: it was not rejected, and a phrase has a box."""
+    """Tell of every row of phrases whether it can be shown: it was not rejected, and a phrase has a box.
+
+    Of a reviewed row it is enough that a person said of a phrase that it is not there.
+    """
     phrases = table["phrases"].combine_chunks()
     boxes = pc.list_value_length(pc.struct_field(pc.list_flatten(phrases), "boxes"))
     has_box = np.zeros(len(table), dtype=bool)
     has_box[np.asarray(pc.list_parent_indices(phrases))[np.asarray(boxes.fill_null(0)) > 0]] = True
     has_box &= np.asarray(table["reject_reason"].is_null())
+    reviewed = is_reviewed(table)
+    if reviewed.any():
+        reasons = pc.struct_field(pc.list_flatten(phrases), "reject_reason")
+        is_absent = np.asarray(pc.fill_null(pc.equal(reasons, NOT_THERE), False))
+        has_absent = np.zeros(len(table), dtype=bool)
+        has_absent[np.asarray(pc.list_parent_indices(phrases))[is_absent]] = True
+        has_box |= reviewed & has_absent
     return has_box
+
+
+def is_reviewed(table: pa.Table) -> NDArray[np.bool_]:
+    """Tell of every row whether a person judged it; shards of version 1 have no such rows."""
+    if "reviewed" not in table.column_names:
+        return np.zeros(len(table), dtype=bool)
+    return np.asarray(pc.fill_null(table["reviewed"], False), dtype=bool)
+
+
+def belongs(table: pa.Table, reviewed: bool | None) -> NDArray[np.bool_]:
+    """Tell of every row whether it is of a part: what people reviewed (True), the rest (False), or all (None)."""
+    return np.ones(len(table), dtype=bool) if reviewed is None else is_reviewed(table) == reviewed
+
+
+def part_of(source: str, mixture: Mapping[str, float]) -> bool | None:
+    """Return which rows of the labels a source has, for ``belongs``."""
+    return True if source == "reviewed" else False if mixture.get("reviewed", 0) > 0 else None
 
 
 def looked_at(table: pa.Table) -> NDArray[np.bool_]:
@@ -39,24 +66,40 @@ def looked_at(table: pa.Table) -> NDArray[np.bool_]:
     return np.asarray(pc.or_(pc.is_null(reasons), pc.fill_null(pc.equal(reasons, NOTHING_FOUND), False)), dtype=bool)
 
 
-def count_rows(human: Place, pseudo: Place | None, mixture: Mapping[str, float]) -> dict[str, int]:
+def folders_of(
+    human: Place, pseudo: Place | None, mixture: Mapping[str, float], replay: Place | None = None
+) -> dict[str, Place]:
+    """Return the folders of shards that a mixture gives weight to, by its names."""
+    folders = {
+        "detection": human / "detection",
+        "grounding": human / "grounding",
+        "pseudo": pseudo,
+        "reviewed": pseudo,
+        "replay": replay,
+    }
+    return {name: each for name, each in folders.items() if mixture.get(name, 0) > 0 and each is not None}
+
+
+def count_rows(
+    human: Place, pseudo: Place | None, mixture: Mapping[str, float], replay: Place | None = None
+) -> dict[str, int]:
     """Count the usable rows, repeats included, of the sources that have weight; the pictures are not read.
 
     Raises:
         MissingInputError: a folder of shards is not there.
     """
-    folders = {"detection": human / "detection", "grounding": human / "grounding", "pseudo": pseudo}
     sizes = {}
-    for name, folder in folders.items():
-        if mixture.get(name, 0) > 0 and folder is not None:
-            sizes[name] = sum(read_repeat(path) * _count_usable(path) for path in list_shards(folder))
+    for name, folder in folders_of(human, pseudo, mixture, replay).items():
+        part = part_of(name, mixture) if folder is pseudo else None
+        sizes[name] = sum(read_repeat(path) * _count_usable(path, part) for path in list_shards(folder))
     return sizes
 
 
-def _count_usable(shard: Place) -> int:
-    if holds_detections(shard):
-        return int(looked_at(read_table(shard, ("key", "reject_reason"))).sum())
-    return int(usable_rows(read_table(shard, ("phrases", "reject_reason"))).sum())
+def _count_usable(shard: Place, part: bool | None) -> int:
+    is_detection = holds_detections(shard)
+    table = read_table(shard, ("key" if is_detection else "phrases", "reject_reason", "reviewed"))
+    usable = looked_at(table) if is_detection else usable_rows(table)
+    return int((usable & belongs(table, part)).sum())
 
 
 def sample_weights(run: RunConfig, sizes: Mapping[str, int]) -> dict[str, float]:

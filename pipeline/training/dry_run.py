@@ -102,7 +102,12 @@ class Outlook:
 
 
 def work_out(
-    name: str, config: TrainingSettings, human: Place | None, pseudo: Place | None, teacher: Place | None
+    name: str,
+    config: TrainingSettings,
+    human: Place | None,
+    pseudo: Place | None,
+    teacher: Place | None,
+    replay: Place | None = None,
 ) -> Outlook:
     """Work out a run; no weights are read, and of the data as much as a worker reads before its first batch.
 
@@ -112,14 +117,15 @@ def work_out(
         human: folder with detection/ and grounding/ records, or None where there are none yet.
         pseudo: folder of pseudo-label shards.
         teacher: model to start from; None takes the sizes of section ``model``.
+        replay: folder of shards of other data.
 
     Raises:
-        MissingInputError: data or teacher that are named are not there, or pseudo-labels that have weight are not.
+        MissingInputError: data or teacher that are named are not there, or data that has weight is not.
         ConfigError: a source of the mixture has no rows.
     """
     run, optim = config.train.runs[name], config.train.optim
     model = _structure(run, config, teacher)
-    rows = None if human is None else _rows(name, run, human, pseudo)
+    rows = None if human is None else _rows(name, run, human, pseudo, replay)
     run = run if rows is None else with_steps(run, rows, optim.batch_size)
     return Outlook(
         parameters=sum(parameter.numel() for parameter in model.parameters()),
@@ -131,7 +137,7 @@ def work_out(
         epochs=run.epochs,
         schedule=tuple(_schedule(optim, run.steps)) if run.steps else (),
         may_stop=optim.schedule == "plateau",
-        loading=None if human is None else _loading(run, config, model.config, human, pseudo),
+        loading=None if human is None else _loading(run, config, model.config, human, pseudo, replay),
     )
 
 
@@ -148,13 +154,14 @@ def describe_run(
     pseudo: Place | None,
     teacher: Place | None,
     images_per_s: float | None,
+    replay: Place | None = None,
 ) -> str:
     """Say what a run of a params file comes to, and what that file changes of the one that all others extend.
 
     See ``work_out``; the speed of one worker tells the time it takes.
     """
     config = load(params, TrainingSettings)
-    found = work_out(name, config, human, pseudo, teacher)
+    found = work_out(name, config, human, pseudo, teacher, replay)
     kept = step_bytes(_structure(config.train.runs[name], config, teacher), config.train, found.workers)
     return "\n".join([*_lines(found, kept, images_per_s), *_changed(params)])
 
@@ -177,10 +184,12 @@ def _structure(run: RunConfig, config: TrainingSettings, teacher: Place | None) 
     return model
 
 
-def _rows(name: str, run: RunConfig, human: Place, pseudo: Place | None) -> dict[str, int]:
-    if run.mixture.get("pseudo", 0) > 0 and pseudo is None:
+def _rows(name: str, run: RunConfig, human: Place, pseudo: Place | None, replay: Place | None) -> dict[str, int]:
+    if run.learns_from_labels and pseudo is None:
         raise MissingInputError(f"train.runs.{name}.mixture gives pseudo-labels weight; pass --pseudo-labels FOLDER")
-    rows = count_rows(human, pseudo, run.mixture)
+    if run.mixture.get("replay", 0) > 0 and replay is None:
+        raise MissingInputError(f"train.runs.{name}.mixture gives replay weight; pass --replay FOLDER")
+    rows = count_rows(human, pseudo, run.mixture, replay)
     for source, count in rows.items():
         if not count:
             raise ConfigError(
@@ -191,13 +200,18 @@ def _rows(name: str, run: RunConfig, human: Place, pseudo: Place | None) -> dict
 
 
 def _loading(
-    run: RunConfig, config: TrainingSettings, model: GLIPConfig, human: Place, pseudo: Place | None
+    run: RunConfig,
+    config: TrainingSettings,
+    model: GLIPConfig,
+    human: Place,
+    pseudo: Place | None,
+    replay: Place | None,
 ) -> Loading:
     """Open the data as a worker does, and see what that takes; where all rows would be read, judge by the first."""
     train, samples = config.train, config.train.samples
     begin, before = time.perf_counter(), peak_host_memory_gb()
     streamed = dataclasses.replace(samples, shuffle_window=samples.shuffle_window or 1)
-    sources = make_sources(human, pseudo, run.mixture, streamed, None)
+    sources = make_sources(human, pseudo, run.mixture, streamed, None, replay=replay)
     if samples.shuffle_window:
         BatchMaker(sources, train, run, model, None, config.seed, Worker(0, max(1, train.num_workers)))
     seconds, num_bytes = time.perf_counter() - begin, 1e9 * (peak_host_memory_gb() - before)

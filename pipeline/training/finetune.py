@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
+from glip_model.checkpoint import WEIGHTS_FILE
 from glip_model.config import GLIPConfig
-from pipeline.training.settings import RunConfig, TrainConfig, TrainingSettings
+from pipeline.settings import to_yaml
+from pipeline.store.atomic import write_json
+from pipeline.store.folders import local_folder
+from pipeline.store.provenance import describe_model, fingerprint
+from pipeline.store.shards import list_shards, rows_sha256
+from pipeline.store.storage import Place, exists, read_text, remove
+from pipeline.training.job import Paths, train
+from pipeline.training.judge import Validate
+from pipeline.training.settings import AugmentConfig, RunConfig, TrainConfig, TrainingSettings
 
 RUN = "finetune"
 """Key of ``train.runs`` for it."""
@@ -16,19 +26,38 @@ MIN_STEPS, MAX_STEPS = 200, 5000
 SCALES = (0.6, 0.7, 0.8, 0.9, 1.0)
 """Of the size that the model is tested at; 480 to 800 where that is 800, as published."""
 WEIGHT_DECAY = 0.05
-RATES = {"full": 1e-4, "linear": 1e-4, "prompt": 0.05}
-"""Learning rate by way of tuning; the text encoder learns at a tenth. As published for ODinW, like the decay."""
+RATES = {"full": 1e-4, "linear": 1e-4, "prompt": 0.05, "lora": 1e-3}
+"""Learning rate by way of tuning; the text encoder learns at a tenth. As published for ODinW, like the decay, but for
+low-rank changes, which learn at ten times the rate of the weights themselves as is usual."""
+EVALUATIONS = 20
+"""Of a training that may stop early, until its last step."""
+PATIENCE, STOP = 2, 4
+"""See ``OptimConfig.plateau_patience`` and ``plateau_stop``; as published for ODinW."""
+OTHER_NAMES = 20
+"""Names of other data in a prompt, where the starting model says what is to be kept of them."""
+DONE_FILE = "trained.json"
+"""In the folder of a model that was trained to the end: what it was made of, and its metrics."""
+AUGMENT = AugmentConfig(colour=0.3, crop=0.5, shrink=1.5, mosaic=0.0)
+"""What ``--augment`` switches on."""
 
 
 @dataclass(frozen=True)
 class Choices:
     """What people may decide for themselves; None leaves it to the data."""
 
-    tuning: Literal["full", "linear", "prompt"] = "full"
+    tuning: Literal["full", "linear", "prompt", "lora"] = "full"
     steps: int | None = None
     learning_rate: float | None = None
     batch_size: int = BATCH_SIZE
     workers: int = 1
+    replay_share: float = 0.0
+    """Of the samples, of other data."""
+    other_names: int = 0
+    distillation: float = 0.0
+    """See ``RunConfig``."""
+    is_augmented: bool = False
+    """As ``AUGMENT`` says; else as the settings do."""
+    stops_early: bool = True
 
 
 def steps_for(rows: int, batch_size: int) -> int:
@@ -53,7 +82,37 @@ def with_length(config: TrainingSettings, rows: int) -> TrainingSettings:
     steps = run.steps or steps_for(rows, optim.batch_size)
     run = replace(run, steps=steps, epochs=0.0)
     optim = replace(optim, warmup_steps=min(100, steps // 10))
-    return replace(config, train=replace(config.train, runs={RUN: run}, optim=optim, log_every=max(1, steps // 40)))
+    settings: dict[str, Any] = {"runs": {RUN: run}, "optim": optim, "log_every": max(1, steps // 40)}
+    if config.train.evaluate_every:
+        settings["evaluate_every"] = max(1, steps // EVALUATIONS)
+    return replace(config, train=replace(config.train, **settings))
+
+
+def train_once(config: TrainingSettings, paths: Paths, log: Place, validate: Validate | None = None) -> dict[str, Any]:
+    """Train as ``job.train`` does, unless the same training has come to its end; the best model is then the result.
+
+    Args:
+        config: settings of the run, its steps settled.
+        paths: inputs and the folder of the model.
+        log: CSV file for the losses.
+        validate: judges the model now and then, where the settings ask for that.
+
+    Returns:
+        Metrics of the training.
+    """
+    assert paths.teacher is not None
+    with local_folder(paths.teacher) as folder:
+        start = describe_model(folder)["sha256"]
+    kinds = [paths.human / "detection", *([paths.replay] if paths.replay else [])]
+    rows = [rows_sha256(path) for folder in kinds for path in list_shards(folder)]
+    made_of = fingerprint({"settings": to_yaml(config), "start": start, "rows": rows, "others": paths.other_names})
+    done = json.loads(read_text(paths.out / DONE_FILE) or "{}")
+    if done.get("made_of") == made_of and exists(paths.out / WEIGHTS_FILE):
+        return dict(done["metrics"])
+    remove(paths.out / DONE_FILE)
+    metrics = train(RUN, config, paths, log, validate)
+    write_json(paths.out / DONE_FILE, {"made_of": made_of, "metrics": metrics})
+    return metrics
 
 
 def _train(base: TrainConfig, model: GLIPConfig, choices: Choices) -> TrainConfig:
@@ -65,7 +124,9 @@ def _train(base: TrainConfig, model: GLIPConfig, choices: Choices) -> TrainConfi
         backbone_learning_rate=rate,
         text_learning_rate=rate / 10,
         weight_decay=WEIGHT_DECAY,
-        schedule="cosine",
+        schedule="plateau" if choices.stops_early else "cosine",
+        plateau_patience=PATIENCE,
+        plateau_stop=STOP,
         ema_decay=0.0,
     )
     samples = replace(
@@ -74,13 +135,16 @@ def _train(base: TrainConfig, model: GLIPConfig, choices: Choices) -> TrainConfi
         long_side=model.test_long_side,
         max_prompt_tokens=model.text.max_tokens,
         detection_prompts="all",
+        augment=AUGMENT if choices.is_augmented else base.samples.augment,
     )
     run = RunConfig(
         init="teacher",
         steps=choices.steps or 0,
         epochs=0.0 if choices.steps else EPOCHS,
-        mixture={"detection": 1.0},
+        mixture={"detection": 1.0 - choices.replay_share, "replay": choices.replay_share},
         tuning=choices.tuning,
+        other_names=choices.other_names,
+        distillation=choices.distillation,
         frozen_stages=max(1, model.backbone.frozen_stages),
     )
     return replace(
@@ -90,6 +154,6 @@ def _train(base: TrainConfig, model: GLIPConfig, choices: Choices) -> TrainConfi
         runs={RUN: run},
         num_workers=choices.workers,
         checkpoint_every=100,
-        evaluate_every=0,  # what is held out judges the tuned model: it must not choose among its stages
+        evaluate_every=1 if choices.stops_early else 0,  # settled with the steps
         evaluate_epochs=0.0,
     )

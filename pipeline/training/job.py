@@ -27,11 +27,11 @@ from pipeline.cli import progress, quiet_libraries
 from pipeline.errors import MissingInputError, PipelineError, TrainingError
 from pipeline.ray_session import cores_per_worker
 from pipeline.settings import to_yaml
-from pipeline.store.atomic import write_csv
 from pipeline.store.storage import Place, exists, is_folder, remove_folder
 from pipeline.training.batches import Worker, share_of_batch
 from pipeline.training.checkpoints import Checkpoints, discard_checkpoints, has_checkpoints
 from pipeline.training.counting import count_rows, with_steps
+from pipeline.training.distillation import Distillation
 from pipeline.training.divergence import DIVERGED_FILE
 from pipeline.training.dry_run import flat_settings
 from pipeline.training.judge import Judge, Validate
@@ -44,8 +44,10 @@ from pipeline.training.model_folder import (
     save_model,
     starting_model,
 )
-from pipeline.training.progress import Board, Progress
+from pipeline.training.progress import Board, Progress, write_log
+from pipeline.training.prompts import OtherNames
 from pipeline.training.rows import make_sources
+from pipeline.training.seen import seen
 from pipeline.training.settings import RunConfig, TrainingSettings
 from pipeline.training.trackers import Trackers
 from pipeline.training.tuning import freeze_for
@@ -70,6 +72,10 @@ class Paths:
     """Where pictures may be besides the records' folders, see ``allowed_roots``."""
     calibration: Place | None = None
     """CSV file of ``calibrate``, where pseudo-labels are weighed by it."""
+    replay: Place | None = None
+    """Shards of other data that a tuned model is not to forget."""
+    other_names: tuple[str, ...] = ()
+    """Names of other data, see ``RunConfig.other_names``."""
 
     @property
     def checkpoints(self) -> Place:
@@ -165,7 +171,7 @@ def train(
         trackers.close()
         remove_folder(paths.out / SCRATCH_FOLDER)
     if log is not None:
-        _write_log(log, entries)
+        write_log(log, entries)
     discard_checkpoints(paths.checkpoints)
     last = entries[-1]
     if last.unreadable_pictures:
@@ -189,7 +195,7 @@ def _with_steps(name: str, config: TrainingSettings, paths: Paths) -> tuple[Trai
     """Put the number of steps into a run that is given in epochs, and between its evaluations."""
     run = config.train.runs[name]
     if not run.steps:
-        sizes = count_rows(paths.human, paths.pseudo_labels, run.mixture)
+        sizes = count_rows(paths.human, paths.pseudo_labels, run.mixture, paths.replay)
         epochs, run = run.epochs, with_steps(run, sizes, config.train.optim.batch_size)
         settings: dict[str, Any] = {"runs": {name: run}}
         if config.train.evaluate_epochs:
@@ -210,8 +216,14 @@ def _check(name: str, config: TrainingSettings, paths: Paths, validate: Validate
         raise TrainingError("--dev names a dev set; set train.evaluate_every or train.evaluate_epochs")
     if not is_folder(paths.human):
         raise MissingInputError(f"{paths.human}: no such folder; run: dvc repro prepare")
-    if run.mixture.get("pseudo", 0) > 0 and paths.pseudo_labels is None:
+    if run.learns_from_labels and paths.pseudo_labels is None:
         raise TrainingError(f"train.runs.{name}.mixture gives pseudo-labels weight; pass --pseudo-labels FOLDER")
+    if run.mixture.get("replay", 0) > 0 and paths.replay is None:
+        raise TrainingError(f"train.runs.{name}.mixture gives replay weight; pass --replay FOLDER")
+    if run.other_names and not paths.other_names:
+        raise TrainingError(f"train.runs.{name}.other_names is {run.other_names}; pass --other-names FILE")
+    if run.tuning == "lora" and config.train.distribution == "fsdp":
+        raise TrainingError(f"train.runs.{name}.tuning is lora; set train.distribution to ddp")
     if run.init == "teacher" and (paths.teacher is None or not exists(paths.teacher / WEIGHTS_FILE)):
         raise MissingInputError(f"train.runs.{name}.init is teacher, but {paths.teacher} holds no model")
 
@@ -334,11 +346,17 @@ def _train_worker(
             notes.handlers = [_BoardHandler(board)]
     run = config.train.runs[name]
     model, tokenizer = starting_model(config, paths.teacher if run.init == "teacher" else None)
+    distillation = Distillation(model, run.distillation) if run.distillation else None
+    if worker.rank == 0:  # which writes the model
+        shown = seen(paths.human, paths.pseudo_labels, run.mixture, paths.replay)
+        model.trained_on = shown if model.trained_on is None else model.trained_on.joined(shown)
     freeze_for(run, model)
     if torch.cuda.is_available():
         device = ray.train.torch.get_device()
         torch.cuda.set_device(device)  # where objects pass through when workers exchange them
         model.to(device)
+        if distillation is not None:
+            distillation.to(device)
         allow_tf32()
     recompute_where_needed(model, config.train, worker.world_size, free_memory(context.get_local_world_size()))
     sources = make_sources(
@@ -349,6 +367,8 @@ def _train_worker(
         tokenizer,
         paths.allowed,
         paths.calibration,
+        replay=paths.replay,
+        others=OtherNames(paths.other_names, run.other_names, are_unknown=run.distillation > 0),
     )
     checkpoints = Checkpoints(paths.checkpoints, to_yaml(config), config.train.keep_last)
     judge = None if validate is None else Judge(validate, tokenizer, paths.out, worker)
@@ -363,6 +383,7 @@ def _train_worker(
         worker=worker,
         judge=judge,
         diverged=paths.out / DIVERGED_FILE,
+        distillation=distillation,
     )
     trainer.run(report)
     _save(trainer, tokenizer, worker, paths.out)
@@ -374,18 +395,3 @@ def _save(trainer: Trainer, tokenizer: Any, worker: Worker, out: Place) -> None:
     model = trainer.whole_model()  # on every worker: what is spread over them comes together
     if worker.rank == 0 and model is not None:
         save_model(model, tokenizer, out)
-
-
-def _write_log(path: Place, entries: list[Progress]) -> None:
-    rows = [
-        {
-            **dataclasses.asdict(entry),
-            **{key: round(value, 5) for key, value in entry.losses.items()},
-            **entry.scores,
-            "seconds_left": round(entry.seconds_left),
-        }
-        for entry in entries
-    ]
-    speed = ["learning_rate", "images_per_s", "data_wait_share", "memory_gb", "seconds_left"]
-    names = ["step", *entries[0].losses, *speed, *dict.fromkeys(name for entry in entries for name in entry.scores)]
-    write_csv(path, [names, *([row.get(name, "") for name in names] for row in rows)])

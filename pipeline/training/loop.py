@@ -22,8 +22,10 @@ from glip_model.structures import GroundingBatch
 from glip_model.text_encoder import TextStateCache
 from pipeline.errors import TrainingError
 from pipeline.store.storage import Place
+from pipeline.training.adapters import merged
 from pipeline.training.batches import MODEL_STREAM, BatchMaker, TrainingBatch, Worker, chance
 from pipeline.training.checkpoints import Checkpoints
+from pipeline.training.distillation import Distillation
 from pipeline.training.judge import Judge
 from pipeline.training.progress import Progress, Window, peak_memory_gb
 from pipeline.training.rows import Rows
@@ -47,6 +49,7 @@ class Trainer:
         worker: this process among its equals; torch.distributed must run when there are several.
         judge: evaluates the model every ``evaluate_every`` steps and after the last one.
         diverged: JSON file for the batches that led to giving up, see ``Updater``.
+        distillation: see ``Updater``.
     """
 
     def __init__(
@@ -62,6 +65,7 @@ class Trainer:
         *,
         judge: Judge | None = None,
         diverged: Place | None = None,
+        distillation: Distillation | None = None,
     ) -> None:
         self.model, self.config, self.run_config, self.seed = model, config, run, seed
         self.checkpoints, self.worker = checkpoints, worker or Worker()
@@ -69,7 +73,9 @@ class Trainer:
         is_text_frozen = not any(parameter.requires_grad for parameter in model.text_encoder.parameters())
         self._text_states = TextStateCache(model.text_encoder, tokenizer) if is_text_frozen else None
         self._fingerprint = _fingerprint(config, run, seed, sources, model)
-        self._updater = Updater(model, config.optim, run.steps, config.distribution, config.compile, diverged)
+        self._updater = Updater(
+            model, config.optim, run.steps, config.distribution, config.compile, diverged, distillation
+        )
         self._judge = judge
         self._history: list[Progress] = []
 
@@ -127,8 +133,9 @@ class Trainer:
         return self._updater.take_average()
 
     def whole_model(self) -> GLIP | None:
-        """Return the model with all of its weights on the first worker; all workers must call it."""
-        return self._updater.whole_model()
+        """Return the model with all of its weights, adapters merged, on the first worker; all workers must call it."""
+        whole = self._updater.whole_model()
+        return None if whole is None else merged(whole)
 
     def _inputs(self, made: TrainingBatch) -> GroundingBatch:
         """Move a batch to the model; the states of a frozen text encoder, which encodes every string once, join it."""

@@ -2,28 +2,18 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import lru_cache
 
 import numpy as np
 
 from glip_model.prompts import clean_name
+from pipeline.store.words import singulars, words_of
 from pipeline.training.settings import SamplesConfig
 
 TokenCount = Callable[[str], int]
 """Tokens of a string, without special ones."""
 SPECIAL_TOKENS = 2
 """[CLS] and [SEP] of a prompt."""
-_PLURALS = (("s", ""), ("es", ""), ("ies", "y"), ("ves", "f"), ("ves", "fe"), ("men", "man"))
-_IRREGULAR = {
-    "children": "child",
-    "feet": "foot",
-    "geese": "goose",
-    "mice": "mouse",
-    "people": "person",
-    "teeth": "tooth",
-}
 
 
 class Budget:
@@ -47,6 +37,7 @@ def choose_categories(
     config: SamplesConfig,
     count_tokens: TokenCount,
     never: Iterable[int] = (),
+    rejected: Sequence[int] = (),
 ) -> list[int]:
     """Choose the categories of a detection prompt, as published.
 
@@ -63,6 +54,7 @@ def choose_categories(
         config: numbers and budget.
         count_tokens: tokens of a name.
         never: ids that must not become negatives, for example of regions marked as crowds.
+        rejected: ids of which a person said that they are not there; these negatives come before any that is drawn.
 
     Returns:
         Ids in prompt order; at least one. Categories that overflow the budget are left out with their boxes.
@@ -75,6 +67,10 @@ def choose_categories(
     shown = [present[i] for i in rng.permutation(len(present)) if budget.takes(clean_name(names[present[i]]))]
     ids = list(names)
     taken = {_reading(names[category]) for category in (*present, *never) if category in names}
+    for category in rejected:
+        if _reading(names[category]) not in taken and budget.takes(clean_name(names[category])):
+            shown.append(category)
+            taken.add(_reading(names[category]))
     draws = _draws(rng, config)
     for i in rng.permutation(len(ids))[:draws]:
         reading = _reading(names[ids[i]])
@@ -100,22 +96,10 @@ def _reading(name: str) -> str:
 
 def word_forms(caption: str) -> frozenset[str]:
     """Return the words of a caption in lower case, as they stand and in every singular that they may have."""
-    return frozenset().union(*(_singulars(word) for word in _words(caption)))
+    return frozenset().union(*(singulars(word) for word in words_of(caption)))
 
 
 def has_head_in(phrases: Iterable[str], forms: frozenset[str]) -> bool:
     """Tell whether the last word, the head noun, of one of the phrases is among ``word_forms`` of a caption."""
-    words = (_words(phrase) for phrase in phrases)
-    return any(not forms.isdisjoint(_singulars(phrase[-1])) for phrase in words if phrase)
-
-
-def _words(text: str) -> list[str]:
-    return re.findall(r"\w+", text.lower())
-
-
-@lru_cache(maxsize=100_000)
-def _singulars(word: str) -> frozenset[str]:
-    """Return a word with every form that it could be the plural of; a guess too many only costs a negative."""
-    forms = {word, _IRREGULAR.get(word, word)}
-    forms |= {word[: -len(end)] + new for end, new in _PLURALS if word.endswith(end) and len(word) > len(end) + 1}
-    return frozenset(forms)
+    words = (words_of(phrase) for phrase in phrases)
+    return any(not forms.isdisjoint(singulars(phrase[-1])) for phrase in words if phrase)

@@ -5,8 +5,12 @@ from __future__ import annotations
 import resource
 import sys
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pipeline.store.storage import Place
 
 LOSS_NAMES = ("loss_token", "loss_box", "loss_centerness")
 
@@ -75,7 +79,7 @@ class Window:
         if losses is not None:
             self.counted += 1
             for name, value in losses.items():
-                self.sums[name] += value
+                self.sums[name] = self.sums.get(name, 0.0) + value
 
 
 def peak_memory_gb() -> float:
@@ -91,3 +95,21 @@ def peak_host_memory_gb() -> float:
     """Return the most memory of the machine that this process has taken so far."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 1e9 if sys.platform == "darwin" else peak * 1024 / 1e9  # Linux counts in KiB
+
+
+def write_log(path: Place, entries: Sequence[Progress]) -> None:
+    """Write what was reported as CSV, a line for each report."""
+    from pipeline.store.atomic import write_csv
+
+    rows = [
+        {
+            **asdict(entry),
+            **{key: round(value, 5) for key, value in entry.losses.items()},
+            **entry.scores,
+            "seconds_left": round(entry.seconds_left),
+        }
+        for entry in entries
+    ]
+    speed = ["learning_rate", "images_per_s", "data_wait_share", "memory_gb", "seconds_left"]
+    names = ["step", *entries[0].losses, *speed, *dict.fromkeys(name for entry in entries for name in entry.scores)]
+    write_csv(path, [names, *([row.get(name, "") for name in names] for row in rows)])

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -15,6 +16,7 @@ from glip_model.prompts import Prompt, caption_prompt, category_prompt, clean_na
 from pipeline.store.records import (
     DETECTION_SCHEMA,
     GROUNDING_SCHEMA,
+    NOT_THERE,
     Box,
     DetectionRecord,
     GroundingRecord,
@@ -23,7 +25,8 @@ from pipeline.store.records import (
 )
 from pipeline.store.shards import from_row, read_categories, read_repeat
 from pipeline.store.storage import Place
-from pipeline.training.counting import looked_at, usable_rows
+from pipeline.store.vocabulary import read_as
+from pipeline.training.counting import belongs, looked_at, usable_rows
 from pipeline.training.negatives import Budget, TokenCount, choose_categories, has_head_in, word_forms
 from pipeline.training.settings import SamplesConfig
 
@@ -42,6 +45,32 @@ class Sample:
     """Phrases of which it is unknown where they are; their tokens take no part in the token loss."""
     box_weights: tuple[float, ...] | None = None
     """Per box how much it counts in the losses, 0 to 1; None means 1."""
+    beside: tuple[tuple[ImageRef, int], ...] = ()
+    """Pictures shown beside ``image``, each with how many of the boxes are its own: the last ones, in order."""
+
+
+@dataclass(frozen=True)
+class OtherNames:
+    """Names of other data that pictures with category boxes are asked for besides their own."""
+
+    names: tuple[str, ...] = ()
+    count: int = 0
+    """In a prompt, where they fit."""
+    are_unknown: bool = False
+    """Nobody knows whether a picture shows them; else it does not."""
+
+    def draw(self, own: Iterable[str], taken: Iterable[str], budget: Budget, rng: np.random.Generator) -> Iterator[str]:
+        """Yield names that fit into a prompt and read like none of a vocabulary, behind those that it has already."""
+        if not self.count:
+            return
+        read = {read_as(name) for name in own}
+        free = [name for name in self.names if read_as(name) not in read]
+        budget.takes(*map(clean_name, taken))
+        chosen = (free[i] for i in rng.permutation(len(free)))
+        yield from islice((name for name in chosen if budget.takes(clean_name(name))), self.count)
+
+
+NO_OTHER_NAMES = OtherNames()
 
 
 class DetectionPrompter:
@@ -53,14 +82,22 @@ class DetectionPrompter:
         config: numbers and budget.
         count_tokens: tokens of a string.
         weigh: how much a box of a score counts in the losses, see ``weights.py``; None lets all count alike.
+        others: names of other data that join the prompts.
+        part: of the rows, see ``belongs``.
     """
 
     columns = DETECTION_SCHEMA.names
 
     def __init__(
-        self, config: SamplesConfig, count_tokens: TokenCount, weigh: Callable[[float], float] | None = None
+        self,
+        config: SamplesConfig,
+        count_tokens: TokenCount,
+        weigh: Callable[[float], float] | None = None,
+        others: OtherNames = NO_OTHER_NAMES,
+        part: bool | None = None,
     ) -> None:
         self._config, self._count_tokens, self._weigh = config, count_tokens, weigh
+        self._others, self._part = others, part
         self._vocabularies: dict[Place, dict[int, str]] = {}
 
     def shown(self, table: pa.Table) -> tuple[pa.Table, NDArray[np.int64]]:
@@ -68,7 +105,7 @@ class DetectionPrompter:
 
         Those that a teacher could not look at have the place -1.
         """
-        usable = looked_at(table)
+        usable = looked_at(table) & belongs(table, self._part)
         return table.filter(pa.array(usable)), np.where(usable, np.cumsum(usable) - 1, -1)
 
     def contexts(self, tables: Sequence[tuple[Place, pa.Table]]) -> Sequence[Mapping[int, str]]:
@@ -77,21 +114,44 @@ class DetectionPrompter:
 
     def show(self, row: Mapping[str, Any], context: Mapping[int, str], rng: np.random.Generator) -> Sample:
         """Show a row with names of the vocabulary, as ``rng`` chooses."""
-        record = from_row(DetectionRecord, row)
-        objects = [item for item in record.objects if not item.is_crowd and item.category_id in context]
-        present = list(dict.fromkeys(item.category_id for item in objects))
+        return self.show_together([row], context, rng)
+
+    def show_together(
+        self, rows: Sequence[Mapping[str, Any]], context: Mapping[int, str], rng: np.random.Generator
+    ) -> Sample:
+        """Show rows of one vocabulary side by side, with a prompt for all of them."""
+        records = [from_row(DetectionRecord, row) for row in rows]
+        objects = [
+            [item for item in record.objects if not item.is_crowd and item.category_id in context] for record in records
+        ]
+        present = list(dict.fromkeys(item.category_id for each in objects for item in each))
         # Nobody drew the single boxes of a crowd, so its category can be neither a positive nor a negative.
-        crowds = [item.category_id for item in record.objects if item.is_crowd]
-        shown = choose_categories(present, context, rng, self._config, self._count_tokens, never=crowds)
-        place = {category: i for i, category in enumerate(shown)}
-        kept = [item for item in objects if item.category_id in place]
+        crowds = [item.category_id for record in records for item in record.objects if item.is_crowd]
+        # What a person rejected is asked for every time.
+        rejected = [
+            each
+            for record in records
+            if record.reviewed
+            for each in record.negative_category_ids
+            if each in context and each not in present
+        ]
+        shown = choose_categories(present, context, rng, self._config, self._count_tokens, crowds, rejected)
+        names = [context[category] for category in shown]
+        others = list(self._others.draw(context.values(), names, Budget(self._config, self._count_tokens), rng))
+        own = len(names)
+        order = rng.permutation(own + len(others)).tolist() if others else range(own)
+        place = {shown[i]: at for at, i in enumerate(order) if i < own}
+        kept = [[item for item in each if item.category_id in place] for each in objects]
+        boxes = [item for each in kept for item in each]
         return Sample(
-            key=record.key,
-            image=record.image,
-            prompt=category_prompt([context[category] for category in shown]),
-            boxes=tuple(item.xyxy for item in kept),
-            box_phrases=tuple((place[item.category_id],) for item in kept),
-            box_weights=_weights(self._weigh, (item.score for item in kept)),
+            key=records[0].key,
+            image=records[0].image,
+            prompt=category_prompt([(*names, *others)[i] for i in order]),
+            boxes=tuple(item.xyxy for item in boxes),
+            box_phrases=tuple((place[item.category_id],) for item in boxes),
+            ignored_phrases=tuple(at for at, i in enumerate(order) if i >= own and self._others.are_unknown),
+            box_weights=_weights(self._weigh, (item.score for item in boxes)),
+            beside=tuple((record.image, len(each)) for record, each in zip(records[1:], kept[1:], strict=True)),
         )
 
     def digest(self, shards: Mapping[Place, Sequence[pa.Table]]) -> str:
@@ -138,6 +198,7 @@ class GroundingPrompter:
         count_tokens: tokens of a string.
         ignore_unlocated: phrases without boxes take no part in the token loss.
         weigh: how much a box of a score counts in the losses, see ``weights.py``; None lets all count alike.
+        part: of the rows, see ``belongs``.
     """
 
     columns = GROUNDING_SCHEMA.names
@@ -148,13 +209,14 @@ class GroundingPrompter:
         count_tokens: TokenCount,
         ignore_unlocated: bool,
         weigh: Callable[[float], float] | None = None,
+        part: bool | None = None,
     ) -> None:
         self._config, self._count_tokens, self._ignore_unlocated = config, count_tokens, ignore_unlocated
-        self._weigh = weigh
+        self._weigh, self._part = weigh, part
 
     def shown(self, table: pa.Table) -> tuple[pa.Table, NDArray[np.int64]]:
         """Return the rows that were not rejected and have a box, and the place of every row among them, or -1."""
-        usable = usable_rows(table)
+        usable = usable_rows(table) & belongs(table, self._part)
         return table.filter(pa.array(usable)), np.where(usable, np.cumsum(usable) - 1, -1)
 
     def contexts(self, tables: Sequence[tuple[Place, pa.Table]]) -> Sequence[Captions]:
@@ -165,13 +227,19 @@ class GroundingPrompter:
         """Show a row with captions or phrases of others, as ``rng`` chooses."""
         record = from_row(GroundingRecord, row)
         named = any(clean_name(phrase.text) for phrase in record.phrases if phrase.boxes)
+        if record.reviewed and not all(phrase.char_spans for phrase in record.phrases):
+            # A person added a phrase that the caption does not have.
+            if named or _absent(record):
+                return self._as_phrases(record, context, rng)
+            record = replace(record, phrases=tuple(phrase for phrase in record.phrases if phrase.char_spans))
         if rng.random() < self._config.phrase_prompts and named:
             return self._as_phrases(record, context, rng)
         return self._as_caption(record, context, rng)
 
     def digest(self, shards: Mapping[Place, Sequence[pa.Table]]) -> str:
         """Hash the rows, repeats included, but for the pictures: for these the keys stand."""
-        return _digest(pa.concat_tables(table for tables in shards.values() for table in tables))
+        tables = (table for tables in shards.values() for table in tables)
+        return _digest(pa.concat_tables(tables, promote_options="default"))  # versions of shards may be mixed
 
     def _as_caption(self, record: GroundingRecord, context: Captions, rng: np.random.Generator) -> Sample:
         own = caption_prompt(record.caption, [list(phrase.char_spans) for phrase in record.phrases])
@@ -183,7 +251,9 @@ class GroundingPrompter:
             for box in phrase.boxes:
                 boxes.setdefault(box.xyxy, []).append(i)
                 scores[box.xyxy] = max(box.score, scores.get(box.xyxy, 0.0))
-        unlocated = tuple(i for i, phrase in enumerate(record.phrases) if not phrase.boxes)
+        unlocated = tuple(
+            i for i, phrase in enumerate(record.phrases) if not phrase.boxes and phrase.reject_reason != NOT_THERE
+        )
         return Sample(
             key=record.key,
             image=record.image,
@@ -200,7 +270,8 @@ class GroundingPrompter:
             if phrase.boxes:
                 by_text.setdefault(clean_name(phrase.text).lower(), []).append(phrase)
         by_text.pop("", None)
-        texts = [*by_text, *self._foreign_phrases(record, context, rng)]
+        rejected = [text for text in _absent(record) if text not in by_text]
+        texts = [*by_text, *rejected, *self._foreign_phrases(record, context, rng)]
         order = [texts[i] for i in rng.permutation(len(texts))]
         place = {text: i for i, text in enumerate(order)}
         found = [(box, (place[text],)) for text, group in by_text.items() for p in group for box in p.boxes]
@@ -240,6 +311,8 @@ class GroundingPrompter:
         chosen: dict[str, None] = {}
         for i in rng.integers(len(context), size=wanted).tolist():
             options = context.located[i]
+            if not options:  # a reviewed row in which nothing is
+                continue
             text = clean_name(options[int(rng.integers(len(options)))]).lower()
             if text and text not in chosen and not has_head_in([text], forms) and budget.takes(text):
                 chosen[text] = None
@@ -247,6 +320,12 @@ class GroundingPrompter:
 
 
 Prompter: TypeAlias = DetectionPrompter | GroundingPrompter
+
+
+def _absent(record: GroundingRecord) -> list[str]:
+    """Return the phrases of which a person said that they are not in the picture: hard negatives."""
+    texts = (clean_name(phrase.text).lower() for phrase in record.phrases if phrase.reject_reason == NOT_THERE)
+    return [text for text in dict.fromkeys(texts) if text]
 
 
 def _weights(weigh: Callable[[float], float] | None, scores: Iterable[float]) -> tuple[float, ...] | None:

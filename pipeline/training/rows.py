@@ -6,7 +6,7 @@ import functools
 import math
 import time
 import tracemalloc
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,8 +18,15 @@ from pipeline.errors import TrainingError
 from pipeline.store.row_groups import Recent, RowGroups
 from pipeline.store.shards import holds_detections, list_shards
 from pipeline.store.storage import Place
-from pipeline.training.counting import TokenCounter
-from pipeline.training.prompts import DetectionPrompter, GroundingPrompter, Prompter, Sample
+from pipeline.training.counting import TokenCounter, part_of
+from pipeline.training.prompts import (
+    NO_OTHER_NAMES,
+    DetectionPrompter,
+    GroundingPrompter,
+    OtherNames,
+    Prompter,
+    Sample,
+)
 from pipeline.training.settings import SamplesConfig
 from pipeline.training.weights import weigher
 
@@ -87,6 +94,17 @@ class Rows:
         if place < 0:
             return None
         return self._prompter.show(group.table.slice(place, 1).to_pylist()[0], group.context, rng)
+
+    def sample_together(self, rows: Sequence[int], rng: np.random.Generator) -> Sample | None:
+        """Show rows side by side, of those that can be and have the first one's vocabulary; None without that one."""
+        if not isinstance(self._prompter, DetectionPrompter):
+            return self.sample(rows[0], rng)
+        found = [(group, place) for group, place in map(self._find, rows) if place >= 0]
+        if self._find(rows[0])[1] < 0:
+            return None
+        context = found[0][0].context
+        shown = [group.table.slice(place, 1).to_pylist()[0] for group, place in found if group.context == context]
+        return self._prompter.show_together(shown, context, rng)
 
     def hold(self, rows: int, lanes: int) -> None:
         """Keep as many streamed row groups in memory as windows of so many rows, in so many lanes, can touch."""
@@ -165,6 +183,9 @@ def make_sources(
     tokenizer: Any,
     allowed: Sequence[str] = (),
     calibration: Place | None = None,
+    *,
+    replay: Place | None = None,
+    others: OtherNames = NO_OTHER_NAMES,
 ) -> dict[str, Rows]:
     """Open the sources that the mixture gives weight to.
 
@@ -176,27 +197,49 @@ def make_sources(
         tokenizer: of the model.
         allowed: where pictures may be besides the records' folders, see ``allowed_roots``.
         calibration: of the pseudo-labels, see ``weigher``.
+        replay: folder of shards of other data, of either kind.
+        others: names that join the prompts of ``human`` pictures with category boxes.
 
     Raises:
         MissingInputError: a folder of shards, or the calibration, is not there.
-        TrainingError: pseudo-labels have weight but no folder, or no calibration that they need, was given.
+        TrainingError: pseudo-labels or replay have weight but no folder, or no calibration that they need, was given.
     """
     count_tokens, is_streamed = TokenCounter(tokenizer), config.shuffle_window > 0
     sources: dict[str, Rows] = {}
     if weights.get("detection", 0) > 0:
-        sources["detection"] = Rows(human / "detection", DetectionPrompter(config, count_tokens), is_streamed, allowed)
+        names = DetectionPrompter(config, count_tokens, others=others)
+        sources["detection"] = Rows(human / "detection", names, is_streamed, allowed)
     if weights.get("grounding", 0) > 0:
         packing = config if config.pack_human_captions else replace(config, caption_negatives=0)
         captions = GroundingPrompter(packing, count_tokens, ignore_unlocated=False)
         sources["grounding"] = Rows(human / "grounding", captions, is_streamed, allowed)
-    if weights.get("pseudo", 0) > 0:
+    for name in ("pseudo", "reviewed"):
+        if weights.get(name, 0) <= 0:
+            continue
         if pseudo is None:
             raise TrainingError("the mixture gives pseudo-labels weight; pass --pseudo-labels FOLDER")
-        weigh = weigher(config, calibration)
-        prompter: Prompter
-        if holds_detections(list_shards(pseudo)[0]):  # labelled with names: what has no box is not there
-            prompter = DetectionPrompter(config, count_tokens, weigh)
-        else:
-            prompter = GroundingPrompter(config, count_tokens, config.ignore_unlocated, weigh)
-        sources["pseudo"] = Rows(pseudo, prompter, is_streamed, allowed)
+        weigh, part = weigher(config, calibration) if name == "pseudo" else None, part_of(name, weights)
+        prompter = _prompter_of(pseudo, config, count_tokens, config.ignore_unlocated, weigh, part)
+        sources[name] = Rows(pseudo, prompter, is_streamed, allowed)
+    if weights.get("replay", 0) > 0:
+        if replay is None:
+            raise TrainingError("the mixture gives replay weight; pass --replay FOLDER")
+        # As for pre-training, whatever the tuned data is shown with: its vocabulary is one of many names.
+        sampled = replace(config, detection_prompts="sampled")
+        prompter = _prompter_of(replay, sampled, count_tokens, config.ignore_unlocated)
+        sources["replay"] = Rows(replay, prompter, is_streamed, allowed)
     return sources
+
+
+def _prompter_of(
+    folder: Place,
+    config: SamplesConfig,
+    count_tokens: TokenCounter,
+    ignore_unlocated: bool,
+    weigh: Callable[[float], float] | None = None,
+    part: bool | None = None,
+) -> Prompter:
+    """Return what shows the rows of a folder: boxes of names, of which what has no box is not there, or of phrases."""
+    if holds_detections(list_shards(folder)[0]):
+        return DetectionPrompter(config, count_tokens, weigh, part=part)
+    return GroundingPrompter(config, count_tokens, ignore_unlocated, weigh, part)

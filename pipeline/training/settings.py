@@ -102,10 +102,25 @@ class OptimConfig:
 
 
 @section
+class AugmentConfig:
+    """Section ``train.samples.augment``: what varies few pictures besides flips and sizes; the paper has none."""
+
+    colour: Share
+    """Brightness, contrast and saturation change by up to this share, and hue by up to a tenth of it; 0 keeps them."""
+    crop: Share
+    """Probability of a part of the picture that holds all of its boxes whole."""
+    shrink: Annotated[float, Field(ge=1, le=10)]
+    """The picture stands, up to so many times smaller, somewhere in a frame of one colour; 1 keeps it."""
+    mosaic: Share
+    """Probability of four pictures side by side in one, where pictures have category boxes of the same vocabulary."""
+
+
+@section
 class SamplesConfig:
     """Section ``train.samples``: how records become training samples."""
 
     ADDED: ClassVar[tuple[str, ...]] = (
+        "augment",
         "pack_human_captions",
         "group_by_orientation",
         "shuffle_window",
@@ -120,6 +135,7 @@ class SamplesConfig:
     """Pixels of the long side at most; null takes the model's test_long_side."""
     flip: Share
     """Probability of a horizontal flip."""
+    augment: AugmentConfig
     max_prompt_tokens: Annotated[int, Field(ge=8, le=512)]
     """Token budget of a training prompt, at most ``model`` text.max_tokens."""
     detection_prompts: Literal["sampled", "all", "all_shuffled"]
@@ -154,9 +170,21 @@ class SamplesConfig:
     ``precision`` how often boxes of its score were right where ``calibrate`` compared them with human ones. With the
     last two a lower ``pseudo_label.min_score`` makes soft labels of a hard threshold."""
 
+    def __post_init__(self) -> None:
+        """Check what depends on another setting."""
+        if self.augment.mosaic and self.shuffle_window:
+            raise ConfigError(
+                "augment.mosaic shows rows from anywhere in the data; set shuffle_window to 0, or it to 0"
+            )
+
     def sizes(self, model: GLIPConfig) -> tuple[tuple[int, ...], int]:
         """Return short sides and the longest side in pixels: the model's where the settings name none."""
         return self.short_sides or (model.test_short_side,), self.long_side or model.test_long_side
+
+
+SOURCES = ("detection", "grounding", "pseudo", "reviewed", "replay")
+"""Of samples; ``pseudo`` and ``reviewed`` are rows of the labels, those that people judged apart where ``reviewed`` has
+weight; ``replay`` is other data."""
 
 
 @section
@@ -173,13 +201,23 @@ class RunConfig:
     epochs: Amount = 0.0
     """Passes over all rows of the mixture, repeats counted; 0 goes by ``steps``."""
     mixture: Mapping[str, Amount]
-    """Sampling weights of ``detection``, ``grounding`` and ``pseudo``; they need not sum to 1."""
+    """Sampling weights of ``detection``, ``grounding``, ``pseudo``, ``reviewed``, ``replay``; they need not sum to 1.
+    With ``reviewed`` the rows that people judged (``glip merge``) are a source of their own, and no pseudo-labels.
+    ``replay`` is other data that a tuned model is not to forget."""
     mixture_by: Literal["share", "rows"] = "share"
     """``share`` takes the weights as shares of the samples. ``rows`` weighs every row: with equal weights all data
     simply follow one another, as published."""
-    tuning: Literal["full", "linear", "prompt"] = "full"
+    tuning: Literal["full", "linear", "prompt", "lora"] = "full"
     """What is trained: ``full`` as the model has it; ``linear`` the last layers of the head alone; ``prompt`` an offset
-    to the text of the prompt alone."""
+    to the text of the prompt alone; ``lora`` those last layers and low-rank changes of the layers before them."""
+    lora_rank: Count = 8
+    """Rank of these changes."""
+    other_names: Natural = 0
+    """Names of other data that join the prompt of a picture with category boxes, where they fit: as what it does not
+    show, or else, with ``distillation``, as what nobody knows of."""
+    distillation: Amount = 0.0
+    """Weight of a loss that keeps tokens nobody has labels of, see ``other_names``, where the starting model has them;
+    0 does without that model."""
     frozen_stages: Natural | None = None
     """Freeze the backbone's stem and so many stages, 0 none; null as the model has it."""
 
@@ -187,11 +225,18 @@ class RunConfig:
         """Check what depends on another setting."""
         if (self.steps > 0) == (self.epochs > 0):
             raise ConfigError(f"steps is {self.steps} and epochs is {self.epochs:g}; one of them must be above 0")
-        wrong = set(self.mixture) - {"detection", "grounding", "pseudo"}
+        wrong = set(self.mixture) - set(SOURCES)
         if wrong:
-            raise ConfigError(f"mixture names {sorted(wrong)[0]!r}; expected detection, grounding, pseudo")
+            raise ConfigError(f"mixture names {sorted(wrong)[0]!r}; expected {', '.join(SOURCES)}")
+        if self.distillation and not self.other_names:
+            raise ConfigError("distillation is set, but no other_names are, whose tokens it keeps; set both or neither")
         if not any(weight > 0 for weight in self.mixture.values()):
             raise ConfigError("mixture has no weight above 0: nothing to train on")
+
+    @property
+    def learns_from_labels(self) -> bool:
+        """Whether samples come from pseudo-labels, reviewed or not."""
+        return any(self.mixture.get(name, 0) > 0 for name in ("pseudo", "reviewed"))
 
 
 @section
@@ -258,6 +303,11 @@ class TrainConfig:
             raise ConfigError("evaluate_every and evaluate_epochs are both set; set one of them to 0")
         if self.evaluate_epochs and any(run.steps for run in self.runs.values()):
             raise ConfigError("evaluate_epochs is set, but a run is given in steps; set evaluate_every instead")
+        if self.samples.shuffle_window and any(run.mixture.get("reviewed", 0) > 0 for run in self.runs.values()):
+            raise ConfigError(
+                "samples.shuffle_window streams the rows, and most windows have no row that was reviewed; set it to 0, "
+                "or leave the reviewed rows among the pseudo-labels"
+            )
         if self.optim.schedule == "plateau" and not (self.evaluate_every or self.evaluate_epochs):
             raise ConfigError(
                 "optim.schedule is plateau; set evaluate_every or evaluate_epochs, whose scores it follows"

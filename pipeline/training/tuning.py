@@ -1,4 +1,4 @@
-"""What of a model a run trains: all of it, the last layers of its head, or an offset to its text.
+"""What of a model a run trains: all, the last layers of its head, low-rank changes before it, or an offset to its text.
 
 Source: GLIP (Li et al., CVPR 2022), section 5.2 and its published configs (``linear_prob``, ``language_prompt_v2``).
 """
@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from glip_model.glip import GLIP
 from pipeline.errors import TrainingError
+from pipeline.training.adapters import add_adapters
 from pipeline.training.settings import RunConfig
 
 LINEAR_LAYERS = ("bbox_pred.", "centerness.", "text_projection.", "log_scale", "bias_lang", "bias0")
-"""Of the head, what linear tuning trains; the scales of the levels stay."""
+"""Of the head, what linear tuning trains, and with adapters as well; the scales of the levels stay."""
 
 
 def freeze_for(run: RunConfig, model: GLIP) -> None:
@@ -28,8 +29,11 @@ def freeze_for(run: RunConfig, model: GLIP) -> None:
             model.backbone.freeze_stages(run.frozen_stages)
         except ValueError as error:
             raise TrainingError(str(error)) from error
-    if run.tuning == "linear":
-        model.requires_grad_(False)
+    if run.tuning in ("linear", "lora"):
+        if run.tuning == "lora":
+            add_adapters(model, run.lora_rank)
+        else:
+            model.requires_grad_(False)
         for name, parameter in model.head.named_parameters():
             parameter.requires_grad_(name.startswith(LINEAR_LAYERS))
     elif run.tuning == "prompt":

@@ -16,6 +16,8 @@ from glip_model.glip import GLIP
 from glip_model.losses import GroundingCriterion
 from glip_model.structures import GroundingBatch
 from pipeline.errors import TrainingError
+from pipeline.training.adapters import merged
+from pipeline.training.distillation import LOSS, Distillation
 from pipeline.training.distribution import (
     compile_layers,
     distribute,
@@ -53,6 +55,7 @@ class Updater:
         distribution: what the processes of torch.distributed share, where it runs.
         compiled: compile the layers of the model.
         diverged: JSON file that tells, when training gives up, what the steps before showed.
+        distillation: adds a loss of its own.
     """
 
     def __init__(
@@ -63,8 +66,10 @@ class Updater:
         distribution: Literal["ddp", "fsdp"] = "ddp",
         compiled: bool = False,
         diverged: Place | None = None,
+        distillation: Distillation | None = None,
     ) -> None:
         self.model, self._config, self._steps, self._diverged = model, config, steps, diverged
+        self._distillation = distillation
         self.criterion = GroundingCriterion(model.config)
         self._half = torch.bfloat16 if config.bf16 else torch.float16 if config.fp16 else None
         if compiled:
@@ -130,7 +135,9 @@ class Updater:
             exchange_gradients(self.wrapped, wanted=number == len(parts))
             with torch.autocast(part.pixel_values.device.type, self._half, self._half is not None):
                 output = self.wrapped(part)
+                kept = None if self._distillation is None else self._distillation(output, part)
             losses = self.criterion(output, part)
+            losses |= {} if kept is None else {LOSS: kept}
             total = torch.stack(list(losses.values())).sum() / len(parts)
             # A loss that is not finite leaves no gradient finite, on no worker: all of them skip the step.
             total = total * torch.where(total.isfinite(), 1.0, math.nan)
@@ -156,7 +163,7 @@ class Updater:
             return None
         judged = copy.deepcopy(whole) if whole is self.model else whole
         judged.load_state_dict(shadow, strict=False)
-        return judged.to(next(self.model.parameters()).device)
+        return merged(judged).to(next(self.model.parameters()).device)
 
     def take_average(self) -> bool:
         """Give the model the moving average of its weights; return False where there is none."""
@@ -176,6 +183,7 @@ class Updater:
             return None
         whole = GLIP(self.model.config)
         whole.load_state_dict(state)
+        whole.trained_on = self.model.trained_on
         return whole
 
     def state_dict(self) -> dict[str, Any]:

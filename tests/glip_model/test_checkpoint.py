@@ -115,7 +115,8 @@ def test_other_memory_layouts_are_saved_by_value(tmp_path: Path) -> None:
 
 def test_a_missing_folder_is_made_with_its_parents(tmp_path: Path) -> None:
     make_model().save_pretrained(tmp_path / "round_1" / "model")
-    assert sorted(p.name for p in (tmp_path / "round_1" / "model").iterdir()) == [CONFIG_FILE, WEIGHTS_FILE]
+    names = sorted(path.name for path in (tmp_path / "round_1" / "model").iterdir())
+    assert names == [CONFIG_FILE, WEIGHTS_FILE, "processor_config.json"]
 
 
 def test_a_tokenizer_is_saved_beside_the_weights(tokenizer: Any, tmp_path: Path) -> None:

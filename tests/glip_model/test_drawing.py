@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
-from glip_model.drawing import _place_label
+from glip_model.drawing import COLOURS, LabelledBox, _place_label, draw_boxes
 
 
 def overlap(a: Sequence[float], b: Sequence[float]) -> bool:
@@ -32,3 +33,11 @@ def test_labels_stay_inside_and_apart_while_there_is_room(wishes: list[tuple[flo
 def test_label_without_room_below_stays_in_the_picture() -> None:
     place = _place_label((100, 20), (450, 90, 470, 95), (480, 100), [(0, 0, 480, 99)])
     assert place == (379, 79, 479, 99)
+
+
+def test_boxes_have_an_edge_on_pictures_of_their_own_colour() -> None:
+    for group, colour in enumerate(COLOURS):
+        drawn = draw_boxes(Image.new("RGB", (500, 400), colour), [LabelledBox((100, 200, 300, 350), "", group=group)])
+        along = {drawn.getpixel((x, 300)) for x in range(90, 110)}
+        assert (255, 255, 255) in along
+        assert len(along) == 2

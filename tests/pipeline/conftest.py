@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import http.server
 import io
+import json
 import threading
 import urllib.parse
 import zipfile
@@ -273,3 +274,56 @@ def random_benchmark(
         return records, categories, make_predictions(rows)
 
     return make
+
+
+@dataclass
+class ModelServer:
+    """An endpoint of OpenAI's style; remembers what it was asked.
+
+    It answers with what stands in ``answers``, the last of them again and again.
+    """
+
+    url: str
+    answers: list[tuple[int, bytes, dict[str, str]]] = field(default_factory=list)
+    asked: list[tuple[dict[str, str], Any]] = field(default_factory=list)
+    reply: Callable[[Any], str] | None = None
+    """Says what a model says to a question, in place of ``answers``."""
+
+    def say(self, *answers: Any) -> None:
+        """Set the answers: bodies, statuses, or both with headers."""
+        whole = [
+            each if isinstance(each, tuple) else (each, b"", {}) if isinstance(each, int) else (200, each, {})
+            for each in answers
+        ]
+        self.answers[:] = whole
+
+
+@pytest.fixture
+def server() -> Iterator[ModelServer]:
+    found = ModelServer("")
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            found.asked.append((dict(self.headers), body))
+            if found.reply is not None:
+                content = found.reply(body)
+                status, data, headers = 200, json.dumps({"choices": [{"message": {"content": content}}]}).encode(), {}
+            else:
+                status, data, headers = found.answers.pop(0) if len(found.answers) > 1 else found.answers[0]
+            if status == 0:
+                return  # hangs up
+            self.send_response(status)
+            for name, value in headers.items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(data)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as listening:
+        threading.Thread(target=listening.serve_forever, daemon=True).start()
+        found.url = f"http://127.0.0.1:{listening.server_address[1]}/v1"
+        yield found
+        listening.shutdown()

@@ -14,7 +14,7 @@ import pytest
 
 from pipeline.inspection.exports import EXPORTS
 from pipeline.report.compose import BASELINES
-from pipeline.store.records import DetectionRecord
+from pipeline.store.records import CaptionRecord
 from pipeline.store.shards import shard_name, write_shard
 from pipeline.submission.job import ADDRESS_VARIABLE, DEFAULT_ADDRESS
 from pipeline.training.finetune import BATCH_SIZE, RATES
@@ -130,14 +130,14 @@ def test_a_command_names_the_extra_that_it_misses(tmp_path: Path) -> None:
 
 
 def test_calibrate_names_the_records_that_it_needs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write_shard(tmp_path / "detection" / shard_name(0), [], DetectionRecord)
-    words = ["calibrate", "--records", f"{tmp_path}/detection", "--teacher", "t", "--out", "curves.csv"]
+    write_shard(tmp_path / "web" / shard_name(0), [], CaptionRecord)
+    words = ["calibrate", "--records", f"{tmp_path}/web", "--teacher", "t", "--out", "curves.csv"]
     with pytest.raises(SystemExit) as ended:
         glip.main(words)
     assert ended.value.code == 2
     message = capsys.readouterr().err
-    assert "holds detection records; expected human grounding data" in message
-    assert "such as data/records/dev/grounding" in message
+    assert "holds caption records; expected human grounding or detection data" in message
+    assert "such as data/records/dev" in message
 
 
 def test_what_help_says_is_what_the_rooms_have() -> None:
@@ -149,7 +149,9 @@ def test_what_help_says_is_what_the_rooms_have() -> None:
     options = {(name, action.dest): action for name, parser in parsers.items() for action in parser._actions}
     assert set(options["finetune", "tuning"].choices or ()) == set(RATES)
     assert options["finetune", "batch_size"].default == BATCH_SIZE
-    assert options["finetune", "learning_rate"].help == f"(default: {RATES['full']:g}, of prompt {RATES['prompt']:g})"
+    assert options["finetune", "learning_rate"].help == (
+        f"(default: {RATES['full']:g}, of prompt {RATES['prompt']:g}, of lora {RATES['lora']:g})"
+    )
     assert set(options["inspect", "export"].choices or ()) == set(EXPORTS)
     assert f"{ADDRESS_VARIABLE}, else {DEFAULT_ADDRESS}" in str(options["jobs", "address"].help)
     assert ", ".join(BASELINES) in str(options["report", "models"].help)

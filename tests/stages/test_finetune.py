@@ -21,8 +21,10 @@ from glip_model.glip import GLIP
 from glip_model.predictor import GLIPPredictor
 from pipeline.settings import load
 from pipeline.store.folders import local_folder
+from pipeline.store.records import Category, DetectedObject, DetectionRecord, ImageRef
+from pipeline.store.shards import categories_to_metadata, shard_name, write_shard
 from pipeline.store.storage import read_text, to_place
-from pipeline.training.finetune import RUN, Choices, finetune_config, steps_for, with_length
+from pipeline.training.finetune import AUGMENT, RUN, Choices, finetune_config, steps_for, with_length
 from pipeline.training.settings import TrainingSettings
 from stages.glip import main
 
@@ -58,6 +60,24 @@ def data(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.fixture
+def others(tmp_path: Path) -> Path:
+    """Six pictures of two other names and of one that the data has too."""
+    folder = tmp_path / "others"
+    folder.mkdir()
+    images, annotations = [], []
+    for i in range(6):
+        picture = Image.fromarray(np.random.default_rng(100 + i).integers(0, 256, (64, 80, 3), dtype=np.uint8))
+        ImageDraw.Draw(picture).rectangle((10, 10, 40, 40), fill="green")
+        picture.save(folder / f"other {i}.png")
+        images.append({"id": i, "file_name": f"other {i}.png", "height": 64, "width": 80})
+        annotations.append({"id": i, "image_id": i, "category_id": i % 3, "bbox": [10, 10, 30, 30], "area": 900})
+    categories = [{"id": i, "name": name} for i, name in enumerate(("door", "lamp", "Red disc"))]
+    values = {"images": images, "annotations": annotations, "categories": categories}
+    (folder / "_annotations.coco.json").write_text(json.dumps(values), encoding="utf-8")
+    return folder
+
+
 def glip(*words: object) -> int:
     with pytest.raises(SystemExit) as ended:
         main([*map(str, words)])
@@ -69,21 +89,76 @@ def glip(*words: object) -> int:
 @pytest.mark.usefixtures("ray_running")
 @pytest.mark.filterwarnings("ignore")
 def test_own_pictures_make_a_model_that_predicts(
-    data: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    data: Path, model: Path, others: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "mine"
     words = ["--data", data, "--from", model, "--out", out, "--steps", 3, "--batch-size", 4, "--tuning", "prompt"]
+    words += ["--keep", others, "--may-lose", 100]
     assert glip("finetune", *words, "--workers", 0) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "8 pictures, 3 steps; judged on 2 others"
     assert [line.split()[:2] for line in lines[1:3]] == [["before", "AP"], ["after", "AP"]]
     result = json.loads((out / "finetune.json").read_text(encoding="utf-8"))
     assert result["pictures"] == {"train": 8, "validation": 2}
+    assert lines[3].startswith("own AP ")
+    assert ", other names " in lines[3]
+    assert {"AP", "other"} <= set(result["before"]) & set(result["after"])
+    assert sorted(trial["share"] for trial in result["trials"]) == [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
+    card = (out / "card.md").read_text(encoding="utf-8")
+    assert "blue square, red disc" in card
+    assert "2 pictures of 2 names" in card  # the name that both have is left out
+    assert (out / "mistakes/confusion.png").is_file()
+    trained = (out / "work/tuned/trained.json").stat().st_mtime_ns
     assert all(0 <= result[when]["AP"] <= 100 for when in ("before", "after"))
     picture = Image.open(data / "1.png")
     (found,) = GLIPPredictor.from_pretrained(out).predict(picture, ["red disc", "blue square"], min_score=0.0)
     assert found.phrases == ("red disc", "blue square")
     assert GLIP.from_pretrained(out).text_offset is not None
+    assert glip("finetune", *words, "--workers", 0) == 0  # run again, what was trained stays
+    assert (out / "work/tuned/trained.json").stat().st_mtime_ns == trained
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_running")
+@pytest.mark.filterwarnings("ignore")
+def test_other_data_and_the_starting_model_help_to_keep(
+    data: Path, model: Path, others: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Replay, names, distillation, another folder to judge by, new names, and a model that stands in for the truth."""
+    shards = tmp_path / "replay"
+    (data / "codes").mkdir()
+    path = data / "_annotations.coco.json"
+    values = json.loads(path.read_text(encoding="utf-8"))
+    values["categories"][0]["name"] = "cls_0"
+    path.write_text(json.dumps(values), encoding="utf-8")
+    categories = [Category(id=1, name="door"), Category(id=2, name="lamp")]
+    records = [
+        DetectionRecord(
+            key=f"other {i}",
+            image=ImageRef(bytes=(others / f"other {i}.png").read_bytes()),
+            height=64,
+            width=80,
+            source="other",
+            objects=(DetectedObject(category_id=1 + i % 2, xyxy=(10, 10, 40, 40)),),
+        )
+        for i in range(4)
+    ]
+    write_shard(shards / "detection" / shard_name(0), records, DetectionRecord, categories_to_metadata(categories))
+    out = tmp_path / "mine"
+    words = ["--data", data, "--val", data, "--from", model, "--out", out, "--steps", 2, "--batch-size", 4]
+    words += ["--replay", shards, "--replay-share", 0.5, "--distil", 1, "--keep", model, "--workers", 0]
+    params = tmp_path / "low.yaml"
+    params.write_text(f"extends: {ROOT / 'params.yaml'}\npseudo_label: {{min_score: 0.0}}\n", encoding="utf-8")
+    assert glip("finetune", *words, "--rename", "cls_0=blue square", "--augment", "--params", params) == 0
+    result = json.loads((out / "finetune.json").read_text(encoding="utf-8"))
+    assert result["pictures"] == {"train": 10, "validation": 10}
+    assert result["losses"]["loss_distillation"] >= 0
+    assert result["settings"]["other_names"] == 20
+    card = (out / "card.md").read_text(encoding="utf-8")
+    assert "blue square, red disc" in card
+    assert "stands in for the truth" in card
+    assert "10 pictures are among those to learn from and those to judge by" in caplog.text
 
 
 @pytest.mark.ray
@@ -92,6 +167,7 @@ def test_pictures_and_models_may_rest_in_a_store(data: Path, model: Path, tmp_pa
     for folder in (data, model):
         s3.put(str(folder), f"raw/{folder.name}", recursive=True)
     words = ["--data", "s3://raw/data", "--from", "s3://raw/start", "--out", "s3://raw/mine", "--tuning", "prompt"]
+    words += ["--keep", "none"]
     done = subprocess.run(
         [sys.executable, "-m", "stages.glip", "finetune", *words, "--steps", "3", "--batch-size", "4"],
         cwd=tmp_path,
@@ -118,7 +194,8 @@ def test_mistakes_are_told(data: Path, model: Path, tmp_path: Path, capsys: pyte
     assert glip("finetune", "--data", model, "--from", model, "--out", tmp_path / "out") == 2
     assert "no annotations found" in capsys.readouterr().err
     words = ["--data", data, "--from", model, "--out", tmp_path / "out"]
-    for option, value in (("--steps", 0), ("--learning-rate", 0), ("--learning-rate", "nan")):
+    wrong = [("--steps", 0), ("--learning-rate", 0), ("--learning-rate", "nan"), ("--replay-share", 1.0)]
+    for option, value in (*wrong, ("--may-lose", -1.0), ("--distil", "inf"), ("--other-names", -1)):
         assert glip("finetune", *words, option, value) == 2
         assert f"{option} is {value}" in capsys.readouterr().err
 
@@ -161,6 +238,13 @@ def test_settings_follow_the_model_and_the_number_of_pictures() -> None:
     assert config.train.samples.max_prompt_tokens == 256
     assert config.train.optim.text_learning_rate == pytest.approx(1e-5)
     assert with_length(config, 100).train.runs[RUN].steps == 300
+    assert with_length(config, 100).train.evaluate_every == 15
+    assert config.train.optim.schedule == "plateau"
+    assert config.train.samples.augment == base.train.samples.augment
+    plain = finetune_config(base, GLIPConfig(), Choices(stops_early=False, is_augmented=True, replay_share=0.25))
+    assert (plain.train.optim.schedule, with_length(plain, 100).train.evaluate_every) == ("cosine", 0)
+    assert plain.train.samples.augment == AUGMENT
+    assert plain.train.runs[RUN].mixture == {"detection": 0.75, "replay": 0.25}
     assert [steps_for(rows, 8) for rows in (10, 100, 100_000)] == [200, 300, 5000]
     chosen = finetune_config(base, GLIPConfig(), Choices("prompt", steps=7))
     assert with_length(chosen, 100).train.runs[RUN].steps == 7

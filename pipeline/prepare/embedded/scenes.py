@@ -125,7 +125,7 @@ def compose_scene(
             concept = objects[-1].concept
         else:
             concept = concepts[int(np.searchsorted(cumulative, rng.random() * cumulative[-1]))]
-        sprite = _vary(rng, concept.sprites[STYLES.index(styles[int(rng.integers(len(styles)))])], image_size)
+        sprite = _vary(rng, concept.sprite(styles[int(rng.integers(len(styles)))]), image_size)
         mask = np.asarray(sprite.getchannel("A")) > VISIBLE_ALPHA
         box = _find_place(rng, canvas, mask)
         if box is not None:

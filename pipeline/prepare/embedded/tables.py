@@ -117,7 +117,7 @@ def web_truth(config: EmbeddedConfig, seed: int, number: int) -> GroundingRecord
     pool = _pool(config, with_novel=True, skew=config.web_skew)
     scene = _scene(rng, pool, config)
     writer = _web_caption(rng, pool, scene, config)
-    return GroundingRecord(phrases=writer.phrases(pool.base), caption=writer.text, **_head(scene, writer.text))
+    return GroundingRecord(phrases=writer.phrases(pool.base), caption=writer.text, **head_of(scene, writer.text))
 
 
 def _rows(make: _Make, stream: str, config: EmbeddedConfig, seed: int, start: int, stop: int) -> Iterator[Record]:
@@ -163,13 +163,13 @@ def _detection(rng: np.random.Generator, pool: _Pool, config: EmbeddedConfig) ->
     objects = tuple(
         DetectedObject(category_id=pool.ids[placed.concept.name], xyxy=placed.box) for placed in scene.objects
     )
-    return DetectionRecord(objects=objects, **_head(scene))
+    return DetectionRecord(objects=objects, **head_of(scene))
 
 
 def _grounding(rng: np.random.Generator, pool: _Pool, config: EmbeddedConfig) -> GroundingRecord:
     scene = _scene(rng, pool, config)
     writer = write_caption(rng, group_mentions(scene.objects), config.image_size)
-    return GroundingRecord(phrases=writer.phrases(pool.base), caption=writer.text, **_head(scene, writer.text))
+    return GroundingRecord(phrases=writer.phrases(pool.base), caption=writer.text, **head_of(scene, writer.text))
 
 
 def _referring(rng: np.random.Generator, pool: _Pool, config: EmbeddedConfig) -> GroundingRecord | None:
@@ -181,13 +181,13 @@ def _referring(rng: np.random.Generator, pool: _Pool, config: EmbeddedConfig) ->
     split = "base" if target.concept.name in pool.base else "novel"
     boxes = (ScoredBox(xyxy=target.box),)
     phrase = Phrase(text=text, char_spans=((0, len(text)),), boxes=boxes, split=split, is_plural=False)
-    return GroundingRecord(phrases=(phrase,), caption=text, **_head(scene, text))
+    return GroundingRecord(phrases=(phrase,), caption=text, **head_of(scene, text))
 
 
 def _web(rng: np.random.Generator, pool: _Pool, config: EmbeddedConfig) -> CaptionRecord:
     scene = _scene(rng, pool, config)
     writer = _web_caption(rng, pool, scene, config)
-    return CaptionRecord(caption=writer.text, **_head(scene, writer.text))
+    return CaptionRecord(caption=writer.text, **head_of(scene, writer.text))
 
 
 def _web_caption(rng: np.random.Generator, pool: _Pool, scene: Scene, config: EmbeddedConfig) -> CaptionWriter:
@@ -265,9 +265,9 @@ def _with_picture(record: CaptionRecord, data: bytes, caption: str) -> CaptionRe
     return replace(record, key=key, image=ImageRef(bytes=data), caption=caption)
 
 
-def _head(scene: Scene, caption: str = "") -> dict[str, Any]:
+def head_of(scene: Scene, caption: str = "", source: str = SOURCE) -> dict[str, Any]:
     """Return the fields that all records of a scene have; the key is that of the picture with its caption."""
     data = scene.encode()
     key = hashlib.sha256(data + b"\0" + caption.encode()).hexdigest()[:20]
     size = {"height": scene.image.height, "width": scene.image.width}
-    return {"key": key, "image": ImageRef(bytes=data), "source": SOURCE, **size}
+    return {"key": key, "image": ImageRef(bytes=data), "source": source, **size}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator, Mapping
 from functools import partial
 from itertools import islice
@@ -26,6 +25,7 @@ from pipeline.prepare.readers.coco import Values, coco_picture_id, listed, whole
 from pipeline.prepare.readers.lines import PROBED_LINES, WHOLE, json_lines, json_parts
 from pipeline.store.filesystem import file_identity, open_file, redact
 from pipeline.store.records import Category, DetectionRecord, GroundingRecord
+from pipeline.store.spans import find_phrase
 
 Kind = Literal["detection", "grounding"]
 KINDS: tuple[Kind, ...] = ("detection", "grounding")
@@ -77,29 +77,6 @@ def _kinds(annotations: Url) -> list[Kind]:
             f"{redact(annotations)}: no line with 'detection' or 'grounding' at its beginning; expected an ODVG file"
         )
     return kinds
-
-
-def find_phrase(phrase: str, caption: str) -> tuple[int, int] | None:
-    """Return the first place where a phrase stands in a caption as whole words, whatever the case; None if nowhere."""
-    phrase = phrase.strip()
-    if not phrase:
-        return None
-    if not (phrase.isascii() and caption.isascii()):
-        # Other letters may change their length with their case, which moves all places behind them.
-        matched = re.search(rf"(?<!\w){re.escape(phrase)}(?!\w)", caption, re.IGNORECASE)
-        return matched.span() if matched else None
-    text, words = caption.lower(), phrase.lower()
-    start = text.find(words)
-    while start >= 0:
-        end = start + len(words)
-        if not _is_word(text[max(start - 1, 0) : start]) and not _is_word(text[end : end + 1]):
-            return start, end
-        start = text.find(words, start + 1)
-    return None
-
-
-def _is_word(character: str) -> bool:
-    return character.isalnum() or character == "_"
 
 
 def _rows(

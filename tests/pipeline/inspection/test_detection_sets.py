@@ -19,6 +19,7 @@ from pipeline.inspection.search import Filter, find_rows
 from pipeline.prepare.layouts import find_layout
 from pipeline.prepare.raw import SourceContext
 from pipeline.prepare.sources import READERS
+from pipeline.store.ontology import Ontology
 from pipeline.store.records import Category, DetectedObject, DetectionRecord, GroundingRecord, Phrase, ScoredBox
 from pipeline.store.shards import categories_to_metadata, shard_name, write_shard
 
@@ -117,3 +118,52 @@ def test_parts_depend_on_the_key_alone() -> None:
     assert 900 < parts.count("val") < 1100
     assert all(split_of(f"k{i}", 0.0) == "train" and split_of(f"k{i}", 1.0) == "val" for i in range(100))
     assert {i for i in range(4000) if split_of(f"k{i}", 0.1) == "val"} <= {i for i in range(4000) if parts[i] == "val"}
+
+
+@pytest.mark.parametrize("name", ["coco", "voc", "yolo"])
+def test_phrases_are_exported_as_ones_own_classes(
+    tmp_path: Path,
+    name: str,
+    context: SourceContext,
+    read_rows: ReadRows,
+    make_grounding: Callable[..., GroundingRecord],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def said(text: str, *boxes: tuple[int, int, int, int]) -> Phrase:
+        return Phrase(text=text, char_spans=((0, 3),), boxes=tuple(ScoredBox(xyxy=box, score=0.5) for box in boxes))
+
+    rows = [
+        make_grounding(0, "caption", said("an old Lorry", (1, 2, 30, 40)), said("the sky", (5, 5, 90, 20))),
+        make_grounding(
+            1, "caption", said("two red cars", (3, 4, 20, 20), (50, 4, 70, 20)), said("toy car", (9, 9, 20, 20))
+        ),
+        make_grounding(2, "caption", said("a sky", (5, 5, 90, 20))),
+    ]
+    write_shard(tmp_path / "labels" / shard_name(0), rows, GroundingRecord)
+    ontology = Ontology.of_settings({"bus": [], "truck": ["lorry"], "car": [], "toy car": None})
+    found, out = find_rows(tmp_path / "labels", Filter()), tmp_path / "out"
+    assert export(name, found, out, lambda rows: None, ontology=ontology) == 2
+    layout = find_layout(out)
+    read = boxes(context, read_rows, layout.train)
+    assert set.union(*read.values()) == {("truck", 1, 2, 30, 40), ("car", 3, 4, 20, 20), ("car", 50, 4, 70, 20)}
+    assert "3 phrases with boxes, 3 different ones, mean none of the names" in caplog.text
+    if name == "coco":
+        written = json.loads((out / "annotations.json").read_text(encoding="utf-8"))
+        assert [category["name"] for category in written["categories"]] == ["bus", "truck", "car"]
+
+
+def test_classes_that_labels_say_themselves_are_exported(
+    tmp_path: Path, make_grounding: Callable[..., GroundingRecord]
+) -> None:
+    boxes = (ScoredBox(xyxy=(1, 2, 30, 40), score=0.5),)
+    lorry = Phrase(text="old lorry", char_spans=((0, 9),), boxes=boxes, category="truck")
+    other = Phrase(text="sky", char_spans=((0, 3),), boxes=boxes)
+    write_shard(
+        tmp_path / "labels" / shard_name(0),
+        [make_grounding(0, "old lorry", lorry, other)],
+        GroundingRecord,
+        extras={"category"},
+    )
+    export("coco", find_rows(tmp_path / "labels", Filter()), tmp_path / "out", lambda rows: None)
+    written = json.loads((tmp_path / "out/annotations.json").read_text(encoding="utf-8"))
+    assert [category["name"] for category in written["categories"]] == ["truck", "sky"]

@@ -16,7 +16,7 @@ from pipeline.inspection.defects import count_defects
 from pipeline.inspection.detections import as_grounding_row
 from pipeline.inspection.exports import export
 from pipeline.inspection.figures import collect_statistics, format_statistics
-from pipeline.inspection.gallery import write_gallery
+from pipeline.inspection.gallery import Page, write_gallery
 from pipeline.inspection.queries import query
 from pipeline.inspection.reading import read_pseudo_labels, read_records
 from pipeline.inspection.search import Filter, find_record, find_rows, list_keys
@@ -84,7 +84,7 @@ def test_a_row_names_what_is_in_its_picture(labels: Path) -> None:
 
 def test_pages_and_exports_take_them(labels: Path, tmp_path: Path) -> None:
     found = list(find_rows(labels, Filter()))
-    assert write_gallery(found, tmp_path / "page.html", "x", 10_000) == 3
+    assert write_gallery(found, tmp_path / "page.html", Page("x"), 10_000) == 3
     assert export("coco", found, tmp_path / "coco", lambda rows: None) == 1
     values = json.loads((tmp_path / "coco/annotations.json").read_text(encoding="utf-8"))
     assert [entry["bbox"] for entry in values["annotations"]] == [[1, 2, 10, 10], [20, 2, 11, 10], [5, 5, 25, 25]]

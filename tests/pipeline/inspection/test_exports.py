@@ -255,6 +255,7 @@ def test_what_a_killed_export_left_goes_and_links_are_not_followed(labels: Path,
     assert export("coco", find_rows(labels, Filter()), out, lambda _: None) == 2
     assert {path.name for path in out.rglob("*")} == {
         "annotations.json",
+        "keys.csv",
         "images",
         "000000000001.jpg",
         "000000000002.png",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import io
+import itertools
+import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +17,7 @@ from PIL import Image
 from playwright.sync_api import expect
 
 from pipeline.errors import ShardError
-from pipeline.inspection.gallery import write_gallery
+from pipeline.inspection.gallery import Page, write_gallery
 from pipeline.inspection.search import Filter, find_rows
 from pipeline.store.records import GroundingRecord, ImageRef, Phrase, ScoredBox
 from pipeline.store.shards import shard_name, write_shard
@@ -61,7 +63,7 @@ def write(tmp_path: Path) -> Callable[..., Path]:
     def write_page(pairs: list[GroundingRecord], title: str = "labels", max_pixels: int = MAX_PIXELS) -> Path:
         write_shard(tmp_path / "labels" / shard_name(0), pairs, GroundingRecord)
         out = tmp_path / "page" / "labels.html"
-        assert write_gallery(find_rows(tmp_path / "labels", Filter()), out, title, max_pixels) == len(pairs)
+        assert write_gallery(find_rows(tmp_path / "labels", Filter()), out, Page(title), max_pixels) == len(pairs)
         return out
 
     return write_page
@@ -110,10 +112,10 @@ def test_pairs_with_their_phrases_scores_and_reasons(write: Any, visit: Any) -> 
     assert page.locator("article .none").all_text_contents() == ["image_unreadable"]
 
 
-def test_boxes_lie_over_the_picture_where_they_belong_and_appear_on_hover(write: Any, visit: Any) -> None:
+def test_boxes_lie_over_the_picture_where_they_belong_until_they_are_turned_off(write: Any, visit: Any) -> None:
     page = visit(write(PAIRS))
     card = page.locator("article").first
-    image, box = card.locator("img").bounding_box(), card.locator("rect").first.bounding_box()
+    image, box = card.locator("img").bounding_box(), card.locator("rect.line").first.bounding_box()
     shares = [
         (box["x"] - image["x"]) / image["width"],
         (box["y"] - image["y"]) / image["height"],
@@ -121,35 +123,89 @@ def test_boxes_lie_over_the_picture_where_they_belong_and_appear_on_hover(write:
         box["height"] / image["height"],
     ]
     np.testing.assert_allclose(shares, [12 / 48, 8 / 32, 24 / 48, 16 / 32], atol=0.03)
-    drawn = card.locator("svg")
-    page.wait_for_timeout(300)
-    assert drawn.evaluate("each => getComputedStyle(each).opacity") == "0"
-    card.hover()
-    page.wait_for_timeout(300)
-    assert drawn.evaluate("each => getComputedStyle(each).opacity") == "1"
-    card.locator("li").nth(1).hover()  # of the cat, which has no box: the dog's fade
-    assert card.locator("rect.lit").count() == 0
-    card.locator("li").first.hover()
-    assert card.locator("rect.lit").count() == 2
-
-
-def test_hover_changes_the_pixels_within_the_box_alone(write: Any, visit: Any) -> None:
-    page = visit(write(PAIRS[1:2]))
-    card = page.locator("article").first
-
-    def look() -> np.ndarray:
-        page.wait_for_timeout(300)
-        shot = Image.open(io.BytesIO(card.locator(".frame").screenshot()))
-        return np.asarray(shot.convert("RGB"), np.int32)
-
+    assert card.locator(".tag").all_text_contents() == ["dog 0.90", "dog 0.55"]
+    tag = card.locator(".tag").first
+    assert abs(tag.bounding_box()["x"] - box["x"]) < 5
+    page.uncheck("#names")
+    assert card.locator("svg").is_visible()
+    assert not tag.is_visible()
+    page.uncheck("#boxes")
     page.mouse.move(0, 0)
-    before = look()
-    card.locator(".caption").hover()
-    changed = np.abs(look() - before).sum(2) > 60
-    assert changed.any()
-    width = changed.shape[1]
-    assert not changed[:, round(0.55 * width) :].any()  # the box is the left half
-    assert changed[:, round(0.5 * width) - 3 : round(0.5 * width) + 3].any()
+    assert not card.locator("svg").is_visible()
+    card.hover()
+    assert card.locator("svg").is_visible()
+
+
+def test_searched_phrases_are_lit_and_so_is_what_is_pointed_at(write: Any, visit: Any) -> None:
+    page = visit(
+        write([pair("k", DOG, phrase(DOG, "dog", (1, 1, 9, 9, 0.9)), phrase(DOG, "cat", (20, 1, 30, 9, 0.8)))])
+    )
+    assert page.locator(".lit").count() == 0
+    page.fill("#phrase", "cat")
+    expect(page.locator("rect.line.lit")).to_have_count(1)
+    assert page.locator("rect.line.lit").get_attribute("x") == "20"
+    page.locator("li").first.hover()
+    assert page.locator("rect.line.lit").get_attribute("x") == "1"
+    page.locator("h1").hover()
+    assert page.locator("rect.line.lit").get_attribute("x") == "20"
+
+
+def test_boxes_change_the_pixels_around_them_alone_and_show_on_a_picture_of_their_colour(
+    write: Any, visit: Any
+) -> None:
+    yellow = pair(
+        "k", "a red dog", phrase("a red dog", "red dog", (0, 0, 24, 32, 0.6)), image=picture(colour="#ffd400")
+    )
+    for row in (PAIRS[1], yellow):
+        page = visit(write([row]))
+        page.uncheck("#names")
+        frame = page.locator("article .frame").first
+
+        def look(frame: Any = frame) -> np.ndarray:
+            return np.asarray(Image.open(io.BytesIO(frame.screenshot())).convert("RGB"), np.int32)
+
+        before = look()
+        page.uncheck("#boxes")
+        page.locator("h1").hover()
+        changed = np.abs(look() - before).sum(2) > 60
+        width = changed.shape[1]
+        assert not changed[:, round(0.55 * width) :].any()  # the box is the left half
+        assert changed[:, round(0.5 * width) - 3 : round(0.5 * width) + 3].any()
+
+
+def test_no_pair_says_what_to_change(write: Any, visit: Any) -> None:
+    page = visit(write(PAIRS))
+    page.fill("#phrase", "zebra")
+    page.locator("#score").fill("0.5")
+    page.select_option("#which", "boxes")
+    expect(page.locator("#empty p")).to_contain_text(
+        "“zebra”, or lower the score from 0.50, or show more than those with"
+    )
+    page.click("#everything")
+    assert page.text_content("#count") == "4 of 4 pairs"
+    assert not page.locator("#empty").is_visible()
+
+
+def test_cards_stand_close_to_one_another(write: Any, visit: Any) -> None:
+    sizes = [(48, 32), (32, 48), (48, 16), (40, 40), (20, 48), (48, 30)] * 4
+    rows = [pair(f"k{i}", DOG, image=picture(*size), width=size[0], height=size[1]) for i, size in enumerate(sizes)]
+    page = visit(write(rows))
+    for width in (1280, 700):
+        page.set_viewport_size({"width": width, "height": 800})
+        end = time.monotonic() + 30
+        while not all(0 < gap < 30 for gap in gaps(page)):
+            assert time.monotonic() < end
+            page.wait_for_timeout(50)
+
+
+def gaps(page: Any) -> list[float]:
+    """Return how far cards are from those above them."""
+    places = [card.bounding_box() for card in page.locator("article").all()]
+    found = []
+    for column in {place["x"] for place in places}:
+        mine = sorted((place for place in places if place["x"] == column), key=lambda place: place["y"])
+        found += [low["y"] - high["y"] - high["height"] for high, low in itertools.pairwise(mine)]
+    return found
 
 
 def test_search_slider_and_order_choose_what_is_shown(write: Any, visit: Any) -> None:
@@ -160,7 +216,7 @@ def test_search_slider_and_order_choose_what_is_shown(write: Any, visit: Any) ->
     page.locator("#score").fill("0.7")
     assert keys(page) == ["k1"]
     assert page.locator("article li").all_text_contents() == ["dog 0.90", "cat – below_min_score"]
-    assert page.locator("rect").count() == 1
+    assert page.locator("rect.line").count() == 1
     page.fill("#phrase", "")
     page.locator("#score").fill("0")
     page.select_option("#which", "none")
@@ -248,10 +304,13 @@ def test_readable_by_day_by_night_and_on_a_phone(write: Any, visit: Any, scheme:
     text, ground = (np.array([int(c) for c in value[4:-1].split(",")]) for value in colours)
     assert abs(int(text.mean()) - int(ground.mean())) > 180
     assert (ground.mean() < 60) == (scheme == "dark")
-    page.locator("article").first.tap() if page.evaluate("'ontouchstart' in window") else page.locator(
-        "article"
-    ).first.click()
-    assert page.locator("article.open").count() == 1
+    assert page.locator("header").bounding_box()["height"] < 640 / 6
+    assert page.locator("rect.line").first.is_visible()  # without a touch
+    assert not page.locator("#filters").is_visible()
+    page.click("#fold")
+    assert page.locator("#score").is_visible()
+    page.locator("article").first.click()
+    assert page.locator("#editor").is_visible()
 
 
 def test_large_pictures_are_shrunk_or_left_out(write: Any, visit: Any) -> None:
@@ -273,7 +332,7 @@ def test_a_broken_shard_leaves_the_page_of_before(write: Any, tmp_path: Path) ->
     found = list(find_rows(tmp_path / "labels", Filter()))
     shard.write_bytes(shard.read_bytes()[:-100])
     with pytest.raises(ShardError):
-        write_gallery(found, path, "labels", MAX_PIXELS)
+        write_gallery(found, path, Page("labels"), MAX_PIXELS)
     assert path.read_bytes() == before
 
 
@@ -283,5 +342,5 @@ def test_pictures_that_cannot_be_shown_are_counted(tmp_path: Path) -> None:
     rows = [pair("k1", "a", image=ImageRef(path="/etc/passwd")), rejected, pair("k3", "c")]
     write_shard(tmp_path / shard_name(0), rows, GroundingRecord)
     defects: Counter[str] = Counter()
-    write_gallery(find_rows(tmp_path, Filter()), tmp_path / "a.html", "a", MAX_PIXELS, defects=defects)
+    write_gallery(find_rows(tmp_path, Filter()), tmp_path / "a.html", Page("a"), MAX_PIXELS, defects=defects)
     assert defects == {"picture_unreadable": 1}

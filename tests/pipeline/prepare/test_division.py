@@ -14,9 +14,10 @@ import pytest
 from PIL import Image, ImageDraw
 
 from pipeline.errors import ConfigError, MissingInputError
-from pipeline.prepare.division import TRAIN, VALIDATION, check_names, divide
+from pipeline.prepare.division import CHOICE, TRAIN, VALIDATION, check_names, divide, divide_others
 from pipeline.store.records import Category, DetectedObject, DetectionRecord, ImageRef
 from pipeline.store.shards import categories_to_metadata, list_shards, read_categories, read_shard, write_shard
+from pipeline.store.storage import list_files
 
 MAX_PIXELS = 10**6
 
@@ -50,6 +51,11 @@ def write(folder: Path, records: Sequence[DetectionRecord], names: Sequence[str]
 
 def pictures(folder: Path) -> set[str]:
     return {str(row.image.path) for path in list_shards(folder) for row in read_shard(path, DetectionRecord)}
+
+
+def sources(*names: str) -> Any:
+    table = SimpleNamespace(categories=[Category(id=i, name=name) for i, name in enumerate(names)])
+    return {"human": [SimpleNamespace(tables=[table])]}
 
 
 def test_a_share_of_the_pictures_with_boxes_is_held_out_and_stays_so(tmp_path: Path) -> None:
@@ -156,10 +162,6 @@ def test_regions_of_a_crowd_are_no_boxes_to_judge_by(tmp_path: Path) -> None:
 
 
 def test_names_are_checked_before_anything_is_read(tokenizer: Any, caplog: pytest.LogCaptureFixture) -> None:
-    def sources(*names: str) -> Any:
-        table = SimpleNamespace(categories=[Category(id=i, name=name) for i, name in enumerate(names)])
-        return {"human": [SimpleNamespace(tables=[table])]}
-
     with caplog.at_level(logging.WARNING):
         check_names(sources("dog", "U.S. flag", "犬", "Dog"), tokenizer, 20)
     assert "categories 'dog', 'Dog' read alike and are taken for one" in caplog.text
@@ -167,3 +169,50 @@ def test_names_are_checked_before_anything_is_read(tokenizer: Any, caplog: pytes
         check_names(sources("dog", "(unknown)", "_", "", "-"), tokenizer, 20)
     with pytest.raises(ConfigError, match=r"has .* tokens; a prompt holds 18; rename it"):
         check_names(sources("a very long name " * 9), tokenizer, 20)
+
+
+def test_pictures_are_set_aside_to_choose_by_where_there_are_enough(tmp_path: Path) -> None:
+    places = [picture(tmp_path / f"{i}.png", i) for i in range(40)]
+    for count, parts in ((40, {"train": 26, "validation": 8, "choose": 6}), (20, {"train": 16, "validation": 4})):
+        write(tmp_path / "read" / TRAIN, [record(place) for place in places[:count]])
+        found = divide(tmp_path / "read", tmp_path / "out", 0.18, MAX_PIXELS, ["/"], is_chosen_among=True)
+        assert found == parts
+        split = [pictures(tmp_path / "out" / folder) for folder in (TRAIN, VALIDATION, CHOICE) if len(parts) == 3]
+        assert sum(map(len, split)) == len(set().union(*split))
+    assert not list_files(tmp_path / "out" / CHOICE, "*.parquet")  # those of before are gone
+
+
+def test_categories_get_other_names(tmp_path: Path) -> None:
+    places = [picture(tmp_path / f"{i}.png", i) for i in range(6)]
+    write(tmp_path / "read" / TRAIN, [record(place, (1, 2)) for place in places], ["cls_1", "dog"])
+    divide(tmp_path / "read", tmp_path / "out", 0.3, MAX_PIXELS, ["/"], {"cls_1": "Dog"})
+    shard = list_shards(tmp_path / "out" / TRAIN)[0]
+    assert [category.name for category in read_categories(shard)] == ["Dog"]  # two that read alike are one
+    assert {len(row.objects) for row in read_shard(shard, DetectionRecord)} == {2}
+
+
+def test_other_names_are_divided_without_ones_own(tmp_path: Path) -> None:
+    places = [picture(tmp_path / f"{i}.png", i) for i in range(10)]
+    records = [record(place, (1 + i % 3,)) for i, place in enumerate(places)]
+    write(tmp_path / "read" / TRAIN, records[:6], ["ball", "Dog", "cat"])
+    write(tmp_path / "read" / VALIDATION, records[6:], ["ball", "Dog", "cat"])
+    found = divide_others(tmp_path / "read", tmp_path / "out", ["dog "], 5)
+    assert found == {"validation": 3, "choose": 2, "names": 2}
+    parts = [pictures(tmp_path / "out" / folder) for folder in (VALIDATION, CHOICE)]
+    assert not parts[0] & parts[1]
+    assert not {places[1], places[4], places[7]} & (parts[0] | parts[1])
+    for folder in (VALIDATION, CHOICE):
+        shard = list_shards(tmp_path / "out" / folder)[0]
+        assert [category.name for category in read_categories(shard)] == ["ball", "cat"]
+    with pytest.raises(MissingInputError, match="--keep: 0 pictures have boxes of other names"):
+        divide_others(tmp_path / "read", tmp_path / "out", ["dog", "ball", "cat"], 5)
+
+
+def test_codes_are_told_of_before_anything_is_read(tokenizer: Any, caplog: pytest.LogCaptureFixture) -> None:
+    check_names(sources("dog", "cls_07"), tokenizer, 20)
+    assert "'cls_07' read like codes" in caplog.text
+    caplog.clear()
+    check_names(sources("dog", "cls_07", "(unknown)"), tokenizer, 20, {"cls_07": "fire truck", "(unknown)": "thistle"})
+    assert not caplog.text
+    with pytest.raises(ConfigError, match="no category is called 'cls_08'"):
+        check_names(sources("dog"), tokenizer, 20, {"cls_08": "fire truck"})

@@ -66,6 +66,11 @@ def label_config() -> PseudoLabelConfig:
     return PseudoLabelConfig(
         min_score=0.4,
         min_score_by_source={},
+        names={},
+        other_phrases="keep",
+        min_agreement=0.0,
+        fusion_threshold=0.55,
+        passes=(),
         tile=0,
         flip_agreement=False,
         nms_threshold=0.6,

@@ -13,7 +13,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import RejectLimitError
-from pipeline.pseudo_labels.calibration import THRESHOLDS, Sample, collect_samples, curves, summarise, write_curves
+from pipeline.pseudo_labels.calibration import (
+    THRESHOLDS,
+    Sample,
+    by_agreement,
+    collect_samples,
+    curves,
+    summarise,
+    write_curves,
+)
 from pipeline.pseudo_labels.labeller import PseudoLabeller
 from pipeline.pseudo_labels.settings import PseudoLabelConfig
 from pipeline.store.records import GroundingRecord, ImageRef, Phrase, ScoredBox
@@ -118,3 +126,14 @@ def test_summary_names_the_best_threshold(tmp_path: Path) -> None:
     assert len(table) == len(THRESHOLDS)
     assert table[25]["threshold"] == "0.5"
     assert table[25]["false_alarms"] == ""
+
+
+def test_precision_grows_with_agreement_as_a_plain_count_says() -> None:
+    samples = [
+        Sample(scores=(0.9, 0.8, 0.1), hits=(True, False, True), truth=3, split=None, agreements=(1.0, 0.5, 1.0)),
+        Sample(scores=(0.7, 0.6), hits=(True, False), truth=1, split=None, agreements=(0.5, 0.5)),
+    ]
+    half, all_of_them = by_agreement(samples, min_score=0.5)
+    assert half == {"agreement": 0.5, "boxes": 4, "precision": 0.5, "precision_of_just": 0.3333, "recall": 0.5}
+    assert all_of_them == {"agreement": 1.0, "boxes": 1, "precision": 1.0, "precision_of_just": 1.0, "recall": 0.25}
+    assert by_agreement([dataclasses.replace(each, agreements=(None,) * 3) for each in samples], 0.5) == []

@@ -5,10 +5,8 @@ from __future__ import annotations
 import base64
 import io
 import json
-import threading
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +18,11 @@ from PIL import Image
 from glip_model.images import ImageError
 from glip_model.prompts import category_prompt
 from pipeline.errors import ConfigError, MissingInputError
-from pipeline.pseudo_labels.endpoint import MAX_ANSWER_BYTES, Endpoint, EndpointTeacher, read_answer
+from pipeline.pseudo_labels.endpoint import EndpointTeacher, read_answer
 from pipeline.pseudo_labels.labeller import PseudoLabeller
 from pipeline.pseudo_labels.settings import PseudoLabelConfig
 from pipeline.pseudo_labels.teachers import describe_teacher, open_teacher
+from pipeline.store.endpoint import MAX_ANSWER_BYTES, Endpoint
 from pipeline.store.records import ROW_REJECT_REASONS, DetectionRecord, ImageRef
 from pipeline.store.vocabulary import read_names
 
@@ -36,57 +35,13 @@ def said(content: object) -> bytes:
     return json.dumps({"choices": [{"message": {"content": text}}]}).encode()
 
 
-@dataclass
-class Server:
-    """Answers with what stands in ``answers``, the last of them again and again; remembers what it was asked."""
-
-    url: str
-    answers: list[tuple[int, bytes, dict[str, str]]] = field(default_factory=list)
-    asked: list[tuple[dict[str, str], Any]] = field(default_factory=list)
-
-    def say(self, *answers: Any) -> None:
-        """Set the answers: bodies, statuses, or both with headers."""
-        whole = [
-            each if isinstance(each, tuple) else (each, b"", {}) if isinstance(each, int) else (200, each, {})
-            for each in answers
-        ]
-        self.answers[:] = whole
-
-
-@pytest.fixture
-def server() -> Iterator[Server]:
-    found = Server("")
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers["Content-Length"]))
-            found.asked.append((dict(self.headers), json.loads(body)))
-            status, data, headers = found.answers.pop(0) if len(found.answers) > 1 else found.answers[0]
-            if status == 0:
-                return  # hangs up
-            self.send_response(status)
-            for name, value in headers.items():
-                self.send_header(name, value)
-            self.end_headers()
-            self.wfile.write(data)
-
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as http:
-        threading.Thread(target=http.serve_forever, daemon=True).start()
-        found.url = f"http://127.0.0.1:{http.server_address[1]}/v1"
-        yield found
-        http.shutdown()
-
-
 @pytest.fixture
 def pauses() -> list[float]:
     return []
 
 
 @pytest.fixture
-def teacher(server: Server, pauses: list[float]) -> EndpointTeacher:
+def teacher(server: Any, pauses: list[float]) -> EndpointTeacher:
     settings = Endpoint(server.url, "eyes", retries=3, timeout_s=5.0, requests_per_minute=1e6, max_side=64)
     return EndpointTeacher(settings, pauses.append)
 
@@ -97,7 +52,7 @@ def look(teacher: EndpointTeacher) -> Any:
 
 
 def test_a_picture_and_its_phrases_are_sent_and_boxes_come_back_in_pixels(
-    teacher: EndpointTeacher, server: Server
+    teacher: EndpointTeacher, server: Any
 ) -> None:
     server.say(said(GOOD))
     found = look(teacher)
@@ -114,7 +69,7 @@ def test_a_picture_and_its_phrases_are_sent_and_boxes_come_back_in_pixels(
 
 
 def test_it_is_asked_again_while_it_fails_for_reasons_that_may_pass(
-    teacher: EndpointTeacher, server: Server, pauses: list[float]
+    teacher: EndpointTeacher, server: Any, pauses: list[float]
 ) -> None:
     server.say(503, (429, b"", {"Retry-After": "40"}), 0, said(GOOD))
     assert look(teacher).labels == ("dog",)
@@ -126,9 +81,7 @@ def test_it_is_asked_again_while_it_fails_for_reasons_that_may_pass(
 
 
 @pytest.mark.parametrize("status", [301, 302, 400, 401, 404])
-def test_what_asking_again_does_not_change_is_told_at_once(
-    teacher: EndpointTeacher, server: Server, status: int
-) -> None:
+def test_what_asking_again_does_not_change_is_told_at_once(teacher: EndpointTeacher, server: Any, status: int) -> None:
     server.say((status, b"", {"Location": f"{server.url}/elsewhere"}))
     with pytest.raises(MissingInputError, match=f"status {status}"):
         look(teacher)
@@ -151,7 +104,7 @@ def test_what_asking_again_does_not_change_is_told_at_once(
     ],
 )
 def test_answers_that_say_nothing_are_asked_for_again_and_cost_their_picture_alone(
-    teacher: EndpointTeacher, server: Server, answer: bytes
+    teacher: EndpointTeacher, server: Any, answer: bytes
 ) -> None:
     server.say(answer, said(GOOD))
     assert look(teacher).labels == ("dog",)
@@ -161,7 +114,7 @@ def test_answers_that_say_nothing_are_asked_for_again_and_cost_their_picture_alo
     assert failed.reason in ROW_REJECT_REASONS
 
 
-def test_an_endless_answer_is_cut(teacher: EndpointTeacher, server: Server) -> None:
+def test_an_endless_answer_is_cut(teacher: EndpointTeacher, server: Any) -> None:
     server.say(b"x" * (MAX_ANSWER_BYTES + 10), said(GOOD))
     assert look(teacher).labels == ("dog",)
 
@@ -200,7 +153,7 @@ def test_whatever_comes_back_is_boxes_inside_the_picture_or_a_message(value: Any
 
 def test_rows_without_a_usable_answer_keep_their_reason(
     teacher: EndpointTeacher,
-    server: Server,
+    server: Any,
     label_config: PseudoLabelConfig,
     decode: Any,
     picture: Callable[..., bytes],
@@ -216,7 +169,7 @@ def test_rows_without_a_usable_answer_keep_their_reason(
     assert [item.category_id for item in second.objects] == [1]
 
 
-def test_requests_keep_to_the_rate(server: Server, pauses: list[float]) -> None:
+def test_requests_keep_to_the_rate(server: Any, pauses: list[float]) -> None:
     server.say(said(GOOD))
     slow = EndpointTeacher(Endpoint(server.url, "eyes", requests_per_minute=1), pauses.append)
     slow.ground([Image.new("RGB", (8, 8))] * 3, [PROMPT] * 3)
@@ -224,7 +177,7 @@ def test_requests_keep_to_the_rate(server: Server, pauses: list[float]) -> None:
 
 
 def test_a_file_describes_it_and_the_key_comes_from_the_environment(
-    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "endpoint.yaml"
     path.write_text(f"endpoint: {server.url}\nmodel: eyes\nkey_variable: THE_KEY\n")

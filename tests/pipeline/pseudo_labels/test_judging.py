@@ -6,12 +6,15 @@ import random
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from glip_model.boxes import iou
-from pipeline.errors import MissingInputError, ShardError
+from pipeline.errors import MissingInputError, RejectLimitError, ShardError
+from pipeline.pseudo_labels.calibration import curves
 from pipeline.pseudo_labels.judging import (
+    collect_samples,
     format_verdicts,
     judge,
     judge_shards,
@@ -20,7 +23,9 @@ from pipeline.pseudo_labels.judging import (
     vocabulary_of,
     write_verdicts,
 )
-from pipeline.store.records import Box, Category, DetectedObject, DetectionRecord
+from pipeline.pseudo_labels.labeller import PseudoLabeller
+from pipeline.pseudo_labels.settings import PseudoLabelConfig
+from pipeline.store.records import Box, Category, DetectedObject, DetectionRecord, ImageRef
 from pipeline.store.shards import categories_to_metadata, shard_name, write_shard
 
 Make = Callable[..., DetectionRecord]
@@ -140,3 +145,40 @@ def test_shards_are_compared_and_what_does_not_belong_together_is_told(make_dete
     with pytest.raises(MissingInputError, match="none of sun"):
         judge_shards(human_place, write("sun", found, [Category(id=1, name="sun")]))
     assert vocabulary_of(CATEGORIES).classes == ("Cat", "dog_house")
+
+
+def test_calibration_asks_detection_records_for_all_of_their_classes(
+    fake_teacher: Any, label_config: PseudoLabelConfig, decode: Any, picture: Callable[..., bytes]
+) -> None:
+    """The teacher scores every square of the colour that a name begins with 0.9."""
+    red, blue = (2, 3, 12, 13), (18, 4, 30, 20)
+    categories = [Category(id=7, name="red hat"), Category(id=9, name="blue car", split="novel")]
+
+    def row(key: str, data: bytes, *objects: DetectedObject) -> DetectionRecord:
+        image = ImageRef(bytes=data)
+        return DetectionRecord(key=key, image=image, height=24, width=32, source="s", objects=objects)
+
+    records = [
+        row("right", picture(red=red), human(7, red)),
+        row("missed", picture(red=red, blue=blue), human(7, red), human(9, red)),
+        row("false alarm", picture(blue=blue)),
+    ]
+    told: list[int] = []
+
+    def make(config: PseudoLabelConfig) -> PseudoLabeller:
+        return PseudoLabeller(fake_teacher, config, decode)
+
+    positive, negative = collect_samples(records, categories, make, label_config, told.append)
+    assert told == [2, 1]
+    assert len(positive) == 6
+    assert len(negative) == 3
+    rows = {row["threshold"]: row for row in curves(positive, negative)}
+    # Found: red twice, blue twice, of which that of the second picture is elsewhere and that of the third is no car.
+    assert rows[0.88]["precision_all"] == 0.5
+    assert rows[0.88]["recall_all"] == round(2 / 3, 4)
+    assert (rows[0.88]["precision_base"], rows[0.88]["precision_novel"]) == (1.0, 0.0)
+    assert rows[0.88]["false_alarms"] == round(1 / 3, 4)
+    assert {sample.noun for sample in positive} == {"red hat", "blue car"}
+    broken = [row(f"broken {i}", b"no picture", human(7, red)) for i in range(4)]
+    with pytest.raises(RejectLimitError, match="cannot be read"):
+        collect_samples(broken, categories, make, label_config)

@@ -246,7 +246,9 @@ def test_many_names_are_divided_into_what_each_can_read(
 
 def test_other_models_are_refused_with_the_list_of_what_works(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "detr"}')
-    with pytest.raises(MissingInputError, match=r"'detr'.*grounding-dino, mm-grounding-dino, omdet-turbo.*module:fu"):
+    with pytest.raises(
+        MissingInputError, match=r"'detr'.*florence2, grounding-dino, mm-grounding-dino, omdet-turbo.*module:fu"
+    ):
         open_teacher(str(tmp_path), "cpu")
 
 

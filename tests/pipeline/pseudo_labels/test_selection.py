@@ -18,6 +18,11 @@ from pipeline.store.records import Phrase
 CONFIG = PseudoLabelConfig(
     min_score=0.4,
     min_score_by_source={},
+    names={},
+    other_phrases="keep",
+    min_agreement=0.0,
+    fusion_threshold=0.55,
+    passes=(),
     flip_agreement=False,
     nms_threshold=0.5,
     compete_threshold=0.5,

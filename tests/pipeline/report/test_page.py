@@ -313,6 +313,21 @@ def test_the_page_prints_in_black_on_white(open_report: Any) -> None:
     assert not page.locator("nav").is_visible()
 
 
+def test_a_capture_of_the_whole_page_has_its_bars_and_a_phone_all_parts_of_the_navigation(open_report: Any) -> None:
+    page = open_report(viewport={"width": 375, "height": 700})
+    shot = Image.open(io.BytesIO(page.screenshot(full_page=True))).convert("RGB")
+    bars = [bar.bounding_box() for bar in page.locator("ol.bars:visible rect").all()]
+    wide = [bar for bar in bars if bar["width"] > 4 and bar["y"] > 700]
+    assert wide
+    ground = shot.getpixel((2, 2))
+    for bar in wide:
+        assert shot.getpixel((round(bar["x"] + bar["width"] / 2), round(bar["y"] + bar["height"] / 2))) != ground
+    for link in page.locator("nav a").all():
+        place = link.bounding_box()
+        assert place["x"] >= 0
+        assert place["x"] + place["width"] <= 375
+
+
 def test_several_detection_benchmarks_are_folded_but_the_first(open_report: Any, report: Report) -> None:
     first: Findings = report.findings[0]
     page = open_report(replace(report, findings=[first, replace(first, source="odinw_other")]))

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from pipeline.errors import MissingInputError, ShardError, StorageError
 from pipeline.store.dataset import open_dataset
 from pipeline.store.records import (
+    EXTRAS,
     SCHEMA_VERSION,
     SCHEMAS,
     CaptionRecord,
@@ -31,6 +32,7 @@ from pipeline.store.records import (
     Phrase,
     PhrasesRecord,
     ScoredBox,
+    extras_of,
 )
 from pipeline.store.shards import (
     CATEGORIES_KEY,
@@ -407,3 +409,48 @@ def test_more_rows_than_bytes_can_hold_are_refused() -> None:
     end = SimpleNamespace(num_row_groups=1, row_group=lambda _: group, num_rows=10**12)
     with pytest.raises(pa.ArrowInvalid, match="1000000000000 rows cannot be in 9 bytes"):
         refuse_bombs(end)
+
+
+BOX = ScoredBox(xyxy=(1, 2, 3, 4), score=0.5, teachers=("a", "b"), agreement=1.0, in_pass=2)
+WITH_EXTRAS: dict[str, Any] = {
+    "caption": "a dog",
+    "source_caption": "IMG_1",
+    "phrases": (Phrase(text="dog", char_spans=((2, 5),), boxes=(BOX,), category="animal"),),
+}
+
+
+@pytest.mark.parametrize("extras", [set(), {"category"}, {"teachers", "agreement"}, EXTRAS])
+def test_fields_that_not_all_shards_have_come_back_where_the_shard_has_them(tmp_path: Path, extras: set[str]) -> None:
+    path, image = tmp_path / "part-00000.parquet", ImageRef(bytes=b"x")
+    record = GroundingRecord(key="a", image=image, height=9, width=9, source="test", **WITH_EXTRAS)
+    write_shard(path, [record], GroundingRecord, extras=extras)
+    (found,) = read_shard(path, GroundingRecord)
+    (phrase,) = found.phrases
+    (box,) = phrase.boxes
+    values = {**vars(found), **vars(phrase), **vars(box)}
+    truth = {**vars(record), **vars(record.phrases[0]), **vars(BOX)}
+    assert {name: values[name] for name in EXTRAS} == {n: truth[n] if n in extras else None for n in EXTRAS}
+    assert extras_of(pq.read_schema(path)) == extras
+    assert (read_table(path, SCHEMAS[GroundingRecord].names).schema.names) == SCHEMAS[GroundingRecord].names
+    keep_rows(path, [0], {})
+    assert read_shard(path, GroundingRecord) == [found]
+
+
+def test_a_shard_without_such_fields_has_the_bytes_that_it_always_had(tmp_path: Path) -> None:
+    path = tmp_path / "part-00000.parquet"
+    write_shard(path, [], DetectionRecord)
+    assert pq.read_schema(path).remove_metadata() == SCHEMAS[DetectionRecord]
+    item = DetectedObject(category_id=1, xyxy=(1, 2, 3, 4), teachers=("a",), agreement=0.5, in_pass=1)
+    record = DetectionRecord(key="a", image=ImageRef(bytes=b""), height=9, width=9, source="", objects=(item,))
+    write_shard(path, [record], DetectionRecord, extras=EXTRAS)
+    assert read_shard(path, DetectionRecord) == [record]
+
+
+def test_such_a_field_of_another_type_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "part-00000.parquet"
+    wrong = pa.list_(pa.struct([*SCHEMAS[DetectionRecord].field("objects").type.value_type, ("in_pass", pa.string())]))
+    schema = SCHEMAS[DetectionRecord]
+    schema = schema.set(schema.get_field_index("objects"), pa.field("objects", wrong))
+    write_raw(path, schema, [], kind="detection")
+    with pytest.raises(ShardError, match="column 'objects'"):
+        read_shard(path, DetectionRecord)

@@ -1,0 +1,1 @@
+"""Models and labels for the Hugging Face hub: folders with cards, and sending them."""

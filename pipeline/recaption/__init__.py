@@ -1,0 +1,1 @@
+"""Captions by a model, for web pairs whose own say little."""

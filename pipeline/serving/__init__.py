@@ -1,0 +1,1 @@
+"""Models behind HTTP: requests, limits, the page, and Ray Serve around them."""
