@@ -56,3 +56,26 @@ def test_the_project_itself_and_unknown_stages_are_refused(
     assert "no stage 'labels'" in capsys.readouterr().err
     assert called == []
     assert not (tmp_path / "x").exists()
+
+
+def test_curation_comes_between_prepare_and_phrases(tmp_path: Path, called: list[list[str]]) -> None:
+    noisy = ROOT / "pipeline/training/recipes/curation/noisy.yaml"
+    run("--params", noisy, "--folder", tmp_path / "curated", "--curate", "phrases")
+    assert called == [["repro", "phrases", str(tmp_path / "curated")]]
+    with Repo(str(tmp_path / "curated")) as repo:
+        stages = {stage.name: stage for stage in repo.index.stages}
+        deps = {dep.def_path for dep in stages["phrases"].deps}
+        assert "data/curated" in deps
+        assert "data/records/web" in {dep.def_path for dep in stages["curate"].deps}
+    run("--params", noisy, "--folder", tmp_path / "noisy")
+    with Repo(str(tmp_path / "noisy")) as repo:
+        assert "curate" not in {stage.name for stage in repo.index.stages}
+
+
+@pytest.mark.parametrize("name", ["noisy", "skewed", "balanced"])
+def test_recipes_of_curation_differ_from_the_project_in_data_alone(name: str) -> None:
+    found = load_all(ROOT / f"pipeline/training/recipes/curation/{name}.yaml")
+    project = load_all(ROOT / "params.yaml")
+    changed = {section for section in vars(project) if getattr(found, section) != getattr(project, section)}
+    assert changed <= {"prepare", "curate", "phrases"}
+    assert "prepare" in changed
