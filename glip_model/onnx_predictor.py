@@ -96,13 +96,15 @@ class OnnxPredictor:
         asked = self._places(names)
         results: list[Detections] = []
         for start in range(0, len(sources), batch_size):
-            opened = [open_image(source) for source in sources[start : start + batch_size]]
+            given = sources[start : start + batch_size]
+            opened = [open_image(source) for source in given]
             if tile:
                 nms = self.card.nms_threshold
                 batch = [find_in_tiles(self._find, image, tile, batch_size, nms) for image in opened]
             else:
                 batch = self._find(opened)
-            kept = [_of_names(each, asked).above(min_score) for each in batch]
+            chosen = [_of_names(each, asked).above(min_score) for each in batch]
+            kept = [replace(each, source=source) for each, source in zip(chosen, given, strict=True)]
             results += [each if compete_threshold >= 1 else each.without_rivals(compete_threshold) for each in kept]
         return results
 

@@ -58,6 +58,7 @@ def on_loopback(backend: Backend, limits: Limits) -> Iterator[httpx.Client]:
     """Serve a backend, as a browser would reach it."""
     listening = socket.socket()
     listening.bind(("127.0.0.1", 0))
+    listening.listen()  # who comes before the server has started waits
     server = uvicorn.Server(uvicorn.Config(make_app(backend, limits), log_level="error"))
     thread = threading.Thread(target=lambda: asyncio.run(server.serve([listening])), daemon=True)
     thread.start()
