@@ -127,7 +127,8 @@ def test_boxes_and_pairs_become_a_detector_of_ones_own_classes(
     assert found <= {"forklift", "pallet"}
     assert found
     capsys.readouterr()
-    assert glip("inspect", own / "labels", "--export", "coco", "--names", "forklift", "--out", tmp_path / "coco") == 0
+    exporting = ["inspect", own / "labels", "--image-root", data, "--export", "coco", "--names", "forklift"]
+    assert glip(*exporting, "--out", tmp_path / "coco") == 0
     exported = json.loads((tmp_path / "coco/annotations.json").read_text(encoding="utf-8"))
     assert [category["name"] for category in exported["categories"]] == ["forklift"]
 
