@@ -127,7 +127,6 @@ def test_other_data_and_the_starting_model_help_to_keep(
 ) -> None:
     """Replay, names, distillation, another folder to judge by, new names, and a model that stands in for the truth."""
     shards = tmp_path / "replay"
-    (data / "codes").mkdir()
     path = data / "_annotations.coco.json"
     values = json.loads(path.read_text(encoding="utf-8"))
     values["categories"][0]["name"] = "cls_0"
@@ -158,7 +157,7 @@ def test_other_data_and_the_starting_model_help_to_keep(
     card = (out / "card.md").read_text(encoding="utf-8")
     assert "blue square, red disc" in card
     assert "stands in for the truth" in card
-    assert "10 pictures are among those to learn from and those to judge by" in caplog.text
+    assert "10 of 10 pictures look like ones of the same data set" in caplog.text
 
 
 @pytest.mark.ray
