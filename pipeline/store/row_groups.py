@@ -139,11 +139,11 @@ class RowGroups:
 
 
 class Recent(Generic[K, V]):
-    """What ``make`` makes of a key, kept for the keys that were asked for last.
+    """A cache of ``make(key)``. When it is full, the least recently used value is dropped.
 
     Args:
-        make: called for what is not kept.
-        size: how many are kept at most.
+        make: computes a value that is not in the cache.
+        size: most values in the cache.
     """
 
     def __init__(self, make: Callable[[K], V], size: int) -> None:
@@ -151,15 +151,15 @@ class Recent(Generic[K, V]):
         self._kept: OrderedDict[K, V] = OrderedDict()
 
     def __len__(self) -> int:
-        """Count what is kept."""
+        """Return the number of values in the cache."""
         return len(self._kept)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave what is kept to this process."""
+        """Return the state to pickle: a copy in another process starts with an empty cache."""
         return {**self.__dict__, "_kept": OrderedDict()}
 
     def __getitem__(self, key: K) -> V:
-        """Return what is made of a key."""
+        """Return the value of a key."""
         if key not in self._kept:
             while len(self._kept) >= self.size:
                 self._kept.popitem(last=False)

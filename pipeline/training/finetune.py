@@ -43,7 +43,7 @@ AUGMENT = AugmentConfig(colour=0.3, crop=0.5, shrink=1.5, mosaic=0.0)
 
 @dataclass(frozen=True)
 class Choices:
-    """What people may decide for themselves; None leaves it to the data."""
+    """Settings of ``glip finetune``; None means that a value is derived from the data."""
 
     tuning: Literal["full", "linear", "prompt", "lora"] = "full"
     steps: int | None = None
@@ -51,7 +51,7 @@ class Choices:
     batch_size: int = BATCH_SIZE
     workers: int = 1
     replay_share: float = 0.0
-    """Of the samples, of other data."""
+    """Share of the samples that come from other data."""
     other_names: int = 0
     distillation: float = 0.0
     """See ``RunConfig``."""

@@ -79,7 +79,10 @@ def _in_processes(make: Callable[[int], T], numbers: Sequence[int], processes: i
 
 
 class _Made(Dataset[T | PipelineError], Generic[T]):
-    """What is made of each number; what the user can mend is returned, since torch would reword what is raised."""
+    """A dataset of ``make(number)``.
+
+    A PipelineError is returned as a value: torch would replace its message if it were raised.
+    """
 
     def __init__(self, make: Callable[[int], T], numbers: Sequence[int]) -> None:
         self._make, self._numbers = make, numbers
