@@ -253,7 +253,10 @@ def call(run: Callable[[argparse.Namespace], str | None], args: argparse.Namespa
     except KeyboardInterrupt:
         print("interrupted; run the same command again to go on", file=sys.stderr)
         return INTERRUPTED_STATUS
-    except _Terminated:
+    except (_Terminated, SystemError) as error:
+        # Where Ray waits, what the handler of a signal raises becomes a SystemError of its compiled code.
+        if not isinstance(error, _Terminated) and not isinstance(error.__cause__, _Terminated):
+            raise
         print("terminated; run the same command again to go on", file=sys.stderr)
         return TERMINATED_STATUS
     except BrokenPipeError:

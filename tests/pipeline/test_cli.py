@@ -76,6 +76,19 @@ def test_sigterm_ends_what_is_begun_and_exits_143(capsys: pytest.CaptureFixture[
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+def test_sigterm_exits_143_also_where_compiled_code_has_wrapped_it(capsys: pytest.CaptureFixture[str]) -> None:
+    def work(_: argparse.Namespace) -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        except BaseException as error:
+            raise SystemError("returned a result with an exception set") from error
+
+    assert call(work, argparse.Namespace()) == 143
+    assert "run the same command again" in capsys.readouterr().err
+    with pytest.raises(SystemError, match="of another kind"):
+        run(SystemError("of another kind"), [])
+
+
 @pytest.mark.parametrize(
     ("number", "advice"),
     [(errno.ENOSPC, "make room"), (errno.EROFS, "may write"), (errno.EMFILE, "ulimit -n"), (errno.EIO, "the disk")],

@@ -101,7 +101,7 @@ def test_a_killed_run_goes_on_and_asks_nobody_twice(bench: Bench, kind: signal.S
     bench.wait_until_half()
     process.send_signal(kind)
     status, errors = bench.end(process)
-    assert status == {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: 130}[kind]
+    assert status == {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: 130}[kind], errors
     assert "Traceback" not in errors
     bench.web.held.set()
     assert bench.end(bench.start())[0] == 0
