@@ -102,5 +102,8 @@ def _grounding(names: Sequence[str], pair: RawPair, values: Mapping[str, Any]) -
 
 
 def _regions(value: Any) -> Sequence[Any]:
+    """Return the regions of a field; what is there and is no list of them counts as one that is broken."""
     found = parse_json(value) if isinstance(value, str) else value  # some tools write lists as text
-    return found if isinstance(found, list | tuple) else ()
+    if isinstance(found, list | tuple):
+        return found
+    return () if value is None or value in ("", {}) else (None,)

@@ -14,8 +14,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.errors import ConfigError
-from pipeline.prepare.raw import Reject
+from pipeline.prepare.raw import DroppedBox, RawGrounding, Reject
 from pipeline.prepare.readers.grit import read_grit
+from pipeline.prepare.validation import Rules, to_records
 from pipeline.store.records import GroundingRecord, ImageRef
 
 CAPTION = "a dog chases a red frisbee"
@@ -115,3 +116,22 @@ def test_regions_that_are_wrong_are_counted(
 def test_one_of_tables_and_shards_is_named(context: Any) -> None:
     with pytest.raises(ConfigError, match="needs either tables or shards"):
         read_grit(context)
+
+
+@pytest.mark.parametrize(
+    ("chunks", "boxes"),
+    [("no JSON", 1), ('[[0, 5, 0.1, 0.2, 0.5, 0.8, 0.75], "x"]', 2), ("{}", 1), ("", 0), (None, 0), (7, 1)],
+)
+def test_regions_that_are_none_are_counted_as_dropped_boxes(
+    context: Any, images: Path, tmp_path: Path, chunks: Any, boxes: int
+) -> None:
+    tables = str(write_table(tmp_path / "a.parquet", noun_chunks=chunks))
+    (table,) = read_grit(context, tables=tables, images=str(images))
+    (row,) = [row for part in table.parts(9) for row in part.rows()]
+    assert isinstance(row, RawGrounding)
+    assert sum(len(phrase.boxes) for phrase in row.phrases) == boxes
+    rules = Rules(source="test", pictures="embed", max_pixels=10_000, categories=frozenset())
+    out = list(to_records([row], rules))
+    dropped = sum(isinstance(item, DroppedBox) for item in out)
+    kept = sum(len(phrase.boxes) for item in out if isinstance(item, GroundingRecord) for phrase in item.phrases)
+    assert dropped + kept == boxes

@@ -49,7 +49,7 @@ Files = dict[str, Any]
 NUM_EXAMPLES = settings().max_examples if settings().max_examples > 100 else 12
 """Of every family: files are written for each."""
 YOLO_LIST = "a.jpg\nb.jpg"
-NOTHING_WRITTEN = ("embedded", "pictures", "detection_records")
+NOTHING_WRITTEN = ("embedded", "embedded_target", "pictures", "detection_records")
 """Readers of nothing that people write: of no files, of pictures alone, and of shards of this project."""
 
 
@@ -253,6 +253,8 @@ REFS = [
     for i in range(2)
 ]
 TAR = [[f"2021.0{i}.{suffix}", content] for i in range(2) for suffix, content in (("png", BASE64), ("txt", "a dog"))]
+REGIONS = [[0, 5, 0.1, 0.1, 0.5, 0.5, 0.9], [2, 5, 0.2, 0.2, 0.9, 0.9, 0.6]]
+GRIT_TAR = [row for i in range(2) for row in (*TAR[2 * i : 2 * i + 2], [f"2021.0{i}.json", {"noun_chunks": REGIONS}])]
 
 FAMILIES: dict[str, Family] = {
     "coco_detection": Family({"a.json": COCO}, {"annotations": "@a.json", "images": "@"}, **_coco("a.json")),
@@ -367,6 +369,13 @@ FAMILIES: dict[str, Family] = {
         _lines("a.parquet"),
         may_reject_more=True,
     ),
+    "grit": Family(
+        {"a.parquet": [{"url": f"http://x/{i}.jpg", "caption": "a dog", "noun_chunks": REGIONS} for i in range(2)]},
+        {"tables": "@a.parquet", "images": "@"},
+        _lines("a.parquet"),
+        may_reject_more=True,
+    ),
+    "grit of tars": Family({"a.tar": GRIT_TAR}, {"shards": "@a.tar"}, _tar_keys, may_reject_more=True),
     "img2dataset_files": Family(
         {"00000.parquet": [{"key": f"00000000{i}", "caption": "a dog", "status": "success"} for i in range(2)]},
         {"tables": "@00000.parquet", "images": "@"},
