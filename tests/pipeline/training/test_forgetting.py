@@ -235,5 +235,5 @@ def test_what_judges_chooses_between_before_and_after(
 def test_settings_that_contradict_one_another_are_refused() -> None:
     with pytest.raises(ConfigError, match="distillation is set, but no other_names"):
         run_of(distillation=1.0)
-    with pytest.raises(ConfigError, match="expected detection, grounding, pseudo, replay"):
+    with pytest.raises(ConfigError, match="expected detection, grounding, pseudo, reviewed, replay"):
         run_of(mixture={"reply": 1.0})
