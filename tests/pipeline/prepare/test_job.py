@@ -31,6 +31,7 @@ from pipeline.prepare.settings import PrepareConfig
 from pipeline.prepare.validation import Rules
 from pipeline.settings import load_all
 from pipeline.store.records import (
+    SCHEMA_VERSION,
     CaptionRecord,
     DetectedObject,
     DetectionRecord,
@@ -502,7 +503,7 @@ class TestPrepare:
         prepare(config(web=(raw.source("coco_captions", names, ["a dog", "चित्र"]),)), 0, tmp_path / "out")
         folder = tmp_path / "out/web"
         manifest = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))
-        assert (manifest["rows"], manifest["kind"], manifest["schema_version"]) == (6, "caption", "1")
+        assert (manifest["rows"], manifest["kind"], manifest["schema_version"]) == (6, "caption", SCHEMA_VERSION)
         for shard, path in zip(manifest["shards"], list_shards(folder), strict=True):
             data = path.read_bytes()
             assert shard == {
