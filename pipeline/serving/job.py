@@ -14,6 +14,10 @@ from functools import partial
 from typing import Any
 
 os.environ.setdefault("RAY_SERVE_LOG_TO_STDERR", "0")  # lines for every request; they are in Ray's session folder
+# A copy of a model that computes on all cores says late how many requests wait for it. By Ray's defaults (0.1 and 1 s)
+# it is then asked again after growing pauses, and requests waited for seconds beside a copy that had nothing to do.
+os.environ.setdefault("RAY_SERVE_QUEUE_LENGTH_RESPONSE_DEADLINE_S", "2")
+os.environ.setdefault("RAY_SERVE_MAX_QUEUE_LENGTH_RESPONSE_DEADLINE_S", "5")
 
 import ray
 from ray import serve
