@@ -11,6 +11,7 @@ import logging
 import os
 import re
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -221,6 +222,22 @@ def add_teachers(parser: argparse.ArgumentParser) -> None:
         help="folder, URL, hub id, endpoint.yaml or module:function; of several (--teacher A --teacher B) boxes are "
         "merged, and say who found them",
     )
+
+
+def run_module(words: Sequence[object], what: object) -> None:
+    """Run ``python -m`` with these words, as commands do that drive others; its output is theirs.
+
+    Args:
+        words: module and arguments.
+        what: names the work in the message.
+
+    Raises:
+        PipelineError: it ended with another status than 0.
+    """
+    status = subprocess.run([sys.executable, "-m", *map(str, words)], check=False).returncode
+    if status:
+        name = " ".join(("glip", str(words[1]))) if words[0] == "stages.glip" else words[0]
+        raise PipelineError(f"{what}: {name} ended with status {status}; its output is above")
 
 
 def add_params(parser: argparse.ArgumentParser) -> None:

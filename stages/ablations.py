@@ -15,15 +15,13 @@ import argparse
 import csv
 import json
 import logging
-import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.cli import add_params, run_if_program
-from pipeline.errors import ConfigError, MissingInputError, PipelineError
+from pipeline.cli import add_params, run_if_program, run_module
+from pipeline.errors import ConfigError, MissingInputError
 
 if TYPE_CHECKING:
     from pipeline.prepare.settings import PrepareConfig
@@ -153,10 +151,7 @@ def _measure(ablation: Ablation, args: argparse.Namespace) -> dict[str, Any]:
     if not (out / "model.json").is_file():
         write_json(begun, identity)
         for words in _stages(ablation, args, teacher, out):
-            command = [sys.executable, "-m", *map(str, words), "--params", str(ablation.file)]
-            status = subprocess.run(command, check=False).returncode
-            if status:
-                raise PipelineError(f"{ablation.name}: {words[0]} ended with status {status}; its output is above")
+            run_module([*words, "--params", ablation.file], ablation.name)
     return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(out.glob("*.json"))}
 
 

@@ -17,14 +17,12 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import subprocess
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.cli import run_if_program
-from pipeline.errors import ConfigError, PipelineError
+from pipeline.cli import run_if_program, run_module
+from pipeline.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
@@ -125,10 +123,7 @@ def _measured(cell: Cell, out: Path) -> float:
     if not metrics.is_file():
         (folder / "params.yaml").write_text(settings, encoding="utf-8")
         for words in _stages(cell, folder):
-            command = [sys.executable, "-m", *map(str, words), "--params", str(folder / "params.yaml")]
-            status = subprocess.run(command, check=False).returncode
-            if status:
-                raise PipelineError(f"{folder}: {words[0]} ended with status {status}; its output is above")
+            run_module([*words, "--params", folder / "params.yaml"], folder)
     found = json.loads(metrics.read_text(encoding="utf-8"))
     return float(found["test"]["detection"]["embedded_target"]["all"]["AP"])
 

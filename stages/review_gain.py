@@ -13,14 +13,12 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.cli import add_params, at_least, progress, run_if_program, score
-from pipeline.errors import MissingInputError, PipelineError
+from pipeline.cli import add_params, at_least, progress, run_if_program, run_module, score
+from pipeline.errors import MissingInputError
 
 if TYPE_CHECKING:
     from pipeline.store.records import GroundingRecord
@@ -165,10 +163,7 @@ def _train(args: argparse.Namespace, count: int, out: Path) -> None:
         ["stages.train_only", ROUND, *start, "--out", model, "--metrics", out / "training.json"],
         ["stages.evaluate", "--model", model, *judged],
     ):
-        command = [sys.executable, "-m", *map(str, words), "--params", str(settings)]
-        status = subprocess.run(command, check=False).returncode
-        if status:
-            raise PipelineError(f"{out}: {words[0]} ended with status {status}; its output is above")
+        run_module([*words, "--params", settings], out)
 
 
 run_if_program(__name__)

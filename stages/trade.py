@@ -16,14 +16,12 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.cli import add_params, run_if_program
-from pipeline.errors import ConfigError, PipelineError
+from pipeline.cli import add_params, run_if_program, run_module
+from pipeline.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
@@ -127,10 +125,7 @@ def _tuned(args: argparse.Namespace, data: list[str], method: str, out: Path) ->
         remove_folder(out)
     write_json(begun, fingerprint(asked))
     if not result.is_file():
-        command = [sys.executable, "-m", "stages.glip", "finetune", *words, "--out", str(out)]
-        status = subprocess.run(command, check=False).returncode
-        if status:
-            raise PipelineError(f"{out}: glip finetune ended with status {status}; its output is above")
+        run_module(["stages.glip", "finetune", *words, "--out", out], out)
     read: dict[str, Any] = json.loads(result.read_text(encoding="utf-8"))
     return read
 
