@@ -138,18 +138,13 @@ def _read(path: Path) -> Ablation:
 
 def _measure(ablation: Ablation, args: argparse.Namespace) -> dict[str, Any]:
     """Run an ablation's stages, or read what they wrote before; return their metrics by stage."""
-    from pipeline.store.atomic import write_json
     from pipeline.store.provenance import describe_model, fingerprint
-    from pipeline.store.storage import remove_folder
+    from pipeline.store.resume import begin_work
 
     teacher, out = args.models / ablation.teacher, args.out / ablation.name
     identity = fingerprint({"settings": ablation.settings, "teacher": describe_model(teacher)})
-    begun = out / "fingerprint.json"
-    if begun.is_file() and json.loads(begun.read_text(encoding="utf-8")) != identity:
-        logger.info("  settings or teacher have changed: made anew")
-        remove_folder(out)
+    begin_work(out / "fingerprint.json", identity)
     if not (out / "model.json").is_file():
-        write_json(begun, identity)
         for words in _stages(ablation, args, teacher, out):
             run_module([*words, "--params", ablation.file], ablation.name)
     return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(out.glob("*.json"))}

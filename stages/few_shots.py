@@ -107,19 +107,15 @@ def _cells(args: argparse.Namespace) -> list[Cell]:
 
 def _measured(cell: Cell, out: Path) -> float:
     """Tune and judge a model, or read what was found before; return AP on the test set."""
-    from pipeline.store.atomic import write_json
     from pipeline.store.provenance import describe_model, fingerprint
-    from pipeline.store.storage import remove_folder
+    from pipeline.store.resume import begin_work
 
     folder = cell.folder(out)
     settings = _settings(cell)
     start = None if cell.model is None else describe_model(cell.model)
     identity = fingerprint({"settings": settings, "recipe": _recipe(cell.way), "start": start})
-    begun, metrics = folder / "asked.json", folder / "metrics.json"
-    if begun.is_file() and json.loads(begun.read_text(encoding="utf-8")) != identity:
-        logger.info("  settings or model have changed: made anew")
-        remove_folder(folder)
-    write_json(begun, identity)
+    begin_work(folder / "asked.json", identity)
+    metrics = folder / "metrics.json"
     if not metrics.is_file():
         (folder / "params.yaml").write_text(settings, encoding="utf-8")
         for words in _stages(cell, folder):

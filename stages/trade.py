@@ -110,20 +110,16 @@ def _sketches(args: argparse.Namespace) -> list[str]:
 
 def _tuned(args: argparse.Namespace, data: list[str], method: str, out: Path) -> dict[str, Any]:
     """Run glip finetune, or read what it wrote before."""
-    from pipeline.store.atomic import write_json
     from pipeline.store.provenance import describe_model, fingerprint
-    from pipeline.store.storage import remove_folder
+    from pipeline.store.resume import begin_work
 
     words = [*data, "--from", str(args.start), "--keep", args.keep, "--workers", str(args.workers)]
     words += [str(args.replay) if word == REPLAY else word for word in METHODS[method]]
     words += ["--steps", str(args.steps)] if args.steps else []
     words += ["--params", str(args.params)]
     asked = {"words": words, "start": describe_model(args.start), "params": args.params.read_text(encoding="utf-8")}
-    begun, result = out / "asked.json", out / "finetune.json"
-    if begun.is_file() and json.loads(begun.read_text(encoding="utf-8")) != fingerprint(asked):
-        logger.info("  asked for something else before: made anew")
-        remove_folder(out)
-    write_json(begun, fingerprint(asked))
+    begin_work(out / "asked.json", fingerprint(asked))
+    result = out / "finetune.json"
     if not result.is_file():
         run_module(["stages.glip", "finetune", *words, "--out", out], out)
     read: dict[str, Any] = json.loads(result.read_text(encoding="utf-8"))

@@ -8,6 +8,7 @@ contradict each other, however a stage was killed.
 from __future__ import annotations
 
 import fcntl
+import json
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -19,7 +20,7 @@ from pipeline.errors import ConfigError, OwnershipError, ShardError, StorageErro
 from pipeline.store.atomic import storage_errors, sweep, write_json
 from pipeline.store.provenance import FINGERPRINT
 from pipeline.store.shards import read_fingerprint, rows_sha256
-from pipeline.store.storage import Place, exists, list_files, remove, side_by_side
+from pipeline.store.storage import Place, exists, list_files, remove, remove_folder, side_by_side
 
 T = TypeVar("T")
 
@@ -160,3 +161,16 @@ def input_identity(shard: Place) -> str | None:
         return rows_sha256(shard)
     except ShardError:
         return None
+
+
+def begin_work(note: Path, identity: str) -> None:
+    """Note what a folder is made for, once whatever was made there for something else is gone.
+
+    Args:
+        note: file in the folder that holds the identity.
+        identity: of all that the work depends on, see ``provenance.fingerprint``.
+    """
+    if note.is_file() and json.loads(note.read_text(encoding="utf-8")) != identity:
+        logger.info("  %s: what it was made from has changed; made anew", note.parent)
+        remove_folder(note.parent)
+    write_json(note, identity)
