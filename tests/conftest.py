@@ -17,8 +17,10 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import fsspec
 import huggingface_hub.constants  # noqa: F401  # it reads its environment now, before a command that is tested sets some of it
+import numpy as np
 import pytest
 from hypothesis import settings
+from PIL import Image
 
 from glip_model.config import BackboneConfig, FusionConfig, GLIPConfig, SwinConfig, TextConfig
 from glip_model.text_encoder import load_tokenizer
@@ -117,6 +119,16 @@ def tiny_glip() -> GLIPConfig:
 def tokenizer(tiny_glip: GLIPConfig) -> Any:
     """Give bert-base-uncased's WordPiece vocabulary, carried by an installed package."""
     return load_tokenizer(tiny_glip.text.name, 30522)
+
+
+@pytest.fixture(scope="session")
+def noise() -> Callable[[int, int], Image.Image]:
+    """Make pictures of random pixels, the same every time: width, height → RGB picture."""
+
+    def make(width: int, height: int) -> Image.Image:
+        return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+    return make
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import resource
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -79,7 +79,7 @@ def test_pictures_are_saved_by_their_names(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.jpg", "deep"]
 
 
-def test_half_a_picture_is_none(tmp_path: Path, short_disk: int) -> None:
+def test_half_a_picture_is_none(tmp_path: Path, short_disk: int, noise: Callable[[int, int], Image.Image]) -> None:
     with pytest.raises(OSError, match=r"a\.png"):
-        save_picture(Image.effect_noise((200, 200), 90), tmp_path / "a.png")
+        save_picture(noise(200, 200), tmp_path / "a.png")
     assert list(tmp_path.iterdir()) == []

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -43,7 +44,9 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 @pytest.mark.slow
-def test_the_hub_has_all_that_a_stranger_needs(published_folder: Path, tmp_path: Path) -> None:
+def test_the_hub_has_all_that_a_stranger_needs(
+    published_folder: Path, tmp_path: Path, noise: Callable[[int, int], Image.Image]
+) -> None:
     repository = tmp_path / "home/hub/models--owner--glip"
     snapshot = repository / "snapshots" / COMMIT
     shutil.copytree(published_folder, snapshot)
@@ -51,7 +54,7 @@ def test_the_hub_has_all_that_a_stranger_needs(published_folder: Path, tmp_path:
     (repository / "refs").mkdir()
     (repository / "refs/main").write_text(COMMIT)
     picture, out = tmp_path / "picture.png", tmp_path / "found.pt"
-    Image.effect_noise((152, 96), 90).convert("RGB").save(picture)
+    noise(152, 96).save(picture)
     kept = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     done = subprocess.run(
         [sys.executable, "-c", WITHOUT_US, "owner/glip", str(picture), str(out)],

@@ -108,7 +108,9 @@ def test_a_picture_that_one_teacher_cannot_answer_for_keeps_the_reason(
     assert (found.objects, found.reject_reason) == ((), "answer_unusable")
 
 
-def test_real_models_are_opened_and_described_together(random_teacher: Path, label_config: PseudoLabelConfig) -> None:
+def test_real_models_are_opened_and_described_together(
+    random_teacher: Path, label_config: PseudoLabelConfig, noise: Callable[[int, int], Image.Image]
+) -> None:
     import shutil
 
     other = random_teacher.parent / "other"
@@ -117,7 +119,7 @@ def test_real_models_are_opened_and_described_together(random_teacher: Path, lab
     teacher = open_teachers(names, label_config)
     assert isinstance(teacher, EnsembleTeacher)
     assert teacher.resize_rule is not None
-    image = Image.effect_noise((60, 40), 90).convert("RGB")
+    image = noise(60, 40)
     prompt = Prompt(("a cat. a dog",), ([(0, 5)], [(7, 12)]))
     (found,) = teacher.answer(teacher.prepare([teacher.resize_rule(image)], [prompt]))
     assert isinstance(found, Detections)

@@ -182,10 +182,12 @@ def test_every_teacher_grounds_phrases_in_pixels_best_first(kind: str, folders: 
 
 
 @pytest.mark.parametrize("kind", ["owlvit", "omdet_turbo", "sam3"])
-def test_boxes_are_those_of_the_library(kind: str, folders: dict[str, Path]) -> None:
+def test_boxes_are_those_of_the_library(
+    kind: str, folders: dict[str, Path], noise: Callable[[int, int], Image.Image]
+) -> None:
     """Each phrase's best box and score, against the library's own way from picture to box."""
     folder, names = folders[kind], ["red hat", "dog"]
-    image = Image.effect_noise((64, 32), 80).convert("RGB")
+    image = noise(64, 32)
     (mine,) = (open_teacher(str(folder), "cpu")).ground([image], [category_prompt(names)])  # type: ignore[union-attr]
     for number, (box, score) in enumerate(_by_library(kind, folder, image, names)):
         of_phrase = mine.phrase_index == number

@@ -73,7 +73,10 @@ def test_classes_have_thresholds_of_their_own(
 
 
 def test_names_beyond_one_prompt_are_asked_in_several_and_found_as_detect_finds_them(
-    random_teacher: Path, label_config: PseudoLabelConfig, decode: Any
+    random_teacher: Path,
+    label_config: PseudoLabelConfig,
+    decode: Any,
+    noise: Callable[[int, int], Image.Image],
 ) -> None:
     """The predictor looks at a picture once; a teacher that cannot is asked prompt by prompt: both find the same."""
     teacher = open_teacher(str(random_teacher), "cpu", "float32")
@@ -83,7 +86,7 @@ def test_names_beyond_one_prompt_are_asked_in_several_and_found_as_detect_finds_
     chunks = teacher.divide(names)
     assert len(chunks) > 1
     assert [i for chunk in chunks for i in chunk] == list(range(len(names)))
-    image = Image.effect_noise((60, 40), 90).convert("RGB")
+    image = noise(60, 40)
     out = io.BytesIO()
     image.save(out, "PNG")
     config = replace(

@@ -137,9 +137,11 @@ def test_every_teacher_grounds_phrases_in_pixels_best_first(folder: Path) -> Non
     assert found[0].phrases == ("red hat", "dog")
 
 
-def test_neighbours_in_a_batch_change_nothing_but_rounding(folder: Path) -> None:
+def test_neighbours_in_a_batch_change_nothing_but_rounding(
+    folder: Path, noise: Callable[[int, int], Image.Image]
+) -> None:
     teacher = open_teacher(str(folder), "cpu")
-    image = Image.effect_noise((48, 48), 80).convert("RGB")
+    image = noise(48, 48)
     other = caption_prompt("a very long caption about a cat", [[(28, 31)]])
     (alone,) = teacher.ground([image], [PROMPT])
     together = teacher.ground([image, image], [PROMPT, other])[0]
@@ -147,27 +149,31 @@ def test_neighbours_in_a_batch_change_nothing_but_rounding(folder: Path) -> None
 
 
 @pytest.mark.parametrize("precision", ["auto", "bf16"])
-def test_teachers_compute_in_the_precision_that_is_asked_for(folder: Path, precision: Precision) -> None:
+def test_teachers_compute_in_the_precision_that_is_asked_for(
+    folder: Path, precision: Precision, noise: Callable[[int, int], Image.Image]
+) -> None:
     made: set[torch.dtype] = set()
 
     def note(module: torch.nn.Module, inputs: Any, output: Any) -> None:
         if isinstance(module, torch.nn.Linear):
             made.add(output.dtype)
 
-    image = Image.effect_noise((48, 48), 80).convert("RGB")
+    image = noise(48, 48)
     (exact,) = open_teacher(str(folder), "cpu", "float32").ground([image], [PROMPT])
     teacher = open_teacher(str(folder), "cpu", precision)
     with register_module_forward_hook(note):
         (found,) = teacher.ground([image], [PROMPT])
     assert (torch.bfloat16 in made) == (precision == "bf16")
     assert found.scores.dtype == found.boxes_xyxy.dtype == torch.float32
-    torch.testing.assert_close(found.scores[:5], exact.scores[:5], rtol=0, atol=0.05 if precision == "bf16" else 1e-6)
+    torch.testing.assert_close(found.scores[:5], exact.scores[:5], rtol=0, atol=0.1 if precision == "bf16" else 1e-6)
 
 
 @pytest.mark.parametrize("name", ["grounding_dino", "owlv2"])
-def test_boxes_are_those_of_the_library(name: str, request: pytest.FixtureRequest) -> None:
+def test_boxes_are_those_of_the_library(
+    name: str, request: pytest.FixtureRequest, noise: Callable[[int, int], Image.Image]
+) -> None:
     folder = request.getfixturevalue(name)
-    image = Image.effect_noise((64, 32), 80).convert("RGB")
+    image = noise(64, 32)
     (mine,) = open_teacher(str(folder), "cpu").ground([image], [PROMPT])
     if name == "owlv2":
         model, processor = Owlv2ForObjectDetection.from_pretrained(folder), Owlv2ImageProcessor.from_pretrained(folder)

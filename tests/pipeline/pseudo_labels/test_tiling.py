@@ -64,10 +64,12 @@ def test_small_things_are_found_in_pieces_and_large_ones_whole(
     assert label(200) == [LARGE]
 
 
-def test_a_model_finds_in_pieces_what_predict_finds_in_them(random_teacher: Path) -> None:
+def test_a_model_finds_in_pieces_what_predict_finds_in_them(
+    random_teacher: Path, noise: Callable[[int, int], Image.Image]
+) -> None:
     teacher = open_teacher(str(random_teacher), "cpu", "float32")
     assert isinstance(teacher, GLIPPredictor)
-    image = Image.effect_noise((150, 90), 80).convert("RGB")
+    image = noise(150, 90)
     names = ["cat", "dog"]
     (expected,) = teacher.predict(image, names, tile=80)
     tiled = TiledTeacher(prepared(teacher), 80, 3, teacher.model.config.nms_threshold)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +101,9 @@ def labels(tmp_path: Path) -> Path:
     return folder
 
 
-def test_a_model_comes_whole_with_code_and_a_card(hub: Any, model: Path, tmp_path: Path) -> None:
+def test_a_model_comes_whole_with_code_and_a_card(
+    hub: Any, model: Path, tmp_path: Path, noise: Callable[[int, int], Image.Image]
+) -> None:
     assert glip("push", model, "--repo", "someone/student") == 0
     pushed = hub.repositories["someone/student"]
     assert hub.kinds["someone/student"] == ("model", False)
@@ -110,7 +113,7 @@ def test_a_model_comes_whole_with_code_and_a_card(hub: Any, model: Path, tmp_pat
     arrived.mkdir()
     for name, content in pushed.items():
         (arrived / name).write_bytes(content)
-    picture = Image.effect_noise((96, 64), 90).convert("RGB")
+    picture = noise(96, 64)
     here, there = (GLIPPredictor.from_pretrained(each).predict(picture, ["cat"])[0] for each in (model, arrived))
     assert torch.equal(here.scores, there.scores)
 

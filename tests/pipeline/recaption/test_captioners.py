@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -42,10 +43,12 @@ def blip(tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.filterwarnings("ignore")
 def test_a_model_of_transformers_says_the_same_every_time_whatever_the_batch(
-    blip: Path, config: RecaptionConfig
+    blip: Path,
+    config: RecaptionConfig,
+    noise: Callable[[int, int], Image.Image],
 ) -> None:
     captioner = open_captioner(str(blip), config)
-    pictures = [Image.effect_noise((50, 40), 90).convert("RGB"), Image.new("RGB", (20, 60), "red")]
+    pictures = [noise(50, 40), Image.new("RGB", (20, 60), "red")]
     both = captioner.caption(pictures)
     assert both == [captioner.caption([picture])[0] for picture in pictures]
     assert all(isinstance(each, str | ImageError) for each in both)
