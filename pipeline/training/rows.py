@@ -219,7 +219,10 @@ def make_sources(
         if pseudo is None:
             raise TrainingError("the mixture gives pseudo-labels weight; pass --pseudo-labels FOLDER")
         weigh, part = weigher(config, calibration) if name == "pseudo" else None, part_of(name, weights)
-        prompter = _prompter_of(pseudo, config, count_tokens, config.ignore_unlocated, weigh, part)
+        share = config.phrase_prompts if config.pseudo_phrase_prompts is None else config.pseudo_phrase_prompts
+        prompter = _prompter_of(
+            pseudo, replace(config, phrase_prompts=share), count_tokens, config.ignore_unlocated, weigh, part
+        )
         sources[name] = Rows(pseudo, prompter, is_streamed, allowed)
     if weights.get("replay", 0) > 0:
         if replay is None:

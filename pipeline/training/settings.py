@@ -121,6 +121,7 @@ class SamplesConfig:
 
     ADDED: ClassVar[tuple[str, ...]] = (
         "augment",
+        "pseudo_phrase_prompts",
         "pack_human_captions",
         "group_by_orientation",
         "shuffle_window",
@@ -152,6 +153,8 @@ class SamplesConfig:
     """Probability that a caption stands alone."""
     phrase_prompts: Share
     """Probability that a caption row is shown as the list of its phrases, like a detection prompt."""
+    pseudo_phrase_prompts: Share | None
+    """The same of pseudo-labelled rows; null shows them as those of human data."""
     ignore_unlocated: bool
     """Leave the tokens of phrases without boxes in pseudo-labels out of the token loss."""
     pack_human_captions: bool

@@ -59,6 +59,7 @@ def samples_config() -> SamplesConfig:
         caption_negatives=2,
         caption_negatives_none=0.4,
         phrase_prompts=0.5,
+        pseudo_phrase_prompts=None,
         ignore_unlocated=True,
     )
 

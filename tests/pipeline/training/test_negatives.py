@@ -28,6 +28,7 @@ CONFIG: SamplesConfig = replace(
     caption_negatives=0,
     caption_negatives_none=0.0,
     phrase_prompts=0.0,
+    pseudo_phrase_prompts=None,
     ignore_unlocated=True,
 )
 

@@ -311,6 +311,17 @@ def test_pseudo_labels_ignore_what_they_did_not_locate_and_people_do_not(
     assert not believed["pseudo"].sample(0, rng()).ignored_phrases
 
 
+def test_pseudo_labels_alone_may_be_shown_as_phrases(
+    human: Path, samples_config: SamplesConfig, tokenizer: Any
+) -> None:
+    weights = {"grounding": 1.0, "pseudo": 1.0}
+    for share, shown in ((None, False), (1.0, True)):
+        config = replace(samples_config, phrase_prompts=0.0, pseudo_phrase_prompts=share, caption_negatives=0)
+        sources = make_sources(human, human / "grounding", weights, config, tokenizer)
+        assert sources["grounding"].sample(0, rng()).prompt.text.startswith("a picture of ")
+        assert sources["pseudo"].sample(0, rng()).prompt.text.startswith("a picture of ") != shown
+
+
 def test_captions_of_human_data_may_stand_alone(human: Path, samples_config: SamplesConfig, tokenizer: Any) -> None:
     config = replace(samples_config, phrase_prompts=0.0, caption_negatives_none=0.0)
     for pack, most in ((True, 2), (False, 1)):
