@@ -73,16 +73,18 @@ class GroundingCriterion:
         token_targets = token_targets[:-1].view_as(logits)
         weights = torch.where(real, torch.cat([target.weights() for target in targets])[rows], 0.0)
         quality = torch.where(real, centerness_of(matched_anchors, boxes), 0.0)
-        num_positives = _mean_over_ranks(weights.sum()).clamp(min=1.0)
-        quality_sum = _mean_over_ranks((weights * quality).sum())
+        trust = [target.boxes_xyxy.new_full((len(target.boxes_xyxy),), target.shape_weight) for target in targets]
+        shape_weights = weights * torch.cat(trust)[rows]
+        sums = torch.stack((weights.sum(), shape_weights.sum(), (shape_weights * quality).sum()))
+        num_positives, num_shapes, quality_sum = _mean_over_ranks(sums).unbind()
         deltas = torch.where(real[:, None], output.box_deltas.float().flatten(0, 1)[place], 0.0)
         predicted = decode_boxes(deltas, matched_anchors)
         # The published target passes through the codec as well.
         expected = decode_boxes(encode_boxes(boxes, matched_anchors), matched_anchors)
-        giou_loss = (weights * quality * (1 - generalised_iou(predicted, expected))).sum()
+        giou_loss = (shape_weights * quality * (1 - generalised_iou(predicted, expected))).sum()
         centerness = output.centerness.float().flatten()[place]
         entropy = F.binary_cross_entropy_with_logits(centerness, quality, reduction="none")
-        centerness_loss = (weights * torch.where(real, entropy, 0.0)).sum()
+        centerness_loss = (shape_weights * torch.where(real, entropy, 0.0)).sum()
         anchor_weights = None
         if any(target.box_weights is not None for target in targets):
             anchor_weights = logits.new_ones(len(matched) + 1)
@@ -92,9 +94,9 @@ class GroundingCriterion:
             logits, token_targets, token_mask, config.focal_alpha, config.focal_gamma, anchor_weights
         )
         return {
-            "loss_token": config.token_loss_weight * token_loss / num_positives,
+            "loss_token": config.token_loss_weight * token_loss / num_positives.clamp(min=1.0),
             "loss_box": config.box_loss_weight * giou_loss / quality_sum.clamp(min=1e-6),
-            "loss_centerness": config.centerness_loss_weight * centerness_loss / num_positives,
+            "loss_centerness": config.centerness_loss_weight * centerness_loss / num_shapes.clamp(min=1.0),
         }
 
 

@@ -37,12 +37,14 @@ class GroundingTarget:
     is unknown where they are, such as pseudo-labels below the threshold."""
     box_weights: Tensor | None = None
     """(N,) float32 in (0, 1], how much each box counts in the losses; None means 1, as for boxes that people drew."""
+    shape_weight: float = 1.0
+    """How much the boxes count in the losses of shape and centerness besides; 0 where only their place is trusted."""
 
     def map(self, change: Callable[[Tensor], Tensor]) -> GroundingTarget:
         """Change every tensor."""
         mask = None if self.token_mask is None else change(self.token_mask)
         weights = None if self.box_weights is None else change(self.box_weights)
-        return GroundingTarget(change(self.boxes_xyxy), change(self.positive_map), mask, weights)
+        return GroundingTarget(change(self.boxes_xyxy), change(self.positive_map), mask, weights, self.shape_weight)
 
     def weights(self) -> Tensor:
         """Return (N,) float32, how much each box counts in the losses."""

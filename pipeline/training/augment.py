@@ -81,4 +81,4 @@ def build_target(sample: Sample, boxes: torch.Tensor, tokenized: TokenizedPrompt
         # A token that names a box teaches, even inside a longer phrase of which nobody knows where it is.
         token_mask = ~tokenized.positive_map[list(sample.ignored_phrases)].any(0) | positive_map.any(0)
     weights = None if sample.box_weights is None else torch.tensor(sample.box_weights, dtype=torch.float32)
-    return GroundingTarget(boxes, positive_map, token_mask, weights)
+    return GroundingTarget(boxes, positive_map, token_mask, weights, sample.shape_weight)

@@ -45,6 +45,8 @@ class Sample:
     """Phrases of which it is unknown where they are; their tokens take no part in the token loss."""
     box_weights: tuple[float, ...] | None = None
     """Per box how much it counts in the losses, 0 to 1; None means 1."""
+    shape_weight: float = 1.0
+    """How much the boxes count in the losses of shape and centerness besides."""
     beside: tuple[tuple[ImageRef, int], ...] = ()
     """Pictures shown beside ``image``, each with how many of the boxes are its own: the last ones, in order."""
 
@@ -84,6 +86,7 @@ class DetectionPrompter:
         weigh: how much a box of a score counts in the losses, see ``weights.py``; None lets all count alike.
         others: names of other data that join the prompts.
         part: of the rows, see ``belongs``.
+        shape_weight: see ``GroundingTarget``.
     """
 
     columns = DETECTION_SCHEMA.names
@@ -95,9 +98,10 @@ class DetectionPrompter:
         weigh: Callable[[float], float] | None = None,
         others: OtherNames = NO_OTHER_NAMES,
         part: bool | None = None,
+        shape_weight: float = 1.0,
     ) -> None:
         self._config, self._count_tokens, self._weigh = config, count_tokens, weigh
-        self._others, self._part = others, part
+        self._others, self._part, self._shape_weight = others, part, shape_weight
         self._vocabularies: dict[Place, dict[int, str]] = {}
 
     def shown(self, table: pa.Table) -> tuple[pa.Table, NDArray[np.int64]]:
@@ -151,6 +155,7 @@ class DetectionPrompter:
             box_phrases=tuple((place[item.category_id],) for item in boxes),
             ignored_phrases=tuple(at for at, i in enumerate(order) if i >= own and self._others.are_unknown),
             box_weights=_weights(self._weigh, (item.score for item in boxes)),
+            shape_weight=self._shape_weight,
             beside=tuple((record.image, len(each)) for record, each in zip(records[1:], kept[1:], strict=True)),
         )
 
@@ -199,6 +204,7 @@ class GroundingPrompter:
         ignore_unlocated: phrases without boxes take no part in the token loss.
         weigh: how much a box of a score counts in the losses, see ``weights.py``; None lets all count alike.
         part: of the rows, see ``belongs``.
+        shape_weight: see ``GroundingTarget``.
     """
 
     columns = GROUNDING_SCHEMA.names
@@ -210,9 +216,10 @@ class GroundingPrompter:
         ignore_unlocated: bool,
         weigh: Callable[[float], float] | None = None,
         part: bool | None = None,
+        shape_weight: float = 1.0,
     ) -> None:
         self._config, self._count_tokens, self._ignore_unlocated = config, count_tokens, ignore_unlocated
-        self._weigh, self._part = weigh, part
+        self._weigh, self._part, self._shape_weight = weigh, part, shape_weight
 
     def shown(self, table: pa.Table) -> tuple[pa.Table, NDArray[np.int64]]:
         """Return the rows that were not rejected and have a box, and the place of every row among them, or -1."""
@@ -262,6 +269,7 @@ class GroundingPrompter:
             box_phrases=tuple(tuple(named) for named in boxes.values()),
             ignored_phrases=unlocated if self._ignore_unlocated else (),
             box_weights=_weights(self._weigh, scores.values()),
+            shape_weight=self._shape_weight,
         )
 
     def _as_phrases(self, record: GroundingRecord, context: Captions, rng: np.random.Generator) -> Sample:
@@ -282,6 +290,7 @@ class GroundingPrompter:
             boxes=tuple(box.xyxy for box, _ in found),
             box_phrases=tuple(phrases for _, phrases in found),
             box_weights=_weights(self._weigh, (box.score for box, _ in found)),
+            shape_weight=self._shape_weight,
         )
 
     def _foreign_captions(self, record: GroundingRecord, context: Captions, rng: np.random.Generator) -> list[str]:

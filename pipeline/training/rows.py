@@ -218,10 +218,17 @@ def make_sources(
             continue
         if pseudo is None:
             raise TrainingError("the mixture gives pseudo-labels weight; pass --pseudo-labels FOLDER")
-        weigh, part = weigher(config, calibration) if name == "pseudo" else None, part_of(name, weights)
+        weigh, shape_weight = None, 1.0
+        if name == "pseudo":
+            weigh, shape_weight = weigher(config, calibration), config.pseudo_shape_weight
         share = config.phrase_prompts if config.pseudo_phrase_prompts is None else config.pseudo_phrase_prompts
         prompter = _prompter_of(
-            pseudo, replace(config, phrase_prompts=share), count_tokens, config.ignore_unlocated, weigh, part
+            pseudo,
+            replace(config, phrase_prompts=share),
+            count_tokens,
+            weigh=weigh,
+            part=part_of(name, weights),
+            shape_weight=shape_weight,
         )
         sources[name] = Rows(pseudo, prompter, is_streamed, allowed)
     if weights.get("replay", 0) > 0:
@@ -229,7 +236,7 @@ def make_sources(
             raise TrainingError("the mixture gives replay weight; pass --replay FOLDER")
         # As for pre-training, whatever the tuned data is shown with: its vocabulary is one of many names.
         sampled = replace(config, detection_prompts="sampled")
-        prompter = _prompter_of(replay, sampled, count_tokens, config.ignore_unlocated)
+        prompter = _prompter_of(replay, sampled, count_tokens)
         sources["replay"] = Rows(replay, prompter, is_streamed, allowed)
     return sources
 
@@ -238,11 +245,11 @@ def _prompter_of(
     folder: Place,
     config: SamplesConfig,
     count_tokens: TokenCounter,
-    ignore_unlocated: bool,
     weigh: Callable[[float], float] | None = None,
     part: bool | None = None,
+    shape_weight: float = 1.0,
 ) -> Prompter:
     """Return what shows the rows of a folder: boxes of names, of which what has no box is not there, or of phrases."""
     if holds_detections(list_shards(folder)[0]):
-        return DetectionPrompter(config, count_tokens, weigh, part=part)
-    return GroundingPrompter(config, count_tokens, ignore_unlocated, weigh, part)
+        return DetectionPrompter(config, count_tokens, weigh, part=part, shape_weight=shape_weight)
+    return GroundingPrompter(config, count_tokens, config.ignore_unlocated, weigh, part, shape_weight)

@@ -127,6 +127,7 @@ class SamplesConfig:
         "shuffle_window",
         "shuffle_lanes",
         "pseudo_weight",
+        "pseudo_shape_weight",
     )
 
     short_sides: tuple[Count, ...] | None
@@ -172,6 +173,9 @@ class SamplesConfig:
     """How much a pseudo-labelled box counts in the losses: ``one`` as much as a human one; ``score`` its score;
     ``precision`` how often boxes of its score were right where ``calibrate`` compared them with human ones. With the
     last two a lower ``pseudo_label.min_score`` makes soft labels of a hard threshold."""
+    pseudo_shape_weight: Share
+    """How much a pseudo-labelled box counts in the losses of shape and centerness besides. 0 learns from people alone
+    where objects end, and from pseudo-labels what they are called, as in Unbiased Teacher (Liu et al., ICLR 2021)."""
 
     def __post_init__(self) -> None:
         """Check what depends on another setting."""

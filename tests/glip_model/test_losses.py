@@ -237,6 +237,20 @@ def test_centerness_is_one_in_the_middle_and_falls_to_the_sides() -> None:
     assert centerness_of(anchors, boxes).tolist() == pytest.approx([1.0, math.sqrt(5 / 15), 0.0, 0.0])
 
 
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_boxes_whose_shape_counts_less_count_less_in_the_losses_of_shape_alone(share: float) -> None:
+    sure, doubted = make_target(0, 2), replace(make_target(9, 3), shape_weight=share)
+    criterion, output = GroundingCriterion(CONFIG), make_output(2)
+    plain = criterion(output, make_batch([sure, replace(doubted, shape_weight=1.0)]))
+    found = criterion(output, make_batch([sure, doubted]))
+    assert found["loss_token"] == plain["loss_token"]
+    # Without the other's weights: as if every box of the second picture had this weight in all losses.
+    weighed = criterion(output, make_batch([sure, replace(make_target(9, 3), box_weights=torch.full((3,), share))]))
+    assert found["loss_box"].item() == pytest.approx(weighed["loss_box"].item(), rel=1e-6)
+    assert found["loss_centerness"].item() == pytest.approx(weighed["loss_centerness"].item(), rel=1e-6)
+    assert found["loss_box"] != plain["loss_box"]
+
+
 class TwoRanks:
     """Stands for torch.distributed with two ranks of which one is played: the other's numbers are known."""
 
@@ -271,9 +285,8 @@ def test_ranks_together_compute_the_loss_of_the_whole_batch(monkeypatch: Any) ->
         found = GroundingCriterion(CONFIG)(rows_of(output, parts[rank]), make_batch(targets[parts[rank]]))
         return found, ranks.seen
 
-    nothing = [torch.zeros(()), torch.zeros(())]
-    own = [run(rank, nothing)[1] for rank in range(2)]
-    assert own[0][0] != own[1][0]  # the ranks differ in what they saw
+    own = [run(rank, [torch.zeros(())])[1] for rank in range(2)]
+    assert not own[0][0].equal(own[1][0])  # the ranks differ in what they saw
     found = [run(rank, own[1 - rank])[0] for rank in range(2)]
     for name, loss in whole.items():
         assert ((found[0][name] + found[1][name]) / 2).item() == pytest.approx(loss.item(), rel=1e-5)

@@ -91,7 +91,9 @@ def test_samples_are_the_published_ones(name: str) -> None:
     assert (samples.max_prompt_tokens, samples.max_negatives, samples.full_negatives) == (256, 85, 0.5)
     assert (samples.caption_negatives, samples.caption_negatives_none) == (19, 0.4)
     assert not samples.pack_human_captions
-    assert samples.phrase_prompts == 0 and samples.pseudo_phrase_prompts is None
+    assert samples.phrase_prompts == 0
+    assert samples.pseudo_phrase_prompts is None
+    assert samples.pseudo_shape_weight == 1
     assert (optim.schedule, optim.decay_at, optim.max_grad_norm) == ("steps", (0.67, 0.89), 1.0)
     assert (optim.warmup_steps, optim.warmup_from) == (2000, 0.001)
     assert (optim.ema_decay, optim.saved_weights) == (0.0 if name == "glip_l" else 0.999, "raw")
