@@ -24,6 +24,7 @@ from pipeline.cli import add_params, run_if_program, run_module
 from pipeline.errors import ConfigError, MissingInputError
 
 if TYPE_CHECKING:
+    from pipeline.phrases.settings import PhrasesConfig
     from pipeline.prepare.settings import PrepareConfig
     from pipeline.pseudo_labels.settings import PseudoLabelConfig
 
@@ -61,6 +62,7 @@ class Ablation:
     teacher: str
     labelling: PseudoLabelConfig
     prepare: PrepareConfig
+    phrases: PhrasesConfig
     settings: str
     """All settings, as YAML."""
     needs_calibration: bool
@@ -130,6 +132,7 @@ def _read(path: Path) -> Ablation:
         teacher=each.teacher,
         labelling=of_round(settings.pseudo_label, settings.rounds, name),
         prepare=settings.prepare,
+        phrases=settings.phrases,
         settings=to_yaml(settings),
         needs_calibration=settings.train.samples.pseudo_weight == "precision",
         learns_from_labels=settings.train.runs[name].learns_from_labels,
@@ -152,18 +155,21 @@ def _measure(ablation: Ablation, args: argparse.Namespace) -> dict[str, Any]:
 
 def _stages(ablation: Ablation, args: argparse.Namespace, teacher: Path, out: Path) -> Iterator[list[object]]:
     """Yield the commands of a round's stages, but for what the run has made with the same settings."""
-    data, of_round = args.data, ["--round", ablation.round]
-    if not _has_same_records(ablation, args.params):
-        data = out
-        yield ["stages.prepare", "--out", data / "records", "--metrics", out / "prepare.json"]
-        made = ["--out", data / "phrases", "--metrics", out / "phrases.json", "--curve", out / "phrase_frequency.csv"]
-        yield ["stages.phrases", "--records", data / "records/web", *made]
-    records = data / "records"
+    of_round = ["--round", ablation.round]
+    records, phrases = args.data / "records", args.data / "phrases"
+    if not _has_same(ablation, args.params, "prepare"):
+        records = out / "records"
+        yield ["stages.prepare", "--out", records, "--metrics", out / "prepare.json"]
+    if not _has_same(ablation, args.params, "prepare", "phrases"):
+        phrases = out / "phrases"
+        pairs = ["--records", records / "web", "--human", records / "human"]
+        made = ["--out", phrases, "--metrics", out / "phrases.json", "--curve", out / "phrase_frequency.csv"]
+        yield ["stages.phrases", *pairs, *made]
     labels: list[object] = []
     if ablation.learns_from_labels:
         shards = _labels(ablation, args)
         if shards == out / "labels":
-            web = ["--records", records / "web", "--phrases", data / "phrases"]
+            web = ["--records", records / "web", "--phrases", phrases]
             made = ["--out", shards, "--metrics", out / "labels.json"]
             yield ["stages.pseudo_label", *web, "--teacher", teacher, *made, *of_round]
         labels = ["--pseudo-labels", shards]
@@ -192,17 +198,18 @@ def _labels(ablation: Ablation, args: argparse.Namespace) -> Path:
         theirs is not None
         and theirs.teacher == ablation.teacher
         and of_round(run.pseudo_label, run.rounds, ablation.round) == ablation.labelling
-        and _has_same_records(ablation, args.params)
+        and _has_same(ablation, args.params, "prepare", "phrases")
     )
     folder: Path = args.data / "pseudo_labels" / ablation.round if is_same else args.out / ablation.name / "labels"
     return folder
 
 
-def _has_same_records(ablation: Ablation, params: Path) -> bool:
-    """Tell whether the records of the run in this folder are those it asks for."""
+def _has_same(ablation: Ablation, params: Path, *sections: str) -> bool:
+    """Tell whether it has the settings of the run in this folder in these sections, and so may take what they made."""
     from pipeline.settings import load_all
 
-    return bool(load_all(params).prepare == ablation.prepare)
+    run = load_all(params)
+    return all(getattr(run, section) == getattr(ablation, section) for section in sections)
 
 
 def _row(ablation: Ablation, found: dict[str, Any], labels: Path) -> dict[str, Any]:

@@ -252,7 +252,8 @@ def _phrases(args: argparse.Namespace, records: Place, out: Place) -> Place:
     from pipeline.phrases.settings import PhrasesConfig
     from pipeline.settings import load
 
-    extract_phrases(load(args.params, PhrasesConfig), records, out)
+    every = {"max_per_phrase": 0, "skip_known": 0}  # whoever names pictures wants them all labelled
+    extract_phrases(replace(load(args.params, PhrasesConfig), **every), records, out)
     return out
 
 

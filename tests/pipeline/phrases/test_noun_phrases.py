@@ -33,6 +33,7 @@ CONFIG = PhrasesConfig(
     endpoint="",
     merge_repeats=True,
     max_per_phrase=0,
+    skip_known=0,
 )
 
 

@@ -107,6 +107,7 @@ def test_a_sample_is_labelled_to_know_the_rates(
         abstract_heads=(),
         merge_repeats=True,
         max_per_phrase=0,
+        skip_known=0,
     )
     rates = measure(web, fake_teacher, label_config, phrases, 10_000, sample=7, cores=2, roots=[])
     assert rates.boxes_per_pair == 1.0

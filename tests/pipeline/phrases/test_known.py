@@ -1,0 +1,82 @@
+"""Words that human data teaches, and the pairs that say no others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import MissingInputError
+from pipeline.phrases.balance import Choice
+from pipeline.phrases.known import KNOWN, known_words, says_something_new
+from pipeline.store.records import (
+    Category,
+    DetectedObject,
+    DetectionRecord,
+    GroundingRecord,
+    Phrase,
+    PhrasesRecord,
+    ScoredBox,
+)
+from pipeline.store.shards import categories_to_metadata, shard_name, write_shard
+
+BOX = (10.0, 10.0, 20.0, 20.0)
+
+
+def pair(*texts: str) -> PhrasesRecord:
+    phrases = tuple(Phrase(text=text, char_spans=((0, 1),)) for text in texts)
+    return PhrasesRecord(key="k", caption=" ".join(texts), phrases=phrases)
+
+
+@pytest.fixture
+def human(
+    tmp_path: Path, make_detection: Callable[..., DetectionRecord], make_grounding: Callable[..., GroundingRecord]
+) -> Path:
+    """Write boxes of three trucks and a traffic light, of two red foxes, and a phrase that nobody found."""
+    trucks = [DetectedObject(xyxy=BOX, category_id=number) for number in (5, 5, 9)]
+    categories = [Category(id=5, name="Truck"), Category(id=9, name="traffic light"), Category(id=2, name="boat")]
+    rows = [make_detection(0, *trucks), make_detection(1, trucks[0])]
+    write_shard(tmp_path / "detection" / shard_name(0), rows, DetectionRecord, categories_to_metadata(categories))
+    boxes = tuple(ScoredBox(xyxy=BOX, score=1.0) for _ in range(2))
+    caption = "two red foxes and a comet"
+    phrases = (
+        Phrase(text="red foxes", char_spans=((4, 13),), boxes=boxes),
+        Phrase(text="comet", char_spans=((20, 25),)),
+    )
+    write_shard(tmp_path / "grounding" / shard_name(0), [make_grounding(2, caption, *phrases)], GroundingRecord)
+    return tmp_path
+
+
+def test_words_are_known_from_as_many_boxes(human: Path) -> None:
+    assert {"truck", "traffic", "light", "red", "fox"} <= known_words(human, 1)
+    assert not {"boat", "comet"} & known_words(human, 1)  # a category without boxes, a phrase without one
+    assert {"truck", "red", "fox"} <= known_words(human, 2)
+    assert "light" not in known_words(human, 2)
+    assert known_words(human, 3) == {"truck"}
+
+
+def test_one_kind_of_records_is_enough_and_none_is_an_error(human: Path) -> None:
+    (human / "detection" / shard_name(0)).unlink()
+    (human / "detection").rmdir()
+    assert "fox" in known_words(human, 1)
+    with pytest.raises(MissingInputError):
+        known_words(human / "nowhere", 1)
+
+
+@pytest.mark.parametrize(
+    ("texts", "is_new"),
+    [
+        (["truck"], False),
+        (["red trucks", "a fox"], True),  # "a" names no box
+        (["Red Trucks", "FOXES"], False),
+        (["fire truck"], True),
+        (["truck", "comet"], True),
+        ([], False),
+    ],
+)
+def test_a_pair_says_something_new_with_one_word_that_is_not_known(human: Path, texts: list[str], is_new: bool) -> None:
+    known = known_words(human, 1)
+    assert says_something_new(pair(*texts), known) == is_new
+    assert Choice(known=known).reject_reason(pair(*texts)) == (KNOWN if texts and not is_new else None)
+    assert Choice().reject_reason(pair(*texts)) is None
