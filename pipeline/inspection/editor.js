@@ -65,6 +65,9 @@ function draw() {
   drawGrips();
   byId("sentence").replaceChildren(caption(current, phrases));
   byId("chips").replaceChildren(...phrases.map(chip));
+  const box = chosenBox(), found = box ? foundBy(current, phrases[chosen.phrase], box, true) : "";
+  byId("found").textContent = found;
+  byId("found").hidden = !found;
 }
 
 function drawGrips() {
