@@ -47,8 +47,8 @@ function kept(phrase) {
 function foundBy(pair, phrase, box, names = false) {
   const [teachers, agreement, pass] = (!pair.judged && pair.found.get(placeOf(phrase, box))) || [];
   const has = (value) => value !== null && value !== undefined;
-  return [names && teachers?.length ? `by ${teachers.join(", ")}` : "", has(agreement) ? `${Math.round(100 * agreement)} % agree` : "",
-    has(pass) ? `pass ${pass}` : ""].filter(Boolean).join(", ");
+  return [has(agreement) ? `${Math.round(100 * agreement)} % agree` : "", has(pass) ? `pass ${pass}` : "",
+    names && teachers?.length ? `by ${teachers.join(", ")}` : ""].filter(Boolean).join(", ");
 }
 
 function matches(pair) {

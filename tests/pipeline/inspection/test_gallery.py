@@ -368,10 +368,10 @@ def test_boxes_say_how_many_teachers_agree_and_in_which_pass(write: Any, visit: 
         "cat 0.40",
     ]
     card.click()
-    expect(page.locator("#found")).to_be_hidden()
+    expect(page.locator("#at")).to_have_text("1 of 1")
     page.locator("#canvas").press("Tab")
-    expect(page.locator("#found")).to_have_text("by <b>one</b>, two, 67 % agree, pass 1")
+    expect(page.locator("#at")).to_have_text("1 of 1 · 67 % agree, pass 1, by <b>one</b>, two")
     page.locator("#canvas").press("ArrowRight")  # whoever moves a box answers for it
-    expect(page.locator("#found")).to_be_hidden()
+    expect(page.locator("#at")).to_have_text("1 of 1")
     page.locator("#canvas").press("z")
-    expect(page.locator("#found")).to_have_text("by <b>one</b>, two, 67 % agree, pass 1")
+    expect(page.locator("#at")).to_have_text("1 of 1 · 67 % agree, pass 1, by <b>one</b>, two")
