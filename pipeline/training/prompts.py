@@ -97,7 +97,7 @@ class DetectionPrompter:
         part: bool | None = None,
     ) -> None:
         self._config, self._count_tokens, self._weigh = config, count_tokens, weigh
-        self._others, self._part = others, part
+        self._others, self.part = others, part
         self._vocabularies: dict[Place, dict[int, str]] = {}
 
     def shown(self, table: pa.Table) -> tuple[pa.Table, NDArray[np.int64]]:
@@ -105,7 +105,7 @@ class DetectionPrompter:
 
         Those that a teacher could not look at have the place -1.
         """
-        usable = looked_at(table) & belongs(table, self._part)
+        usable = looked_at(table) & belongs(table, self.part)
         return table.filter(pa.array(usable)), np.where(usable, np.cumsum(usable) - 1, -1)
 
     def contexts(self, tables: Sequence[tuple[Place, pa.Table]]) -> Sequence[Mapping[int, str]]:
@@ -212,11 +212,11 @@ class GroundingPrompter:
         part: bool | None = None,
     ) -> None:
         self._config, self._count_tokens, self._ignore_unlocated = config, count_tokens, ignore_unlocated
-        self._weigh, self._part = weigh, part
+        self._weigh, self.part = weigh, part
 
     def shown(self, table: pa.Table) -> tuple[pa.Table, NDArray[np.int64]]:
         """Return the rows that were not rejected and have a box, and the place of every row among them, or -1."""
-        usable = usable_rows(table) & belongs(table, self._part)
+        usable = usable_rows(table) & belongs(table, self.part)
         return table.filter(pa.array(usable)), np.where(usable, np.cumsum(usable) - 1, -1)
 
     def contexts(self, tables: Sequence[tuple[Place, pa.Table]]) -> Sequence[Captions]:
