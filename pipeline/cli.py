@@ -212,15 +212,15 @@ def add_tile_and_fps(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--fps", type=positive, default=1.0, help="frames of a second of video (default: %(default)s)")
 
 
-def add_teachers(parser: argparse.ArgumentParser) -> None:
-    """Declare ``--teacher`` of commands that label; it may be repeated."""
+def add_teachers(parser: argparse.ArgumentParser, default: str | None = None) -> None:
+    """Declare ``--teacher`` of commands that label; it may be repeated. With a default it may be left out, as None."""
     parser.add_argument(
         "--teacher",
-        required=True,
+        required=default is None,
         action="append",
         metavar="MODEL",
         help="folder, URL, hub id, endpoint.yaml or module:function; of several (--teacher A --teacher B) boxes are "
-        "merged, and say who found them",
+        "merged, and say who found them" + (f" (default: {default})" if default else ""),
     )
 
 

@@ -1,7 +1,7 @@
 """Download the pictures of lists of URLs into tar shards, as img2dataset lays them out.
 
 Every URL ends as a picture or a reason. Hosts are asked politely: few requests at a time, pauses where they want them.
-Sites that opt out (X-Robots-Tag: noai, noimageai) are left alone, and so are addresses that are not public.
+Sites that opt out (robots.txt, X-Robots-Tag: noai, noimageai) are left alone, and so are addresses that are not public.
 Interrupted, it keeps its finished shards; run again, it makes only what is missing.
 
 glip download --out data/downloads --metrics metrics/download.json     what download.lists of params.yaml names

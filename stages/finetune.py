@@ -5,8 +5,8 @@
     glip predict photo.jpg --text "what you labelled." --model models/mine
 
 --data is a folder of pictures with boxes, in COCO's format as Roboflow, CVAT, Label Studio and COCO's authors have it,
-in Pascal VOC's, in Ultralytics' (data.yaml), or as glip label writes them; pipeline/prepare/readers/README.md has the
-names that are known. --dry-run says what is found.
+in Pascal VOC's, in YOLO's (data.yaml, obj.data, classes.txt), or as glip label writes them;
+pipeline/prepare/readers/README.md has the names that are known. --dry-run says what is found.
 
 What is judged: --val, or a part to judge by (valid/, instances_val*.json, ImageSets/Main/val.txt). Where there is
 neither, 15 % of the pictures with boxes are held out; those that look alike stay on one side. As many again, where

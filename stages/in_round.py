@@ -46,7 +46,9 @@ def run(args: argparse.Namespace) -> str | None:
     stage: Any = importlib.import_module(f"stages.{args.stage}")
     parser = argparse.ArgumentParser(prog=f"stages.{args.stage}", description=stage.__doc__)
     stage.add_arguments(parser)
-    inner = parser.parse_args([*args.arguments, "--params", str(args.params)])
+    inner = parser.parse_args(args.arguments)
+    if hasattr(inner, "params"):
+        inner.params = args.params
     outputs = [to_place(given) for name in OUTPUTS if (given := getattr(inner, name, None))]
     reason = None if rounds[args.round].always else _reason_to_skip(to_place(args.after))
     if reason is None:

@@ -252,8 +252,9 @@ def _phrases(args: argparse.Namespace, records: Place, out: Place) -> Place:
     from pipeline.phrases.settings import PhrasesConfig
     from pipeline.settings import load
 
-    every = {"max_per_phrase": 0, "skip_known": 0}  # whoever names pictures wants them all labelled
-    extract_phrases(replace(load(args.params, PhrasesConfig), **every), records, out)
+    # Whoever names pictures wants them all labelled.
+    config = replace(load(args.params, PhrasesConfig), max_per_phrase=0, skip_known=0)
+    extract_phrases(config, records, out)
     return out
 
 

@@ -6,6 +6,7 @@ work; or name a speed. The whole is then played through for several numbers of G
 glip plan                                             measure, for the input of params.yaml and dvc.yaml
 glip plan --pairs 24e6 --gpus 64 256 --price 2.5      the same pictures, as if there were 24 million
 glip plan --images-per-s 40 --interrupted-every 6     a speed that is known, on spot machines
+glip plan --teacher A --teacher B                     each of them looks at every picture
 glip plan --rounds 3                                  three rounds of self-training: each labels all pairs anew
 
 What comes before labelling is planned by the metrics of a sample, of this machine or one like those to come:
@@ -23,7 +24,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.cli import add_params, at_least, run_if_program
+from pipeline.cli import add_params, add_teachers, at_least, run_if_program
 from pipeline.errors import ConfigError
 from pipeline.plain_json import to_json
 
@@ -31,15 +32,21 @@ if TYPE_CHECKING:
     from pipeline.pseudo_labels.planning import Rates, Workload
 
 
+TEACHER = "models/teacher"
+"""Where none is named."""
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of this command."""
     parser.add_argument("--records", default="data/records/web", help="shards of web pairs (default: %(default)s)")
-    parser.add_argument("--teacher", default="models/teacher", help="see pseudo_label (default: %(default)s)")
+    add_teachers(parser, TEACHER)
     parser.add_argument("--pairs", type=float, help="plan for so many pairs like these, for example 24e6")
     parser.add_argument("--rows-per-shard", type=int, help="with --pairs: in shards of so many rows")
     parser.add_argument("--gpus", type=int, nargs="+", default=[1, 8, 64, 256, 512], help="(default: %(default)s)")
     parser.add_argument("--price", type=float, help="of one GPU-hour, in any currency")
-    parser.add_argument("--images-per-s", type=float, help="of one GPU; nothing is measured then")
+    parser.add_argument(
+        "--images-per-s", type=float, nargs="+", help="of one GPU, of each teacher or of all alike; nothing is measured"
+    )
     parser.add_argument("--sample", type=int, default=256, help="rows to measure by (default: %(default)s)")
     parser.add_argument("--interrupted-every", type=float, metavar="HOURS", help="how long a spot machine lasts")
     parser.add_argument("--restart", type=float, default=300, metavar="S", help="until it is replaced (default: 300)")
@@ -61,20 +68,42 @@ def run(args: argparse.Namespace) -> None:
     if args.download or args.curate:
         print(_of_collection(args))
         return
-    from pipeline.pseudo_labels.plan_text import describe_plan, format_plan
-    from pipeline.pseudo_labels.planning import Interruptions, Rates, simulate, survey
-    from pipeline.store.endpoint import is_endpoint
+    from pipeline.pseudo_labels.ensemble import short_names
+    from pipeline.pseudo_labels.plan_text import describe_endpoint, describe_plan, format_endpoints, format_plan
+    from pipeline.pseudo_labels.planning import Interruptions, simulate, survey
+    from pipeline.store.endpoint import Endpoint, is_endpoint
     from pipeline.store.storage import to_place
 
     workload = _scaled(survey(to_place(args.records)), args)
-    if is_endpoint(args.teacher):
-        print(_of_endpoint(args, workload))
+    teachers = args.teacher or [TEACHER]
+    models = [name for name in teachers if not is_endpoint(name)]
+    endpoints = [Endpoint.read(Path(name)) for name in teachers if is_endpoint(name)]
+    asked = [describe_endpoint(endpoint, workload.pairs * args.rounds) for endpoint in endpoints]
+    names = short_names(teachers)
+    if not models:
+        plan = {"input": dataclasses.asdict(workload), "teachers": names, "endpoints": asked}
+        print(to_json(plan, indent=2) if args.json else format_endpoints(workload, asked))
         return
-    rates = Rates(args.images_per_s) if args.images_per_s else _measure(args)
+    rates = _given(args.images_per_s, len(models)) if args.images_per_s else _measure(args, models)
+    rates = rates.beside([endpoint.requests_per_minute / 60 for endpoint in endpoints])
     spot = Interruptions(args.interrupted_every, args.restart) if args.interrupted_every else None
     outcomes = [simulate(workload, rates, gpus, spot).times(args.rounds) for gpus in args.gpus]
-    plan = describe_plan(workload, rates, outcomes, None if args.images_per_s else _device(), args.price, args.rounds)
-    print(to_json(plan, indent=2) if args.json else format_plan(plan, args.sample, spot))
+    device = None if args.images_per_s else _device()
+    plan = describe_plan(workload, rates, outcomes, device, args.price, args.rounds, names) | {"endpoints": asked}
+    text = format_plan(plan, args.sample, spot) + (f"\n\n{format_endpoints(workload, asked)}" if asked else "")
+    print(to_json(plan, indent=2) if args.json else text)
+
+
+def _given(speeds: list[float], num_teachers: int) -> Rates:
+    """Return the rates of teachers whose speeds are known, by one number for all or one for each."""
+    from pipeline.pseudo_labels.planning import Rates, one_after_another
+
+    if len(speeds) not in (1, num_teachers):
+        raise ConfigError(
+            f"--images-per-s has {len(speeds)} numbers for {num_teachers} teachers; expected one for all, or one for "
+            "each that is no endpoint"
+        )
+    return Rates(one_after_another(speeds * num_teachers if len(speeds) == 1 else speeds))
 
 
 def _of_collection(args: argparse.Namespace) -> str:
@@ -98,28 +127,6 @@ def _of_collection(args: argparse.Namespace) -> str:
     return to_json(plans, indent=2) if args.json else "\n".join(texts)
 
 
-def _of_endpoint(args: argparse.Namespace, workload: Workload) -> str:
-    """Say what asking an endpoint will take; it is not asked for that."""
-    from pipeline.store.endpoint import Endpoint
-
-    endpoint, requests = Endpoint.read(Path(args.teacher)), workload.pairs * args.rounds
-    hours = requests / endpoint.requests_per_minute / 60
-    plan = {
-        "requests": requests,
-        "wall_hours_of_one_process": hours,
-        "cost": requests * endpoint.price_per_request if endpoint.price_per_request else None,
-    }
-    if args.json:
-        return to_json(plan, indent=2)
-    cost = "price_per_request in its file says what they cost" if plan["cost"] is None else f"{plan['cost']:,.2f}"
-    return (
-        f"input     {workload.pairs:,} pairs in {workload.shards:,} shards\n"
-        f"endpoint  {endpoint.model}: {requests:,} requests, more where answers are unusable\n"
-        f"time      {hours:,.1f} h of one process at {endpoint.requests_per_minute:g} requests a minute\n"
-        f"cost      {cost}"
-    )
-
-
 def _scaled(found: Workload, args: argparse.Namespace) -> Workload:
     """Return as much as was asked for, of shards and pictures like those found."""
     if not found.pairs:
@@ -135,9 +142,9 @@ def _scaled(found: Workload, args: argparse.Namespace) -> Workload:
     )
 
 
-def _measure(args: argparse.Namespace) -> Rates:
+def _measure(args: argparse.Namespace, teachers: list[str]) -> Rates:
+    from pipeline.pseudo_labels.ensemble import open_teachers
     from pipeline.pseudo_labels.planning import measure
-    from pipeline.pseudo_labels.teachers import open_teacher
     from pipeline.settings import load_all
     from pipeline.store.filesystem import allowed_roots
     from pipeline.store.images import image_roots
@@ -147,7 +154,7 @@ def _measure(args: argparse.Namespace) -> Rates:
     place = to_place(args.records)
     return measure(
         place,
-        open_teacher(args.teacher, precision=settings.pseudo_label.precision),
+        open_teachers(teachers, settings.pseudo_label),
         settings.pseudo_label,
         settings.phrases,
         settings.prepare.max_image_pixels,

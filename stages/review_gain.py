@@ -29,6 +29,8 @@ RECIPES = Path(__file__).parents[1] / "pipeline/training/recipes"
 BASE = RECIPES / "ablations/base.yaml"
 """Settings of a student without reviewed rows."""
 ROUND = "round_1"
+COLUMNS = ("error_rate", "order", "reviewed", "rows", "precision_all", "precision_novel", "novel_ap", "base_ap")
+"""Of the table; the last two are those of students."""
 REPEATS = 3
 """How often a reviewed row is shown for each time that another one is: a fixed share would show few rows too often."""
 
@@ -63,7 +65,9 @@ def run(args: argparse.Namespace) -> str:
         for order in args.orders if count else ["none"]:
             logger.info("review_gain: %d reviewed, %s", count, order)
             rows.append(_measure(args, truth, count, order))
-    write_csv(args.table, [list(rows[0]), *(list(row.values()) for row in rows)], end="\n")
+    # Lines that are read come in another order than those that are made, and those of labels alone lack some.
+    columns = [name for name in COLUMNS if any(name in row for row in rows)]
+    write_csv(args.table, [columns, *([row.get(name, "") for name in columns] for row in rows)], end="\n")
     return f"review_gain: {len(rows)} students → {args.table}"
 
 

@@ -11,11 +11,13 @@ import io
 import random
 import ssl
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from functools import partial
+from typing import TypeVar
 
 import aiohttp
 from multidict import CIMultiDictProxy
@@ -23,6 +25,7 @@ from PIL import Image
 from yarl import URL
 
 from glip_model.images import ImageError, check_image
+from pipeline.download.robots import MAX_BYTES, Rules, RulesByHost
 from pipeline.download.settings import DownloadConfig
 from pipeline.store.web import PUBLIC_WEB, OutsideError, WebClient
 
@@ -30,6 +33,8 @@ REFUSED = "address_refused"
 """Reason of a URL, or a redirect, that leads to an address which is not public."""
 OPTED_OUT = "opted_out"
 """Reason of a picture whose server says that it is not for machines that learn."""
+ROBOTS = "robots_refused"
+"""Reason of a URL that robots.txt of its host forbids."""
 _PASSING_STATES = frozenset({429, 500, 502, 503, 504})
 """Answers that may be others when asked again."""
 PASSING = frozenset(
@@ -37,7 +42,17 @@ PASSING = frozenset(
 )
 """Reasons that may be gone another day."""
 REASONS = (
-    *("row_malformed", "url_malformed", REFUSED, OPTED_OUT, "redirects", "tls_failed", "too_large", "image_too_large"),
+    *(
+        "row_malformed",
+        "url_malformed",
+        REFUSED,
+        OPTED_OUT,
+        ROBOTS,
+        "redirects",
+        "tls_failed",
+        "too_large",
+        "image_too_large",
+    ),
     *("not_a_picture", "image_unreadable", "dns_failed", "connection_failed", "timeout", "broken_off", "host_down"),
 )
 """Why a URL is no picture, besides ``http_404`` and other states."""
@@ -48,8 +63,11 @@ SUFFIXES = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "g
 """Of the formats that are pictures; what else Pillow can open is none of the web's."""
 _ROBOTS_SETTINGS = ("unavailable_after", "max-snippet", "max-image-preview", "max-video-preview")
 """Words of ``X-Robots-Tag`` before a colon that name no robot."""
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _CHECKED_SIDE = 64
 _CHUNK_BYTES = 1 << 16
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +108,10 @@ class _Host:
         self.next_s = max(self.next_s, time.monotonic() + seconds)
 
 
+_Read = Callable[[aiohttp.ClientResponse, _Host], Awaitable[T]]
+"""Reads an answer that is no redirect."""
+
+
 class Fetcher:
     """Fetches the pictures of one worker.
 
@@ -107,6 +129,7 @@ class Fetcher:
         self._at_once = max(1, config.connections_per_host // workers)
         self._pause_s = config.host_pause_s * workers
         self._hosts: dict[str, _Host] = {}
+        self._rules = RulesByHost(lambda host: self._patiently(partial(self._rules_of, host)))
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[None]:
@@ -122,10 +145,14 @@ class Fetcher:
 
     async def fetch(self, url: str) -> Picture | str:
         """Return the picture of a URL, or one of ``REASONS``; inside of ``open``."""
+        return await self._patiently(partial(self._picture_of, url))
+
+    async def _patiently(self, ask: Callable[[], Awaitable[T]]) -> T | str:
+        """Return what is answered, asked again where that may help, or the reason why nothing is."""
         pause_s = FIRST_PAUSE_S
         for attempt in range(self._config.retries + 1):
             try:
-                return await self._follow(url)
+                return await ask()
             except _Failure as failure:
                 if not failure.may_pass or attempt == self._config.retries:
                     return failure.reason
@@ -133,23 +160,42 @@ class Fetcher:
             pause_s *= 2
         raise AssertionError
 
-    async def _follow(self, address: str) -> Picture:
+    async def _picture_of(self, address: str) -> Picture:
         """Ask for a URL, and for those that it redirects to."""
         try:
             url = URL(address)
         except ValueError as error:
             raise _Failure("url_malformed") from error
+        found = await self._follow(url, self._read, self._config.robots_txt)
+        return await asyncio.to_thread(self._look, *found)
+
+    async def _rules_of(self, host: URL) -> Rules:
+        """Ask a host for its robots.txt; what leads nowhere forbids nothing."""
+        try:
+            return await self._follow(host / "robots.txt", self._read_rules, False)
+        except _Failure as failure:
+            if failure.reason in ("redirects", "url_malformed"):
+                return Rules()
+            raise
+
+    async def _follow(self, url: URL, read: _Read[T], obeys_robots: bool) -> T:
         for _ in range(self._config.max_redirects + 1):
             if url.scheme not in ("http", "https") or not url.raw_host:
                 raise _Failure("url_malformed")
-            found = await self._ask(url)
+            if obeys_robots:
+                rules = await self._rules.of(url.origin())
+                if isinstance(rules, str):  # whatever its robots.txt says, it cannot be asked for its pictures either
+                    raise _Failure(rules, is_final=True)
+                if not rules.allow(url.raw_path_qs):
+                    raise _Failure(ROBOTS)
+            found = await self._ask(url, read)
             if not isinstance(found, URL):
-                return await asyncio.to_thread(self._look, *found)
+                return found
             url = found
         raise _Failure("redirects")
 
-    async def _ask(self, url: URL) -> URL | tuple[bytes, str]:
-        """Send one request when the host's turn has come; return where it redirects, or body and type."""
+    async def _ask(self, url: URL, read: _Read[T]) -> URL | T:
+        """Send one request when the host's turn has come; return where it redirects, or what is read."""
         name = url.raw_host or ""
         if name not in self._hosts:
             self._hosts[name] = _Host(asyncio.Semaphore(self._at_once), self._pause_s)
@@ -163,31 +209,46 @@ class Fetcher:
                     async with asyncio.timeout(self._config.timeout_s):
                         async with self._session.get(url, allow_redirects=False) as response:
                             host.failures = 0
-                            return await self._read(url, response, host)
+                            if response.status in _REDIRECTS and "Location" in response.headers:
+                                self._heed_header(response)
+                                return url.join(URL(response.headers["Location"]))
+                            return await read(response, host)
                 except (aiohttp.ClientError, OSError, ValueError) as error:
                     failure = _explain(error)
                     host.failures += failure.reason in ("dns_failed", "connection_failed", "timeout")
                     raise failure from error
 
-    async def _read(self, url: URL, response: aiohttp.ClientResponse, host: _Host) -> URL | tuple[bytes, str]:
-        if is_opted_out(response.headers, self._config.opt_out, self._config.user_agent):
-            raise _Failure(OPTED_OUT)
-        if response.status in (301, 302, 303, 307, 308) and "Location" in response.headers:
-            return url.join(URL(response.headers["Location"]))
-        if response.status != 200:
-            wait_s = retry_after(response.headers)
-            is_final = wait_s is not None and wait_s > self._config.max_wait_s
-            if wait_s is not None and response.status in _PASSING_STATES:
-                host.rest(min(wait_s, self._config.max_wait_s))
-            raise _Failure(f"http_{response.status}", is_final)
+    async def _read(self, response: aiohttp.ClientResponse, host: _Host) -> tuple[bytes, str]:
+        """Return body and type of a picture."""
+        self._heed_header(response)
+        self._expect_answer(response, host)
         if (response.content_length or 0) > self._max_bytes:
             raise _Failure("too_large")
-        data = bytearray()
-        async for chunk in response.content.iter_chunked(_CHUNK_BYTES):
-            data += chunk
-            if len(data) > self._max_bytes:  # whatever it said before
-                raise _Failure("too_large")
-        return bytes(data), response.headers.get("Content-Type", "")
+        data = await _first_bytes(response, self._max_bytes)
+        if len(data) > self._max_bytes:  # whatever it said before
+            raise _Failure("too_large")
+        return data, response.headers.get("Content-Type", "")
+
+    async def _read_rules(self, response: aiohttp.ClientResponse, host: _Host) -> Rules:
+        """Return the rules of a robots.txt; a host that has none forbids nothing."""
+        if 400 <= response.status < 500 and response.status not in _PASSING_STATES:
+            return Rules()
+        self._expect_answer(response, host)
+        return Rules.parse(await _first_bytes(response, MAX_BYTES), self._config.user_agent)
+
+    def _heed_header(self, response: aiohttp.ClientResponse) -> None:
+        if is_opted_out(response.headers, self._config.opt_out, self._config.user_agent):
+            raise _Failure(OPTED_OUT)
+
+    def _expect_answer(self, response: aiohttp.ClientResponse, host: _Host) -> None:
+        """Raise _Failure for a state other than 200; the host rests for as long as it wants."""
+        if response.status == 200:
+            return
+        wait_s = retry_after(response.headers)
+        is_final = wait_s is not None and wait_s > self._config.max_wait_s
+        if wait_s is not None and response.status in _PASSING_STATES:
+            host.rest(min(wait_s, self._config.max_wait_s))
+        raise _Failure(f"http_{response.status}", is_final)
 
     def _look(self, data: bytes, kind: str) -> Picture:
         """Make sure that a file is a picture."""
@@ -201,6 +262,16 @@ class Fetcher:
         if suffix is None:
             raise _Failure("not_a_picture")
         return Picture(data, suffix, height, width)
+
+
+async def _first_bytes(response: aiohttp.ClientResponse, most: int) -> bytes:
+    """Return a body, or more than so many bytes of it where it has more."""
+    data = bytearray()
+    async for chunk in response.content.iter_chunked(_CHUNK_BYTES):
+        data += chunk
+        if len(data) > most:
+            break
+    return bytes(data)
 
 
 def is_opted_out(headers: CIMultiDictProxy[str], words: Sequence[str], user_agent: str) -> bool:

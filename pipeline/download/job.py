@@ -153,7 +153,10 @@ def _plan(source: Source, config: DownloadConfig, folder: Place) -> Iterator[Sha
         depends_on = {
             "source": source.name,
             "rows": [list(asdict(row).values()) for row in chunk],
-            "rules": [config.max_mb, config.max_redirects, sorted(config.opt_out)],
+            "rules": [
+                *(config.max_mb, config.max_redirects, sorted(config.opt_out)),
+                *(["robots.txt", config.user_agent] if config.robots_txt else []),
+            ],
         }
         stamp = with_fingerprint(depends_on)[FINGERPRINT]
         provenance = {"source": source.name, "settings": source.description, FINGERPRINT: stamp}

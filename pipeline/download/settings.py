@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from pydantic import Field
 
@@ -13,6 +13,8 @@ from pipeline.settings import Amount, Count, Natural, section
 @section
 class DownloadConfig:
     """Section ``download``: pictures of lists of URLs, into tar shards."""
+
+    ADDED: ClassVar[tuple[str, ...]] = ("robots_txt",)
 
     lists: tuple[SourceEntry, ...]
     """What is downloaded: sources as in ``prepare.web`` whose pictures are URLs, such as ``{reader: url_list, …}``."""
@@ -34,6 +36,9 @@ class DownloadConfig:
     """Larger files are given up when that is known."""
     user_agent: Annotated[str, Field(pattern=r"^[\x20-\x7e]+$")]
     """What servers are told; say who you are and how to reach you."""
+    robots_txt: bool
+    """Leave alone what robots.txt of a host forbids to everybody or to ``user_agent``; it costs a request a host and
+    shard."""
     opt_out: tuple[str, ...]
     """Words of ``X-Robots-Tag`` by which a site keeps its pictures from machines that learn; they are obeyed."""
 

@@ -47,7 +47,8 @@ function fit() {
 
 function draw() {
   const place = shown.indexOf(current), by = current.judged ? `reviewed by ${current.judged.reviewer}` : current.openBy ? `${current.openBy} looks at it too` : "";
-  byId("at").textContent = [place < 0 ? "" : `${(place + 1).toLocaleString("en")} of ${shown.length.toLocaleString("en")}`, by].filter(Boolean).join(" · ");
+  const box = chosenBox(), found = box ? foundBy(current, phrases[chosen.phrase], box, true) : "";
+  byId("at").textContent = [place < 0 ? "" : `${(place + 1).toLocaleString("en")} of ${shown.length.toLocaleString("en")}`, by, found].filter(Boolean).join(" · ");
   fit();
   let image = canvas.querySelector("img");
   if (!image || image.dataset.key !== String(current.number)) {

@@ -26,6 +26,7 @@ _SCORES = f"""
     SELECT least({SCORE_BINS - 1}, floor(score * {SCORE_BINS}))::INTEGER AS bin, count(*)
     FROM (SELECT unnest(scores) AS score FROM said) WHERE score BETWEEN 0 AND 1 GROUP BY ALL
 """
+_LICENSES = "SELECT left(license, 200), count(*) FROM shards WHERE license <> '' GROUP BY ALL ORDER BY 2 DESC, 1"
 
 
 @dataclass
@@ -45,6 +46,10 @@ class Statistics:
     """Phrases with boxes, in lower case."""
     row_rejects: dict[str, int] = field(default_factory=dict)
     phrase_rejects: dict[str, int] = field(default_factory=dict)
+    licenses: dict[str, int] = field(default_factory=dict)
+    """Rows by the licence of their picture as its data set names it, the most frequent ones; cut to 200 characters."""
+    licensed: int = 0
+    """Rows whose data set names one; of the others nothing is known."""
     provenance: Mapping[str, Any] = field(default_factory=dict)
     """What all shards share of it; that of the first shard when there are several."""
     provenances: int = 0
@@ -63,7 +68,7 @@ def collect_statistics(place: Place, most_frequent: int = 20) -> Statistics:
 
     Args:
         place: of the shards.
-        most_frequent: phrases to name.
+        most_frequent: phrases and licences to name.
 
     Raises:
         MissingInputError: there are no shards.
@@ -95,6 +100,10 @@ def collect_statistics(place: Place, most_frequent: int = 20) -> Statistics:
             "GROUP BY ALL ORDER BY 2 DESC, 1 LIMIT ?"
         )
         total.most_frequent = dict(db.execute(frequent, [most_frequent]).fetchall())
+        if "license" in (name for name, *_ in db.execute("DESCRIBE shards").fetchall()):  # not in shards of before
+            counts = db.execute(_LICENSES).fetchall()
+            total.licenses = dict(counts[:most_frequent])
+            total.licensed = sum(count for _, count in counts)
     return total
 
 
@@ -116,11 +125,20 @@ def format_statistics(stats: Statistics, title: str) -> str:
     for name, rejects in (("rows", stats.row_rejects), ("phrases", stats.phrase_rejects)):
         if rejects:
             lines += ["", f"{name} without boxes, by reason", *_bars(rejects)]
+    if stats.licensed:
+        lines += ["", "rows by licence of their picture", *_bars(by_licence(stats))]
     if stats.defects:
         found = {kind: f"{stats.defects[kind]:>8,}  {what}" for kind, what in KINDS.items() if stats.defects[kind]}
         lines += ["", "BROKEN, and left out of pairs, pages and exports"]
         lines += [f"  {kind:<16}{text}" for kind, text in found.items()]
     return "\n".join(lines)
+
+
+def by_licence(stats: Statistics) -> dict[str, int]:
+    """Return how many rows have pictures of which licence: of named ones, of all others, and of unknown ones."""
+    others = stats.licensed - sum(stats.licenses.values())
+    counts = {**stats.licenses, "others": others, "unknown": stats.rows - stats.licensed}
+    return {name: count for name, count in counts.items() if count}
 
 
 def _shared_provenance(path: Place) -> dict[str, Any]:

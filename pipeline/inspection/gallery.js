@@ -10,9 +10,13 @@ const STATE = ["phrase", "score", "which", "order"], TOGGLES = ["boxes", "names"
 const main = byId("pairs");
 let shown = [], next = 0;
 
+// By this a box is known again until somebody moves it.
+function placeOf(phrase, box) { return `${box.slice(0, 4)} ${phrase.text}`; }
+
 pairs.forEach((pair, number) => {
   pair.number = number;
   pair.judged = null; // what was decided: {phrases, reviewer, isSaved}
+  pair.found = new Map(pair.phrases.flatMap((phrase) => (phrase.found || []).map((each, place) => [placeOf(phrase, phrase.boxes[place]), each])));
   pair.best = Math.max(-1, ...pair.phrases.flatMap((phrase) => phrase.boxes.map((box) => box[4])));
 });
 
@@ -37,6 +41,14 @@ const isAsked = (phrase) => phrase.text.toLowerCase().includes(searched());
 function kept(phrase) {
   const least = Number(byId("score").value);
   return phrase.boxes.filter((box) => box[4] >= least);
+}
+
+// Says of a machine's box how many of several teachers found it and in which pass; [teachers, agreement, pass] are given.
+function foundBy(pair, phrase, box, names = false) {
+  const [teachers, agreement, pass] = (!pair.judged && pair.found.get(placeOf(phrase, box))) || [];
+  const has = (value) => value !== null && value !== undefined;
+  return [has(agreement) ? `${Math.round(100 * agreement)} % agree` : "", has(pass) ? `pass ${pass}` : "",
+    names && teachers?.length ? `by ${teachers.join(", ")}` : ""].filter(Boolean).join(", ");
 }
 
 function matches(pair) {
@@ -116,9 +128,10 @@ function frame(pair, phrases) {
   return holder;
 }
 
-function said(phrase) {
+function said(pair, phrase) {
   const boxes = kept(phrase);
-  if (boxes.length) return boxes.map((box) => box[4].toFixed(2)).join(", ");
+  const withFound = (score, found) => (found ? `${score} (${found})` : score);
+  if (boxes.length) return boxes.map((box) => withFound(box[4].toFixed(2), foundBy(pair, phrase, box))).join(", ");
   return `– ${phrase.verdict === "absent" ? "not there" : phrase.reason || (phrase.boxes.length ? "below the score" : "no box")}`;
 }
 
@@ -129,7 +142,7 @@ function card(pair) {
   const words = element("div", undefined, "words");
   const list = element("ul");
   phrases.forEach((phrase, number) => {
-    const item = element("li", `${phrase.text} ${said(phrase)}`, kept(phrase).length ? "" : "without");
+    const item = element("li", `${phrase.text} ${said(pair, phrase)}`, kept(phrase).length ? "" : "without");
     item.style.setProperty("--mark", colourOf(number));
     item.addEventListener("pointerenter", () => light(made, (each) => each === number));
     item.addEventListener("pointerleave", () => lightSearched(made, phrases));

@@ -12,6 +12,7 @@ import base64
 import hashlib
 import io
 import json
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -28,7 +29,7 @@ from pipeline.inspection.row_identity import row_fingerprint
 from pipeline.inspection.search import Found
 from pipeline.store.atomic import replacing
 from pipeline.store.images import load_image
-from pipeline.store.records import GroundingRecord, ImageRef
+from pipeline.store.records import GroundingRecord, ImageRef, ScoredBox
 
 THUMBNAIL_SIDE = 320
 """Pixels; longer sides are shrunk."""
@@ -126,6 +127,7 @@ def describe_pair(record: GroundingRecord, image: str | None, reason: str | None
             "spans": phrase.char_spans,
             "reason": phrase.reject_reason,
             "boxes": [[*map(_shortest, box.xyxy), _shortest(box.score)] for box in phrase.boxes],
+            **_found_by(phrase.boxes),
         }
         for phrase in record.phrases
     ]
@@ -158,6 +160,19 @@ def _with_thumbnail(record: GroundingRecord, max_pixels: int, roots: Sequence[st
         if not record.reject_reason and record.image != ImageRef():
             defects["picture_unreadable"] += 1
     return describe_pair(record, picture, reason)
+
+
+def _found_by(boxes: Sequence[ScoredBox]) -> dict[str, Any]:
+    """Return per box its teachers, how many of them agree, and its pass; nothing where no box says any of these."""
+    found = [
+        (
+            box.teachers,
+            None if box.agreement is None or not math.isfinite(box.agreement) else _shortest(box.agreement),
+            box.in_pass,
+        )
+        for box in boxes
+    ]
+    return {"found": found} if any(value is not None for each in found for value in each) else {}
 
 
 def _shortest(value: float) -> float:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from pipeline.errors import MissingInputError
-from pipeline.prepare.readers.yolo import YoloFile
+from pipeline.prepare.readers.yolo_sets import NAME_FILES, YoloSet
 from pipeline.prepare.settings import SourceEntry
 from pipeline.store.resume import SHARDS
 from pipeline.store.storage import Place, is_folder, list_below, list_files, name_below, to_place
@@ -22,6 +22,14 @@ _PLACES = ("annotations", "", "train", "valid", "val", "validation", "dev", "tes
 """Folders that annotation files may be in; of upper or lower case."""
 _XML = "*.xml"
 YOLO = "data.yaml"
+DARKNET = {
+    "obj.data": "YOLO as darknet and CVAT have it, with lists of pictures such as train.txt",
+    "classes.txt": "YOLO as labelImg and Label Studio have it, or *.names: texts beside the pictures or in labels/",
+    "_darknet.labels": "YOLO as Roboflow exports it for darknet",
+}
+"""Files of data sets without a data.yaml, which count where there is no other format."""
+_DARKNET_PLACES = ("", "labels", "train")
+"""Folders that these may be in."""
 FORMATS = {
     "_annotations.coco.json": "COCO as Roboflow exports it: in train/ and valid/, or all in one folder",
     "instances*.json": "COCO as its authors and CVAT have it: annotations/instances_train*.json, instances_val*.json",
@@ -83,17 +91,9 @@ def find_layout(folder: Place) -> Layout:
     files = list(_files(folder))
     found = {pattern: [path for path in files if fnmatchcase(path.name.lower(), pattern)] for pattern in _PATTERNS}
     pattern = next((pattern for pattern in FORMATS if found[pattern]), None)
+    darknet = _darknet_files(folder)
     if pattern is None:
-        known = {
-            SHARDS: "labels as glip label writes them",
-            YOLO: "YOLO as Ultralytics and Roboflow have it",
-            **FORMATS,
-        }
-        kinds = "".join(f"\n  {pattern:24}{what}" for pattern, what in known.items())
-        raise MissingInputError(
-            f"{folder}: no annotations found; expected one of{kinds}\nLet your tool export one of them: LabelMe's "
-            "files, among others, are not read"
-        )
+        return _yolo(_darknet(folder, darknet))
     used = found[pattern] + [path for other in _BESIDE.get(pattern, ()) for path in found[other]]
     pieces = list(_voc(folder, used) if pattern == _XML else _coco(folder, used))
     train, validation, test = ([p for p in pieces if p.role == role] for role in ("train", "validation", "test"))
@@ -106,18 +106,18 @@ def find_layout(folder: Place) -> Layout:
         "reads": [piece.path for piece in train],
         "judges by": [piece.path for piece in validation],
         "pictures in": [to_place(piece.entry["images"]) for piece in train + validation],
-        "does not read": [piece.path for piece in test] + [path for path in files if path not in used],
+        "does not read": [*(p.path for p in test), *(path for path in files if path not in used), *darknet],
     }
     description = "; ".join(f"{what} {_listed(folder, paths)}" for what, paths in told.items() if paths)
     places = [to_place(piece.entry["images"]) for piece in pieces]
     return Layout(_entries(train, places), _entries(validation, places), description)
 
 
-def _data_yaml(folder: Place) -> YoloFile | None:
+def _data_yaml(folder: Place) -> YoloSet | None:
     """Return the YAML of a folder that names classes and pictures, as Ultralytics has it; None where there is none."""
     for path in sorted([*list_files(folder, "*.yaml"), *list_files(folder, "*.yml")], key=lambda p: p.name != YOLO):
         try:
-            found = YoloFile.read(str(path))
+            found = YoloSet.read(str(path))
         except MissingInputError:
             if path.name == YOLO:
                 raise
@@ -127,14 +127,47 @@ def _data_yaml(folder: Place) -> YoloFile | None:
     return None
 
 
-def _yolo(file: YoloFile) -> Layout:
-    """Return what a data.yaml describes: its own parts, where they are different ones."""
+def _darknet_files(folder: Place) -> list[Place]:
+    """Return the files by which darknet and its tools describe a data set, the surest first."""
+    places = [each for place in _DARKNET_PLACES for each in (_folders(folder, place) if place else [folder])]
+    patterns = ("obj.data", "*.data", "obj.names", "*.names", *NAME_FILES)
+    return list(dict.fromkeys(path for pattern in patterns for place in places for path in list_files(place, pattern)))
+
+
+def _darknet(folder: Place, files: list[Place]) -> YoloSet:
+    """Return the first of these that names classes.
+
+    Raises:
+        MissingInputError: there is none; the message is that of a folder without annotations.
+    """
+    told = ""
+    for path in files:
+        try:
+            return YoloSet.read(str(path), str(folder))
+        except MissingInputError as error:
+            told = told or f"{error}\n"
+    known = {
+        SHARDS: "labels as glip label writes them",
+        YOLO: "YOLO as Ultralytics and Roboflow have it",
+        **FORMATS,
+        **DARKNET,
+    }
+    kinds = "".join(f"\n  {pattern:24}{what}" for pattern, what in known.items())
+    raise MissingInputError(
+        f"{told}{folder}: no annotations found; expected one of{kinds}\nLet your tool export one of them: LabelMe's "
+        "files, among others, are not read"
+    )
+
+
+def _yolo(file: YoloSet) -> Layout:
+    """Return what describes a data set of YOLO's: its own parts, where they are different ones."""
     there = [split for split in ("train", "val", "test") if file.has(split)]
     train = "train" if "train" in there else next(iter(there), "train")
     others = [split for split in there if file.splits[split] != file.splits[train] and split != train]
 
     def entry(split: str, name: str) -> SourceEntry:
-        return {"reader": "yolo", "name": name, "data_set": NAME, "data": file.url, "split": split}
+        images = {"images": file.folder} if file.is_darknet else {}
+        return {"reader": "yolo", "name": name, "data_set": NAME, "data": file.url, "split": split, **images}
 
     told = f"reads {file.url}, {train}: {', '.join(file.splits.get(train, ()))}"
     if others:

@@ -6,7 +6,9 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pipeline.cli import printable
 from pipeline.pseudo_labels.planning import Interruptions, Outcome, Rates, Workload
+from pipeline.store.endpoint import Endpoint
 
 
 def describe_plan(
@@ -16,17 +18,19 @@ def describe_plan(
     device: str | None,
     price: float | None,
     rounds: int = 1,
+    teachers: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Return the plan for JSON; what follows from rates that were not measured is None.
 
     ``device`` was measured, None where the speed was given; ``price`` is that of one GPU-hour; ``outcomes`` and the
-    output are those of all ``rounds``, whose phrases are found once.
+    output are those of all ``rounds``, whose phrases are found once; ``rates`` are those of all ``teachers`` in turn.
     """
     boxes, size = rates.boxes_per_pair, rates.bytes_per_pair
     asked, prepared, captions = rates.asked_per_s, rates.prepared_per_core_s, rates.captions_per_core_s
     return {
         "input": dataclasses.asdict(workload),
         "rounds": rounds,
+        "teachers": list(teachers),
         "device": device,
         "rates": dataclasses.asdict(rates),
         "output": {
@@ -43,6 +47,31 @@ def describe_plan(
     }
 
 
+def describe_endpoint(endpoint: Endpoint, requests: int) -> dict[str, Any]:
+    """Return for JSON what asking an endpoint comes to, at a request a picture."""
+    return {
+        "model": endpoint.model,
+        "requests": requests,
+        "requests_per_minute": endpoint.requests_per_minute,
+        "wall_hours_of_one_process": requests / endpoint.requests_per_minute / 60,
+        "cost": requests * endpoint.price_per_request if endpoint.price_per_request else None,
+    }
+
+
+def format_endpoints(workload: Workload, endpoints: Sequence[Mapping[str, Any]]) -> str:
+    """Lay out for a terminal what ``describe_endpoint`` returned of each."""
+    lines = [f"input     {workload.pairs:,} pairs in {workload.shards:,} shards"]
+    for each in endpoints:
+        cost = "price_per_request in its file says what they cost" if each["cost"] is None else f"{each['cost']:,.2f}"
+        hours, rate = each["wall_hours_of_one_process"], each["requests_per_minute"]
+        lines += [
+            f"endpoint  {printable(each['model'])}: {each['requests']:,} requests, more where answers are unusable",
+            f"time      {hours:,.1f} h of one process at {rate:g} requests a minute",
+            f"cost      {cost}",
+        ]
+    return "\n".join(lines)
+
+
 def format_plan(plan: Mapping[str, Any], sample: int, interruptions: Interruptions | None) -> str:
     """Lay out for a terminal what ``describe_plan`` returned, measured over ``sample`` pairs."""
     given, output = plan["input"], plan["output"]
@@ -51,6 +80,9 @@ def format_plan(plan: Mapping[str, Any], sample: int, interruptions: Interruptio
         f"input     {given['pairs']:,} pairs in {given['shards']:,} shards, {given['bytes'] / 1e9:,.2f} GB",
         f"teacher   {plan['rates']['images_per_s']:,.1f} images/s a GPU, {known}",
     ]
+    if len(plan["teachers"]) > 1:
+        told = ", ".join(map(printable, plan["teachers"]))
+        lines.append(f"teachers  {len(plan['teachers'])} look at every picture in turn, at that speed together: {told}")
     if plan["rounds"] > 1:
         lines.append(f"rounds    {plan['rounds']}: what follows is of all; the trainings between them are not in it")
     if output["bytes"] is not None and output["boxes"] is not None:

@@ -56,6 +56,11 @@ class Rates:
     """Of the output."""
     boxes_per_pair: float | None = None
 
+    def beside(self, speeds: Sequence[float]) -> Rates:
+        """Return the rates where other teachers look at every picture as well, each at such a speed if alone."""
+        asked = self.asked_per_s and one_after_another([self.asked_per_s, *speeds])
+        return replace(self, images_per_s=one_after_another([self.images_per_s, *speeds]), asked_per_s=asked)
+
 
 @dataclass(frozen=True)
 class Interruptions:
@@ -87,6 +92,20 @@ class Outcome:
             gpu_hours=rounds * self.gpu_hours,
             interruptions=rounds * self.interruptions,
         )
+
+
+def one_after_another(speeds: Sequence[float]) -> float:
+    """Return pictures a second of several teachers of which each looks at every picture, in turn.
+
+    Args:
+        speeds: pictures a second of each teacher if it were the only one.
+
+    Raises:
+        ConfigError: one is not above zero.
+    """
+    if not all(speed > 0 for speed in speeds):
+        raise ConfigError(f"{', '.join(f'{speed:g}' for speed in speeds)} images/s; expected all above zero")
+    return 1 / sum(1 / speed for speed in speeds)
 
 
 def survey(records: Place) -> Workload:

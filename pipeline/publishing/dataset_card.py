@@ -7,7 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.inspection.figures import SCORE_BINS, Statistics, collect_statistics
+from pipeline.inspection.figures import SCORE_BINS, Statistics, by_licence, collect_statistics
 from pipeline.publishing.markdown import block, items, plain, table
 from pipeline.store.shards import list_shards, read_table
 from pipeline.store.storage import Place
@@ -25,6 +25,8 @@ _COLUMNS = {
     "or the reason why there are none",
     "objects": "boxes of named categories, in pixels",
     "reject_reason": "null when the row has boxes",
+    "reviewed": "whether a person judged the row",
+    "license": "of the picture, as its data set names it; null where it says nothing",
 }
 
 
@@ -80,6 +82,7 @@ def dataset_card(name: str, place: Place, licence: str) -> str:
         "## Licence",
         "",
         f"{plain(licence)}, of the labels. Pictures and captions are their owners'; the column source says whose.",
+        *_licences(stats),
     ]
     return "\n".join(lines) + "\n"
 
@@ -113,6 +116,15 @@ def _made_by(stats: Statistics) -> list[str]:
         "",
         *block(settings, "json"),
     ]
+
+
+def _licences(stats: Statistics) -> list[str]:
+    """Return what the data sets say of their pictures, which is not for whoever labels them to choose."""
+    if not stats.licensed:
+        return ["Their data sets name no licence of any picture."]
+    rows = [(name, f"{count:,}") for name, count in by_licence(stats).items()]
+    told = "What their data sets say of each is in the column license:"
+    return [told, "", *table(("licence of the picture", "rows"), rows)]
 
 
 def _counts(stats: Statistics) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -71,22 +72,35 @@ class RowGroups:
         repeated = [(i, ends[i]) for i, repeat in enumerate(repeats) for _ in range(repeat)]
         self.rows: NDArray[np.int64] = np.array([n for _, end in repeated for n in end.group_rows], dtype=np.int64)
         self.shard_of = np.repeat(np.arange(len(repeated)), [len(end.group_rows) for _, end in repeated])
-        self.first_rows = np.cumsum(self.rows) - self.rows
         self._file_of = np.repeat([i for i, _ in repeated], [len(end.group_rows) for _, end in repeated])
         self._group_in_file: NDArray[np.int64] = np.array(
             [group for _, end in repeated for group in range(len(end.group_rows))], dtype=np.int64
         )
-        seen: dict[tuple[int, int], int] = {}
-        places = zip(self._file_of.tolist(), self._group_in_file.tolist(), strict=True)
-        self.first_alike = [seen.setdefault(place, group) for group, place in enumerate(places)]
+        self._count()
         self.digest = hashlib.sha256(
             "\n".join(f"{end.digest} {repeat}" for end, repeat in zip(ends, repeats, strict=True)).encode()
         ).hexdigest()
         """Of all rows."""
 
+    def _count(self) -> None:
+        """Say where rows begin and which groups are alike."""
+        self.first_rows = np.cumsum(self.rows) - self.rows
+        seen: dict[tuple[int, int], int] = {}
+        places = zip(self._file_of.tolist(), self._group_in_file.tolist(), strict=True)
+        self.first_alike = [seen.setdefault(place, group) for group, place in enumerate(places)]
+
     def __len__(self) -> int:
         """Count the groups."""
         return len(self.rows)
+
+    def only(self, wanted: NDArray[np.bool_]) -> RowGroups:
+        """Return some of the groups, whose rows then follow one another; the digest stays that of all."""
+        some = copy.copy(self)
+        some._open = OrderedDict()
+        for name in ("rows", "shard_of", "_file_of", "_group_in_file"):
+            setattr(some, name, getattr(self, name)[wanted])
+        some._count()
+        return some
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave open files to this process."""

@@ -12,6 +12,7 @@ import yaml
 from dvc.repo import Repo
 
 from pipeline.errors import ConfigError
+from pipeline.submission.optional_stages import each_text
 
 _WRITTEN = ("outs", "metrics", "plots")
 
@@ -38,11 +39,7 @@ def put_in_store(graph: Path, store: str) -> None:
     pattern, place = re.compile(rf"(?<![\w./-])({tops})/"), rf"{store.rstrip('/')}/\1/"
 
     def moved(value: Any) -> Any:
-        if isinstance(value, str):
-            return pattern.sub(place, value)
-        if isinstance(value, Mapping):
-            return {moved(key): moved(each) for key, each in value.items()}
-        return [moved(each) for each in value] if isinstance(value, list) else value
+        return each_text(value, lambda text: pattern.sub(place, text))
 
     def written(output: Any) -> Any:
         path, options = next(iter(output.items())) if isinstance(output, Mapping) else (output, {})

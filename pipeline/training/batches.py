@@ -29,7 +29,7 @@ from pipeline.training.plan import SamplePlan, group_by_orientation, plan_sample
 from pipeline.training.prompts import Sample
 from pipeline.training.rows import Rows
 from pipeline.training.settings import OptimConfig, RunConfig, SamplesConfig, TrainConfig
-from pipeline.training.streaming import OrientedPlan, StreamPlan
+from pipeline.training.streaming import OrientedPlan, SingleRows, StreamPlan
 
 logger = logging.getLogger(__name__)
 
@@ -145,14 +145,18 @@ class BatchMaker:
         if not samples.shuffle_window:
             plan = plan_samples(sizes, weights, run.steps * self._batch_size, self._seed)
             return group_by_orientation(plan, self._sources, self._batch_size) if samples.group_by_orientation else plan
-        groups = {name: source.groups for name, source in self._sources.items()}
+        groups = {
+            name: source.groups if source.is_streamed else SingleRows(len(source))
+            for name, source in self._sources.items()
+        }
         streams = StreamPlan(groups, weights, self._batch_size, samples, self._seed)
         lanes = streams.lanes_of(self._offset, self._share)
         is_oriented = samples.group_by_orientation
         # Samples that change places may lie in two windows.
         held = (1 + is_oriented) * samples.shuffle_window * lanes / samples.shuffle_lanes
         for source in self._sources.values():
-            source.hold(math.ceil(held), lanes)
+            if source.is_streamed:
+                source.hold(math.ceil(held), lanes)
         if not is_oriented:
             return streams
         return OrientedPlan(streams, self._sources, self._batch_size, samples.shuffle_lanes)

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import os
+import sys
 import time
 import warnings
 from collections.abc import Iterator, Mapping
@@ -210,13 +211,13 @@ def _loading(
     """Open the data as a worker does, and see what that takes; where all rows would be read, judge by the first."""
     train, samples = config.train, config.train.samples
     begin, before = time.perf_counter(), peak_host_memory_gb()
-    streamed = dataclasses.replace(samples, shuffle_window=samples.shuffle_window or 1)
+    streamed = dataclasses.replace(samples, shuffle_window=samples.shuffle_window or sys.maxsize)
     sources = make_sources(human, pseudo, run.mixture, streamed, None, replay=replay)
     if samples.shuffle_window:
         BatchMaker(sources, train, run, model, None, config.seed, Worker(0, max(1, train.num_workers)))
     seconds, num_bytes = time.perf_counter() - begin, 1e9 * (peak_host_memory_gb() - before)
     is_held = bool(samples.shuffle_window)
-    for source in sources.values():
+    for source in (source for source in sources.values() if source.is_streamed):  # others were read
         group_bytes, group_seconds = source.cost_of_a_group()
         num_bytes += group_bytes * (source.held_groups() if is_held else len(source.groups))
         seconds += 0 if is_held else group_seconds * len(source.groups)

@@ -101,7 +101,7 @@ class DetectionPrompter:
         shape_weight: float = 1.0,
     ) -> None:
         self._config, self._count_tokens, self._weigh = config, count_tokens, weigh
-        self._others, self._part, self._shape_weight = others, part, shape_weight
+        self._others, self.part, self._shape_weight = others, part, shape_weight
         self._vocabularies: dict[Place, dict[int, str]] = {}
 
     def shown(self, table: pa.Table) -> tuple[pa.Table, NDArray[np.int64]]:
@@ -109,7 +109,7 @@ class DetectionPrompter:
 
         Those that a teacher could not look at have the place -1.
         """
-        usable = looked_at(table) & belongs(table, self._part)
+        usable = looked_at(table) & belongs(table, self.part)
         return table.filter(pa.array(usable)), np.where(usable, np.cumsum(usable) - 1, -1)
 
     def contexts(self, tables: Sequence[tuple[Place, pa.Table]]) -> Sequence[Mapping[int, str]]:
@@ -219,11 +219,11 @@ class GroundingPrompter:
         shape_weight: float = 1.0,
     ) -> None:
         self._config, self._count_tokens, self._ignore_unlocated = config, count_tokens, ignore_unlocated
-        self._weigh, self._part, self._shape_weight = weigh, part, shape_weight
+        self._weigh, self.part, self._shape_weight = weigh, part, shape_weight
 
     def shown(self, table: pa.Table) -> tuple[pa.Table, NDArray[np.int64]]:
         """Return the rows that were not rejected and have a box, and the place of every row among them, or -1."""
-        usable = usable_rows(table) & belongs(table, self._part)
+        usable = usable_rows(table) & belongs(table, self.part)
         return table.filter(pa.array(usable)), np.where(usable, np.cumsum(usable) - 1, -1)
 
     def contexts(self, tables: Sequence[tuple[Place, pa.Table]]) -> Sequence[Captions]:

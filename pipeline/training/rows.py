@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 from pipeline.errors import TrainingError
 from pipeline.store.row_groups import Recent, RowGroups
-from pipeline.store.shards import holds_detections, list_shards
-from pipeline.store.storage import Place
-from pipeline.training.counting import TokenCounter, part_of
+from pipeline.store.shards import holds_detections, list_shards, read_table
+from pipeline.store.storage import Place, side_by_side
+from pipeline.training.counting import TokenCounter, is_reviewed, part_of
 from pipeline.training.prompts import (
     NO_OTHER_NAMES,
     DetectionPrompter,
@@ -58,10 +58,12 @@ class Rows:
         prompter: shows the rows.
         is_streamed: row groups are read when their rows are asked for; else all of them now.
         allowed: where pictures may be besides ``folder``, see ``allowed_roots``.
+        most: rows that people reviewed may be in memory, where the prompter shows these alone; None sets no limit.
 
     Raises:
         MissingInputError: there are no shards.
         ShardError: a shard is broken or lacks a column.
+        TrainingError: there are more of them.
 
     Attributes:
         groups: where the rows stand.
@@ -69,10 +71,17 @@ class Rows:
     """
 
     def __init__(
-        self, folder: Place, prompter: Prompter, is_streamed: bool = False, allowed: Sequence[str] = ()
+        self,
+        folder: Place,
+        prompter: Prompter,
+        is_streamed: bool = False,
+        allowed: Sequence[str] = (),
+        most: int | None = None,
     ) -> None:
         self.roots = (str(folder), *allowed)
         self.groups = RowGroups(list_shards(folder), prompter.columns)
+        if prompter.part:
+            self.groups = _with_reviewed_rows(self.groups, most)
         self._prompter = prompter
         self._numbers: NDArray[np.int64] | None = None
         """Of the rows that can be shown."""
@@ -87,6 +96,11 @@ class Rows:
     def __len__(self) -> int:
         """Count all rows where they are streamed, else those that can be shown."""
         return int(self.groups.rows.sum()) if self._numbers is None else len(self._numbers)
+
+    @property
+    def is_streamed(self) -> bool:
+        """Whether row groups are read when their rows are asked for."""
+        return isinstance(self._read, Recent)
 
     def sample(self, row: int, rng: np.random.Generator) -> Sample | None:
         """Show a row with a prompt that ``rng`` chooses; None where it cannot be shown."""
@@ -175,6 +189,27 @@ class Rows:
         return [_Group(*found[first], context) for first, context in zip(firsts, contexts, strict=True)]
 
 
+def _with_reviewed_rows(groups: RowGroups, most: int | None) -> RowGroups:
+    """Return the groups that have rows which people reviewed, of which one column is read; the first where none has.
+
+    Raises:
+        TrainingError: there are more such rows than ``most``.
+    """
+    flags = side_by_side(lambda shard: is_reviewed(read_table(shard, ("height", "reviewed"))), groups.shards)
+    of_shard = dict(zip(groups.shards, flags, strict=True))
+    begins = groups.first_rows[np.searchsorted(groups.shard_of, groups.shard_of)]  # of the shard of each group
+    counts = np.zeros(len(groups), dtype=np.int64)
+    for group, (first, rows) in enumerate(zip(groups.first_rows - begins, groups.rows, strict=True)):
+        counts[group] = of_shard[groups.shard(group)][first : first + rows].sum()
+    if most is not None and counts.sum() > most:
+        raise TrainingError(
+            f"people reviewed {counts.sum()} rows, repeats counted, and all of them are in memory, which "
+            f"train.samples.shuffle_window (={most}) allows for so many; raise it, or leave the source reviewed out of "
+            "the mixture: its rows are then among the pseudo-labels"
+        )
+    return groups.only(counts > 0 if counts.any() else np.arange(len(groups)) == 0)
+
+
 def make_sources(
     human: Place,
     pseudo: Place | None,
@@ -202,7 +237,8 @@ def make_sources(
 
     Raises:
         MissingInputError: a folder of shards, or the calibration, is not there.
-        TrainingError: pseudo-labels or replay have weight but no folder, or no calibration that they need, was given.
+        TrainingError: pseudo-labels or replay have weight but no folder, or no calibration that they need, was given;
+            or more rows were reviewed than may be in memory.
     """
     count_tokens, is_streamed = TokenCounter(tokenizer), config.shuffle_window > 0
     sources: dict[str, Rows] = {}
@@ -218,19 +254,10 @@ def make_sources(
             continue
         if pseudo is None:
             raise TrainingError("the mixture gives pseudo-labels weight; pass --pseudo-labels FOLDER")
-        weigh, shape_weight = None, 1.0
-        if name == "pseudo":
-            weigh, shape_weight = weigher(config, calibration), config.pseudo_shape_weight
-        share = config.phrase_prompts if config.pseudo_phrase_prompts is None else config.pseudo_phrase_prompts
-        prompter = _prompter_of(
-            pseudo,
-            replace(config, phrase_prompts=share),
-            count_tokens,
-            weigh=weigh,
-            part=part_of(name, weights),
-            shape_weight=shape_weight,
-        )
-        sources[name] = Rows(pseudo, prompter, is_streamed, allowed)
+        prompter = _prompter_of_labels(name, pseudo, config, weights, calibration, count_tokens)
+        # People's rows are few and far between: where the others stream, these are in memory.
+        most = config.shuffle_window if is_streamed and name == "reviewed" else None
+        sources[name] = Rows(pseudo, prompter, is_streamed and most is None, allowed, most)
     if weights.get("replay", 0) > 0:
         if replay is None:
             raise TrainingError("the mixture gives replay weight; pass --replay FOLDER")
@@ -239,6 +266,24 @@ def make_sources(
         prompter = _prompter_of(replay, sampled, count_tokens)
         sources["replay"] = Rows(replay, prompter, is_streamed, allowed)
     return sources
+
+
+def _prompter_of_labels(
+    name: str,
+    folder: Place,
+    config: SamplesConfig,
+    weights: Mapping[str, float],
+    calibration: Place | None,
+    count_tokens: TokenCounter,
+) -> Prompter:
+    """Return what shows pseudo-labels, or the rows of them that people reviewed, as human ones."""
+    share = config.phrase_prompts if config.pseudo_phrase_prompts is None else config.pseudo_phrase_prompts
+    shown = replace(config, phrase_prompts=share)
+    if name == "reviewed":
+        return _prompter_of(folder, shown, count_tokens, part=part_of(name, weights))
+    return _prompter_of(
+        folder, shown, count_tokens, weigher(config, calibration), part_of(name, weights), config.pseudo_shape_weight
+    )
 
 
 def _prompter_of(

@@ -165,7 +165,8 @@ class SamplesConfig:
     what each lane gives to a batch."""
     shuffle_window: Natural
     """Rows that are shuffled together, over all workers; shards are then streamed and no more than the row groups of
-    these rows is in memory. 0 loads all rows and shuffles them all."""
+    these rows is in memory. Rows of ``reviewed`` are besides, all in each worker, at most as many. 0 loads all rows and
+    shuffles them all."""
     shuffle_lanes: Count
     """Parts of a batch, each of which reads rows of its own where data is streamed; a multiple of ``train.num_workers``
     lets every worker read its share of the data alone. Must divide ``batch_size``; the order depends on it."""
@@ -310,11 +311,6 @@ class TrainConfig:
             raise ConfigError("evaluate_every and evaluate_epochs are both set; set one of them to 0")
         if self.evaluate_epochs and any(run.steps for run in self.runs.values()):
             raise ConfigError("evaluate_epochs is set, but a run is given in steps; set evaluate_every instead")
-        if self.samples.shuffle_window and any(run.mixture.get("reviewed", 0) > 0 for run in self.runs.values()):
-            raise ConfigError(
-                "samples.shuffle_window streams the rows, and most windows have no row that was reviewed; set it to 0, "
-                "or leave the reviewed rows among the pseudo-labels"
-            )
         if self.optim.schedule == "plateau" and not (self.evaluate_every or self.evaluate_epochs):
             raise ConfigError(
                 "optim.schedule is plateau; set evaluate_every or evaluate_epochs, whose scores it follows"

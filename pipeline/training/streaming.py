@@ -12,12 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from itertools import chain
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import TrainingError
-from pipeline.store.row_groups import Recent, RowGroups
+from pipeline.store.row_groups import Recent
 from pipeline.training.plan import CIRCLE, Mixture, order_by_orientation
 from pipeline.training.rows import Rows
 from pipeline.training.settings import SamplesConfig
@@ -28,11 +29,27 @@ ORIENTED_STEPS = 64
 """Steps whose samples change places with one another; the last share of a lane in them may mix both kinds."""
 
 
+class Pieces(Protocol):
+    """What is put in random order: row groups, or the like."""
+
+    rows: NDArray[np.int64]
+    first_rows: NDArray[np.int64]
+    shard_of: NDArray[np.int64]
+
+
+class SingleRows:
+    """Rows in memory, each a shard of its own: a pass over them has any order, and a lane any of them."""
+
+    def __init__(self, rows: int) -> None:
+        self.rows = np.ones(rows, dtype=np.int64)
+        self.first_rows = self.shard_of = np.arange(rows)
+
+
 class StreamPlan:
     """Rows in the order of training, by windows of rows that lie together.
 
     Args:
-        groups: of every source with weight, its row groups.
+        groups: of every source with weight, its row groups, or the rows that are in memory.
         weights: how often samples come from each source, in proportion to one another.
         batch_size: over all workers.
         config: window and lanes.
@@ -44,7 +61,7 @@ class StreamPlan:
 
     def __init__(
         self,
-        groups: Mapping[str, RowGroups],
+        groups: Mapping[str, Pieces],
         weights: Mapping[str, float],
         batch_size: int,
         config: SamplesConfig,

@@ -81,6 +81,7 @@ def ours(folder: Path, port: int, connections: int) -> dict[str, Any]:
         connections_per_host=10**6,
         host_pause_s=0.0,
         retries=0,
+        robots_txt=False,  # img2dataset asks for none
     )
     with ray_session():
         start = time.perf_counter()

@@ -65,9 +65,38 @@ def test_an_endpoint_is_planned_by_requests_and_not_asked(
     eyes.write_text("endpoint: http://127.0.0.1:9\nmodel: eyes\nrequests_per_minute: 100\nprice_per_request: 0.01\n")
     assert run("--records", web, "--teacher", eyes, "--json") == 0
     plan = json.loads(capsys.readouterr().out)
-    assert plan == {"requests": 2000, "wall_hours_of_one_process": pytest.approx(1 / 3), "cost": pytest.approx(20)}
+    asked = {"model": "eyes", "requests": 2000, "requests_per_minute": 100, "cost": pytest.approx(20)}
+    assert plan["endpoints"] == [asked | {"wall_hours_of_one_process": pytest.approx(1 / 3)}]
     assert run("--records", web, "--teacher", eyes, "--rounds", 3) == 0
     assert "6,000 requests" in capsys.readouterr().out
+
+
+def test_several_teachers_look_at_every_picture_in_turn(
+    web: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--records", web, "--gpus", 1, "--teacher", "one/a", "--teacher", "two/b"]
+    assert run(*words, "--images-per-s", 20, "--json") == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["teachers"] == ["a", "b"]
+    assert plan["rates"]["images_per_s"] == pytest.approx(10)
+    assert plan["runs"][0]["gpu_hours"] == pytest.approx(2000 / 10 / 3600)
+    assert run(*words, "--images-per-s", 20, 5) == 0
+    text = capsys.readouterr().out
+    assert "4.0 images/s a GPU" in text
+    assert "teachers  2 look at every picture in turn, at that speed together: a, b" in text
+    eyes = tmp_path / "eyes.yaml"
+    eyes.write_text("endpoint: http://127.0.0.1:9\nmodel: eyes\nrequests_per_minute: 300\nprice_per_request: 0.01\n")
+    assert run(*words, "--teacher", eyes, "--images-per-s", 20, "--json") == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["rates"]["images_per_s"] == pytest.approx(1 / (1 / 20 + 1 / 20 + 1 / 5))
+    assert [each["cost"] for each in plan["endpoints"]] == [pytest.approx(20)]
+    assert run(*words, "--teacher", eyes, "--images-per-s", 20) == 0
+    assert "endpoint  eyes: 2,000 requests" in capsys.readouterr().out
+    for speeds, message in (((1, 2, 3), "3 numbers for 2 teachers"), ((5, 0), "5, 0 images/s; expected all above")):
+        assert run(*words, "--images-per-s", *speeds) == 2
+        assert message in capsys.readouterr().err
+    assert run("--records", web, "--teacher", "a", "--teacher", "a") == 2
+    assert "named twice" in capsys.readouterr().err
 
 
 def test_nonsense_is_a_message(web: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 from dvc.repo import Repo
 
+from pipeline.inspection.row_identity import row_fingerprint
+from pipeline.review.decisions import Decision, JudgedPhrase
+from pipeline.review.store import DecisionStore
 from pipeline.settings import load_all
+from pipeline.store.records import GroundingRecord, ImageRef, Phrase, ScoredBox
+from pipeline.store.shards import read_shard, shard_name, write_shard
 from stages import glip, submitted
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -70,6 +80,52 @@ def test_curation_comes_between_prepare_and_phrases(tmp_path: Path, called: list
     run("--params", noisy, "--folder", tmp_path / "noisy")
     with Repo(str(tmp_path / "noisy")) as repo:
         assert "curate" not in {stage.name for stage in repo.index.stages}
+
+
+def labelled(caption: str = "a dog") -> GroundingRecord:
+    boxes = (ScoredBox(xyxy=(1, 2, 20, 20), score=0.5),)
+    dog = Phrase(text="dog", char_spans=((2, 5),), boxes=boxes)
+    image = ImageRef(path="a.png")
+    return GroundingRecord(key="k", image=image, height=30, width=40, caption=caption, source="web", phrases=(dog,))
+
+
+def test_dvc_merges_reviews_between_labels_and_training(tmp_path: Path, called: list[list[str]], capfd: Any) -> None:
+    folder, reviews = tmp_path / "world", tmp_path / "my reviews"
+    words = ["--params", ROOT / "params.yaml", "--folder", folder, "--reviews", reviews]
+    run(*words, status=2)
+    assert "no such store of decisions" in capfd.readouterr().err
+    row = labelled()
+    phrase = JudgedPhrase(text="dog", spans=((2, 5),), boxes=((2, 2, 22, 20),), verdict="right")
+    decision = Decision(
+        id="a" * 16, key="k", row=row_fingerprint(row), reviewer="ann", at=datetime.now(UTC), phrases=(phrase,)
+    )
+    DecisionStore(reviews).add([decision])
+    run(*words, "merge@round_1")
+    assert called == [["repro", "merge@round_1", str(folder)]]
+    write_shard(folder / "data/pseudo_labels/round_1" / shard_name(0), [row], GroundingRecord)
+    judged = folder / "metrics/models/teacher.json"
+    judged.parent.mkdir(parents=True)
+    judged.write_text("{}")
+    merge = [*submitted.DVC, "repro", "--single-item", "merge@round_1"]
+
+    def reproduce() -> str:
+        done = subprocess.run(
+            merge, cwd=folder, env=os.environ | {"PYTHONPATH": str(folder)}, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    assert "1 of 1 rows reviewed" in reproduce()
+    (merged,) = read_shard(folder / "data/corrected/round_1" / shard_name(0), GroundingRecord)
+    assert merged.reviewed
+    assert [(box.xyxy, box.score) for box in merged.phrases[0].boxes] == [((2, 2, 22, 20), 1.0)]
+    assert json.loads((folder / "metrics/merge/round_1.json").read_text())["reviewed"] == 1
+    assert "didn't change, skipping" in reproduce()
+    DecisionStore(reviews).add([decision.model_copy(update={"id": "b" * 16, "verdict": "withdrawn"})])
+    assert "0 of 1 rows reviewed" in reproduce()
+    judged.write_text(json.dumps({"skipped": "no gain"}))
+    assert "round_1 is skipped: no gain" in reproduce()
+    assert (folder / "data/corrected/round_1/skipped.json").exists()
 
 
 @pytest.mark.parametrize("name", ["noisy", "skewed", "balanced"])

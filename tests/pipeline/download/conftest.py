@@ -46,6 +46,8 @@ class NastyWeb:
     """Releases those that hang."""
     held: threading.Event = field(default_factory=threading.Event)
     """Set: ``/ok`` answers at once."""
+    robots: str | bytes | int = 404
+    """robots.txt, a path where it redirects, or a state."""
     _now: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -73,7 +75,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.web.come(self)
         try:
             _, name, *rest = self.path.split("/")
-            getattr(self, f"answer_{name}")(rest)
+            getattr(self, f"answer_{name.replace('.', '_')}")(rest)
         finally:
             self.web.go()
 
@@ -158,6 +160,15 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def answer_robots(self, rest: list[str]) -> None:
         self.send(picture(6), X_Robots_Tag=rest[0].replace("+", " "))
 
+    def answer_robots_txt(self, rest: list[str]) -> None:
+        said = self.web.robots
+        if isinstance(said, str) and said.startswith("/"):
+            self.send(b"", status=302, Location=said)
+        elif isinstance(said, int):
+            self.send(b"", status=said)
+        else:
+            self.send(said if isinstance(said, bytes) else said.encode(), "text/plain")
+
     def answer_gzip(self, rest: list[str]) -> None:
         self.send(BOMB, Content_Encoding="gzip")
 
@@ -197,4 +208,5 @@ def nasty(start_web: Callable[..., NastyWeb]) -> NastyWeb:
 @pytest.fixture
 def config() -> DownloadConfig:
     settings = load_all(ROOT / "params.yaml").download
-    return replace(settings, timeout_s=60.0, retries=1, host_pause_s=0.0, max_mb=0.5, rows_per_shard=4)
+    quick = replace(settings, timeout_s=60.0, retries=1, host_pause_s=0.0, max_mb=0.5, rows_per_shard=4)
+    return replace(quick, robots_txt=False)  # which has tests of its own

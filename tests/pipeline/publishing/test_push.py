@@ -6,6 +6,7 @@ import io
 import json
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from glip_model.trained_on import TrainedOn
 from pipeline.publishing.markdown import block, plain
 from pipeline.publishing.model_card import results
 from pipeline.store.records import GroundingRecord, ImageRef, Phrase, ScoredBox
-from pipeline.store.shards import shard_name, write_shard
+from pipeline.store.shards import read_shard, shard_name, write_shard
 from stages.glip import main
 
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # the client's own way to send
@@ -78,6 +79,7 @@ def labels(tmp_path: Path) -> Path:
             width=90,
             source="web",
             caption="a cat sits",
+            license=("CC BY 2.0 | <b>", None, None)[i],
             phrases=(
                 Phrase(
                     text="a cat",
@@ -168,6 +170,19 @@ def test_the_folder_of_a_dry_run_is_apart_from_the_labels(labels: Path, tmp_path
     with (out / shard_name(0)).open("ab") as shard:
         shard.write(b"changed")
     assert (labels / shard_name(0)).read_bytes() == before
+
+
+def test_the_card_of_labels_counts_the_licences_of_pictures(labels: Path, tmp_path: Path) -> None:
+    words = ("push", labels, "--repo", "someone/labels", "--type", "dataset", "--dry-run")
+    assert glip(*words, tmp_path / "some") == 0
+    card = (tmp_path / "some/README.md").read_text().partition("## Licence")[2]
+    assert "| licence of the picture | rows |" in card
+    assert "| CC BY 2.0 \\| \\<b\\> | 1 |\n| unknown | 2 |" in card
+    assert "| license | string | of the picture" in (tmp_path / "some/README.md").read_text()
+    rows = [replace(row, license=None) for row in read_shard(labels / shard_name(0), GroundingRecord)]
+    write_shard(labels / shard_name(0), rows, GroundingRecord)
+    assert glip(*words, tmp_path / "none") == 0
+    assert "name no licence of any picture" in (tmp_path / "none/README.md").read_text()
 
 
 def test_a_model_without_papers_has_a_card_all_the_same(model: Path, tmp_path: Path) -> None:

@@ -6,15 +6,12 @@ import argparse
 import dataclasses
 import json
 import os
-import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-import yaml
-from dvc.schema import COMPILED_MULTI_STAGE_SCHEMA
 
 from pipeline.errors import ConfigError
 from pipeline.inspection.reading import read_records
@@ -189,18 +186,3 @@ def test_the_command_says_what_became_of_decisions(
     assert (metrics["reviewed"], metrics["disputed"], metrics["lines_broken"]) == (1, 1, 1)
     assert set(vars(Merged())) <= set(metrics)
     assert "1 rows were judged differently by several people" in caplog.text
-
-
-def test_the_stage_of_the_page_is_one_that_dvc_can_run() -> None:
-    page = (ROOT / "pipeline/review/README.md").read_text(encoding="utf-8")
-    (block,) = [text for text in re.findall(r"```yaml\n(.*?)```", page, re.DOTALL) if text.startswith("stages:")]
-    stage = yaml.safe_load(block)["stages"]["merge"]
-    parser = argparse.ArgumentParser()
-    command.add_arguments(parser)
-    words = stage["cmd"].split()
-    assert words[:3] == ["python", "-m", "stages.merge"]
-    args = parser.parse_args(words[3:])
-    assert {args.labels, *args.reviews} < set(stage["deps"])
-    assert args.out in stage["outs"][0]
-    assert all((ROOT / each).exists() for each in stage["deps"] if each.startswith(("stages", "pipeline")))
-    COMPILED_MULTI_STAGE_SCHEMA({"stages": {"merge": stage}})

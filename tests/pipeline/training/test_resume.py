@@ -45,13 +45,16 @@ class Training:
     model: GLIPConfig
     config: TrainConfig
     steps: int = STEPS
+    labels: Path | None = None
+    """Some of which people reviewed, in place of captions with human boxes."""
 
     def trainer(self, checkpoints: Path | None = None, rank: int = 0, workers: int = 1) -> Trainer:
         torch.manual_seed(7)
         model = GLIP(self.model)
         tokenizer = load_tokenizer(self.model.text.name, 30522)
-        run = RunConfig(init="pretrained", steps=self.steps, mixture={"detection": 0.5, "grounding": 0.5})
-        sources = make_sources(self.human, None, run.mixture, self.config.samples, tokenizer)
+        captions = {"grounding": 0.5} if self.labels is None else {"pseudo": 0.25, "reviewed": 0.25}
+        run = RunConfig(init="pretrained", steps=self.steps, mixture={"detection": 0.5, **captions})
+        sources = make_sources(self.human, self.labels, run.mixture, self.config.samples, tokenizer)
         kept = Checkpoints(checkpoints) if checkpoints else None
         diverged = checkpoints.parent / "diverged.json" if checkpoints else None
         return Trainer(model, tokenizer, sources, self.config, run, 0, kept, Worker(rank, workers), diverged=diverged)
@@ -90,6 +93,8 @@ def written(folder: Path, tiny: SimpleNamespace) -> Path:
     for shard in range(2):
         tiny.write_detection(folder / "detection", rows[6 * shard : 6 * shard + 6], number=shard)
         tiny.write_grounding(folder / "grounding", captioned[6 * shard : 6 * shard + 6], number=shard)
+        labels = [replace(row, reviewed=i % 3 == shard) for i, row in enumerate(captioned[6 * shard : 6 * shard + 6])]
+        tiny.write_grounding(folder / "labels", labels, number=shard)
     return folder
 
 
@@ -176,7 +181,8 @@ def trainings(
     human = written(tmp_path_factory.mktemp("data"), tiny)
     config = replace(train_config, optim=replace(optim_config, ema_decay=0.9))
     kinds = {"in memory": config, "streaming": streaming(config), "one lane": streaming(config, lanes=1)}
-    return {name: Training(human, tiny.model_config(), kind) for name, kind in kinds.items()}
+    made = {name: Training(human, tiny.model_config(), kind) for name, kind in kinds.items()}
+    return made | {"reviewed": replace(made["streaming"], labels=human / "labels")}
 
 
 @pytest.fixture(scope="module")
@@ -192,7 +198,19 @@ def found(trainings: dict[str, Training], tmp_path_factory: pytest.TempPathFacto
     return SimpleNamespace(folder=folder, by_rank=by_rank)
 
 
-@pytest.mark.parametrize("name", ["in memory", "streaming", "one lane"])
+def test_reviewed_rows_beside_streams_are_shown_again_bit_by_bit(
+    trainings: dict[str, Training], tmp_path: Path
+) -> None:
+    shown, losses, weights = trainings["reviewed"].run()
+    assert {key for keys in shown.values() for key in keys} & {"g0", "g3", "g7", "g10"}  # those that were reviewed
+    trainings["reviewed"].run(tmp_path / "checkpoints", until=3)
+    again = trainings["reviewed"].run(tmp_path / "checkpoints")
+    assert again[0] == {step: keys for step, keys in shown.items() if step in again[0]}
+    assert again[1] == losses
+    assert all(torch.equal(value, again[2][name]) for name, value in weights.items())
+
+
+@pytest.mark.parametrize("name", ["in memory", "streaming", "one lane", "reviewed"])
 def test_other_number_of_workers_goes_on_at_the_right_sample(
     trainings: dict[str, Training], found: SimpleNamespace, name: str
 ) -> None:

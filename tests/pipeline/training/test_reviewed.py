@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,16 +12,16 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.errors import ConfigError
-from pipeline.settings import load_all
+from pipeline.errors import TrainingError
 from pipeline.store.records import NOT_THERE, NOTHING_FOUND, GroundingRecord, ImageRef, Phrase, ScoredBox
+from pipeline.store.row_groups import RowGroups
 from pipeline.store.shards import VERSION_KEY, shard_name, write_shard
+from pipeline.training.batches import BatchMaker, Worker
 from pipeline.training.counting import count_rows
 from pipeline.training.prompts import DetectionPrompter, Sample
 from pipeline.training.rows import Rows, make_sources
-from pipeline.training.settings import SamplesConfig
+from pipeline.training.settings import RunConfig, SamplesConfig, TrainConfig
 
-ROOT = Path(__file__).resolve().parents[3]
 SEEDS = range(20)
 
 
@@ -184,9 +185,74 @@ def test_shards_of_both_versions_may_lie_in_one_folder(
     assert source.digest()
 
 
-def test_reviewed_rows_are_not_streamed() -> None:
-    train = load_all(ROOT / "params.yaml").train
-    run = replace(train.runs["round_1"], mixture={"detection": 0.5, "reviewed": 0.5})
-    with pytest.raises(ConfigError, match="no row that was reviewed; set it to 0"):
-        replace(train, samples=replace(train.samples, shuffle_window=100), runs={"r": run})
-    assert replace(train, runs={"r": run}).runs["r"].learns_from_labels
+@pytest.fixture
+def many(tmp_path: Path) -> Path:
+    """Write labels in five shards, of which the second and the last hold rows that were reviewed."""
+    for number in range(5):
+        rows = [replace(MADE, key=f"{number} {i}", image=ImageRef(path="a.png")) for i in range(4)]
+        if number in (1, 4):
+            rows[1:3] = [replace(row, key=f"{number} {row.key}") for row in (JUDGED, ADDED)]
+        write_shard(tmp_path / "many" / shard_name(number), rows, GroundingRecord)
+    old = tmp_path / "many" / shard_name(0)
+    pq.write_table(pq.read_table(old).drop_columns(["reviewed"]), old)
+    return tmp_path / "many"
+
+
+REVIEWED_KEYS = ["1 judged", "1 added", "4 judged", "4 added"]
+
+
+def test_where_labels_stream_reviewed_rows_are_in_memory(
+    many: Path, samples_config: SamplesConfig, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[int] = []
+    whole = RowGroups.read
+
+    def counted(self: RowGroups, group: int, columns: Any = None) -> Any:
+        read.append(int(self.first_rows[group]))
+        return whole(self, group, columns)
+
+    monkeypatch.setattr(RowGroups, "read", counted)
+    streamed = replace(samples_config, shuffle_window=8)
+    sources = make_sources(many, many, WITH_REVIEWED, streamed, tokenizer)
+    assert len(read) == 2  # of five groups
+    assert (sources["pseudo"].is_streamed, sources["reviewed"].is_streamed) == (True, False)
+    assert keys(sources["reviewed"]) == REVIEWED_KEYS
+    assert len(sources["pseudo"]) == 20  # of which the reviewed ones are not shown
+    assert len(keys(sources["pseudo"])) == 16
+    held = make_sources(many, many, WITH_REVIEWED, replace(samples_config, shuffle_window=0), tokenizer)["reviewed"]
+    assert held.digest() == sources["reviewed"].digest()
+    for i in range(4):
+        assert held.sample(i, rng(i)) == sources["reviewed"].sample(i, rng(i))
+
+
+def test_more_reviewed_rows_than_the_window_has_are_refused(
+    many: Path, samples_config: SamplesConfig, tokenizer: Any
+) -> None:
+    with pytest.raises(TrainingError, match=r"people reviewed 4 rows, .*shuffle_window \(=3\) .*raise it, or leave"):
+        make_sources(many, many, WITH_REVIEWED, replace(samples_config, shuffle_window=3), tokenizer)
+    assert make_sources(many, many, WITH_REVIEWED, replace(samples_config, shuffle_window=4), tokenizer)
+
+
+def test_labels_that_nobody_reviewed_have_no_such_rows(
+    tmp_path: Path, samples_config: SamplesConfig, tokenizer: Any
+) -> None:
+    write_shard(tmp_path / shard_name(0), [MADE], GroundingRecord)
+    for window in (0, 8):
+        config = replace(samples_config, shuffle_window=window)
+        assert len(make_sources(tmp_path, tmp_path, WITH_REVIEWED, config, tokenizer)["reviewed"]) == 0
+
+
+@pytest.mark.parametrize("lanes", [1, 2])
+def test_reviewed_rows_come_once_a_pass_in_every_lane_s_turn(
+    many: Path, train_config: TrainConfig, tiny: SimpleNamespace, tokenizer: Any, lanes: int
+) -> None:
+    samples = replace(train_config.samples, shuffle_window=8, shuffle_lanes=lanes, group_by_orientation=True)
+    config = replace(train_config, samples=samples, optim=replace(train_config.optim, batch_size=4))
+    run = RunConfig(init="teacher", steps=8, mixture=WITH_REVIEWED)
+    sources = make_sources(many, many, WITH_REVIEWED, samples, tokenizer)
+    maker = BatchMaker(sources, config, run, tiny.model_config(), tokenizer, 0, Worker())
+    shown = [row for number in range(256) for name, row in [maker.plan[number]] if name == "reviewed"]
+    counts = Counter(shown)
+    assert set(counts) == {0, 1, 2, 3}
+    assert max(counts.values()) - min(counts.values()) <= lanes + 1
+    assert abs(len(shown) - 128) <= lanes

@@ -311,6 +311,19 @@ FAMILIES: dict[str, Family] = {
         lambda files: 2 if files["list.txt"] == YOLO_LIST else None,
         lambda files: _yolo_lines(files) if files["list.txt"] == YOLO_LIST else None,
     ),
+    "yolo of darknet": Family(
+        {
+            "obj.data": "classes = 2\ntrain = data/list.txt\nnames = data/obj.names",
+            "obj.names": "dog\ncat",
+            "list.txt": YOLO_LIST,
+            "a.txt": "0 0.5 0.5 0.4 0.4\n1 0.2 0.2 0.2 0.2",
+            "b.txt": "1 0.1 0.1 0.5 0.1 0.5 0.5",
+        },
+        {"data": "@obj.data"},
+        lambda files: 2 if files["list.txt"] == YOLO_LIST else None,
+        lambda files: _yolo_lines(files) if files["list.txt"] == YOLO_LIST else None,
+        may_reject_more=True,  # where obj.data names no list, all pictures are read
+    ),
     "imagenet_boxes": Family(
         {"xml/n1/a.xml": _voc("n1"), "xml/n1/b.xml": _voc("n2"), "synsets.txt": "n1 tench, fish\nn2 dog"},
         {"annotations": "@xml", "images": "@", "synsets": "@synsets.txt"},
@@ -521,7 +534,7 @@ ENCODERS: dict[str, Callable[[Any], bytes]] = {
     "csv": _csv,
     "tsv": lambda value: _bytes("\n".join("\t".join(row) for row in _rows(value))),
     "xml": lambda value: _bytes(_xml(value)),
-    "txt": lambda value: _bytes(_text(value)),
+    **dict.fromkeys(("txt", "data", "names"), lambda value: _bytes(_text(value))),
     "p": lambda value: pickle.dumps(value, protocol=2),
     "tar": _tar,
     "parquet": _parquet,
