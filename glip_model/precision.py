@@ -21,6 +21,20 @@ def best_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
+def usable_device(device: str | torch.device) -> torch.device:
+    """Return a torch device; ValueError where this machine has none of that name."""
+    import torch
+
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(
+            f"device {str(device)!r} cannot be used here: {error}; expected cpu, cuda or cuda:N"
+        ) from error
+    return found
+
+
 def has_bf16(device: str | torch.device = "cuda") -> bool:
     """Return whether a device is a GPU that computes in bfloat16 itself; emulating it is slower than float32."""
     import torch

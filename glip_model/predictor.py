@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -23,19 +22,22 @@ from glip_model.config import GLIPConfig
 from glip_model.glip import GLIP
 from glip_model.images import ImageLike, open_image
 from glip_model.postprocess import read_off
-from glip_model.precision import Precision, autocast, best_device, dtype_of
+from glip_model.precision import Precision, autocast, best_device, dtype_of, usable_device
 from glip_model.preprocess import PictureBatch, pad_prompts
 from glip_model.pretrained import resolve_folder
-from glip_model.prompts import Prompt, caption_prompt, category_prompt, chunk_categories, clean_name
+from glip_model.prompts import (
+    Prompt,
+    caption_prompt,
+    category_prompt,
+    chunk_categories,
+    distinct_names,
+    phrases_between_periods,
+)
 from glip_model.resizing import ResizedImage, ResizeRule
-from glip_model.structures import CharSpans, Detections, join_detections
+from glip_model.structures import CharSpans, Detections, join_detections, merge_chunks
 from glip_model.text_encoder import TextStateCache, load_tokenizer
 from glip_model.tiling import find_in_tiles
 from glip_model.transfer import send
-
-_ABBREVIATION = r"(?<!\w)(?:[^\W\d_]\.){2,}"
-_BETWEEN_PERIODS = re.compile(rf"(?:{_ABBREVIATION}|[^\s.])(?:{_ABBREVIATION}|[^.]|\.(?=\S))*(?<!\s)")
-"""What stands between periods that end a word, but not between those of single letters, as in U.S."""
 
 Picture = Image.Image | ResizedImage
 """RGB of any size, or resized by ``GLIPPredictor.resize_rule`` already."""
@@ -77,7 +79,7 @@ class GLIPPredictor:
         precision: Precision = "auto",
         compile_model: bool = False,
     ) -> None:
-        self.device = _usable(device or best_device())
+        self.device = usable_device(device or best_device())
         self.model = model.to(self.device).to(memory_format=torch.channels_last).eval()
         self.tokenizer = tokenizer
         self.dtype = dtype_of(precision, self.device)
@@ -163,22 +165,12 @@ class GLIPPredictor:
                 picture cannot be opened (``ImageError``).
         """
         sources = cast(Sequence[ImageLike], [images] if _is_single(images) else images)
-        if isinstance(prompt, str):
-            caption = self._caption(prompt, spans, parser)
-        elif spans is not None or parser is not None:
-            raise ValueError("spans and parser belong to a caption, but the prompt is a list of names")
-        else:
-            names = distinct_names(prompt)
-            if len(names) < len(prompt):
-                warnings.warn(
-                    f"{len(prompt)} names are {len(names)} different ones; each is asked for once", stacklevel=2
-                )
+        asked = self._read_prompt(prompt, spans, parser)
+        find = partial(self._find, asked=asked, max_detections=max_detections)
         results: list[Detections] = []
         for start in range(0, len(sources), batch_size):
             given = sources[start : start + batch_size]
             opened = [open_image(source) for source in given]
-            asked = caption if isinstance(prompt, str) else names
-            find = partial(self._find, asked=asked, max_detections=max_detections)
             if tile:
                 nms = self.model.config.nms_threshold
                 batch = [find_in_tiles(find, image, tile, batch_size, nms) for image in opened]
@@ -195,7 +187,21 @@ class GLIPPredictor:
             return self.ground(images, [asked] * len(images), max_detections)
         return self.detect(images, asked, max_detections=max_detections)
 
-    def _caption(self, text: str, spans: Sequence[CharSpans] | None, parser: PhraseParser | None) -> Prompt:
+    def _read_prompt(
+        self, prompt: Sequence[str] | str, spans: Sequence[CharSpans] | None, parser: PhraseParser | None
+    ) -> Prompt | list[str]:
+        """Return the prompt of a caption, or different names; ValueError as ``predict``."""
+        if isinstance(prompt, str):
+            return self._read_caption(prompt, spans, parser)
+        if spans is not None or parser is not None:
+            raise ValueError("spans and parser belong to a caption, but the prompt is a list of names")
+        names = distinct_names(prompt)
+        if len(names) < len(prompt):
+            # The warning names the line that called ``predict``.
+            warnings.warn(f"{len(prompt)} names are {len(names)} different ones; each is asked for once", stacklevel=3)
+        return names
+
+    def _read_caption(self, text: str, spans: Sequence[CharSpans] | None, parser: PhraseParser | None) -> Prompt:
         if spans is not None and parser is not None:
             raise ValueError("give spans or a parser, not both")
         if spans is None:
@@ -309,7 +315,7 @@ class GLIPPredictor:
             # No more pictures with a prompt each run together than there are pictures.
             found = self._run(pictures, [prompts] * len(rows), len(images) // len(rows), config)
             for i, parts in zip(rows, found, strict=True):
-                merged[i] = replace(_merge(parts, chunks, limit), phrases=tuple(names))
+                merged[i] = replace(merge_chunks(parts, chunks, limit), phrases=tuple(names))
         return merged
 
     def tokenize(self, prompt: Prompt) -> TokenizedPrompt:
@@ -377,44 +383,7 @@ def _whole_pixels(found: Detections, size: tuple[int, int]) -> Detections:
     return replace(found, boxes_xyxy=clip_boxes(to_exclusive(found.boxes_xyxy), size))
 
 
-def _usable(device: str | torch.device) -> torch.device:
-    """Return a torch device; ValueError where this machine has none of that name."""
-    try:
-        found = torch.device(device)
-        torch.empty(0, device=found)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ValueError(
-            f"device {str(device)!r} cannot be used here: {error}; expected cpu, cuda or cuda:N"
-        ) from error
-    return found
-
-
-def phrases_between_periods(text: str) -> list[CharSpans]:
-    """Return the span of each phrase of a text like ``"a cat. a U.S. flag."``, blanks at its ends left out."""
-    return [[(match.start(), match.end())] for match in _BETWEEN_PERIODS.finditer(text)]
-
-
-def distinct_names(names: Sequence[str]) -> list[str]:
-    """Return names without those that the model reads as an earlier one: in other case, or with other blanks."""
-    by_word: dict[str, str] = {}
-    for name in names:
-        by_word.setdefault(clean_name(name).lower(), name)
-    return list(by_word.values())
-
-
 def _is_single(images: Any) -> bool:
     if isinstance(images, np.ndarray | Tensor):
         return images.ndim < 4
     return isinstance(images, Image.Image | str | Path)
-
-
-def _merge(parts: Sequence[Detections], chunks: Sequence[Sequence[int]], limit: int | None) -> Detections:
-    """Put the detections of several prompts together, best first, at most ``limit`` where there is one.
-
-    ``chunks`` says of each prompt which names it holds.
-    """
-    scores = torch.cat([part.scores for part in parts])
-    order = scores.argsort(descending=True, stable=True)[:limit]
-    boxes = torch.cat([part.boxes_xyxy for part in parts])
-    index = torch.cat([torch.tensor(chunk)[part.phrase_index] for part, chunk in zip(parts, chunks, strict=True)])
-    return Detections(boxes[order], scores[order], index[order])

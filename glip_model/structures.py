@@ -252,3 +252,21 @@ def join_detections(parts: Sequence[Detections], counts: Sequence[int]) -> Detec
         tuple(phrase for part in parts for phrase in part.phrases),
         tuple(spans for part in parts for spans in part.char_spans),
     )
+
+
+def merge_chunks(parts: Sequence[Detections], chunks: Sequence[Sequence[int]], limit: int | None) -> Detections:
+    """Merge the detections of prompts that share out one list of names, best first.
+
+    Args:
+        parts: detections in one image, one entry a prompt; ``phrase_index`` counts the prompt's own names.
+        chunks: per prompt, the places of its names in the whole list; see ``prompts.chunk_categories``.
+        limit: detections that are kept; None keeps all.
+
+    Returns:
+        Detections whose ``phrase_index`` counts the whole list.
+    """
+    scores = torch.cat([part.scores for part in parts])
+    order = scores.argsort(descending=True, stable=True)[:limit]
+    boxes = torch.cat([part.boxes_xyxy for part in parts])
+    index = torch.cat([torch.tensor(chunk)[part.phrase_index] for part, chunk in zip(parts, chunks, strict=True)])
+    return Detections(boxes[order], scores[order], index[order])

@@ -12,9 +12,8 @@ from transformers.processing_utils import ProcessorMixin
 
 from glip_model.alignment import TokenizedPrompt, tokenize_prompt
 from glip_model.hugging_face.image_processing_glip import as_list
-from glip_model.predictor import phrases_between_periods
 from glip_model.preprocess import pad_prompts
-from glip_model.prompts import Prompt, caption_prompt, category_prompt
+from glip_model.prompts import Prompt, caption_prompt, category_prompt, phrases_between_periods
 from glip_model.text_encoder import SEPARATOR
 
 
