@@ -90,7 +90,7 @@ def _samples(
     from pipeline.pseudo_labels.decoding import PictureDecoder
     from pipeline.pseudo_labels.ensemble import open_teachers
     from pipeline.pseudo_labels.labeller import PseudoLabeller
-    from pipeline.store.filesystem import allowed_roots
+    from pipeline.store.image_roots import allowed_roots
     from pipeline.store.images import image_roots
     from pipeline.store.records import DetectionRecord, GroundingRecord
     from pipeline.store.shards import KIND, KIND_KEY, read_categories, read_metadata, read_shard

@@ -164,7 +164,7 @@ def _task(args: argparse.Namespace) -> _Task:
     from pipeline.prepare.layouts import find_layout
     from pipeline.prepare.own_data import judged_by
     from pipeline.settings import load_all
-    from pipeline.store.filesystem import allowed_roots
+    from pipeline.store.image_roots import allowed_roots
     from pipeline.store.shards import list_shards
     from pipeline.store.storage import is_folder, to_place
     from pipeline.training.finetune import OTHER_NAMES, Choices
@@ -212,8 +212,8 @@ def _start(name: str) -> Place:
     """Return the folder of the model to start from."""
     from glip_model.checkpoint import WEIGHTS_FILE
     from glip_model.pretrained import resolve_folder
-    from pipeline.store.filesystem import is_url
     from pipeline.store.storage import exists, to_place
+    from pipeline.store.urls import is_url
 
     try:
         folder = to_place(name) if is_url(name) else resolve_folder(name)

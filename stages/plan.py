@@ -139,7 +139,7 @@ def _measure(args: argparse.Namespace) -> Rates:
     from pipeline.pseudo_labels.planning import measure
     from pipeline.pseudo_labels.teachers import open_teacher
     from pipeline.settings import load_all
-    from pipeline.store.filesystem import allowed_roots
+    from pipeline.store.image_roots import allowed_roots
     from pipeline.store.images import image_roots
     from pipeline.store.storage import to_place
 

@@ -14,7 +14,7 @@ from pipeline.evaluation.odinw import averages
 from pipeline.evaluation.predictions import read_missing, read_predictions
 from pipeline.evaluation.published import COLUMNS, PUBLISHED
 from pipeline.evaluation.scoring import ALL, Score, leading, score
-from pipeline.store.filesystem import HOW_TO_ALLOW, OUTSIDE
+from pipeline.store.image_roots import HOW_TO_ALLOW, OUTSIDE
 from pipeline.store.storage import Place
 
 logger = logging.getLogger(__name__)

@@ -9,7 +9,7 @@ from typing import Any
 from pipeline.evaluation.benchmark import Benchmark, is_federated, predict_shard, predictions_of
 from pipeline.evaluation.predictions import read_missing, write_predictions
 from pipeline.evaluation.settings import EvaluateConfig
-from pipeline.store.filesystem import OUTSIDE
+from pipeline.store.image_roots import OUTSIDE
 from pipeline.store.provenance import code_sha256, with_fingerprint
 from pipeline.store.shards import CATEGORIES_KEY, read_metadata, rows_sha256
 from pipeline.store.storage import Place

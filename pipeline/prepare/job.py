@@ -31,7 +31,7 @@ from pipeline.prepare.sources import Role, Source, check_references, open_source
 from pipeline.prepare.validation import MIN_BOX_SIDE, Rules
 from pipeline.ray_session import on_all_machines, run_pool
 from pipeline.store.atomic import sweep
-from pipeline.store.filesystem import HOW_TO_ALLOW, IMAGE_ROOTS, OUTSIDE, allowed_roots
+from pipeline.store.image_roots import HOW_TO_ALLOW, IMAGE_ROOTS, OUTSIDE, allowed_roots
 from pipeline.store.provenance import FINGERPRINT, code_sha256, fingerprint
 from pipeline.store.records import SCHEMA_VERSION, CaptionRecord, DetectionRecord, GroundingRecord
 from pipeline.store.resume import MANIFEST_FILE, SHARDS, find_manifest, write_manifest_file

@@ -37,9 +37,10 @@ from pipeline.prepare.readers import (
 )
 from pipeline.prepare.settings import PrepareConfig, SourceEntry
 from pipeline.settings import parse_options
-from pipeline.store.filesystem import IMAGE_ROOTS, check_inside, has_credentials, join, redact
+from pipeline.store.image_roots import IMAGE_ROOTS, check_inside
 from pipeline.store.records import CaptionRecord, DetectionRecord, GroundingRecord
 from pipeline.store.shards import KIND
+from pipeline.store.urls import has_credentials, join, redact
 from pipeline.store.web import PUBLIC_WEB
 
 logger = logging.getLogger(__name__)

@@ -36,7 +36,8 @@ from pipeline.prepare.raw import (
     Reject,
 )
 from pipeline.prepare.search import find_picture
-from pipeline.store.filesystem import check_inside, join_inside, read_many
+from pipeline.store.filesystem import read_many
+from pipeline.store.image_roots import check_inside, join_inside
 from pipeline.store.records import (
     Box,
     CaptionRecord,

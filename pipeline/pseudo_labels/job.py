@@ -43,7 +43,7 @@ from pipeline.pseudo_labels.manifest import (
 from pipeline.pseudo_labels.progress import Figures, Meter, describe
 from pipeline.pseudo_labels.settings import PseudoLabelConfig
 from pipeline.ray_session import on_all_machines, on_gpu_machines, share_cluster
-from pipeline.store.filesystem import HOW_TO_ALLOW, OUTSIDE
+from pipeline.store.image_roots import HOW_TO_ALLOW, OUTSIDE
 from pipeline.store.provenance import FINGERPRINT
 from pipeline.store.records import NOTHING_FOUND, CaptionRecord, DetectionRecord, GroundingRecord, PhrasesRecord
 from pipeline.store.resume import keep_apart, keep_finished

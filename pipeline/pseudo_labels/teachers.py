@@ -23,10 +23,10 @@ from glip_model.structures import Detections, join_detections
 from pipeline.errors import ConfigError, MissingInputError
 from pipeline.pseudo_labels.endpoint import QUESTION, EndpointTeacher
 from pipeline.store.endpoint import Endpoint, is_endpoint
-from pipeline.store.filesystem import is_url
 from pipeline.store.folders import local_folder
 from pipeline.store.provenance import code_sha256, describe_model
 from pipeline.store.storage import to_place
+from pipeline.store.urls import is_url
 
 Answer = Detections | ImageError
 """What a teacher says of a picture: what it found, or the reason why nothing is known of it."""

@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import MissingInputError, ShardError, StorageError
 from pipeline.store.atomic import replacing, storage_errors
-from pipeline.store.filesystem import READ_ERRORS, describe
 from pipeline.store.provenance import FINGERPRINT, file_sha256
+from pipeline.store.read_errors import READ_ERRORS, describe
 from pipeline.store.records import (
     ADDED_COLUMNS,
     ADDED_LISTS,

@@ -26,8 +26,8 @@ from torch.utils._pytree import tree_map_only
 
 from pipeline.errors import StorageError
 from pipeline.store.atomic import replacing, sweep
-from pipeline.store.filesystem import READ_ERRORS, describe
 from pipeline.store.provenance import file_sha256
+from pipeline.store.read_errors import READ_ERRORS, describe
 from pipeline.store.storage import Place, fetched, list_files, remove, remove_empty
 
 logger = logging.getLogger(__name__)

@@ -26,8 +26,9 @@ from pipeline.prepare.readers.pair_tables import (
     parquet_table,
 )
 from pipeline.prepare.readers.webdataset import read_tar
-from pipeline.store.filesystem import file_identity, list_files, redact
+from pipeline.store.filesystem import file_identity, list_files
 from pipeline.store.records import GroundingRecord
+from pipeline.store.urls import redact
 
 REGIONS = ("noun_chunks", "ref_exps")
 _SPAN, _BOX, _SCORE = slice(0, 2), slice(2, 6), 6

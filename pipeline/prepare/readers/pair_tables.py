@@ -30,9 +30,11 @@ from pipeline.prepare.raw import (
     Url,
 )
 from pipeline.prepare.readers.lines import PROBED_LINES, decode_text, json_lines, json_parts, open_csv
-from pipeline.store.filesystem import describe, file_identity, list_files, open_file, redact
+from pipeline.store.filesystem import file_identity, list_files, open_file
+from pipeline.store.read_errors import describe
 from pipeline.store.records import CaptionRecord
 from pipeline.store.shards import refuse_bombs
+from pipeline.store.urls import redact
 
 Values = Mapping[str, Any]
 MakeRow = Callable[[str, int, Values, Any], Iterator[RawPair | RawGrounding | Reject]]

@@ -22,9 +22,10 @@ from pipeline.prepare.readers.pair_tables import (
     read_url_list,
 )
 from pipeline.prepare.readers.webdataset import IMAGE_SUFFIXES, MAX_TEXT_BYTES, read_webdataset
-from pipeline.store.filesystem import file_identity, is_url, list_files, open_file, redact
+from pipeline.store.filesystem import file_identity, list_files, open_file
 from pipeline.store.records import CaptionRecord, DetectionRecord
 from pipeline.store.storage import is_folder, list_below, name_below, side_by_side, to_place
+from pipeline.store.urls import is_url, redact
 
 TARS, TABLES, LISTS = (".tar", ".tar.gz", ".tgz"), (".parquet",), (".tsv", ".csv", ".tsv.gz", ".csv.gz")
 """Ends of names of what holds many pictures."""

@@ -27,9 +27,11 @@ from pipeline.prepare.raw import (
 )
 from pipeline.prepare.readers.lines import decode_text, open_text
 from pipeline.prepare.readers.pictures import is_picture
-from pipeline.store.filesystem import describe, file_identity, open_file, read_many, redact
+from pipeline.store.filesystem import file_identity, open_file, read_many
+from pipeline.store.read_errors import describe
 from pipeline.store.records import Category, DetectionRecord
 from pipeline.store.storage import exists, is_folder, list_below, name_below, side_by_side, to_place
+from pipeline.store.urls import redact
 
 MAX_YAML_BYTES = 1 << 20
 _LABELS = re.compile(r"(^|/)images/(?!.*(?:^|/)images/)")
