@@ -21,7 +21,7 @@ from pipeline.errors import ConfigError, PipelineError, RejectLimitError
 from pipeline.prepare.raw import RawPair, Reject
 from pipeline.prepare.settings import PrepareConfig
 from pipeline.prepare.sources import Source, open_source
-from pipeline.prepare.validation import clean_caption, read_license
+from pipeline.prepare.values import clean_caption, read_license
 from pipeline.ray_session import on_all_machines, run_pool
 from pipeline.store.provenance import FINGERPRINT, with_fingerprint
 from pipeline.store.storage import Place, make_folder, side_by_side, size

@@ -28,7 +28,8 @@ from pipeline.prepare.parts import (
 from pipeline.prepare.raw import LOOKS_HELD_OUT, RawTable
 from pipeline.prepare.settings import PrepareConfig
 from pipeline.prepare.sources import Role, Source, check_references, open_sources, warn_of_scenes_beside_own_data
-from pipeline.prepare.validation import MIN_BOX_SIDE, Rules
+from pipeline.prepare.validation import Rules
+from pipeline.prepare.values import MIN_BOX_SIDE
 from pipeline.ray_session import on_all_machines, run_pool
 from pipeline.store.atomic import sweep
 from pipeline.store.image_roots import HOW_TO_ALLOW, IMAGE_ROOTS, OUTSIDE, allowed_roots
