@@ -13,14 +13,11 @@ from glip_model.images import ImageError
 from glip_model.video import SUFFIXES, frame_name, read_frames
 from pipeline.errors import MissingInputError
 from pipeline.prepare.raw import Part, RawDetection, RawImage, RawPair, RawRow, RawTable, Reject, SourceContext, Url
+from pipeline.prepare.readers.columns import IMAGE_COLUMNS, URL_COLUMNS
 from pipeline.prepare.readers.lines import decode_text
-from pipeline.prepare.readers.pair_tables import (
-    IMAGE_COLUMNS,
-    URL_COLUMNS,
-    open_parquet,
-    read_image_parquet,
-    read_url_list,
-)
+from pipeline.prepare.readers.pair_tables import read_image_parquet
+from pipeline.prepare.readers.parquet_rows import open_parquet
+from pipeline.prepare.readers.url_lists import read_url_list
 from pipeline.prepare.readers.webdataset import IMAGE_SUFFIXES, MAX_TEXT_BYTES, read_webdataset
 from pipeline.store.filesystem import file_identity, list_files, open_file
 from pipeline.store.records import CaptionRecord, DetectionRecord

@@ -19,8 +19,8 @@ from pipeline.prepare.raw import (
     SourceContext,
     Url,
 )
+from pipeline.prepare.readers.columns import LICENSE_COLUMNS
 from pipeline.prepare.readers.lines import decode_text, parse_json
-from pipeline.prepare.readers.pair_tables import LICENSE_COLUMNS
 from pipeline.store.filesystem import file_identity, list_files, open_file
 from pipeline.store.read_errors import describe
 from pipeline.store.records import CaptionRecord

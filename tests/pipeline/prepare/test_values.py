@@ -58,7 +58,7 @@ def test_spans_are_inside_have_text_at_their_ends_and_lose_only_blanks(
 
 
 @pytest.mark.parametrize(
-    "spans", [None, 5, "ab", [None], [[1]], [["a", "b"]], [[1, 2, 3]], [[None, 4]], [[INFINITE, 4]]]
+    "spans", [None, 5, "ab", [None], [[1]], [["a", "b"]], [[1, 2, 3]], [[None, 4]], [[float("inf"), 4]]]
 )
 def test_spans_of_another_form_are_none(spans: Any) -> None:
     assert read_spans(spans, "a dog") == ()
