@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import resource
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pipeline.store.storage import Place
@@ -95,6 +96,22 @@ def peak_host_memory_gb() -> float:
     """Return the most memory of the machine that this process has taken so far."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 1e9 if sys.platform == "darwin" else peak * 1024 / 1e9  # Linux counts in KiB
+
+
+def run_metrics(entries: Sequence[Progress], seconds: float) -> dict[str, Any]:
+    """Return the metrics of a whole run: speeds are means over its reports, all else is what the last one says."""
+    last = entries[-1]
+    return {
+        "steps": last.step,
+        "seconds": round(seconds),
+        "losses": {key: round(value, 4) if math.isfinite(value) else None for key, value in last.losses.items()},
+        "images_per_s": round(sum(entry.images_per_s for entry in entries) / len(entries), 1),
+        "data_wait_share": round(sum(entry.data_wait_share for entry in entries) / len(entries), 3),
+        "skipped_steps": last.skipped_steps,
+        "unreadable_pictures": last.unreadable_pictures,
+        "memory_gb": last.memory_gb,
+        **({"scores": last.scores} if last.scores else {}),
+    }
 
 
 def write_log(path: Place, entries: Sequence[Progress]) -> None:
