@@ -23,7 +23,7 @@ PAIRS_AT_ONCE = 1 << 23
 """Pairs of boxes that it compares at a time; a pair takes some hundred bytes."""
 
 
-def read_off(
+def postprocess(
     output: GLIPOutput,
     sizes: Sequence[tuple[int, int]],
     positive_maps: Sequence[Tensor],

@@ -45,7 +45,7 @@ def has_bf16(device: str | torch.device = "cuda") -> bool:
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
 
 
-def settle(precision: Precision, everywhere: Callable[[Callable[[], bool]], bool]) -> Precision:
+def resolve_precision(precision: Precision, everywhere: Callable[[Callable[[], bool]], bool]) -> Precision:
     """Return what ``auto`` is on machines that share the work: all compute alike, or results would depend on the order.
 
     Args:

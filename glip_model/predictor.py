@@ -21,7 +21,7 @@ from glip_model.boxes import clip_boxes, to_exclusive
 from glip_model.config import GLIPConfig
 from glip_model.glip import GLIP
 from glip_model.images import ImageLike, open_image
-from glip_model.postprocess import read_off
+from glip_model.postprocess import postprocess
 from glip_model.precision import Precision, autocast, best_device, dtype_of, usable_device
 from glip_model.preprocess import PictureBatch, pad_prompts
 from glip_model.pretrained import resolve_folder
@@ -57,7 +57,7 @@ class Question:
 
 
 class GLIPPredictor:
-    """A model with everything around it: opening, resizing, tokenising, batching, reading off.
+    """A model with everything around it: opening, resizing, tokenising, batching, postprocessing.
 
     What is found in a picture does not depend on the pictures beside it: only pictures of one padded size run together.
 
@@ -357,7 +357,7 @@ class GLIPPredictor:
             for start in range(0, len(prompts[0]), at_once):
                 turns = list(zip(*(each[start : start + at_once] for each in prompts), strict=True))
                 asked = [prompt for turn in turns for prompt in turn]
-                detections = read_off(
+                detections = postprocess(
                     self._ground([torch.cat([level] * len(turns)) for level in features], *self._encode(asked)),
                     pictures.sizes * len(turns),
                     [prompt.positive_map for prompt in asked],

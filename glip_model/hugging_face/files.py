@@ -26,7 +26,7 @@ _OF_MODEL = (
     "max_detections",
 )
 IMAGE_SETTINGS = (*_OF_BACKBONE, *_OF_MODEL)
-"""Settings of a model by which pictures are prepared for it and its answers read off."""
+"""Settings of a model by which pictures are prepared for it and its answers postprocessed."""
 
 
 def config_entries() -> dict[str, Any]:

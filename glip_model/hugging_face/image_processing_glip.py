@@ -15,7 +15,7 @@ from glip_model.config import GLIPConfig
 from glip_model.hugging_face.files import IMAGE_SETTINGS, image_settings, reading_config
 from glip_model.hugging_face.modeling_glip import whole_prompts
 from glip_model.images import ImageLike, open_image
-from glip_model.postprocess import read_off
+from glip_model.postprocess import postprocess
 from glip_model.preprocess import PictureBatch
 from glip_model.resizing import ResizeRule
 from glip_model.structures import GLIPOutput
@@ -120,7 +120,8 @@ class GLIPImageProcessor(BaseImageProcessor):
         maps = getattr(outputs, "positive_map", None)
         maps = whole_prompts(outputs.attention_mask) if maps is None else maps
         found = []
-        for detections, size in zip(read_off(raw, seen, list(maps.cpu()), originals, config), originals, strict=True):
+        per_image = postprocess(raw, seen, list(maps.cpu()), originals, config)
+        for detections, size in zip(per_image, originals, strict=True):
             boxes, kept = detections.boxes_xyxy, detections.scores > threshold
             if config.inclusive_corners:
                 boxes = clip_boxes(to_exclusive(boxes), size)

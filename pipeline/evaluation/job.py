@@ -16,7 +16,7 @@ from typing import Any
 import ray
 import torch
 
-from glip_model.precision import allow_tf32, settle
+from glip_model.precision import allow_tf32, resolve_precision
 from glip_model.predictor import GLIPPredictor
 from pipeline.cli import progress, quiet_libraries
 from pipeline.errors import BenchmarkError, PipelineError
@@ -92,7 +92,7 @@ def predict_benchmarks(
     keep_apart(out, records)
     with local_folder(model) as folder:
         described = describe_model(folder)
-    config = replace(config, precision=settle(config.precision, on_gpu_machines))
+    config = replace(config, precision=resolve_precision(config.precision, on_gpu_machines))
     found, absent = list_benchmarks(records.absolute(), config.splits, allowed)
     if absent:
         logger.info("evaluate: no records of %s; their metrics are left out", ", ".join(absent))

@@ -65,7 +65,7 @@ def fuse(
     )
 
 
-def put_together(parts: Sequence[Detections]) -> Detections:
+def merge_detections(parts: Sequence[Detections]) -> Detections:
     """Return what several looks found in one picture as one, which counts the same phrases; best first."""
     order = torch.cat([part.scores for part in parts]).argsort(descending=True, stable=True)
     values: dict[str, Any] = {

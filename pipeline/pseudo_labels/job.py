@@ -22,7 +22,7 @@ import torch
 from ray.util.metrics import Counter as RayCounter
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from glip_model.precision import settle
+from glip_model.precision import resolve_precision
 from pipeline.cli import progress, quiet_libraries
 from pipeline.errors import PipelineError, RejectLimitError, ShardError, StorageError
 from pipeline.pseudo_labels.decoding import PictureDecoder
@@ -220,7 +220,7 @@ def pseudo_label(inputs: Inputs, config: PseudoLabelConfig, max_image_pixels: in
     """
     keep_apart(inputs.out, inputs.records, *([inputs.phrases] if inputs.phrases else []))
     sources = list_shards(inputs.records)
-    config = replace(config, precision=settle(config.precision, on_gpu_machines))
+    config = replace(config, precision=resolve_precision(config.precision, on_gpu_machines))
     wanted = _plan(inputs, config, max_image_pixels, sources)
     kept = keep_finished("pseudo_label", [inputs.out], wanted, partial(_look, inputs.out, wanted, config))
     todo = {place.name: entry for place, entry in wanted.items() if place not in kept}

@@ -25,7 +25,7 @@ MAX_NOUNS = 1000
 """Nouns that are reported: those with the most true boxes."""
 
 
-def times_said(phrases: Place) -> Counter[str]:
+def count_head_nouns(phrases: Place) -> Counter[str]:
     """Count how often each head noun is said in shards of phrases; MissingInputError where there are none."""
     counts: Counter[str] = Counter()
     for shard in list_shards(phrases):

@@ -16,7 +16,7 @@ from glip_model.images import ImageError
 from glip_model.prompts import Prompt
 from glip_model.resizing import ResizedImage
 from glip_model.structures import Detections
-from pipeline.pseudo_labels.fusion import put_together
+from pipeline.pseudo_labels.fusion import merge_detections
 from pipeline.pseudo_labels.questions import L, Look, Questions
 from pipeline.pseudo_labels.settings import PassConfig, PseudoLabelConfig
 from pipeline.store.records import Phrase
@@ -76,11 +76,11 @@ def label_batch(
         if again.alone:
             seconds += _ask_alone(questions, seen, config.batch_size, ask)
         for each in seen:
-            _look_again(questions, each, again, number)
+            _label_again(questions, each, again, number)
     return labelled | {each.asked.row: questions.labelled(each.asked.row, each.phrases) for each in seen}, seconds
 
 
-def _look_again(questions: Questions[L], seen: _Seen, again: PassConfig, number: int) -> None:
+def _label_again(questions: Questions[L], seen: _Seen, again: PassConfig, number: int) -> None:
     """Give phrases without a box what they get in a further pass."""
     look = replace(seen.look, min_score=again.min_score, in_pass=number)
     if again.alone:
@@ -90,8 +90,8 @@ def _look_again(questions: Questions[L], seen: _Seen, again: PassConfig, number:
             return
         look = replace(
             look,
-            detections=put_together([detections for detections, _ in found]),
-            mirrored=put_together(mirrored) if mirrored else None,
+            detections=merge_detections([detections for detections, _ in found]),
+            mirrored=merge_detections(mirrored) if mirrored else None,
         )
     if seen.missing:
         seen.phrases = questions.select(seen.asked.row, look, seen.phrases)

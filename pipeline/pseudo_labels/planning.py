@@ -227,7 +227,7 @@ class _Simulation:
     gpus: int
     interruptions: Interruptions | None
     slots: int
-    chance: random.Random
+    rng: random.Random
 
     def __post_init__(self) -> None:
         self._left = self._queue = self.shards
@@ -259,7 +259,7 @@ class _Simulation:
         self._begun[gpu] = {}
         self._fill(gpu, now)
         if self.interruptions is not None:
-            life_s = self.chance.expovariate(1 / (self.interruptions.mean_hours * HOUR))
+            life_s = self.rng.expovariate(1 / (self.interruptions.mean_hours * HOUR))
             self._at(now + life_s, partial(self._interrupt, gpu, self.interruptions.restart_s))
 
     def _fill(self, gpu: int, now: float) -> None:

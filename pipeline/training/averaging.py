@@ -40,7 +40,7 @@ class Trial:
     """AP of other names; None where nothing tells."""
 
 
-def settle(
+def save_interpolated(
     start: Place, tuned: Place, own: Validate, other: Validate | None, may_lose: float | None, out: Place
 ) -> tuple[list[Trial], bool]:
     """Write the model between two others that data not learnt from chooses, see ``choose``.
@@ -61,7 +61,7 @@ def settle(
     after, tokenizer = _load(best)
 
     def trial(share: float) -> Trial:
-        model = before if share == 0 else between(before, after, share)
+        model = before if share == 0 else interpolate(before, after, share)
         scores = [None if each is None else _score(each, model, tokenizer) for each in (own, other)]
         return Trial(share, scores[0] or 0.0, scores[1])
 
@@ -74,7 +74,7 @@ def settle(
             trials.append(trial(share))
             bar.update()
     chosen, keeps = (trials[-1], True) if may_lose is None else choose(trials, may_lose)
-    save_model(between(before, after, chosen.share), tokenizer, out)
+    save_model(interpolate(before, after, chosen.share), tokenizer, out)
     return [chosen, *(each for each in trials if each is not chosen)], keeps
 
 
@@ -92,7 +92,7 @@ def _score(judge: Validate, model: GLIP, tokenizer: Any) -> float:
     return fmean(scores.values()) if scores else 0.0
 
 
-def between(start: GLIP, tuned: GLIP, share: float) -> GLIP:
+def interpolate(start: GLIP, tuned: GLIP, share: float) -> GLIP:
     """Return a model whose weights lie between those of two others.
 
     Weights that the starting model lacks, the offset of prompt tuning, count as 0 in it.

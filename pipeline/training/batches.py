@@ -132,7 +132,7 @@ class BatchMaker:
         first = step * self._batch_size + self._offset
         # One size for all workers of a step, so that none waits for a larger picture.
         sides = self._short_sides
-        short_side = sides[int(chance(self._seed, SIZE_STREAM, step).integers(len(sides)))]
+        short_side = sides[int(rng_for(self._seed, SIZE_STREAM, step).integers(len(sides)))]
         prepared = [self._prepare(number, short_side) for number in range(first, first + self._share)]
         keys, images, prompts, targets, unreadable = zip(*prepared, strict=True)
         inputs = collate(images, prompts, size_divisor=self._model_config.size_divisor, targets=targets)
@@ -164,9 +164,9 @@ class BatchMaker:
             Key, pixels, prompt, target, and how many pictures could not be read.
         """
         name, planned = self.plan[number]
-        source, rng = self._sources[name], chance(self._seed, SAMPLE_STREAM, number)
+        source, rng = self._sources[name], rng_for(self._seed, SAMPLE_STREAM, number)
         unreadable = 0
-        for row in chain([planned], self.plan.stand_ins(number, len(source), rng)):
+        for row in chain([planned], self.plan.replacement_rows(number, len(source), rng)):
             sample = self._sample(source, row, rng)
             if sample is None:
                 continue
@@ -222,6 +222,6 @@ def _warn_of_small_sizes(sources: Mapping[str, Rows], short_side: int) -> None:
             )
 
 
-def chance(*path: int) -> np.random.Generator:
+def rng_for(*path: int) -> np.random.Generator:
     """Return the generator of the stream of chance that these numbers name."""
     return np.random.default_rng(path)

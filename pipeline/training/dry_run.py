@@ -71,7 +71,7 @@ class Loading:
 
 
 @dataclass(frozen=True)
-class Outlook:
+class RunEstimate:
     """What a run of params.yaml comes to."""
 
     parameters: int
@@ -101,14 +101,14 @@ class Outlook:
         return None if self.images is None else self.images / (images_per_s * self.workers) / 3600
 
 
-def work_out(
+def estimate_run(
     name: str,
     config: TrainingSettings,
     human: Place | None,
     pseudo: Place | None,
     teacher: Place | None,
     replay: Place | None = None,
-) -> Outlook:
+) -> RunEstimate:
     """Work out a run; no weights are read, and of the data as much as a worker reads before its first batch.
 
     Args:
@@ -127,7 +127,7 @@ def work_out(
     model = _structure(run, config, teacher)
     rows = None if human is None else _rows(name, run, human, pseudo, replay)
     run = run if rows is None else with_steps(run, rows, optim.batch_size)
-    return Outlook(
+    return RunEstimate(
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         trained=tuple(_parts(model, optim)),
         batch_size=optim.batch_size,
@@ -158,10 +158,10 @@ def describe_run(
 ) -> str:
     """Say what a run of a params file comes to, and what that file changes of the one that all others extend.
 
-    See ``work_out``; the speed of one worker tells the time it takes.
+    See ``estimate_run``; the speed of one worker tells the time it takes.
     """
     config = load(params, TrainingSettings)
-    found = work_out(name, config, human, pseudo, teacher, replay)
+    found = estimate_run(name, config, human, pseudo, teacher, replay)
     kept = step_bytes(_structure(config.train.runs[name], config, teacher), config.train, found.workers)
     return "\n".join([*_lines(found, kept, images_per_s), *_changed(params)])
 
@@ -262,7 +262,7 @@ def flat_settings(section: Any, where: str = "") -> Iterator[tuple[str, Any]]:
             yield name, value
 
 
-def _lines(found: Outlook, kept_bytes: int, images_per_s: float | None) -> Iterator[str]:
+def _lines(found: RunEstimate, kept_bytes: int, images_per_s: float | None) -> Iterator[str]:
     """Say what a training comes to, and what it keeps of a step; with the speed of a worker, the time it takes, too."""
     trained = sum(part.parameters for part in found.trained)
     yield f"model     {found.parameters:,} parameters, {trained:,} of them trained"

@@ -364,7 +364,7 @@ def _train_worker(
     )
     trainer.run(report)
     _save(trainer, tokenizer, worker, paths.out)
-    if config.train.optim.saved_weights == "raw" and trainer.take_average():
+    if config.train.optim.saved_weights == "raw" and trainer.load_average():
         _save(trainer, tokenizer, worker, paths.out / AVERAGE_FOLDER)
 
 

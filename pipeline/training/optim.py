@@ -67,7 +67,7 @@ class Plateau:
         self.drops = self._without_gain = self._worse = 0
         self._best = self._highest = 0.0
 
-    def take(self, score: float, step: int) -> bool:
+    def step(self, score: float, step: int) -> bool:
         """Take in the score of an evaluation after ``step`` steps, NaN for none; return whether training shall stop."""
         if math.isnan(score):
             return False

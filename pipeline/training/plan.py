@@ -98,7 +98,7 @@ class SamplePlan:
         """Return source and row of a sample."""
         return self.names[self.sources[number]], int(self.rows[number])
 
-    def stand_ins(self, number: int, size: int, rng: np.random.Generator) -> Iterator[int]:
+    def replacement_rows(self, number: int, size: int, rng: np.random.Generator) -> Iterator[int]:
         """Yield rows in place of a sample's: any of its source's ``size`` rows, without end."""
         while True:
             yield int(rng.integers(size))

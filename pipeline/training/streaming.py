@@ -69,7 +69,7 @@ class StreamPlan:
         source, lane, turn = self._turn(number)
         return self._mixture.names[source], self._row(source, lane, turn, 0)
 
-    def stand_ins(self, number: int, size: int, rng: np.random.Generator) -> Iterator[int]:
+    def replacement_rows(self, number: int, size: int, rng: np.random.Generator) -> Iterator[int]:
         """Yield rows in place of a sample's: the others of its window, once each."""
         source, lane, turn = self._turn(number)
         for ahead in range(1, self._window_of(source, lane, turn)[3]):
@@ -147,11 +147,11 @@ class OrientedPlan:
         """Return source and row of a sample."""
         return self._plan[self._from(number)[0]]
 
-    def stand_ins(self, number: int, size: int, rng: np.random.Generator) -> Iterator[int]:
+    def replacement_rows(self, number: int, size: int, rng: np.random.Generator) -> Iterator[int]:
         """Yield rows in place of a sample's: the others of its window, those of its orientation first."""
         own, is_tall = self._from(number)
         source = self._sources[self._plan[own][0]]
-        others = list(self._plan.stand_ins(own, size, rng))
+        others = list(self._plan.replacement_rows(own, size, rng))
         yield from (row for row in others if source.is_tall_at(row) == is_tall)
         yield from (row for row in others if source.is_tall_at(row) is (not is_tall))
 
@@ -179,5 +179,5 @@ class OrientedPlan:
         """Tell whether what a sample will show is tall: its row, or the first to stand in that can be shown."""
         name, row = self._plan[number]
         source = self._sources[name]
-        others = self._plan.stand_ins(number, 0, np.random.default_rng(0))  # draws nothing
+        others = self._plan.replacement_rows(number, 0, np.random.default_rng(0))  # draws nothing
         return next((tall for each in chain([row], others) if (tall := source.is_tall_at(each)) is not None), False)

@@ -146,11 +146,11 @@ class Updater:
                 sums[name] = sums.get(name, 0) + value.detach() / len(parts)
         return sums
 
-    def take_score(self, score: float) -> bool:
+    def step_plateau(self, score: float) -> bool:
         """Let the schedule follow the score of an evaluation, NaN for none; return whether training shall stop."""
         if self._plateau is None:
             return False
-        is_over = self._plateau.take(score, self._scheduler.last_epoch)
+        is_over = self._plateau.step(score, self._scheduler.last_epoch)
         self._lower_rates()
         return is_over
 
@@ -165,7 +165,7 @@ class Updater:
         judged.load_state_dict(shadow, strict=False)
         return merged(judged).to(next(self.model.parameters()).device)
 
-    def take_average(self) -> bool:
+    def load_average(self) -> bool:
         """Give the model the moving average of its weights; return False where there is none."""
         if self._average is not None:
             self._average.copy_to(self.model)

@@ -17,7 +17,7 @@ from PIL import Image
 from glip_model.boxes import clip_boxes, to_exclusive
 from glip_model.config import BackboneConfig, FusionConfig, GLIPConfig, SwinConfig, TextConfig
 from glip_model.glip import GLIP
-from glip_model.postprocess import read_off
+from glip_model.postprocess import postprocess
 from glip_model.predictor import GLIPPredictor
 from glip_model.preprocess import collate, image_to_tensor
 from glip_model.prompts import Prompt, caption_prompt, category_prompt
@@ -112,7 +112,7 @@ def written_out(predictor: GLIPPredictor, image: Image.Image, prompt: Prompt) ->
         output = predictor.model.ground(
             predictor.model.features(batch.pixel_values), batch.input_ids, batch.attention_mask, states
         )
-        (found,) = read_off(
+        (found,) = postprocess(
             output, batch.image_sizes, [asked.positive_map], [(image.height, image.width)], predictor.model.config
         )
     boxes = clip_boxes(to_exclusive(found.boxes_xyxy), (image.height, image.width))
