@@ -23,7 +23,7 @@ Model = TypeVar("Model", bound=nn.Module)
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 _FOREIGN = re.compile(r"GLOBAL ([\w.]+)")
-"""In torch's words about a pickle: what it names beside tensors."""
+"""Finds in torch's error about a pickle the object that it names beside tensors."""
 NAMED_PROBLEMS = 20
 """Problems that a message names; a wholly different model would fill pages."""
 

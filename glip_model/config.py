@@ -129,7 +129,7 @@ class GLIPConfig:
     """Candidates kept per level."""
     nms_threshold: float = 0.6
     max_detections: int = 100
-    """Per picture, over all phrases."""
+    """Most boxes of an image, over all phrases."""
     # Preprocessing at test time
     test_short_side: int = 800
     test_long_side: int = 1333

@@ -36,7 +36,7 @@ METADATA_KEY = "glip"
 POSTPROCESS = "postprocess"
 """Part of the names of nodes behind the model, which stay in float32 whatever the rest computes in."""
 NO_CLASS = -1
-"""Of places behind the last box of a picture."""
+"""Class of the padding behind the last box of a picture."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +44,7 @@ class DetectorCard:
     """What whoever runs a graph needs to know of it."""
 
     names: tuple[str, ...]
-    """In the order of the classes that the graph tells."""
+    """Names in the order of the graph's classes."""
     short_side: int
     long_side: int
     """Pictures are resized to these before, as ``ResizeRule`` does."""

@@ -51,7 +51,7 @@ class Question:
 
     pictures: PictureBatch
     prompts: tuple[tuple[TokenizedPrompt, ...], ...]
-    """Per picture, as many of each."""
+    """Prompts of each picture; all have the same number."""
     asked: tuple[tuple[Prompt, ...], ...]
     """The same as they were given."""
 

@@ -29,7 +29,7 @@ class Variant:
     """One of the published models."""
 
     file: str
-    """In the repository."""
+    """Path in the repository."""
     preset: str
     data: str
     """What it was trained on, as the paper has it."""
@@ -55,7 +55,7 @@ class Fetched:
 
     path: Path
     version: str
-    """Of the file: the SHA-256 that the hub tells of it, where it does, or the commit."""
+    """SHA-256 of the file where the hub states it, otherwise the commit."""
 
 
 def fetch(repository: str, variant: str, revision: str | None = None) -> Fetched:

@@ -11,7 +11,7 @@ MODEL_TYPE = "glip"
 MODEL_CLASS = "GLIPForZeroShotObjectDetection"
 PROCESSOR_FILE = "processor_config.json"
 KEYS = frozenset({"model_type", "architectures", "auto_map", "dtype", "transformers_version"})
-"""Of config.json beside the model's settings."""
+"""Entries of config.json that are no settings of the model."""
 _OF_BACKBONE = ("bgr", "pixel_mean", "pixel_std")
 _OF_MODEL = (
     "test_short_side",

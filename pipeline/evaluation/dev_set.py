@@ -33,9 +33,9 @@ class DevSet:
     """Records of the split, by task."""
     config: EvaluateConfig
     rows: int
-    """Of each benchmark that are asked about, from the first on."""
+    """Rows of each benchmark that are evaluated, the first ones."""
     pictures: int
-    """Of each benchmark that are drawn."""
+    """Pictures of each benchmark that are drawn."""
     allowed: tuple[str, ...] = ()
     """Where pictures may be besides the records' folder, see ``allowed_roots``."""
 

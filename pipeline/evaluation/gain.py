@@ -17,7 +17,7 @@ GAIN = "gain"
 SPLIT = "dev"
 """What decides; test stays out of all decisions."""
 SAMPLES, SEED = 500, 0
-"""Of the resampling."""
+"""Number and seed of the bootstrap samples."""
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ class Judged:
     benchmark: Benchmark
     records: list[Any]
     categories: list[Category]
-    """Of detection; empty in other tasks."""
+    """Categories of a detection benchmark; empty in other tasks."""
     predictions: dict[str, Predictions]
     results: dict[str, Result]
 

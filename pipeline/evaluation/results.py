@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 Key = tuple[str, str, str, str, str]
 """See ``LEVELS``."""
 LEVELS = ("split", "task", "source", "part", "measure")
-"""Of the metrics that ``collect`` returns."""
+"""Levels of the nested metrics that ``collect`` returns."""
 
 
 def score_predictions(benchmark: Benchmark, out: Place) -> Score:

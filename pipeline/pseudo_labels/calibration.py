@@ -36,7 +36,7 @@ class Sample:
     """What one phrase was given, and what it should have been given."""
 
     scores: tuple[float, ...]
-    """Of its boxes, best first."""
+    """Scores of its boxes, best first."""
     hits: tuple[bool, ...]
     """Whether each box found a true box that no better one had found."""
     truth: int
@@ -45,7 +45,7 @@ class Sample:
     noun: str = ""
     """The head of the phrase in lower case, without the ``s`` of a plural; of detection records the class."""
     agreements: tuple[float | None, ...] = ()
-    """Of its boxes, the share of several teachers that found each."""
+    """For each box the share of the teachers that found it."""
 
 
 def collect_samples(

@@ -20,7 +20,7 @@ TASK = "<OPEN_VOCABULARY_DETECTION>"
 BINS = 1000
 """Places that a side of a picture is divided into; each has a word."""
 MOST_WORDS, PHRASES_AT_ONCE = 192, 8
-"""Of an answer, and in a batch: the scores of all words of the vocabulary are held for each word that is written."""
+"""Most words of an answer, and phrases in a batch: every generated word holds scores of the whole vocabulary."""
 
 
 class Florence2Teacher(OpenSetTeacher):

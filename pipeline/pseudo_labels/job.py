@@ -71,9 +71,9 @@ BROKEN_INPUT_REASONS = (
 )
 """Row rejects that count against ``max_reject_share``; finding nothing in a picture is no fault of the input."""
 PICTURES_THAT_TELL = 500
-"""Where there is nothing in as many pictures, and in no other one, it is the teacher or the settings that are wrong."""
+"""Pictures without a single box after which labelling ends: the teacher or the settings are wrong then."""
 SHARDS_AT_ONCE = 2
-"""Of one actor: while the teacher works on one, the other is read, decoded or written."""
+"""Shards of one actor at a time: while the teacher works on one, the other is read, decoded or written."""
 CRASHES = 4
 """A shard that was begun as often and never ended, because its actor died, is given up; the others go on."""
 POLL_S = 2.0
@@ -84,14 +84,14 @@ class Inputs:
     """What the stage reads and writes."""
 
     records: Place
-    """Of web pairs, or of pictures as detection records, where names are asked for."""
+    """Folder of web pairs, or of detection records where names are asked for."""
     phrases: Place | None
-    """Of the captions; None where names are asked for."""
+    """Folder of the captions' phrases; None where names are asked for."""
     teacher: Names
     """See ``open_teachers``."""
     out: Place
     allowed: tuple[str, ...] = ()
-    """Where pictures may be besides ``records``, see ``allowed_roots``."""
+    """Folders and URLs besides ``records`` that pictures may lie below, see ``allowed_roots``."""
     vocabulary: Vocabulary | None = None
     """The names that all pictures are asked for, in place of phrases; labels are detection records then."""
 

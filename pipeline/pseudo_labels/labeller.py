@@ -40,7 +40,7 @@ from pipeline.store.vocabulary import Vocabulary
 CHUNKS_AHEAD = 3
 """Chunks of pictures, each of a batch's length, that are decoded while the teacher works on others."""
 CHUNK_PIXELS = 1 << 26
-"""Of a chunk at most, 200 MB."""
+"""Most pixels of a chunk, 200 MB."""
 BATCHES_AHEAD = 2
 """Batches that wait for the teacher: a window gives none for a while, and then several."""
 

@@ -30,7 +30,7 @@ from pipeline.store.vocabulary import Vocabulary
 FREE_SETTINGS = ("num_actors", "max_reject_share")
 """They do not change any row."""
 NAME_REJECTS_KEY = "glip.name_rejects"
-"""In the metadata of a shard that was labelled with names: how often a class has no box in a picture, by the reason."""
+"""Metadata key of a shard that was labelled with names: counts of classes without a box in a picture, by reason."""
 
 
 @dataclass(frozen=True)

@@ -25,11 +25,11 @@ from glip_model.text_encoder import check_known_words
 
 LEAST_SCORE = 0.05
 MOST_DETECTIONS = 300
-"""Of one picture, over all its phrases; what scores lower is no candidate for a pseudo-label."""
+"""Most boxes of a picture, over all its phrases; what scores lower is no candidate for a pseudo-label."""
 NAMES_AT_ONCE = 100
-"""Of teachers that read every name by itself: more take memory and no less time."""
+"""Names in a batch of teachers that read every name by itself: more take memory and no less time."""
 OMDET_TOKENS, SAM3_TOKENS = 77, 32
-"""Of a text, as their processors have it."""
+"""Most tokens of a text, as in their processors."""
 
 
 class OpenSetTeacher:

@@ -38,7 +38,7 @@ class Workload:
     pairs: int
     shards: int
     bytes: int
-    """Of the input shards."""
+    """Size of the input shards."""
 
 
 @dataclass(frozen=True)
@@ -46,14 +46,14 @@ class Rates:
     """What one machine does; None where nothing was measured."""
 
     images_per_s: float
-    """Of one GPU, or of this machine without one: the teacher with all that is around it."""
+    """Throughput of one GPU, or of this machine without one, with reading and decoding."""
     asked_per_s: float | None = None
-    """Of the teacher alone: what it would do if it never waited."""
+    """Throughput of the teacher alone, if it never waited."""
     prepared_per_core_s: float | None = None
     """Pictures a CPU second of all that is around the teacher: reading, decoding, resizing, batching, selecting."""
     captions_per_core_s: float | None = None
     bytes_per_pair: float | None = None
-    """Of the output."""
+    """Size of the output."""
     boxes_per_pair: float | None = None
 
 
@@ -62,9 +62,9 @@ class Interruptions:
     """Machines that go away: spot instances that are taken back, and broken ones."""
 
     mean_hours: float
-    """Between two interruptions of one GPU."""
+    """Mean time between two interruptions of one GPU."""
     restart_s: float = 300.0
-    """Until another one is at work in its place."""
+    """Time until another GPU works in its place."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Outcome:
     gpu_hours: float
     """Paid for, from the first shard to the last."""
     wasted_share: float
-    """Of the GPU-hours at work, those whose shards were lost half done."""
+    """Share of the GPU-hours whose shards were lost half done."""
     interruptions: int
 
     def times(self, rounds: int) -> Outcome:
@@ -223,7 +223,7 @@ class _Simulation:
 
     shards: int
     alone_s: float
-    """Of a shard, where a GPU works on no other."""
+    """Time of a shard on a GPU that works on no other."""
     gpus: int
     interruptions: Interruptions | None
     slots: int
@@ -234,7 +234,7 @@ class _Simulation:
         self._tie = itertools.count()
         self._events: list[tuple[float, int, Callable[[float], None]]] = []
         self._begun: dict[int, dict[int, float]] = {}
-        """Per GPU that is there the shards in work, and since when."""
+        """Shards in work by running GPU, with the time at which each began."""
         self._wasted_s, self._count = 0.0, 0
 
     def play(self) -> Outcome:

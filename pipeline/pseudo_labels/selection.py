@@ -28,7 +28,7 @@ PHRASE_REJECT_REASONS = (
 names the reason."""
 _LAST_STAGE = len(PHRASE_REJECT_REASONS) - 1
 FLIP_IOU = 0.5
-"""From this overlap on a box and one of the mirrored picture show the same thing."""
+"""IoU at which a box and one of the mirrored picture show the same object."""
 
 
 class _Found(NamedTuple):

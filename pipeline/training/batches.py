@@ -57,9 +57,9 @@ class TrainingBatch:
 
     inputs: GroundingBatch
     keys: tuple[str, ...]
-    """Of the rows that are shown."""
+    """Keys of the rows."""
     segments: tuple[tuple[str, ...], ...]
-    """Of the prompts, for the cached states of a frozen text encoder."""
+    """Segments of the prompts, for the cached states of a frozen text encoder."""
 
     def pin_memory(self) -> TrainingBatch:
         """Copy the batch to memory from which a GPU fetches it beside other work."""
@@ -223,5 +223,5 @@ def _warn_of_small_sizes(sources: Mapping[str, Rows], short_side: int) -> None:
 
 
 def rng_for(*path: int) -> np.random.Generator:
-    """Return the generator of the stream of chance that these numbers name."""
+    """Return a random generator that is seeded by these numbers alone, so that any sample can be drawn again."""
     return np.random.default_rng(path)

@@ -44,7 +44,7 @@ class Manifest:
 
     step: int
     sha256: str
-    """Of the file with the state, so that damage of any kind is seen before it is unpacked."""
+    """Hash of the file with the state, so that damage of any kind is seen before it is unpacked."""
     settings_sha256: str
     score: float | None
     """Higher is better; None where the model was not judged."""

@@ -1,4 +1,4 @@
-"""A training worked out without being run: what is trained and how, for how long, and on how much data."""
+"""Estimates of a training that is not run: what is trained and how, for how long, and on how much data."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from pipeline.training.settings import OptimConfig, RunConfig, TrainingSettings
 from pipeline.training.tuning import freeze_for
 
 SHOWN_CHARS = 100
-"""Of the value of a setting."""
+"""Most characters of a setting's value."""
 
 
 @dataclass(frozen=True)
@@ -47,32 +47,32 @@ class Part:
 
 @dataclass(frozen=True)
 class Shown:
-    """What is shown of a source; None where it follows from rows or steps that are not known."""
+    """Samples of one source; values are None where they follow from rows or steps that are not known."""
 
     name: str
     rows: int | None
-    """Repeats counted."""
+    """Rows, repeats counted."""
     share: float | None
-    """Of all samples."""
+    """Share of all samples."""
     passes: float | None
-    """How often each row comes."""
+    """Epochs over its rows."""
 
 
 @dataclass(frozen=True)
 class Loading:
-    """What rows cost each process that reads them, pictures that lie elsewhere left out."""
+    """Memory and time that rows cost each process that reads them, without pictures that lie elsewhere."""
 
     processes: int
-    """In each worker."""
+    """Loader processes of each worker."""
     megabytes: float
-    """Of memory, about."""
+    """Memory, approximately."""
     seconds: float
-    """Until the first batch can be made, as it was here."""
+    """Time until the first batch, measured on this machine."""
 
 
 @dataclass(frozen=True)
 class RunEstimate:
-    """What a run of params.yaml comes to."""
+    """The estimate of one run of params.yaml."""
 
     parameters: int
     trained: tuple[Part, ...]
@@ -81,10 +81,10 @@ class RunEstimate:
     sources: tuple[Shown, ...]
     steps: int | None
     epochs: float
-    """As the run asks for, where it does not ask for steps."""
+    """Number of epochs where the run sets no steps."""
     schedule: tuple[tuple[int, float, float], ...]
-    """Steps at which something changes, with the learning rate and weight decay of what is neither bias, backbone nor
-    text encoder; empty where the steps are not known."""
+    """Steps at which a rate changes, with the learning rate and weight decay of weights that are neither biases nor of
+    backbone or text encoder; empty where the steps are not known."""
 
     may_stop: bool
     """Evaluations lower the learning rate further, and may end training earlier."""
@@ -109,7 +109,7 @@ def estimate_run(
     teacher: Place | None,
     replay: Place | None = None,
 ) -> RunEstimate:
-    """Work out a run; no weights are read, and of the data as much as a worker reads before its first batch.
+    """Estimate a run. No weights are read, and no more data than a worker reads before its first batch.
 
     Args:
         name: key of ``train.runs``.

@@ -56,7 +56,7 @@ logger = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.5
 WORKER_RESTARTS = 2
-"""How often Ray starts failed workers again; they go on from the last checkpoint."""
+"""Number of times that Ray restarts failed workers, which resume from the last checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Paths:
     out: Place
     checkpoints_elsewhere: Place | None = None
     allowed: tuple[str, ...] = ()
-    """Where pictures may be besides the records' folders, see ``allowed_roots``."""
+    """Folders and URLs besides the records' folders that pictures may lie below, see ``allowed_roots``."""
     calibration: Place | None = None
     """CSV file of ``calibrate``, where pseudo-labels are weighed by it."""
     replay: Place | None = None
@@ -132,7 +132,7 @@ def train(
         validate: judges the model by a dev set, where the settings ask for that.
 
     Returns:
-        Metrics of the last report; ``seconds`` of a training that was interrupted are those since it went on.
+        Metrics of the last report; ``seconds`` of an interrupted training count from its resumption.
 
     Raises:
         MissingInputError: data or teacher are not there.
@@ -238,7 +238,7 @@ def _scaling(workers: int) -> tuple[ray.train.ScalingConfig, int]:
 
 
 def _notes_of_ray(folder: Place) -> dict[str, Any]:
-    """Return what Ray Train is told of where to keep its notes."""
+    """Return the settings that say where Ray Train keeps its files."""
     if isinstance(folder, Path):
         return {"storage_path": str(folder)}
     # Not Arrow's own for S3, which leaves an empty object in the place of every folder.

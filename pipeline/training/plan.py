@@ -84,7 +84,7 @@ class SamplePlan:
     """Rows in the order of training; five bytes a sample, because there may be many millions."""
 
     names: tuple[str, ...]
-    """Of the sources."""
+    """Names of the sources."""
     sources: NDArray[np.uint8]
     """Per sample, index into ``names``."""
     rows: NDArray[np.int32]
@@ -99,7 +99,7 @@ class SamplePlan:
         return self.names[self.sources[number]], int(self.rows[number])
 
     def replacement_rows(self, number: int, size: int, rng: np.random.Generator) -> Iterator[int]:
-        """Yield rows in place of a sample's: any of its source's ``size`` rows, without end."""
+        """Yield replacements for a sample's row: any of its source's ``size`` rows, without end."""
         while True:
             yield int(rng.integers(size))
 

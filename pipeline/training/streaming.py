@@ -70,7 +70,7 @@ class StreamPlan:
         return self._mixture.names[source], self._row(source, lane, turn, 0)
 
     def replacement_rows(self, number: int, size: int, rng: np.random.Generator) -> Iterator[int]:
-        """Yield rows in place of a sample's: the others of its window, once each."""
+        """Yield replacements for a sample's row: the others of its window, once each."""
         source, lane, turn = self._turn(number)
         for ahead in range(1, self._window_of(source, lane, turn)[3]):
             yield self._row(source, lane, turn, ahead)
@@ -148,7 +148,7 @@ class OrientedPlan:
         return self._plan[self._from(number)[0]]
 
     def replacement_rows(self, number: int, size: int, rng: np.random.Generator) -> Iterator[int]:
-        """Yield rows in place of a sample's: the others of its window, those of its orientation first."""
+        """Yield replacements for a sample's row: the others of its window, those of its orientation first."""
         own, is_tall = self._from(number)
         source = self._sources[self._plan[own][0]]
         others = list(self._plan.replacement_rows(own, size, rng))

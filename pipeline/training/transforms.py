@@ -17,7 +17,7 @@ from torchvision.transforms.v2 import functional
 from pipeline.training.settings import AugmentConfig
 
 HUE_SHARE = 0.1
-"""Of ``colour``, by what hue changes."""
+"""Change of the hue as a share of ``colour``."""
 MIN_CUT_SHARE = 0.3
 """A cut is at least so wide and high, as a share of the picture's sides, even where its boxes are smaller."""
 FRAME = (127, 127, 127)

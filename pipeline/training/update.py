@@ -85,7 +85,7 @@ class Updater:
 
     @property
     def learning_rate(self) -> float:
-        """Of the next step, for weights that are neither biases nor of backbone or text encoder."""
+        """Learning rate of the next step, for weights that are neither biases nor of backbone or text encoder."""
         rate = self._config.learning_rate * self._scheduler.lr_lambdas[0](self._scheduler.last_epoch)
         return rate if self._plateau is None else self._plateau.lower(rate)
 
@@ -147,7 +147,7 @@ class Updater:
         return sums
 
     def step_plateau(self, score: float) -> bool:
-        """Let the schedule follow the score of an evaluation, NaN for none; return whether training shall stop."""
+        """Step the plateau schedule with an evaluation's score, NaN for none; return whether training shall stop."""
         if self._plateau is None:
             return False
         is_over = self._plateau.step(score, self._scheduler.last_epoch)
@@ -166,7 +166,7 @@ class Updater:
         return merged(judged).to(next(self.model.parameters()).device)
 
     def load_average(self) -> bool:
-        """Give the model the moving average of its weights; return False where there is none."""
+        """Load the moving average of the weights into the model; return False where there is none."""
         if self._average is not None:
             self._average.copy_to(self.model)
         return self._average is not None
@@ -203,7 +203,7 @@ class Updater:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where the state was taken; every worker passes all of it."""
+        """Restore the state; every worker passes all of it."""
         own = self.model.state_dict()
         weights = {name: spread(value, own[name]) for name, value in state["model"].items()}
         self.model.load_state_dict(weights, strict=False)  # a frozen text encoder is not among it
