@@ -90,13 +90,13 @@ def read_config(folder: Path) -> GLIPConfig:
 def read_trained_on(folder: Path) -> TrainedOn | None:
     """Read what a model's folder says that it was trained on; None where it says nothing. Errors as ``read_config``."""
     with _config_of(folder) as values:
-        told = values.get(TRAINED_ON)
-        return None if told is None else TrainedOn.from_dict(told)
+        recorded = values.get(TRAINED_ON)
+        return None if recorded is None else TrainedOn.from_dict(recorded)
 
 
 @contextmanager
 def _config_of(folder: Path) -> Iterator[Any]:
-    """Give what config.json holds; what is wrong with it is told as a ValueError."""
+    """Yield the values of config.json; turn every error about them into a ValueError."""
     try:
         yield json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:

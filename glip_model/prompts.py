@@ -107,7 +107,7 @@ def phrases_between_periods(text: str) -> list[CharSpans]:
 
 
 def pack_prompts(prompts: Sequence[Prompt]) -> Prompt:
-    """Join prompts into one, spans moved along; a final period gives way to the separator.
+    """Join prompts into one with shifted spans; the separator replaces a final period.
 
     Source: caption packing of GLIP's image-text data.
     """

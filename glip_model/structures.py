@@ -66,7 +66,7 @@ class GroundingBatch:
     targets: tuple[GroundingTarget, ...] | None = None
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> GroundingBatch:
-        """Copy every tensor to a device; ``non_blocking`` goes on while pinned memory is being copied to a GPU."""
+        """Copy every tensor to a device; ``non_blocking`` returns while pinned memory is being copied to a GPU."""
         return self.map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> GroundingBatch:

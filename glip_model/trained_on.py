@@ -1,4 +1,4 @@
-"""What a model was trained on, as its folder tells, and what is far from that."""
+"""The data that a model was trained on, as its folder records it, and inputs that are far from it."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ class Gain:
     """The other model."""
     source: str
     part: str
-    """``novel`` where concepts are told apart, or all."""
+    """``novel`` where the benchmark divides base from novel concepts, otherwise all."""
     measure: str
     value: float
     low: float

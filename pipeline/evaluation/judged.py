@@ -23,7 +23,7 @@ SHOWN_SCORE = 0.3
 
 @dataclass(frozen=True)
 class Judged:
-    """A benchmark, and what each model that has predictions for it is worth."""
+    """A benchmark with the results of each model that has predictions for it."""
 
     benchmark: Benchmark
     records: list[Any]

@@ -1,4 +1,4 @@
-"""What a model is worth on all benchmarks together: nested metrics, a table beside published numbers, curves."""
+"""Results of a model on all benchmarks: nested metrics, a table beside published numbers, curves."""
 
 from __future__ import annotations
 

@@ -33,7 +33,8 @@ class EvaluateConfig:
     """Values that replace these two for single data sets, by the names of their sources."""
     precision: Precision
     """Precision of the model's matrix products and convolutions: ``float32`` (TensorFloat-32 on a GPU), ``bf16``, or
-    ``auto``: bf16 where all GPUs compute in it, otherwise float32. Predictions of another precision are made anew."""
+    ``auto``: bf16 where all GPUs compute in it, otherwise float32. Predictions of another precision are
+    computed again."""
 
     def names_a_prompt(self, source: str, num_names: int) -> int:
         """Return how many of the category names of a data set go into one prompt at most."""

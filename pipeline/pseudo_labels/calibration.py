@@ -60,7 +60,7 @@ def collect_samples(
         records: phrases with true boxes.
         make_labeller: loads the teacher for given settings.
         config: the settings of the stage; its thresholds of the score are set aside.
-        on_rows: told how many rows were done.
+        on_rows: receives the number of rows that were done.
 
     Returns:
         Samples of phrases that were annotated, and of phrases that name nothing in the picture.
@@ -203,7 +203,7 @@ def _sample(truth: Phrase, found: Phrase) -> Sample:
 
 
 def match_boxes(boxes: Sequence[Sequence[float]], truth: Sequence[Sequence[float]]) -> Iterator[bool]:
-    """Match boxes, best first, each to the free true box that it overlaps most; tell of each whether there is one."""
+    """Match boxes, best first, each to the free true box that it overlaps most; yield whether each has a match."""
     overlap = pairwise_iou(torch.tensor(boxes).reshape(-1, 4), torch.tensor(truth).reshape(-1, 4))
     is_free = torch.ones(len(truth), dtype=torch.bool)
     for mine in overlap:

@@ -27,7 +27,7 @@ from pipeline.store.images import read_encoded
 from pipeline.store.records import ImageRef
 
 DEATHS = 3
-"""A picture whose decoder dies as often is unreadable; once may have been somebody else's doing."""
+"""A picture is unreadable when its decoder died this often; a single death may have another cause."""
 START_S = 120.0
 """How long a process may take to begin."""
 SOCKET_BYTES = 1 << 20

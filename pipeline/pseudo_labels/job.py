@@ -1,7 +1,7 @@
 """The ``pseudo_label`` stage over Ray Data: shards of web pairs stream through a pool of teachers.
 
 The unit of work is one input shard, which becomes one output shard. A finished shard is kept when the stage runs again;
-one that was made by another teacher or with other settings is made anew, and said so.
+one of another teacher or other settings is computed again, which is logged.
 """
 
 from __future__ import annotations
@@ -69,13 +69,13 @@ BROKEN_INPUT_REASONS = (
     "caption_empty",
     "answer_unusable",
 )
-"""Row rejects that count against ``max_reject_share``; finding nothing in a picture is no fault of the input."""
+"""Row rejects that count against ``max_reject_share``; a picture without boxes is not an error of the input."""
 PICTURES_THAT_TELL = 500
 """Pictures without a single box after which labelling ends: the teacher or the settings are wrong then."""
 SHARDS_AT_ONCE = 2
 """Shards of one actor at a time: while the teacher works on one, the other is read, decoded or written."""
 CRASHES = 4
-"""A shard that was begun as often and never ended, because its actor died, is given up; the others go on."""
+"""A shard whose actor died this often is given up; the others continue."""
 POLL_S = 2.0
 
 
@@ -170,8 +170,8 @@ class LabelActor:
         questions = self._labeller.ask_names(pictures, self._inputs.vocabulary)
         labelled = self._labeller.answer(questions, self._tell)
         rejects, categories = questions.phrase_rejects, self._inputs.vocabulary.categories
-        told = {NAME_REJECTS_KEY: json.dumps(dict(sorted(rejects.items()))), **categories_to_metadata(categories)}
-        with ShardWriter(self._inputs.out / name, DetectionRecord, {**metadata, **told}, self._extras) as shard:
+        counts = {NAME_REJECTS_KEY: json.dumps(dict(sorted(rejects.items()))), **categories_to_metadata(categories)}
+        with ShardWriter(self._inputs.out / name, DetectionRecord, {**metadata, **counts}, self._extras) as shard:
             for record in labelled:
                 shard.append(record)
         return summarise_names(name, labelled, len(categories), rejects), shard
@@ -323,7 +323,7 @@ def _run(
 
 
 def _check_found(summaries: Collection[ShardSummary], inputs: Inputs, config: PseudoLabelConfig) -> None:
-    """Refuse to go on where a teacher finds nothing at all.
+    """Stop where a teacher finds nothing at all.
 
     Raises:
         ShardError: no phrase has a box in so many pictures; the message says what to look at.
@@ -354,7 +354,7 @@ def _set_up_ray_data() -> None:
 
 @contextmanager
 def _polling(meter: Any, show: Callable[[str], Any]) -> Iterator[None]:
-    """Show now and then what the actors told, for as long as the ``with`` block lasts."""
+    """Poll and show the progress of the actors for the length of the ``with`` block."""
     is_over = threading.Event()
 
     def poll() -> None:

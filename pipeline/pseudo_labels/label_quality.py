@@ -40,7 +40,7 @@ def label_quality(samples: Sequence[Sample], min_score: float, said: Mapping[str
     Args:
         samples: what each phrase was given, and what it should have been given.
         min_score: boxes below it are no labels.
-        said: how often web captions say each noun; empty where nobody counted.
+        said: counts of each noun in web captions; empty where they were not counted.
 
     Returns:
         ``scores``: the share of labels in each of ``SCORE_BINS`` equal bins of the score from 0 to 1; ``by_part`` and

@@ -88,7 +88,7 @@ class PseudoLabeller:
         Args:
             pairs: pictures and captions.
             phrases: of the same rows.
-            on_batch: told what was done, batch by batch.
+            on_batch: receives the figures of every batch.
 
         Raises:
             ShardError: the two do not belong together.
@@ -104,7 +104,7 @@ class PseudoLabeller:
 
         Args:
             questions: rows, and what is asked about each.
-            on_batch: told what was done, batch by batch.
+            on_batch: receives the figures of every batch.
         """
         labelled: dict[int, L] = {}
         fresh = dict(questions.refused())
@@ -140,7 +140,7 @@ class PseudoLabeller:
         for batch in window.rest():
             yield batch, unusable
             unusable = {}
-        yield [], unusable  # rows that nobody was asked about after the last batch
+        yield [], unusable  # rows after the last batch that needed no teacher
 
     def _decoded(
         self, pairs: Sequence[Picture], rows: Sequence[int], rule: ResizeRule | None

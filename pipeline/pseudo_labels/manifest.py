@@ -182,7 +182,7 @@ def read_manifest(folder: Place) -> dict[str, ShardSummary]:
     try:
         shards = json.loads(patiently(place.read_text, place))["shards"] if place else []
         return {entry["name"]: _SUMMARY.validate_python(entry) for entry in shards}
-    except (OSError, ValueError, RecursionError, KeyError, TypeError):  # of an older version, or of nobody
+    except (OSError, ValueError, RecursionError, KeyError, TypeError):  # of an older version, or no manifest at all
         return {}
 
 

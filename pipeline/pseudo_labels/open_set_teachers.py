@@ -122,7 +122,7 @@ class Owlv2Teacher(OwlTeacher):
 
 
 class OmDetTurboTeacher(OpenSetTeacher):
-    """Finds each phrase by itself, told in a sentence what all of them are.
+    """Detects each phrase separately; the prompt is a sentence with all of them.
 
     Source: Zhao et al., Real-time Transformer-based Open-Vocabulary Detection with Efficient Fusion Head, 2024.
     """

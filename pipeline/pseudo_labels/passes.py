@@ -100,9 +100,8 @@ def _label_again(questions: Questions[L], seen: _Seen, again: PassConfig, number
 def _ask_alone(questions: Questions[L], seen: Sequence[_Seen], batch_size: int, ask: Ask) -> float:
     """Run the teacher on prompts of one phrase each, for phrases without a box; return the teacher's seconds.
 
-    A phrase is asked about alone once, whatever the number of passes.
-
-    A phrase whose picture fails stays without detections.
+    Each phrase is asked about alone once, whatever the number of passes. One whose picture fails stays without
+    detections.
     """
     waiting = [(each, i) for each in seen for i in each.missing if i not in each.alone]
     seconds = 0.0

@@ -69,7 +69,7 @@ class Interruptions:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run over some GPUs comes to."""
+    """The simulated time and cost of a run over some GPUs."""
 
     gpus: int
     wall_hours: float
@@ -80,7 +80,7 @@ class Outcome:
     interruptions: int
 
     def times(self, rounds: int) -> Outcome:
-        """Return what as many runs one after the other come to."""
+        """Return the sum of this many runs one after the other."""
         return replace(
             self,
             wall_hours=rounds * self.wall_hours,

@@ -83,8 +83,8 @@ class PseudoLabelConfig:
     """The stage stops when a larger share of rows is rejected as broken, 0 to 1."""
     precision: Precision
     """Precision of the teacher's matrix products and convolutions: ``float32`` (TensorFloat-32 on a GPU), ``bf16``, or
-    ``auto``: bf16 where all GPUs compute in it, otherwise float32. Shards of another precision are made anew. A custom
-    teacher function receives the device alone and chooses its own precision."""
+    ``auto``: bf16 where all GPUs compute in it, otherwise float32. Shards of another precision are computed again. A
+    custom teacher function receives the device alone and chooses its own precision."""
 
     def __post_init__(self) -> None:
         """Check what its type does not say."""
@@ -101,7 +101,7 @@ class RoundConfig:
     """Setting ``rounds.NAME``: who labels the web pairs for a round's student, and how."""
 
     teacher: str
-    """The model that labels and that the student goes on from: ``teacher``, or the round before."""
+    """The model that labels and that the student starts from: ``teacher``, or the round before."""
     pseudo_label: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """Settings of section ``pseudo_label`` that differ in this round."""
     always: bool = False

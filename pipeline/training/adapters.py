@@ -33,7 +33,7 @@ def add_adapters(model: GLIP, rank: int) -> None:
     names = [name for name, module in model.named_modules() if _is_adaptable(name, module)]
     config = LoraConfig(r=rank, lora_alpha=ALPHA * rank, target_modules=names, lora_dropout=0.0, bias="none")
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)  # the same start in every worker, and when training goes on
+        torch.manual_seed(0)  # the same start in every worker and after a resumption
         inject_adapter_in_model(config, model)
 
 

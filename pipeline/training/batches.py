@@ -158,7 +158,7 @@ class BatchMaker:
         return OrientedPlan(streams, self._sources, self._batch_size, samples.shuffle_lanes)
 
     def _prepare(self, number: int, short_side: int) -> tuple[str, Tensor, TokenizedPrompt, GroundingTarget, int]:
-        """Make the sample of that number; a row that shows nothing or cannot be read gives way to another.
+        """Make the sample of that number; another row replaces one that shows nothing or cannot be read.
 
         Returns:
             Key, pixels, prompt, target, and how many pictures could not be read.
@@ -190,7 +190,7 @@ class BatchMaker:
         )
 
     def _sample(self, source: Rows, row: int, rng: np.random.Generator) -> Sample | None:
-        """Show a row, now and then with others beside it."""
+        """Draw the sample of a row, sometimes as a mosaic with others."""
         mosaic = self._samples.augment.mosaic
         if mosaic and rng.random() < mosaic:
             return source.sample_together([row, *rng.integers(len(source), size=BESIDE).tolist()], rng)

@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 _NAME = re.compile(r"step-(\d{8,})-([0-9a-f]{16})\.(pt|yaml|json)")
 _FINGERPRINT_CHARS = 16
 _FAILURES: tuple[type[Exception], ...] = (*READ_ERRORS, StorageError)
-"""What writing may end with; torch.save tells that a disk is full by a RuntimeError, which is among them."""
+"""Errors of writing; among them RuntimeError, by which torch.save reports a full disk."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Manifest:
 
 
 class Checkpoints:
-    """Writes checkpoints in a thread, one at a time, while training goes on; reads the newest that is usable.
+    """Writes checkpoints in a thread, one at a time, beside the training; reads the newest that is usable.
 
     A context: it ends when nothing is being written any more.
 
@@ -75,7 +75,7 @@ class Checkpoints:
     def save(self, step: int, fingerprint: str, state: dict[str, Any], score: float | None = None) -> None:
         """Begin to write a checkpoint, when the one before is written; then older ones and foreign ones are removed.
 
-        What cannot be written is told in a warning, and the earlier checkpoints stay.
+        A failed write is logged as a warning, and the earlier checkpoints stay.
 
         Args:
             step: optimiser steps done.

@@ -156,9 +156,9 @@ def describe_run(
     images_per_s: float | None,
     replay: Place | None = None,
 ) -> str:
-    """Say what a run of a params file comes to, and what that file changes of the one that all others extend.
+    """Describe the estimate of a run, and the settings that its params file changes in the one that all others extend.
 
-    See ``estimate_run``; the speed of one worker tells the time it takes.
+    See ``estimate_run``; with the speed of one worker the text contains the time, too.
     """
     config = load(params, TrainingSettings)
     found = estimate_run(name, config, human, pseudo, teacher, replay)
@@ -263,7 +263,7 @@ def flat_settings(section: Any, where: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _lines(found: RunEstimate, kept_bytes: int, images_per_s: float | None) -> Iterator[str]:
-    """Say what a training comes to, and what it keeps of a step; with the speed of a worker, the time it takes, too."""
+    """Return lines about a training and its memory of a step; with the speed of a worker also about its time."""
     trained = sum(part.parameters for part in found.trained)
     yield f"model     {found.parameters:,} parameters, {trained:,} of them trained"
     yield f"          {'part':16} {'parameters':>13} {'learning rate':>14} {'weight decay':>13}"

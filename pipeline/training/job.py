@@ -108,7 +108,7 @@ class _BoardElsewhere:
 
 
 class _BoardHandler(logging.Handler):
-    """Sends log lines of a worker to the driver: Ray is told to keep workers' output away."""
+    """Sends log lines of a worker to the driver, because Ray is configured to suppress workers' output."""
 
     def __init__(self, board: _BoardElsewhere) -> None:
         super().__init__(logging.INFO)
@@ -146,7 +146,7 @@ def train(
     remove_unfinished(paths.out, is_resumed)
     trackers = Trackers(config.train.trackers, paths.out, name, dict(flat_settings(config)), is_resumed)
     board = _BoardElsewhere() if config.train.num_workers else Board()
-    quiet_libraries()  # Ray Train tells of its way to train here
+    quiet_libraries()  # Ray Train logs how it trains
     trainer = TorchTrainer(
         _work,
         train_loop_config={
@@ -220,7 +220,7 @@ def _scaling(workers: int) -> tuple[ray.train.ScalingConfig, int]:
     """Return what Ray shall give every worker, and its number of threads; without workers, this process keeps its own.
 
     Raises:
-        TrainingError: Ray has too few cores; it would wait for more without a word.
+        TrainingError: Ray has too few cores; it would silently wait for more.
     """
     if not workers:
         return ray.train.ScalingConfig(num_workers=0), torch.get_num_threads()

@@ -49,7 +49,7 @@ class Verdict:
 
 
 class Judge:
-    """Evaluates the model now and then.
+    """Evaluates the model at regular steps.
 
     Args:
         validate: what does it.

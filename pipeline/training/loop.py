@@ -170,7 +170,7 @@ class Trainer:
         return replace(entry, learning_rate=rate, scores=found.scores, pictures=found.pictures), is_over
 
     def _over_workers(self, values: Sequence[float], how: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM) -> list[float]:
-        """Return the sums of what every worker passes, or what else it comes to."""
+        """Return the values of all workers, summed or reduced otherwise."""
         if self.worker.world_size == 1:
             return list(values)
         found = torch.tensor(values, dtype=torch.float64, device=next(self.model.parameters()).device)
@@ -197,7 +197,7 @@ class Trainer:
             return 0
         is_first = self.worker.rank == 0
         state = self.checkpoints.load(self._fingerprint) if is_first else None
-        # The first worker decides for all, so that none goes on from another step.
+        # The first worker decides for all, so that none resumes from another step.
         (found,) = self._over_workers([state["step"] if state else 0])
         if not found:
             return 0

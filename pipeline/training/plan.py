@@ -64,7 +64,7 @@ class Mixture:
 
 def count_below(steps: int, begin: int, edge: int) -> int:
     """Count the first steps of the golden ratio, from ``begin`` on, that lie below an edge of the circle."""
-    # A step lies below the edge where going on by the rest of the circle does not complete one more turn.
+    # A step lies below the edge exactly where adding the rest of the circle does not complete another turn.
     return steps - _turns(steps, begin + CIRCLE - edge) + _turns(steps, begin)
 
 
@@ -135,7 +135,7 @@ def group_by_orientation(plan: SamplePlan, sources: Mapping[str, Rows], batch_si
 
 
 def order_by_orientation(tall: NDArray[np.bool_], batch_size: int) -> NDArray[np.int64]:
-    """Return samples, told which are tall, in an order whose batches have one kind each, but for the last ones.
+    """Return an order of samples whose batches are all wide or all tall, except for the last ones.
 
     Both kinds keep their order, and a batch comes when its last sample would have: a sample moves by a few batches.
     """

@@ -156,7 +156,7 @@ class OrientedPlan:
         yield from (row for row in others if source.is_tall_at(row) is (not is_tall))
 
     def _from(self, number: int) -> tuple[int, bool]:
-        """Return whose place a sample takes, and whether that one's picture is tall."""
+        """Return the number of the sample that is shown instead, and whether its picture is tall."""
         step, place = divmod(number, self._batch_size)
         lane, within = divmod(place, self._width)
         stretch, turn = divmod(step, ORIENTED_STEPS)

@@ -38,7 +38,7 @@ def vary(
 
 
 def tile(images: Sequence[Image.Image], boxes_xyxy: Sequence[Tensor]) -> tuple[Image.Image, Tensor]:
-    """Show up to four pictures as one of the first one's size, each as large as fits into its quarter.
+    """Combine up to four pictures into a mosaic of the first one's size, each as large as fits into its quarter.
 
     Args:
         images: from the upper left to the lower right.

@@ -54,7 +54,7 @@ class Updater:
         steps: of the whole training.
         distribution: what the processes of torch.distributed share, where it runs.
         compiled: compile the layers of the model.
-        diverged: JSON file that tells, when training gives up, what the steps before showed.
+        diverged: JSON file for the samples of the last skipped steps, written when training gives up.
         distillation: adds a loss of its own.
     """
 
@@ -223,7 +223,7 @@ class Updater:
 
     def _skip(self, step: SkippedStep) -> None:
         self.skipped += 1
-        # Until the scale of the losses has come down to 1, overflows are its search for a value and no fault of theirs.
+        # While the loss scale is above 1, overflows belong to its search for a value and do not count as divergence.
         if self._scaler.get_scale() <= 1:
             self._skipped_in_a_row += 1
             self._last_skipped.append(step)
