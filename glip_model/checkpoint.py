@@ -88,7 +88,7 @@ def read_config(folder: Path) -> GLIPConfig:
 
 
 def read_trained_on(folder: Path) -> TrainedOn | None:
-    """Read what a model's folder says that it was trained on; None where it says nothing. Errors as ``read_config``."""
+    """Read the training data recorded in a model's folder; None where there is no record. Errors as ``read_config``."""
     with _config_of(folder) as values:
         recorded = values.get(TRAINED_ON)
         return None if recorded is None else TrainedOn.from_dict(recorded)

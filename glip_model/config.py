@@ -138,7 +138,7 @@ class GLIPConfig:
     """Recompute tower and Swin activations in the backward pass: slower, far less memory."""
 
     def __post_init__(self) -> None:
-        """Check every value by itself, so that nothing is built of a wild one, and what they promise one another."""
+        """Check every single value before anything is built from it, and then the relations between values."""
         _check_values(self, "")
         if not 3 <= self.num_levels <= 5:
             raise ValueError(f"num_levels must be 3 to 5 (P3 to P5, P6 or P7), got {self.num_levels}")

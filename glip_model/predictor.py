@@ -1,4 +1,4 @@
-"""GLIPPredictor: pictures and prompts in, detections in original pixels out."""
+"""GLIPPredictor: turns pictures and prompts into detections in pixels of the originals."""
 
 from __future__ import annotations
 
@@ -47,19 +47,19 @@ PhraseParser = Callable[[str], Sequence[CharSpans]]
 
 @dataclass(frozen=True)
 class Question:
-    """Pictures of one padded size and prompts for each, with all done to them that needs no device."""
+    """A batch of pictures of one padded size with their prompts, preprocessed as far as that needs no device."""
 
     pictures: PictureBatch
     prompts: tuple[tuple[TokenizedPrompt, ...], ...]
     """Prompts of each picture; all have the same number."""
     asked: tuple[tuple[Prompt, ...], ...]
-    """The same as they were given."""
+    """The prompts as they were given."""
 
 
 class GLIPPredictor:
     """A model with everything around it: opening, resizing, tokenising, batching, postprocessing.
 
-    What is found in a picture does not depend on the pictures beside it: only pictures of one padded size run together.
+    Detections in a picture do not depend on the rest of its batch, because all of it has one padded size.
 
     Args:
         model: put into eval mode and moved to ``device``.
@@ -89,7 +89,7 @@ class GLIPPredictor:
             self._ground = torch.compile(self._ground, dynamic=False)
         config = self.model.config
         self.resize_rule = ResizeRule(config.test_short_side, config.test_long_side, config.size_divisor)
-        """What is done to pictures first; who does it elsewhere gives ``ResizedImage`` in place of a picture."""
+        """Resizing that comes first; a caller that resizes elsewhere passes ``ResizedImage`` in place of a picture."""
         # Inference never changes the encoder, so its states can be kept whether or not it was trained. The tokenizer is
         # a copy: one that ``prepare`` uses in another thread at the same time raises "Already borrowed".
         self._text_states = TextStateCache(self.model.text_encoder, copy.deepcopy(tokenizer))
@@ -244,7 +244,7 @@ class GLIPPredictor:
         return found
 
     def prepare(self, images: Sequence[ResizedImage], prompts: Sequence[Prompt]) -> Question:
-        """Do what needs no device: another thread may be in ``answer`` meanwhile, as long as one at a time is in each.
+        """Preprocess without the device. One thread may be in ``prepare`` while another one is in ``answer``.
 
         Args:
             images: resized by ``resize_rule``, all of one padded size.
@@ -254,15 +254,15 @@ class GLIPPredictor:
         return Question(pictures, tuple((self.tokenize(prompt),) for prompt in prompts), tuple((p,) for p in prompts))
 
     def prepare_several(self, images: Sequence[ResizedImage], prompts: Sequence[Sequence[Prompt]]) -> Question:
-        """Do as ``prepare`` with several prompts a picture, as many of each; every picture is looked at once."""
+        """Do as ``prepare`` with several prompts a picture, the same number for each; the backbone runs once."""
         pictures = PictureBatch.of(images, self.resize_rule.size_divisor, self.device.type == "cuda")
         tokenized = tuple(tuple(map(self.tokenize, each)) for each in prompts)
         return Question(pictures, tokenized, tuple(map(tuple, prompts)))
 
     def answer(self, question: Question, config: GLIPConfig | None = None) -> list[Detections]:
-        """Return per picture what ``ground`` does; ``config`` has another limit of detections than the model's own.
+        """Run the model on a question; return detections as ``ground`` does.
 
-        Phrases of several prompts count through, and each prompt has its own limit.
+        ``config`` may have another limit of detections than the model's own. Phrases of several prompts count through, and each prompt has its own limit.
         """
         answers = self._run(question.pictures, question.prompts, 1, config or self.model.config)
         named = [
@@ -286,9 +286,9 @@ class GLIPPredictor:
         limit_total: bool = True,
         max_detections: int | None = None,
     ) -> list[Detections]:
-        """Find categories in every picture, names packed into as few prompts as fit.
+        """Find categories in every picture, with names packed into as few prompts as possible.
 
-        What a picture looks like to the backbone is computed once, whatever the number of prompts.
+        The backbone's features of a picture are computed once, whatever the number of prompts.
 
         Args:
             images: RGB pictures of any sizes, one batch.
@@ -332,7 +332,7 @@ class GLIPPredictor:
         return replace(config, max_detections=max_detections)
 
     def _by_padded_size(self, images: Sequence[Picture]) -> Iterator[tuple[list[int], list[ResizedImage]]]:
-        """Yield the places of pictures that can run together, and the pictures resized."""
+        """Yield the indices of pictures of one padded size, and these pictures resized."""
         groups: dict[tuple[int, int], list[int]] = {}
         for i, image in enumerate(images):
             size = image.size if isinstance(image, ResizedImage) else self.resize_rule.size((image.height, image.width))
@@ -349,7 +349,7 @@ class GLIPPredictor:
         at_once: int,
         config: GLIPConfig,
     ) -> list[list[Detections]]:
-        """Ask every picture its prompts, as many of each, so many at once; return what each finds, in order."""
+        """Return detections per picture and prompt; ``at_once`` prompts of each picture run in one batch."""
         count = len(pictures.sizes)
         found: list[list[Detections]] = [[] for _ in range(count)]
         with autocast(self.dtype, self.device):

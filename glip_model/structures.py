@@ -240,7 +240,7 @@ class Detections:
 
 
 def join_detections(parts: Sequence[Detections], counts: Sequence[int]) -> Detections:
-    """Put what several prompts found in one picture together, best first; ``counts`` says how many phrases each has."""
+    """Join the detections of several prompts in one picture, best first; ``counts`` are their numbers of phrases."""
     starts = np.cumsum([0, *counts[:-1]]).tolist()
     scores = torch.cat([part.scores for part in parts])
     order = scores.argsort(descending=True, stable=True)

@@ -1,4 +1,4 @@
-"""What stands in a model's folder for transformers: keys of config.json, and processor_config.json. Without torch."""
+"""Files of a model's folder for transformers: keys of config.json, and processor_config.json. Needs no torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pictures for transformers' GLIP, and its answers read off: the project's own steps, and so its numbers."""
+"""Pre- and postprocessing for transformers' GLIP, with the project's own steps and so its numbers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from glip_model.structures import GLIPOutput
 
 
 class GLIPImageProcessor(BaseImageProcessor):
-    """Resizes, normalises and pads pictures as a model's config says, and turns what it says into boxes.
+    """Resizes, normalises and pads pictures as a model's config says, and turns its outputs into boxes.
 
     Args:
         settings: ``IMAGE_SETTINGS``; those that are left out are as published.
@@ -91,7 +91,7 @@ class GLIPImageProcessor(BaseImageProcessor):
         target_sizes: Tensor | Sequence[tuple[int, int]] | None = None,
         text_threshold: float | None = None,
     ) -> list[dict[str, Tensor]]:
-        """Read boxes off what the model says, as ``GLIPPredictor`` does: threshold, centerness, best, NMS.
+        """Turn outputs into boxes as ``GLIPPredictor`` does: threshold, centerness, best, NMS.
 
         Args:
             outputs: a ``GLIPObjectDetectionOutput``.

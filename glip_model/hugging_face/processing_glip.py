@@ -108,7 +108,7 @@ class GLIPProcessor(ProcessorMixin):
         target_sizes: Tensor | Sequence[tuple[int, int]] | None = None,
         text_labels: Sequence[Any] | None = None,
     ) -> list[dict[str, Any]]:
-        """Read labelled boxes off what the model says.
+        """Turn the model's outputs into labelled boxes.
 
         Args:
             outputs: of the model.

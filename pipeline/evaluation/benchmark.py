@@ -1,4 +1,4 @@
-"""The benchmarks of a split: which records they need, and how a model is asked about them."""
+"""The benchmarks of a split: the records that they need, and inference on them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A dev set that a model is judged by while it trains: its leading measures, and some pictures to look at."""
+"""Validation during training: the leading measures of a dev set, and some pictures to look at."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Inference for evaluation over Ray: every shard of every benchmark is asked of one of a few model processes.
+"""Inference for evaluation over Ray: each shard of a benchmark goes to one of a few model processes.
 
 The predictions of a shard are a file of their own. A stage that is run again asks only for what is not there or was
 made by something else.

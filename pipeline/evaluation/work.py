@@ -1,4 +1,4 @@
-"""What evaluation asks of a model: the shards of a benchmark, and what their predictions depend on."""
+"""The work of an evaluation: the shards of a benchmark, and what their predictions depend on."""
 
 from __future__ import annotations
 

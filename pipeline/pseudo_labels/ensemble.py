@@ -1,4 +1,4 @@
-"""Several teachers asked as one."""
+"""Several teachers as one."""
 
 from __future__ import annotations
 

@@ -24,7 +24,9 @@ MOST_WORDS, PHRASES_AT_ONCE = 192, 8
 
 
 class Florence2Teacher(OpenSetTeacher):
-    """Asks for each phrase by itself; a box scores the mean probability of the four words that it is written with.
+    """Runs each phrase as a prompt of its own.
+
+    The score of a box is the mean probability of the four words that it is written with.
 
     Source: Xiao et al., Florence-2: Advancing a Unified Representation for a Variety of Vision Tasks, CVPR 2024.
     """

@@ -28,13 +28,13 @@ class FusedDetections(Detections):
     votes: tuple[tuple[bool, ...], ...] = field(default=())
     """Per box which of ``teachers`` found it."""
     teachers: tuple[str, ...] = field(default=())
-    """All that were asked."""
+    """Names of all teachers."""
 
 
 def fuse(
     answers: Sequence[Detections], teachers: Sequence[str], fusion_threshold: float, nms_threshold: float
 ) -> FusedDetections:
-    """Merge what several teachers say of the same question about one picture.
+    """Merge the detections of several teachers for the same prompt and picture.
 
     Args:
         answers: of each teacher.
@@ -66,7 +66,7 @@ def fuse(
 
 
 def merge_detections(parts: Sequence[Detections]) -> Detections:
-    """Return what several looks found in one picture as one, which counts the same phrases; best first."""
+    """Concatenate detections of one picture that count the same phrases, best first."""
     order = torch.cat([part.scores for part in parts]).argsort(descending=True, stable=True)
     values: dict[str, Any] = {
         name: torch.cat([getattr(part, name) for part in parts])[order]

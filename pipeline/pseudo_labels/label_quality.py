@@ -1,4 +1,4 @@
-"""How good pseudo-labels are noun by noun and by how often a noun is said, so that rounds can be held side by side.
+"""Quality of pseudo-labels by noun and by the frequency of nouns, so that rounds can be compared.
 
 Self-training amplifies what its teacher gets wrong: a concept that is mistaken for another one is learned as that. A
 mean over all phrases hides it; precision of each noun does not.
@@ -26,7 +26,7 @@ MAX_NOUNS = 1000
 
 
 def count_head_nouns(phrases: Place) -> Counter[str]:
-    """Count how often each head noun is said in shards of phrases; MissingInputError where there are none."""
+    """Count each head noun in shards of phrases; MissingInputError where there are none."""
     counts: Counter[str] = Counter()
     for shard in list_shards(phrases):
         for said in read_table(shard, ["phrases"])["phrases"].to_pylist():

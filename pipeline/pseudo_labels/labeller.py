@@ -1,4 +1,4 @@
-"""PseudoLabeller: rows and what is asked about them in, labelled rows out. Knows nothing of Ray."""
+"""PseudoLabeller: turns rows and their prompts into labelled rows, independently of Ray."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ class PseudoLabeller:
     def _batches(
         self, questions: Questions[L], refused: Collection[int]
     ) -> Iterator[tuple[list[Asked], dict[int, ImageError]]]:
-        """Yield what the teacher is asked together, and the rows since then whose pictures cannot be looked at."""
+        """Yield the batches for the teacher, each with the rows since the last one whose pictures could not be read."""
         rule = self._teacher.resize_rule
         window: BatchWindow[Asked] = BatchWindow(self._config.batch_size)
         unusable: dict[int, ImageError] = {}

@@ -30,7 +30,7 @@ class Figures:
 
 @dataclass(frozen=True)
 class Reading:
-    """What a meter says."""
+    """The state of a meter."""
 
     total: Figures
     rows_per_s: float

@@ -38,7 +38,7 @@ class _Found(NamedTuple):
     xyxy: Box
     score: float
     agreed: float
-    """The score, or its mean over both pictures where the mirrored one was asked about."""
+    """The score, or its mean over both pictures where test-time flipping is on."""
     teachers: tuple[str, ...] | None
     """Those that found it, of several."""
     agreement: float

@@ -15,7 +15,7 @@ from pipeline.store.vocabulary import read_table_of_names
 
 @section
 class PassConfig:
-    """One of ``pseudo_label.passes``: a further look for phrases that have no box yet."""
+    """One of ``pseudo_label.passes``: a further pass over phrases that have no box yet."""
 
     min_score: Share
     """Instead of the least score, where it is lower than that."""

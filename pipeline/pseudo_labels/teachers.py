@@ -29,7 +29,7 @@ from pipeline.store.storage import to_place
 from pipeline.store.urls import is_url
 
 Answer = Detections | ImageError
-"""What a teacher says of a picture: what it found, or the reason why nothing is known of it."""
+"""A teacher's detections in a picture, or the reason why there are none."""
 
 
 class Teacher(Protocol):
@@ -77,7 +77,7 @@ class _AsTheyAre:
 
 
 def prepared(teacher: Teacher | PreparedTeacher) -> PreparedTeacher:
-    """Return a teacher as one that can be asked in two steps.
+    """Return a teacher whose work is divided into two steps.
 
     A ``ground`` that stands before ``answer`` is called, with pictures as they are: whoever derives a class from
     ``GLIPPredictor``, or replaces the method of one, wants that.
