@@ -244,7 +244,7 @@ class GLIPPredictor:
         return found
 
     def prepare(self, images: Sequence[ResizedImage], prompts: Sequence[Prompt]) -> Question:
-        """Preprocess without the device. One thread may be in ``prepare`` while another one is in ``answer``.
+        """Preprocess without the device. One thread at a time may be here while another one is in ``answer``.
 
         Args:
             images: resized by ``resize_rule``, all of one padded size.
@@ -262,7 +262,8 @@ class GLIPPredictor:
     def answer(self, question: Question, config: GLIPConfig | None = None) -> list[Detections]:
         """Run the model on a question; return detections as ``ground`` does.
 
-        ``config`` may have another limit of detections than the model's own. Phrases of several prompts count through, and each prompt has its own limit.
+        ``config`` may have another limit of detections than the model's own. Phrases of several prompts count
+        through, and each prompt has its own limit.
         """
         answers = self._run(question.pictures, question.prompts, 1, config or self.model.config)
         named = [
