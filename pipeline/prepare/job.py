@@ -214,6 +214,7 @@ class _Folder:
                         rules.min_box_side,
                         rules.data_set,
                         metadata,
+                        # Only where it is set: shards of runs without it keep their fingerprint.
                         *([sorted(rules.licenses)] if rules.licenses else []),
                     ],
                     "shards": [config.rows_per_shard, config.shard_mb, SCHEMA_VERSION, KIND[table.record_type]],
@@ -244,6 +245,7 @@ class _Folder:
                     there=there.get(number, ()),
                     earlier=earlier,
                 )
+                # A chain: rows are dropped as duplicates of earlier ones, so a change there concerns all parts behind it.
                 number, earlier = number + 1, fingerprint({"earlier": earlier, "part": provenance[FINGERPRINT]})
 
     def _rules(self, source: Source, table: RawTable) -> Rules:

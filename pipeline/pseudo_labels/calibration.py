@@ -225,6 +225,7 @@ def _hit_rates(scores: np.ndarray, hits: np.ndarray) -> list[float | None]:
     if not len(scores):
         return [None] * len(THRESHOLDS)
     order = np.argsort(scores, kind="stable")
+    # A higher score must never mean a lower weight, so the noisy rates are fitted by the closest rising ones.
     rates = isotonic_regression(hits[order].astype(np.float64)).x
     return [round(float(rate), 4) for rate in np.interp(THRESHOLDS, scores[order], rates)]
 

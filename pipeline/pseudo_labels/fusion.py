@@ -103,6 +103,7 @@ def _fuse_phrase(
         votes[place, teacher] = max(score, np.finfo(float).tiny)
         sums[place] += votes[place, teacher] * box
         fused[place] = sums[place] / votes[place].sum()
+    # Divided by all teachers and not by those that voted: a box that only one of them found scores less.
     return [(fused[i], float(votes[i].sum() / num_teachers), tuple((votes[i] > 0).tolist())) for i in range(count)]
 
 

@@ -13,9 +13,9 @@ from torch import nn
 from glip_model.glip import GLIP
 
 ALPHA = 2
-"""How much more a change counts than as it stands, times the rank over the rank: the usual choice."""
+"""Scale of an adapter's change, which peft computes as ``lora_alpha / rank``; 2 is the usual choice."""
 _READ_DIRECTLY = ("fuse.",)
-"""Modules that compute with the weights of their layers instead of calling these: no adapter would be heard."""
+"""Modules that compute with the weights of their layers instead of calling these: an adapter would have no effect."""
 
 
 def add_adapters(model: GLIP, rank: int) -> None:

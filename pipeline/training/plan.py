@@ -17,6 +17,8 @@ from pipeline.errors import TrainingError
 from pipeline.training.rows import Rows
 
 CIRCLE = 1 << 64
+# Positions are 64-bit integers, not floats: they stay exact after any number of samples, so a resumed run and every
+# worker find the same source for a sample.
 GOLDEN = 0x9E3779B97F4A7C15
 """The golden ratio's share of the circle: steps of it visit the circle evenly, in every stretch of steps."""
 
@@ -51,7 +53,7 @@ class Mixture:
 
     def first(self, steps: int) -> NDArray[np.uint8]:
         """Return the sources of the first steps, as indices into ``names``."""
-        positions = np.arange(steps, dtype=np.uint64) * np.uint64(GOLDEN)  # beyond the circle they begin anew
+        positions = np.arange(steps, dtype=np.uint64) * np.uint64(GOLDEN)  # uint64 wraps around, as the circle does
         inner = np.array(self._edges[1:-1], dtype=np.uint64)
         return np.searchsorted(inner, positions, side="right").astype(np.uint8)
 
@@ -70,6 +72,8 @@ def count_below(steps: int, begin: int, edge: int) -> int:
 
 def _turns(steps: int, begin: int) -> int:
     """Sum the full circles, of ``begin + i * GOLDEN``, over i below ``steps``, as Euclid finds a common divisor."""
+    # A lattice-point count: whole circles are split off and circle and step exchanged, so that it takes fewer
+    # than a hundred rounds whatever the number of steps.
     total, n, circle, step = 0, steps, CIRCLE, GOLDEN
     while n > 0:
         total += (n - 1) * n // 2 * (step // circle) + n * (begin // circle)

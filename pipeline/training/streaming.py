@@ -122,6 +122,7 @@ class StreamPlan:
 
     def _shuffle_window(self, key: tuple[int, int, int, int, int]) -> NDArray[np.int32]:
         *place, length = key
+        # Seeded by its place alone: any worker finds the row of any sample without drawing those before it.
         return np.random.default_rng([self._seed, *place]).permutation(length).astype(np.int32)
 
 
