@@ -245,7 +245,7 @@ class _Folder:
                     there=there.get(number, ()),
                     earlier=earlier,
                 )
-                # A chain: rows are dropped as duplicates of earlier ones, so a change there concerns all parts behind it.
+                # A chain: rows are dropped as duplicates of earlier ones, so a change there concerns all later parts.
                 number, earlier = number + 1, fingerprint({"earlier": earlier, "part": provenance[FINGERPRINT]})
 
     def _rules(self, source: Source, table: RawTable) -> Rules:
