@@ -81,7 +81,7 @@ def collect_samples(
         broken += sum(record.reject_reason not in (None, "no_boxes") for record in labelled)
         for truth, found in zip(batch, labelled, strict=True):
             positive += [_sample(*pair) for pair in zip(truth.phrases, found.phrases, strict=True) if pair[0].boxes]
-        others = [_stranger(usable, start + i) for i in range(len(batch))]
+        others = [_unrelated_record(usable, start + i) for i in range(len(batch))]
         asked = [(row, other) for row, other in zip(batch, others, strict=True) if other is not None]
         for found in _label(labeller, [row for row, _ in asked], [other for _, other in asked]):
             negative += [_sample(dataclasses.replace(phrase, boxes=()), phrase) for phrase in found.phrases]
@@ -171,7 +171,7 @@ def _label(
     return labeller.label(pairs, phrases)
 
 
-def _stranger(records: Sequence[GroundingRecord], row: int) -> GroundingRecord | None:
+def _unrelated_record(records: Sequence[GroundingRecord], row: int) -> GroundingRecord | None:
     """Return the next record that shares no noun with this one; None where all do."""
     mine = _nouns(records[row])
     for step in range(1, len(records)):

@@ -154,7 +154,7 @@ class LabelActor:
         pairs = read_shard(self._inputs.records / name, CaptionRecord)
         phrases = read_shard(self._inputs.phrases / name, PhrasesRecord)
         try:
-            labelled = self._labeller.label(pairs, phrases, self._tell)
+            labelled = self._labeller.label(pairs, phrases, self._report)
         except ShardError as error:
             raise ShardError(f"{self._inputs.phrases / name}: {error}") from error
         extras = {*self._extras, *("source_caption" for pair in pairs if pair.source_caption is not None)}
@@ -168,7 +168,7 @@ class LabelActor:
         assert self._inputs.vocabulary is not None
         pictures = read_shard(self._inputs.records / name, DetectionRecord)
         questions = self._labeller.ask_names(pictures, self._inputs.vocabulary)
-        labelled = self._labeller.answer(questions, self._tell)
+        labelled = self._labeller.answer(questions, self._report)
         rejects, categories = questions.phrase_rejects, self._inputs.vocabulary.categories
         counts = {NAME_REJECTS_KEY: json.dumps(dict(sorted(rejects.items()))), **categories_to_metadata(categories)}
         with ShardWriter(self._inputs.out / name, DetectionRecord, {**metadata, **counts}, self._extras) as shard:
@@ -182,7 +182,7 @@ class LabelActor:
         except ray.exceptions.RayError:
             return 1  # the meter died with its node; nothing is given up then
 
-    def _tell(self, figures: Figures) -> None:
+    def _report(self, figures: Figures) -> None:
         self._prometheus.add(figures)
         self._meter.add.remote(figures)
 

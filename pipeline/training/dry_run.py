@@ -46,7 +46,7 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Shown:
+class SourceEstimate:
     """Samples of one source; values are None where they follow from rows or steps that are not known."""
 
     name: str
@@ -78,7 +78,7 @@ class RunEstimate:
     trained: tuple[Part, ...]
     batch_size: int
     workers: int
-    sources: tuple[Shown, ...]
+    sources: tuple[SourceEstimate, ...]
     steps: int | None
     epochs: float
     """Number of epochs where the run sets no steps."""
@@ -132,7 +132,7 @@ def estimate_run(
         trained=tuple(_parts(model, optim)),
         batch_size=optim.batch_size,
         workers=max(1, config.train.num_workers),
-        sources=tuple(_shown(run, rows or {}, run.steps * optim.batch_size)),
+        sources=tuple(_sources(run, rows or {}, run.steps * optim.batch_size)),
         steps=run.steps or None,
         epochs=run.epochs,
         schedule=tuple(_schedule(optim, run.steps)) if run.steps else (),
@@ -223,13 +223,13 @@ def _loading(
     return Loading(max(1, train.loader_processes), num_bytes / 1e6, seconds)
 
 
-def _shown(run: RunConfig, rows: Mapping[str, int], samples: int) -> Iterator[Shown]:
+def _sources(run: RunConfig, rows: Mapping[str, int], samples: int) -> Iterator[SourceEstimate]:
     weights = sample_weights(run, rows)
     total = sum(weights.values())
     for name in (name for name, weight in run.mixture.items() if weight > 0):
         share = weights[name] / total if total else None
         known = name in rows and share is not None and samples > 0
-        yield Shown(name, rows.get(name), share, samples * (share or 0) / rows[name] if known else None)
+        yield SourceEstimate(name, rows.get(name), share, samples * (share or 0) / rows[name] if known else None)
 
 
 def _parts(model: GLIP, optim: OptimConfig) -> Iterator[Part]:
