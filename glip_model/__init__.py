@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from glip_model.structures import Detections, GLIPOutput, GroundingBatch, GroundingTarget
 
 __version__ = "0.1.0"
-"""Of the whole project; pyproject.toml reads it here."""
+"""Version of the whole project; pyproject.toml reads it here."""
 
 __all__ = [
     "GLIP",

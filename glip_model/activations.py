@@ -1,4 +1,4 @@
-"""What the forward pass keeps for the backward pass, worked out without computing it."""
+"""Memory of the activations that the forward pass keeps for the backward pass, computed from shapes alone."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from glip_model.structures import GroundingBatch
 def activation_bytes(model: GLIP, pictures: int, size: tuple[int, int], tokens: int, bf16: bool = False) -> int:
     """Return the bytes that a forward pass in training keeps until the backward pass.
 
-    Shapes and types alone are worked out, on tensors without memory. What the losses keep is not counted: it is little
-    beside the layers.
+    The model runs on fake tensors, which have shapes and types but no memory. The losses are not counted: they keep
+    little beside the layers.
 
     Args:
         model: its trained parameters decide what has to be kept.

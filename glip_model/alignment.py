@@ -1,4 +1,4 @@
-"""Characters to tokens: where a phrase stands in a tokenised prompt, and what token logits say of it."""
+"""Alignment of phrases and tokens: the tokens of a phrase in a tokenised prompt, and its score from their logits."""
 
 from __future__ import annotations
 

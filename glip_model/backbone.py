@@ -24,9 +24,9 @@ _COMPUTED = ("num_batches_tracked", "relative_position_index", "attn_mask")
 
 
 class Backbone(nn.Module):
-    """Pixels to three maps, with the freezing that the config asks for.
+    """Image encoder: pixels to three feature maps, with frozen stages as the config says.
 
-    What is frozen at the front costs no backward pass: nothing in it or before it asks for a gradient.
+    Frozen stages at the front cost no backward pass, because nothing in them or before them needs a gradient.
 
     Attributes:
         channels: widths of the maps at strides 8, 16 and 32.
@@ -47,7 +47,7 @@ class Backbone(nn.Module):
         self._freeze()
 
     def freeze_stages(self, count: int) -> None:
-        """Freeze the stem and so many first stages, 0 none, in place of what the config asks for.
+        """Freeze the stem and this number of first stages instead of the config's; 0 freezes none.
 
         Raises:
             ValueError: there are fewer stages.
@@ -196,7 +196,7 @@ def load_backbone_weights(backbone: Backbone, weights: Mapping[str, Tensor], ori
 
 
 def _is_classifier(name: str) -> bool:
-    """Tell what stands between the last map and the class scores in timm's models, ours never having it."""
+    """Tell whether a weight of timm's lies behind the last feature map, where this model has no layers."""
     return name.startswith(("classifier.", "head.", "fc.", "conv_head.", "bn2.", "norm."))
 
 

@@ -23,7 +23,7 @@ Model = TypeVar("Model", bound=nn.Module)
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 _FOREIGN = re.compile(r"GLOBAL ([\w.]+)")
-"""In torch's words about a pickle: what it names beside tensors."""
+"""Finds in torch's error about a pickle the object that it names beside tensors."""
 NAMED_PROBLEMS = 20
 """Problems that a message names; a wholly different model would fill pages."""
 
@@ -88,15 +88,15 @@ def read_config(folder: Path) -> GLIPConfig:
 
 
 def read_trained_on(folder: Path) -> TrainedOn | None:
-    """Read what a model's folder says that it was trained on; None where it says nothing. Errors as ``read_config``."""
+    """Read the training data recorded in a model's folder; None where there is no record. Errors as ``read_config``."""
     with _config_of(folder) as values:
-        told = values.get(TRAINED_ON)
-        return None if told is None else TrainedOn.from_dict(told)
+        recorded = values.get(TRAINED_ON)
+        return None if recorded is None else TrainedOn.from_dict(recorded)
 
 
 @contextmanager
 def _config_of(folder: Path) -> Iterator[Any]:
-    """Give what config.json holds; what is wrong with it is told as a ValueError."""
+    """Yield the values of config.json; turn every error about them into a ValueError."""
     try:
         yield json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:

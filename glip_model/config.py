@@ -129,7 +129,7 @@ class GLIPConfig:
     """Candidates kept per level."""
     nms_threshold: float = 0.6
     max_detections: int = 100
-    """Per picture, over all phrases."""
+    """Most boxes of an image, over all phrases."""
     # Preprocessing at test time
     test_short_side: int = 800
     test_long_side: int = 1333
@@ -138,7 +138,7 @@ class GLIPConfig:
     """Recompute tower and Swin activations in the backward pass: slower, far less memory."""
 
     def __post_init__(self) -> None:
-        """Check every value by itself, so that nothing is built of a wild one, and what they promise one another."""
+        """Check every single value before anything is built from it, and then the relations between values."""
         _check_values(self, "")
         if not 3 <= self.num_levels <= 5:
             raise ValueError(f"num_levels must be 3 to 5 (P3 to P5, P6 or P7), got {self.num_levels}")

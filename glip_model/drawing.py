@@ -28,7 +28,7 @@ class LabelledBox:
     """One box to draw."""
 
     xyxy: Corners
-    """In pixels of the picture, x1 y1 x2 y2."""
+    """Corners x1, y1, x2, y2 in pixels of the picture."""
     text: str
     score: float | None = None
     """Written after the text unless it is None."""

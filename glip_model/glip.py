@@ -86,7 +86,7 @@ class GLIP(nn.Module):
         super().__init__()
         self.config = config
         self.trained_on: TrainedOn | None = None
-        """What its folder says of the data it learned from; None where nobody knows."""
+        """The training data as recorded in the model's folder; None where it is unknown."""
         self.backbone = Backbone(config.backbone, config.activation_checkpointing)
         self.fpn = FPN(self.backbone.channels, config.channels, config.num_levels, config.drop_block)
         self.text_encoder = TextEncoder(config.text)

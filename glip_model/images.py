@@ -49,10 +49,10 @@ MIN_RANGE = 1 / 8
 """Deeper pictures whose values span a smaller part of their full scale are stretched, see ``to_rgb``."""
 
 OUTLIERS = 1 / 10_000
-"""Share of the pixels of a deeper picture, at either end, whose values say nothing of its scale."""
+"""Share of the pixels of a deeper picture, at either end of the values, that is ignored in its scale."""
 
 _ORIENTATION = 0x0112
-"""The EXIF tag that says how a camera was held."""
+"""The EXIF tag of the camera's orientation."""
 LYING = range(5, 9)
 """Its values for pictures that are turned by a quarter."""
 

@@ -50,7 +50,7 @@ def _load_text_weights(model: GLIP, origin: str) -> None:
     if report["missing_keys"]:  # transformers would leave them random
         raise ValueError(f"{origin}: lacks {', '.join(sorted(report['missing_keys'])[:NAMED_PROBLEMS])}")
     body = model.text_encoder.body
-    # Shapes would not tell: the number of heads, the activation and the norms' epsilon are in no weight.
+    # Shapes do not reveal it: the number of heads, the activation and the norms' epsilon are in no weight.
     for name in ("num_attention_heads", "hidden_act", "layer_norm_eps"):
         found, expected = getattr(pretrained.config, name), getattr(body.config, name)
         if found != expected:

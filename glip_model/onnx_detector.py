@@ -33,10 +33,10 @@ INPUT = "images"
 OUTPUTS = ("boxes", "scores", "classes")
 METADATA_KEY = "glip"
 """Entry of the file's metadata that holds a ``DetectorCard`` as JSON."""
-READ_OFF = "read_off"
+POSTPROCESS = "postprocess"
 """Part of the names of nodes behind the model, which stay in float32 whatever the rest computes in."""
 NO_CLASS = -1
-"""Of places behind the last box of a picture."""
+"""Class of the padding behind the last box of a picture."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +44,7 @@ class DetectorCard:
     """What whoever runs a graph needs to know of it."""
 
     names: tuple[str, ...]
-    """In the order of the classes that the graph tells."""
+    """Names in the order of the graph's classes."""
     short_side: int
     long_side: int
     """Pictures are resized to these before, as ``ResizeRule`` does."""
@@ -89,8 +89,8 @@ class _Suppression(torch.autograd.Function):
         return torch.zeros(1, 3, dtype=torch.int64)
 
 
-class ReadOff(nn.Module):
-    """``postprocess.read_off`` as a graph: as many candidates and boxes whatever is found, those behind it marked."""
+class PostprocessGraph(nn.Module):
+    """``postprocess.postprocess`` as a graph: a fixed number of candidates and boxes, padding among them marked."""
 
     def __init__(self, model: GLIP) -> None:
         super().__init__()
@@ -167,7 +167,7 @@ class DetectorGraph(nn.Module):
             raise ValueError("a detector needs at least one name, got none")
         states = TextStateCache(model.text_encoder, tokenizer)([each.prompt.segments for each in asked])
         self.prompts: list[tuple[TokenizedPrompt, Tensor]] = list(zip(asked, states, strict=True))
-        self.read_off = ReadOff(model)
+        self.postprocess = PostprocessGraph(model)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Find the names in pictures.
@@ -189,7 +189,7 @@ class DetectorGraph(nn.Module):
             # One row of text for all pictures: what it is before it has met one becomes a constant of the graph.
             ids = prompt.input_ids[None]
             output = self.model.ground(features, ids, torch.ones_like(ids, dtype=torch.bool), states[None])
-            parts.append(self.read_off(output, prompt.positive_map, first, height, width))
+            parts.append(self.postprocess(output, prompt.positive_map, first, height, width))
             first += len(prompt.positive_map)
         if len(parts) == 1:
             found: tuple[Tensor, Tensor, Tensor] = parts[0]

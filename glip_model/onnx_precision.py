@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from glip_model.onnx_detector import INPUT, READ_OFF
+from glip_model.onnx_detector import INPUT, POSTPROCESS
 from glip_model.whole_files import whole_file
 
 _EXACT = ("DeformConv", "GridSample", "Resize", "NonMaxSuppression", "TopK", "GroupNormalization")
@@ -89,7 +89,7 @@ def _folded(path: Path) -> Iterator[Path]:
 
 def _deciding_nodes(model: Any) -> list[str]:
     """Return the names of the nodes that decide what is found: those of the head and behind it."""
-    return [node.name for node in model.graph.node if f"/{READ_OFF}/" in node.name or "/head/" in node.name]
+    return [node.name for node in model.graph.node if f"/{POSTPROCESS}/" in node.name or "/head/" in node.name]
 
 
 def _first_convolutions(model: Any) -> list[str]:

@@ -109,7 +109,7 @@ class OnnxPredictor:
         return results
 
     def run(self, pictures: NDArray[np.uint8]) -> list[tuple[Tensor, Tensor, Tensor]]:
-        """Return per picture boxes, scores and classes as the graph tells them, of pictures (B, H, W, 3)."""
+        """Return per picture boxes, scores and classes as the graph returns them, of pictures (B, H, W, 3)."""
         answers = self._session.run(list(OUTPUTS), {INPUT: pictures})
         boxes, scores, classes = (torch.from_numpy(np.asarray(each)) for each in answers)
         counts = (scores > 0).sum(1).tolist()

@@ -18,12 +18,12 @@ from glip_model.transfer import send
 DROPPED, KEPT, OPEN = 0, 1, 2
 """Fates of a candidate; open where its picture has yet to be suppressed box after box."""
 ROUNDS = 24
-"""Of ``suppress_together``."""
+"""Most rounds of ``suppress_together``."""
 PAIRS_AT_ONCE = 1 << 23
 """Pairs of boxes that it compares at a time; a pair takes some hundred bytes."""
 
 
-def read_off(
+def postprocess(
     output: GLIPOutput,
     sizes: Sequence[tuple[int, int]],
     positive_maps: Sequence[Tensor],

@@ -1,4 +1,4 @@
-"""The arithmetic of inference: which device, float32 or bfloat16 on it, and how fast float32 products are made."""
+"""The arithmetic of inference: the device, its precision, and TensorFloat-32."""
 
 from __future__ import annotations
 
@@ -21,6 +21,20 @@ def best_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
+def usable_device(device: str | torch.device) -> torch.device:
+    """Return a torch device; ValueError where this machine has none of that name."""
+    import torch
+
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(
+            f"device {str(device)!r} cannot be used here: {error}; expected cpu, cuda or cuda:N"
+        ) from error
+    return found
+
+
 def has_bf16(device: str | torch.device = "cuda") -> bool:
     """Return whether a device is a GPU that computes in bfloat16 itself; emulating it is slower than float32."""
     import torch
@@ -31,12 +45,12 @@ def has_bf16(device: str | torch.device = "cuda") -> bool:
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
 
 
-def settle(precision: Precision, everywhere: Callable[[Callable[[], bool]], bool]) -> Precision:
-    """Return what ``auto`` is on machines that share the work: all compute alike, or results would depend on the order.
+def resolve_precision(precision: Precision, everywhere: Callable[[Callable[[], bool]], bool]) -> Precision:
+    """Resolve ``auto`` on machines that share the work: all compute alike, or results would depend on the order.
 
     Args:
-        precision: any other one stays.
-        everywhere: calls a function on every machine with GPUs; says whether there are some, and all returned True.
+        precision: the setting; anything but ``auto`` stays.
+        everywhere: calls a function on every machine with GPUs; returns whether there are some and all returned True.
     """
     if precision != "auto":
         return precision
@@ -44,7 +58,7 @@ def settle(precision: Precision, everywhere: Callable[[Callable[[], bool]], bool
 
 
 def dtype_of(precision: Precision, device: str | torch.device) -> torch.dtype:
-    """Return what matrix products and convolutions are computed in on a device; ValueError for no such precision."""
+    """Return the dtype of matrix products and convolutions on a device; ValueError where there is no such precision."""
     import torch
 
     if precision not in get_args(Precision):
@@ -56,7 +70,7 @@ def dtype_of(precision: Precision, device: str | torch.device) -> torch.dtype:
 def autocast(dtype: torch.dtype, device: str | torch.device) -> torch.autocast:
     """Compute in ``dtype`` for the length of a ``with`` block; weights, and what needs the digits, stay float32.
 
-    The same as in training, so that a model is asked as it was trained; casting its weights would round those, too.
+    Training does the same, so that inference computes as training did; casting the weights would round those, too.
     """
     import torch
 

@@ -1,9 +1,8 @@
-"""GLIPPredictor: pictures and prompts in, detections in original pixels out."""
+"""GLIPPredictor: turns pictures and prompts into detections in pixels of the originals."""
 
 from __future__ import annotations
 
 import copy
-import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -22,20 +21,23 @@ from glip_model.boxes import clip_boxes, to_exclusive
 from glip_model.config import GLIPConfig
 from glip_model.glip import GLIP
 from glip_model.images import ImageLike, open_image
-from glip_model.postprocess import read_off
-from glip_model.precision import Precision, autocast, best_device, dtype_of
+from glip_model.postprocess import postprocess
+from glip_model.precision import Precision, autocast, best_device, dtype_of, usable_device
 from glip_model.preprocess import PictureBatch, pad_prompts
 from glip_model.pretrained import resolve_folder
-from glip_model.prompts import Prompt, caption_prompt, category_prompt, chunk_categories, clean_name
+from glip_model.prompts import (
+    Prompt,
+    caption_prompt,
+    category_prompt,
+    chunk_categories,
+    distinct_names,
+    phrases_between_periods,
+)
 from glip_model.resizing import ResizedImage, ResizeRule
-from glip_model.structures import CharSpans, Detections, join_detections
+from glip_model.structures import CharSpans, Detections, join_detections, merge_chunks
 from glip_model.text_encoder import TextStateCache, load_tokenizer
 from glip_model.tiling import find_in_tiles
 from glip_model.transfer import send
-
-_ABBREVIATION = r"(?<!\w)(?:[^\W\d_]\.){2,}"
-_BETWEEN_PERIODS = re.compile(rf"(?:{_ABBREVIATION}|[^\s.])(?:{_ABBREVIATION}|[^.]|\.(?=\S))*(?<!\s)")
-"""What stands between periods that end a word, but not between those of single letters, as in U.S."""
 
 Picture = Image.Image | ResizedImage
 """RGB of any size, or resized by ``GLIPPredictor.resize_rule`` already."""
@@ -45,19 +47,19 @@ PhraseParser = Callable[[str], Sequence[CharSpans]]
 
 @dataclass(frozen=True)
 class Question:
-    """Pictures of one padded size and prompts for each, with all done to them that needs no device."""
+    """A batch of pictures of one padded size with their prompts, preprocessed as far as that needs no device."""
 
     pictures: PictureBatch
     prompts: tuple[tuple[TokenizedPrompt, ...], ...]
-    """Per picture, as many of each."""
+    """Prompts of each picture; all have the same number."""
     asked: tuple[tuple[Prompt, ...], ...]
-    """The same as they were given."""
+    """The prompts as they were given."""
 
 
 class GLIPPredictor:
-    """A model with everything around it: opening, resizing, tokenising, batching, reading off.
+    """A model with everything around it: opening, resizing, tokenising, batching, postprocessing.
 
-    What is found in a picture does not depend on the pictures beside it: only pictures of one padded size run together.
+    Detections in a picture do not depend on the rest of its batch, because all of it has one padded size.
 
     Args:
         model: put into eval mode and moved to ``device``.
@@ -77,7 +79,7 @@ class GLIPPredictor:
         precision: Precision = "auto",
         compile_model: bool = False,
     ) -> None:
-        self.device = _usable(device or best_device())
+        self.device = usable_device(device or best_device())
         self.model = model.to(self.device).to(memory_format=torch.channels_last).eval()
         self.tokenizer = tokenizer
         self.dtype = dtype_of(precision, self.device)
@@ -87,7 +89,7 @@ class GLIPPredictor:
             self._ground = torch.compile(self._ground, dynamic=False)
         config = self.model.config
         self.resize_rule = ResizeRule(config.test_short_side, config.test_long_side, config.size_divisor)
-        """What is done to pictures first; who does it elsewhere gives ``ResizedImage`` in place of a picture."""
+        """Resizing that comes first; a caller that resizes elsewhere passes ``ResizedImage`` in place of a picture."""
         # Inference never changes the encoder, so its states can be kept whether or not it was trained. The tokenizer is
         # a copy: one that ``prepare`` uses in another thread at the same time raises "Already borrowed".
         self._text_states = TextStateCache(self.model.text_encoder, copy.deepcopy(tokenizer))
@@ -163,22 +165,12 @@ class GLIPPredictor:
                 picture cannot be opened (``ImageError``).
         """
         sources = cast(Sequence[ImageLike], [images] if _is_single(images) else images)
-        if isinstance(prompt, str):
-            caption = self._caption(prompt, spans, parser)
-        elif spans is not None or parser is not None:
-            raise ValueError("spans and parser belong to a caption, but the prompt is a list of names")
-        else:
-            names = distinct_names(prompt)
-            if len(names) < len(prompt):
-                warnings.warn(
-                    f"{len(prompt)} names are {len(names)} different ones; each is asked for once", stacklevel=2
-                )
+        asked = self._read_prompt(prompt, spans, parser)
+        find = partial(self._find, asked=asked, max_detections=max_detections)
         results: list[Detections] = []
         for start in range(0, len(sources), batch_size):
             given = sources[start : start + batch_size]
             opened = [open_image(source) for source in given]
-            asked = caption if isinstance(prompt, str) else names
-            find = partial(self._find, asked=asked, max_detections=max_detections)
             if tile:
                 nms = self.model.config.nms_threshold
                 batch = [find_in_tiles(find, image, tile, batch_size, nms) for image in opened]
@@ -195,7 +187,21 @@ class GLIPPredictor:
             return self.ground(images, [asked] * len(images), max_detections)
         return self.detect(images, asked, max_detections=max_detections)
 
-    def _caption(self, text: str, spans: Sequence[CharSpans] | None, parser: PhraseParser | None) -> Prompt:
+    def _read_prompt(
+        self, prompt: Sequence[str] | str, spans: Sequence[CharSpans] | None, parser: PhraseParser | None
+    ) -> Prompt | list[str]:
+        """Return the prompt of a caption, or different names; ValueError as ``predict``."""
+        if isinstance(prompt, str):
+            return self._read_caption(prompt, spans, parser)
+        if spans is not None or parser is not None:
+            raise ValueError("spans and parser belong to a caption, but the prompt is a list of names")
+        names = distinct_names(prompt)
+        if len(names) < len(prompt):
+            # The warning names the line that called ``predict``.
+            warnings.warn(f"{len(prompt)} names are {len(names)} different ones; each is asked for once", stacklevel=3)
+        return names
+
+    def _read_caption(self, text: str, spans: Sequence[CharSpans] | None, parser: PhraseParser | None) -> Prompt:
         if spans is not None and parser is not None:
             raise ValueError("give spans or a parser, not both")
         if spans is None:
@@ -238,7 +244,7 @@ class GLIPPredictor:
         return found
 
     def prepare(self, images: Sequence[ResizedImage], prompts: Sequence[Prompt]) -> Question:
-        """Do what needs no device: another thread may be in ``answer`` meanwhile, as long as one at a time is in each.
+        """Preprocess without the device. One thread at a time may be here while another one is in ``answer``.
 
         Args:
             images: resized by ``resize_rule``, all of one padded size.
@@ -248,15 +254,16 @@ class GLIPPredictor:
         return Question(pictures, tuple((self.tokenize(prompt),) for prompt in prompts), tuple((p,) for p in prompts))
 
     def prepare_several(self, images: Sequence[ResizedImage], prompts: Sequence[Sequence[Prompt]]) -> Question:
-        """Do as ``prepare`` with several prompts a picture, as many of each; every picture is looked at once."""
+        """Do as ``prepare`` with several prompts a picture, the same number for each; the backbone runs once."""
         pictures = PictureBatch.of(images, self.resize_rule.size_divisor, self.device.type == "cuda")
         tokenized = tuple(tuple(map(self.tokenize, each)) for each in prompts)
         return Question(pictures, tokenized, tuple(map(tuple, prompts)))
 
     def answer(self, question: Question, config: GLIPConfig | None = None) -> list[Detections]:
-        """Return per picture what ``ground`` does; ``config`` has another limit of detections than the model's own.
+        """Run the model on a question; return detections as ``ground`` does.
 
-        Phrases of several prompts count through, and each prompt has its own limit.
+        ``config`` may have another limit of detections than the model's own. Phrases of several prompts count
+        through, and each prompt has its own limit.
         """
         answers = self._run(question.pictures, question.prompts, 1, config or self.model.config)
         named = [
@@ -280,9 +287,9 @@ class GLIPPredictor:
         limit_total: bool = True,
         max_detections: int | None = None,
     ) -> list[Detections]:
-        """Find categories in every picture, names packed into as few prompts as fit.
+        """Find categories in every picture, with names packed into as few prompts as possible.
 
-        What a picture looks like to the backbone is computed once, whatever the number of prompts.
+        The backbone's features of a picture are computed once, whatever the number of prompts.
 
         Args:
             images: RGB pictures of any sizes, one batch.
@@ -309,7 +316,7 @@ class GLIPPredictor:
             # No more pictures with a prompt each run together than there are pictures.
             found = self._run(pictures, [prompts] * len(rows), len(images) // len(rows), config)
             for i, parts in zip(rows, found, strict=True):
-                merged[i] = replace(_merge(parts, chunks, limit), phrases=tuple(names))
+                merged[i] = replace(merge_chunks(parts, chunks, limit), phrases=tuple(names))
         return merged
 
     def tokenize(self, prompt: Prompt) -> TokenizedPrompt:
@@ -326,7 +333,7 @@ class GLIPPredictor:
         return replace(config, max_detections=max_detections)
 
     def _by_padded_size(self, images: Sequence[Picture]) -> Iterator[tuple[list[int], list[ResizedImage]]]:
-        """Yield the places of pictures that can run together, and the pictures resized."""
+        """Yield the indices of pictures of one padded size, and these pictures resized."""
         groups: dict[tuple[int, int], list[int]] = {}
         for i, image in enumerate(images):
             size = image.size if isinstance(image, ResizedImage) else self.resize_rule.size((image.height, image.width))
@@ -343,7 +350,7 @@ class GLIPPredictor:
         at_once: int,
         config: GLIPConfig,
     ) -> list[list[Detections]]:
-        """Ask every picture its prompts, as many of each, so many at once; return what each finds, in order."""
+        """Return detections per picture and prompt; ``at_once`` prompts of each picture run in one batch."""
         count = len(pictures.sizes)
         found: list[list[Detections]] = [[] for _ in range(count)]
         with autocast(self.dtype, self.device):
@@ -351,7 +358,7 @@ class GLIPPredictor:
             for start in range(0, len(prompts[0]), at_once):
                 turns = list(zip(*(each[start : start + at_once] for each in prompts), strict=True))
                 asked = [prompt for turn in turns for prompt in turn]
-                detections = read_off(
+                detections = postprocess(
                     self._ground([torch.cat([level] * len(turns)) for level in features], *self._encode(asked)),
                     pictures.sizes * len(turns),
                     [prompt.positive_map for prompt in asked],
@@ -377,44 +384,7 @@ def _whole_pixels(found: Detections, size: tuple[int, int]) -> Detections:
     return replace(found, boxes_xyxy=clip_boxes(to_exclusive(found.boxes_xyxy), size))
 
 
-def _usable(device: str | torch.device) -> torch.device:
-    """Return a torch device; ValueError where this machine has none of that name."""
-    try:
-        found = torch.device(device)
-        torch.empty(0, device=found)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ValueError(
-            f"device {str(device)!r} cannot be used here: {error}; expected cpu, cuda or cuda:N"
-        ) from error
-    return found
-
-
-def phrases_between_periods(text: str) -> list[CharSpans]:
-    """Return the span of each phrase of a text like ``"a cat. a U.S. flag."``, blanks at its ends left out."""
-    return [[(match.start(), match.end())] for match in _BETWEEN_PERIODS.finditer(text)]
-
-
-def distinct_names(names: Sequence[str]) -> list[str]:
-    """Return names without those that the model reads as an earlier one: in other case, or with other blanks."""
-    by_word: dict[str, str] = {}
-    for name in names:
-        by_word.setdefault(clean_name(name).lower(), name)
-    return list(by_word.values())
-
-
 def _is_single(images: Any) -> bool:
     if isinstance(images, np.ndarray | Tensor):
         return images.ndim < 4
     return isinstance(images, Image.Image | str | Path)
-
-
-def _merge(parts: Sequence[Detections], chunks: Sequence[Sequence[int]], limit: int | None) -> Detections:
-    """Put the detections of several prompts together, best first, at most ``limit`` where there is one.
-
-    ``chunks`` says of each prompt which names it holds.
-    """
-    scores = torch.cat([part.scores for part in parts])
-    order = scores.argsort(descending=True, stable=True)[:limit]
-    boxes = torch.cat([part.boxes_xyxy for part in parts])
-    index = torch.cat([torch.tensor(chunk)[part.phrase_index] for part, chunk in zip(parts, chunks, strict=True)])
-    return Detections(boxes[order], scores[order], index[order])

@@ -10,6 +10,9 @@ from typing import Any
 from glip_model.structures import CharSpans
 from glip_model.text_encoder import SEPARATOR
 
+_ABBREVIATION = r"(?<!\w)(?:[^\W\d_]\.){2,}"
+_BETWEEN_PERIODS = re.compile(rf"(?:{_ABBREVIATION}|[^\s.])(?:{_ABBREVIATION}|[^.]|\.(?=\S))*(?<!\s)")
+"""What stands between periods that end a word, but not between those of single letters, as in U.S."""
 _MARKED = re.compile(r"([^\[\]]*)\[([^\[\]]*)\]([^\[\]]*)")
 
 
@@ -39,6 +42,14 @@ def clean_name(name: str) -> str:
     """
     name = re.sub(r"\(.*\)", "", name).replace("_", " ")
     return name.replace("  ", " ").strip()
+
+
+def distinct_names(names: Sequence[str]) -> list[str]:
+    """Return names without those that the model reads as an earlier one: in other case, or with other blanks."""
+    by_word: dict[str, str] = {}
+    for name in names:
+        by_word.setdefault(clean_name(name).lower(), name)
+    return list(by_word.values())
 
 
 def category_prompt(names: Sequence[str]) -> Prompt:
@@ -90,8 +101,13 @@ def caption_prompt(caption: str, char_spans: Sequence[CharSpans]) -> Prompt:
     return Prompt((caption,), tuple(list(spans) for spans in char_spans))
 
 
+def phrases_between_periods(text: str) -> list[CharSpans]:
+    """Return the span of each phrase of a text like ``"a cat. a U.S. flag."``, blanks at its ends left out."""
+    return [[(match.start(), match.end())] for match in _BETWEEN_PERIODS.finditer(text)]
+
+
 def pack_prompts(prompts: Sequence[Prompt]) -> Prompt:
-    """Join prompts into one, spans moved along; a final period gives way to the separator.
+    """Join prompts into one with shifted spans; the separator replaces a final period.
 
     Source: caption packing of GLIP's image-text data.
     """

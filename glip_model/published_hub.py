@@ -29,14 +29,14 @@ class Variant:
     """One of the published models."""
 
     file: str
-    """In the repository."""
+    """Path in the repository."""
     preset: str
     data: str
     """What it was trained on, as the paper has it."""
 
     @property
     def trained_on(self) -> TrainedOn:
-        """Return what its folder tells; sizes of pictures were not published."""
+        """Return the record of its training data; the sizes of its pictures were not published."""
         return TrainedOn(words=f"photographs of {self.data}")
 
 
@@ -55,7 +55,7 @@ class Fetched:
 
     path: Path
     version: str
-    """Of the file: the SHA-256 that the hub tells of it, where it does, or the commit."""
+    """SHA-256 of the file where the hub states it, otherwise the commit."""
 
 
 def fetch(repository: str, variant: str, revision: str | None = None) -> Fetched:
@@ -74,9 +74,9 @@ def fetch(repository: str, variant: str, revision: str | None = None) -> Fetched
         bar: Any = partial(tqdm, disable=None)
         path = Path(hf_hub_download(repository, file, revision=revision, tqdm_class=bar))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        told = " ".join(str(error).split())
+        reason = " ".join(str(error).split())
         raise ValueError(
-            f"{repository}: the hub does not deliver {file}: {told}; where it cannot be reached, fetch the file "
+            f"{repository}: the hub does not deliver {file}: {reason}; where it cannot be reached, fetch the file "
             f"elsewhere and run: glip convert {file} FOLDER"
         ) from error
     blob = path.resolve().name  # a link in the hub's cache leads to a file that is named by its hash
@@ -84,7 +84,7 @@ def fetch(repository: str, variant: str, revision: str | None = None) -> Fetched
 
 
 def check(fetched: Fetched) -> str:
-    """Return the SHA-256 of a file; ValueError where it is not the one that the hub tells of it."""
+    """Return the SHA-256 of a file; ValueError where it differs from the one that the hub states."""
     from tqdm import tqdm
 
     digest = hashlib.sha256()

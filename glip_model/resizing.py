@@ -39,7 +39,7 @@ class ResizedImage:
     pixels: NDArray[np.uint8]
     """(h, w, 3) RGB."""
     original_size: tuple[int, int]
-    """(height, width) before it was resized, in whose pixels boxes are told."""
+    """(height, width) before resizing; boxes are in pixels of this size."""
 
     @property
     def size(self) -> tuple[int, int]:

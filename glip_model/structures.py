@@ -68,7 +68,7 @@ class GroundingBatch:
     targets: tuple[GroundingTarget, ...] | None = None
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> GroundingBatch:
-        """Copy every tensor to a device; ``non_blocking`` goes on while pinned memory is being copied to a GPU."""
+        """Copy every tensor to a device; ``non_blocking`` returns while pinned memory is being copied to a GPU."""
         return self.map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> GroundingBatch:
@@ -242,7 +242,7 @@ class Detections:
 
 
 def join_detections(parts: Sequence[Detections], counts: Sequence[int]) -> Detections:
-    """Put what several prompts found in one picture together, best first; ``counts`` says how many phrases each has."""
+    """Join the detections of several prompts in one picture, best first; ``counts`` are their numbers of phrases."""
     starts = np.cumsum([0, *counts[:-1]]).tolist()
     scores = torch.cat([part.scores for part in parts])
     order = scores.argsort(descending=True, stable=True)
@@ -254,3 +254,21 @@ def join_detections(parts: Sequence[Detections], counts: Sequence[int]) -> Detec
         tuple(phrase for part in parts for phrase in part.phrases),
         tuple(spans for part in parts for spans in part.char_spans),
     )
+
+
+def merge_chunks(parts: Sequence[Detections], chunks: Sequence[Sequence[int]], limit: int | None) -> Detections:
+    """Merge the detections of prompts that share out one list of names, best first.
+
+    Args:
+        parts: detections in one image, one entry a prompt; ``phrase_index`` counts the prompt's own names.
+        chunks: per prompt, the places of its names in the whole list; see ``prompts.chunk_categories``.
+        limit: detections that are kept; None keeps all.
+
+    Returns:
+        Detections whose ``phrase_index`` counts the whole list.
+    """
+    scores = torch.cat([part.scores for part in parts])
+    order = scores.argsort(descending=True, stable=True)[:limit]
+    boxes = torch.cat([part.boxes_xyxy for part in parts])
+    index = torch.cat([torch.tensor(chunk)[part.phrase_index] for part, chunk in zip(parts, chunks, strict=True)])
+    return Detections(boxes[order], scores[order], index[order])

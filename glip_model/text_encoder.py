@@ -115,7 +115,9 @@ def load_tokenizer(source: str | Path, vocab_size: int) -> Any:
 
 
 def check_known_words(tokenizer: Any, source: str | Path) -> None:
-    """Refuse a tokenizer without words, as is made of a folder without a vocabulary: all prompts are alike to it.
+    """Refuse a tokenizer without words, as transformers builds from a folder without a vocabulary.
+
+    All prompts would look alike to it.
 
     Raises:
         ValueError: it knows none of ``KNOWN_WORDS``.

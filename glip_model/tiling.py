@@ -1,4 +1,4 @@
-"""Large pictures looked at piece by piece: where the pieces lie, and how what is found in them is put together."""
+"""Detection in large pictures by overlapping tiles: their places, and how their detections are merged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a model was trained on, as its folder tells, and what is far from that."""
+"""The data that a model was trained on, as its folder records it, and inputs that are far from it."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ class TrainedOn:
     sources: Mapping[str, int] = field(default_factory=dict)
     """Name of a source, such as ``coco``, to its rows."""
     shortest_side: int = 0
-    """Of the pictures' longer sides the shortest, in pixels; 0: it is not known."""
+    """Shortest of the pictures' longer sides in pixels; 0 where it is not known."""
     longest_side: int = 0
     words: str = ""
-    """For people, such as "emoji scenes"; empty: the sources' names say it."""
+    """Description for people, such as "emoji scenes"; empty where the names of the sources say it."""
 
     def __post_init__(self) -> None:
         """Check what may come from a file of anybody's."""

@@ -16,7 +16,7 @@ from PIL import Image
 ASIDE_FOLDER = ".saving-"
 """What the names of folders begin with that hold a folder's next files."""
 _OF_RUST = re.compile(r"\(os error (\d+)\)")
-"""How safetensors and tokenizers tell an errno; their exceptions are no OSErrors."""
+"""How messages of safetensors and tokenizers contain an errno; their exceptions are no OSErrors."""
 
 
 @contextmanager
@@ -33,7 +33,7 @@ def whole_file(path: Path) -> Iterator[Path]:
     try:
         with _named(path, aside):
             path.parent.mkdir(parents=True, exist_ok=True)
-            aside.touch()  # where nothing can be written, it is told before the work
+            aside.touch()  # fails before the work where nothing can be written
             mode = aside.stat().st_mode  # as the user's umask has it; safetensors makes its files private
             yield aside
             aside.chmod(mode)

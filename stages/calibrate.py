@@ -50,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> str:
     """Label human data and compare."""
     from pipeline.pseudo_labels.calibration import by_agreement, curves, summarise, write_curves
-    from pipeline.pseudo_labels.label_quality import label_quality, times_said
+    from pipeline.pseudo_labels.label_quality import count_head_nouns, label_quality
     from pipeline.pseudo_labels.settings import of_round
     from pipeline.settings import load_all
     from pipeline.store.atomic import write_json
@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> str:
         raise MissingInputError(f"{args.records}: nothing has a true box to compare with")
     rows = curves(positive, negative)
     write_curves(rows, to_place(args.out))
-    said = times_said(to_place(args.phrases)) if args.phrases else {}
+    said = count_head_nouns(to_place(args.phrases)) if args.phrases else {}
     summary = summarise(rows, config.min_score) | {"rows": number, "phrases": len(positive)}
     summary |= label_quality(positive, config.min_score, said)
     agreements = by_agreement(positive, config.min_score)
@@ -90,7 +90,7 @@ def _samples(
     from pipeline.pseudo_labels.decoding import PictureDecoder
     from pipeline.pseudo_labels.ensemble import open_teachers
     from pipeline.pseudo_labels.labeller import PseudoLabeller
-    from pipeline.store.filesystem import allowed_roots
+    from pipeline.store.image_roots import allowed_roots
     from pipeline.store.images import image_roots
     from pipeline.store.records import DetectionRecord, GroundingRecord
     from pipeline.store.shards import KIND, KIND_KEY, read_categories, read_metadata, read_shard

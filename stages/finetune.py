@@ -125,7 +125,7 @@ def run(args: argparse.Namespace) -> str:
         config = with_length(config, counts["train"])
         before, _ = _judge(task, task.start, "before", kept is not None)
         trained = _train(task, config, counts, kept is not None)
-        trials = _settle(task, counts, kept is not None)
+        trials = _save_interpolated(task, counts, kept is not None)
         after, benchmark = _judge(task, task.out, "after", kept is not None)
     _write_results(task, config, trained, trials, (before, after), (counts, kept), benchmark)
     print(f"{counts['train']} pictures, {trained['steps']} steps; judged on {counts['validation']} others")
@@ -164,7 +164,7 @@ def _task(args: argparse.Namespace) -> _Task:
     from pipeline.prepare.layouts import find_layout
     from pipeline.prepare.own_data import judged_by
     from pipeline.settings import load_all
-    from pipeline.store.filesystem import allowed_roots
+    from pipeline.store.image_roots import allowed_roots
     from pipeline.store.shards import list_shards
     from pipeline.store.storage import is_folder, to_place
     from pipeline.training.finetune import OTHER_NAMES, Choices
@@ -212,8 +212,8 @@ def _start(name: str) -> Place:
     """Return the folder of the model to start from."""
     from glip_model.checkpoint import WEIGHTS_FILE
     from glip_model.pretrained import resolve_folder
-    from pipeline.store.filesystem import is_url
     from pipeline.store.storage import exists, to_place
+    from pipeline.store.urls import is_url
 
     try:
         folder = to_place(name) if is_url(name) else resolve_folder(name)
@@ -347,12 +347,12 @@ def _choosers(task: _Task, counts: Mapping[str, int], has_others: bool) -> tuple
     return own, other if has_others else None
 
 
-def _settle(task: _Task, counts: Mapping[str, int], has_others: bool) -> list[Trial]:
+def _save_interpolated(task: _Task, counts: Mapping[str, int], has_others: bool) -> list[Trial]:
     """Write the model; return what was tried between the weights before and after, the chosen one first."""
-    from pipeline.training.averaging import settle
+    from pipeline.training.averaging import save_interpolated
 
     own, other = _choosers(task, counts, has_others)
-    trials, keeps = settle(
+    trials, keeps = save_interpolated(
         task.start, task.work / TUNED, own, other, task.args.may_lose if task.args.average else None, task.out
     )
     if not keeps:

@@ -112,7 +112,7 @@ def filter_of(args: argparse.Namespace) -> Filter:
 
 def roots_of(args: argparse.Namespace, place: Place) -> list[str]:
     """Return where pictures of the shards may be; the project's settings say nothing of shards from anywhere."""
-    from pipeline.store.filesystem import allowed_roots
+    from pipeline.store.image_roots import allowed_roots
     from pipeline.store.images import image_roots
 
     return image_roots(place, allowed_roots(args.image_root))

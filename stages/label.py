@@ -154,7 +154,7 @@ def _label(
     from pipeline.ray_session import ray_session
     from pipeline.settings import load_all
     from pipeline.store.atomic import write_json
-    from pipeline.store.filesystem import allowed_roots
+    from pipeline.store.image_roots import allowed_roots
     from pipeline.store.shards import list_shards, read_categories
 
     settings, work = load_all(args.params), out / WORK
@@ -234,7 +234,7 @@ def _labelling(args: argparse.Namespace, base: PseudoLabelConfig) -> PseudoLabel
 
 def _places(args: argparse.Namespace) -> list[str]:
     """Return the folders and URLs that the pictures lie below."""
-    from pipeline.store.filesystem import is_url
+    from pipeline.store.urls import is_url
 
     places = []
     for text in [args.judge] if args.judge else args.pictures:
@@ -261,7 +261,7 @@ def _phrases(args: argparse.Namespace, records: Place, out: Place) -> Place:
 def _write_page(args: argparse.Namespace, out: Place) -> None:
     from pipeline.inspection.gallery import Page, write_gallery
     from pipeline.inspection.search import Filter, sample_rows
-    from pipeline.store.filesystem import allowed_roots
+    from pipeline.store.image_roots import allowed_roots
     from pipeline.store.images import image_roots
 
     found, roots = sample_rows(out, Filter(), ON_A_PAGE), image_roots(out, allowed_roots(_places(args)))

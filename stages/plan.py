@@ -146,7 +146,7 @@ def _measure(args: argparse.Namespace, teachers: list[str]) -> Rates:
     from pipeline.pseudo_labels.ensemble import open_teachers
     from pipeline.pseudo_labels.planning import measure
     from pipeline.settings import load_all
-    from pipeline.store.filesystem import allowed_roots
+    from pipeline.store.image_roots import allowed_roots
     from pipeline.store.images import image_roots
     from pipeline.store.storage import to_place
 

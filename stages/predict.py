@@ -174,7 +174,7 @@ def _opened(pictures: Sequence[str], fps: float) -> Iterator[tuple[str, str | Im
 def _prompt(args: argparse.Namespace) -> tuple[list[str] | str, dict[str, Any]]:
     """Return the prompt for ``predict`` and its options."""
     if args.text is not None:
-        from glip_model.predictor import phrases_between_periods
+        from glip_model.prompts import phrases_between_periods
 
         names = [args.text[start:end] for ((start, end),) in phrases_between_periods(args.text)]
         if not names:
@@ -191,7 +191,7 @@ def _prompt(args: argparse.Namespace) -> tuple[list[str] | str, dict[str, Any]]:
 
 def _told(names: Sequence[str]) -> list[str]:
     """Return names without repeats, and say how the text was understood."""
-    from glip_model.predictor import distinct_names
+    from glip_model.prompts import distinct_names
 
     once = distinct_names(names)
     logger.info("predict: looks for %s", ", ".join(repr(name) for name in once))

@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> str:
     from pipeline.ray_session import ray_session
     from pipeline.settings import load_all
     from pipeline.store.atomic import write_json
-    from pipeline.store.filesystem import allowed_roots
+    from pipeline.store.image_roots import allowed_roots
     from pipeline.store.resume import alone_in
     from pipeline.store.storage import to_place
 

@@ -48,8 +48,8 @@ def run(args: argparse.Namespace) -> str:
     from pipeline.report.standings import headline, summarise
     from pipeline.settings import load_all
     from pipeline.store.atomic import replacing, write_csv, write_json
-    from pipeline.store.filesystem import allowed_roots
     from pipeline.store.folders import sent_folder
+    from pipeline.store.image_roots import allowed_roots
     from pipeline.store.storage import to_place
 
     predictions, metrics_folder, plots, lock, out = map(

@@ -67,8 +67,8 @@ def _reviews(given: str, folder: Path) -> str:
     Raises:
         MissingInputError: it is not there.
     """
-    from pipeline.store.filesystem import is_url
     from pipeline.store.storage import exists, is_folder, to_place
+    from pipeline.store.urls import is_url
 
     place = to_place(given)
     if not (is_folder(place) or exists(place)):

@@ -80,8 +80,8 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _check_places(args: argparse.Namespace) -> None:
-    from pipeline.store.filesystem import is_url
     from pipeline.store.storage import to_place
+    from pipeline.store.urls import is_url
 
     if len(args.what) == 1 and not args.folder:
         raise ConfigError(

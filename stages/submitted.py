@@ -33,8 +33,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Claim, then run."""
     from pipeline.ray_session import CODE_ROOT
-    from pipeline.store.filesystem import is_url
     from pipeline.store.storage import is_remote, to_place
+    from pipeline.store.urls import is_url
     from pipeline.submission.ownership import Owner, claim
     from pipeline.submission.package import unpack
 

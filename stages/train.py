@@ -32,7 +32,7 @@ def run(args: argparse.Namespace) -> str | None:
         return train_only.run(args)
     from pipeline.evaluation.dev_set import DevSet
     from pipeline.settings import load_all
-    from pipeline.store.filesystem import allowed_roots
+    from pipeline.store.image_roots import allowed_roots
     from pipeline.store.storage import to_place
 
     settings = load_all(args.params)

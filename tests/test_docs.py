@@ -152,6 +152,13 @@ def test_pages_show_commands_of_every_kind() -> None:
     assert {words_of(command)[0] for command in COMMANDS} >= {"make", "dvc", "glip", "python", "ray", *NOT_HERE}
 
 
+def test_every_command_is_shown_on_a_page() -> None:
+    """In a block or within a sentence; what the site generates from the parsers does not count."""
+    text = "".join(page.read_text(encoding="utf-8") for page in PAGES)
+    shown = {name.replace("-", "_") for name in re.findall(r"(?:\bglip |\bstages\.)([a-z_-]+)", text)}
+    assert set(glip.COMMANDS) - shown == set()
+
+
 def test_the_readme_is_short() -> None:
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 120
 

@@ -1,4 +1,4 @@
-"""What stands in a model's folder for transformers: keys of config.json, and processor_config.json. Without torch."""
+"""Files of a model's folder for transformers: keys of config.json, and processor_config.json. Needs no torch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ MODEL_TYPE = "glip"
 MODEL_CLASS = "GLIPForZeroShotObjectDetection"
 PROCESSOR_FILE = "processor_config.json"
 KEYS = frozenset({"model_type", "architectures", "auto_map", "dtype", "transformers_version"})
-"""Of config.json beside the model's settings."""
+"""Entries of config.json that are no settings of the model."""
 _OF_BACKBONE = ("bgr", "pixel_mean", "pixel_std")
 _OF_MODEL = (
     "test_short_side",
@@ -26,7 +26,7 @@ _OF_MODEL = (
     "max_detections",
 )
 IMAGE_SETTINGS = (*_OF_BACKBONE, *_OF_MODEL)
-"""Settings of a model by which pictures are prepared for it and its answers read off."""
+"""Settings of a model by which pictures are prepared for it and its answers postprocessed."""
 
 
 def config_entries() -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Pictures for transformers' GLIP, and its answers read off: the project's own steps, and so its numbers."""
+"""Pre- and postprocessing for transformers' GLIP, with the project's own steps and so its numbers."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from glip_model.config import GLIPConfig
 from glip_model.hugging_face.files import IMAGE_SETTINGS, image_settings, reading_config
 from glip_model.hugging_face.modeling_glip import whole_prompts
 from glip_model.images import ImageLike, open_image
-from glip_model.postprocess import read_off
+from glip_model.postprocess import postprocess
 from glip_model.preprocess import PictureBatch
 from glip_model.resizing import ResizeRule
 from glip_model.structures import GLIPOutput
 
 
 class GLIPImageProcessor(BaseImageProcessor):
-    """Resizes, normalises and pads pictures as a model's config says, and turns what it says into boxes.
+    """Resizes, normalises and pads pictures as a model's config says, and turns its outputs into boxes.
 
     Args:
         settings: ``IMAGE_SETTINGS``; those that are left out are as published.
@@ -91,7 +91,7 @@ class GLIPImageProcessor(BaseImageProcessor):
         target_sizes: Tensor | Sequence[tuple[int, int]] | None = None,
         text_threshold: float | None = None,
     ) -> list[dict[str, Tensor]]:
-        """Read boxes off what the model says, as ``GLIPPredictor`` does: threshold, centerness, best, NMS.
+        """Turn outputs into boxes as ``GLIPPredictor`` does: threshold, centerness, best, NMS.
 
         Args:
             outputs: a ``GLIPObjectDetectionOutput``.
@@ -120,7 +120,8 @@ class GLIPImageProcessor(BaseImageProcessor):
         maps = getattr(outputs, "positive_map", None)
         maps = whole_prompts(outputs.attention_mask) if maps is None else maps
         found = []
-        for detections, size in zip(read_off(raw, seen, list(maps.cpu()), originals, config), originals, strict=True):
+        per_image = postprocess(raw, seen, list(maps.cpu()), originals, config)
+        for detections, size in zip(per_image, originals, strict=True):
             boxes, kept = detections.boxes_xyxy, detections.scores > threshold
             if config.inclusive_corners:
                 boxes = clip_boxes(to_exclusive(boxes), size)

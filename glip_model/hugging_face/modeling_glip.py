@@ -23,7 +23,7 @@ from glip_model.text_encoder import TextEncoder
 
 @dataclass
 class GLIPObjectDetectionOutput(ModelOutput):
-    """What the model says of B pictures at A anchors of L levels; the first dimension of every tensor is B."""
+    """Outputs for B pictures at A anchors of L levels; the first dimension of every tensor is B."""
 
     loss: Tensor | None = None
     """Scalar, sum of ``loss_dict``; None without labels."""

@@ -12,9 +12,8 @@ from transformers.processing_utils import ProcessorMixin
 
 from glip_model.alignment import TokenizedPrompt, tokenize_prompt
 from glip_model.hugging_face.image_processing_glip import as_list
-from glip_model.predictor import phrases_between_periods
 from glip_model.preprocess import pad_prompts
-from glip_model.prompts import Prompt, caption_prompt, category_prompt
+from glip_model.prompts import Prompt, caption_prompt, category_prompt, phrases_between_periods
 from glip_model.text_encoder import SEPARATOR
 
 
@@ -109,7 +108,7 @@ class GLIPProcessor(ProcessorMixin):
         target_sizes: Tensor | Sequence[tuple[int, int]] | None = None,
         text_labels: Sequence[Any] | None = None,
     ) -> list[dict[str, Any]]:
-        """Read labelled boxes off what the model says.
+        """Turn the model's outputs into labelled boxes.
 
         Args:
             outputs: of the model.

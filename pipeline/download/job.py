@@ -21,7 +21,7 @@ from pipeline.errors import ConfigError, PipelineError, RejectLimitError
 from pipeline.prepare.raw import RawPair, Reject
 from pipeline.prepare.settings import PrepareConfig
 from pipeline.prepare.sources import Source, open_source
-from pipeline.prepare.validation import clean_caption, read_license
+from pipeline.prepare.values import clean_caption, read_license
 from pipeline.ray_session import on_all_machines, run_pool
 from pipeline.store.provenance import FINGERPRINT, with_fingerprint
 from pipeline.store.storage import Place, make_folder, side_by_side, size
@@ -96,11 +96,7 @@ def download(
             made += outcomes
             bar.update(len(task.rows))
             bar.set_postfix_str(f"{100 * made[SUCCESS] / made.total():.0f} % pictures")
-            if made.total() >= URLS_THAT_TELL and not made[SUCCESS] and not kept:
-                raise RejectLimitError(
-                    f"{out}: none of the first {made.total()} URLs became a picture ({dict(made)}); mend network or "
-                    "lists, then run the same command again with --retry-failed"
-                )
+            _check_that_some_succeed(made, kept, out)
     seconds = time.monotonic() - start
     for source in sources:
         remove_others(out / source.name, len(tables[source.name]))
@@ -109,6 +105,15 @@ def download(
     places = [table for group in tables.values() for table in group]
     by_host = sum(on_all_machines(count_outcomes, places), Counter[tuple[str, str]]())
     return _metrics(by_host, places, made.total(), seconds), by_host
+
+
+def _check_that_some_succeed(outcomes: Counter[str], num_kept: int, out: Place) -> None:
+    """Raise RejectLimitError where none of many URLs became a picture, and no shard was finished before."""
+    if outcomes.total() >= URLS_THAT_TELL and not outcomes[SUCCESS] and not num_kept:
+        raise RejectLimitError(
+            f"{out}: none of the first {outcomes.total()} URLs became a picture ({dict(outcomes)}); mend network or "
+            "lists, then run the same command again with --retry-failed"
+        )
 
 
 def download_shard(task: ShardTask, fetcher: partial[Fetcher]) -> Counter[str] | PipelineError:

@@ -1,4 +1,4 @@
-"""The benchmarks of a split: which records they need, and how a model is asked about them."""
+"""The benchmarks of a split: the records that they need, and inference on them."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Benchmark:
     source: str
     shards: tuple[Place, ...]
     rows: tuple[int, ...]
-    """Per shard."""
+    """Numbers of rows, one per shard."""
     roots: tuple[str, ...]
     """Folders and URLs that pictures must lie below."""
 
@@ -94,7 +94,7 @@ class ShardPredictions:
     """What a model finds in the pictures of one shard."""
 
     table: pa.Table
-    """As ``predictions.PREDICTION_SCHEMA``."""
+    """Predictions with the columns of ``predictions.PREDICTION_SCHEMA``."""
     missing: dict[str, str]
     """Key to reason of the rows whose picture cannot be read; they count as if nothing had been found."""
 

@@ -103,7 +103,8 @@ def _precision(hits: np.ndarray, counted: np.ndarray, num_truths: np.ndarray) ->
     seen = np.cumsum(unpack(counted), -1, dtype=np.int32)[..., rows]
     by_hit = np.zeros((*hit.shape[:2], len(rows) + 1))  # precision at each hit, then zeros
     a, t, _ = np.nonzero(hit)
-    by_hit[a, t, num_hits[hit] - 1] = num_hits[hit] / (seen[hit] + np.spacing(1))
+    by_hit[a, t, num_hits[hit] - 1] = num_hits[hit] / (seen[hit] + np.spacing(1))  # as the evaluators round it
+    # The highest precision at this hit or any later one.
     by_hit = np.maximum.accumulate(by_hit[..., ::-1], -1)[..., ::-1]
     curves = np.zeros((*hit.shape[:2], len(RECALLS)))
     for area, count in enumerate(num_truths):

@@ -17,7 +17,7 @@ class DetectionSet:
     """The ground truth of a benchmark."""
 
     categories: tuple[Category, ...]
-    """In order of their ids; numbers of categories count from here."""
+    """Categories in order of their ids; numbers of categories index this tuple."""
     num_pictures: int
     truth: Truth
     negative: np.ndarray

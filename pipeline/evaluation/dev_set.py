@@ -1,4 +1,4 @@
-"""A dev set that a model is judged by while it trains: its leading measures, and some pictures to look at."""
+"""Validation during training: the leading measures of a dev set, and some pictures to look at."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ class DevSet:
     """Records of the split, by task."""
     config: EvaluateConfig
     rows: int
-    """Of each benchmark that are asked about, from the first on."""
+    """Rows of each benchmark that are evaluated, the first ones."""
     pictures: int
-    """Of each benchmark that are drawn."""
+    """Pictures of each benchmark that are drawn."""
     allowed: tuple[str, ...] = ()
     """Where pictures may be besides the records' folder, see ``allowed_roots``."""
 

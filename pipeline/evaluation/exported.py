@@ -17,7 +17,7 @@ from pipeline.store.records import Category, DetectionRecord
 from pipeline.store.vocabulary import read_as
 
 SAME_IOU = 0.9
-"""From which on two boxes of a name are the same one."""
+"""IoU at which two boxes of one name count as the same box."""
 
 
 @dataclass(frozen=True)
@@ -25,9 +25,9 @@ class Agreement:
     """How far the boxes of two models are the same ones."""
 
     boxes: int
-    """Of the first model, from a score on."""
+    """Boxes of the first model above a score."""
     found_again: int
-    """Of these, by the second model: same name, IoU of at least ``SAME_IOU``; whatever they score there."""
+    """How many of these the second model finds at any score: the same name and an IoU of at least ``SAME_IOU``."""
     score_difference: float
     """The largest among the boxes found again; 0 without any."""
     side_difference: float

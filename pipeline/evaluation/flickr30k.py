@@ -26,7 +26,7 @@ NEVER = np.iinfo(np.int32).max
 
 @dataclass(frozen=True)
 class GroundingResult:
-    """At which rank, from 0, each phrase that has boxes is hit; ``NEVER`` where it is not."""
+    """Rank, from 0, at which each phrase that has boxes is hit; ``NEVER`` where it is not."""
 
     any_box: np.ndarray
     """(P,) int64."""

@@ -17,7 +17,7 @@ GAIN = "gain"
 SPLIT = "dev"
 """What decides; test stays out of all decisions."""
 SAMPLES, SEED = 500, 0
-"""Of the resampling."""
+"""Number and seed of the bootstrap samples."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Gain:
     """The other model."""
     source: str
     part: str
-    """``novel`` where concepts are told apart, or all."""
+    """``novel`` where the benchmark divides base from novel concepts, otherwise all."""
     measure: str
     value: float
     low: float

@@ -1,4 +1,4 @@
-"""Inference for evaluation over Ray: every shard of every benchmark is asked of one of a few model processes.
+"""Inference for evaluation over Ray: each shard of a benchmark goes to one of a few model processes.
 
 The predictions of a shard are a file of their own. A stage that is run again asks only for what is not there or was
 made by something else.
@@ -16,7 +16,7 @@ from typing import Any
 import ray
 import torch
 
-from glip_model.precision import allow_tf32, settle
+from glip_model.precision import allow_tf32, resolve_precision
 from glip_model.predictor import GLIPPredictor
 from pipeline.cli import progress, quiet_libraries
 from pipeline.errors import BenchmarkError, PipelineError
@@ -92,7 +92,7 @@ def predict_benchmarks(
     keep_apart(out, records)
     with local_folder(model) as folder:
         described = describe_model(folder)
-    config = replace(config, precision=settle(config.precision, on_gpu_machines))
+    config = replace(config, precision=resolve_precision(config.precision, on_gpu_machines))
     found, absent = list_benchmarks(records.absolute(), config.splits, allowed)
     if absent:
         logger.info("evaluate: no records of %s; their metrics are left out", ", ".join(absent))

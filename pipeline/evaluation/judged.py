@@ -23,12 +23,12 @@ SHOWN_SCORE = 0.3
 
 @dataclass(frozen=True)
 class Judged:
-    """A benchmark, and what each model that has predictions for it is worth."""
+    """A benchmark with the results of each model that has predictions for it."""
 
     benchmark: Benchmark
     records: list[Any]
     categories: list[Category]
-    """Of detection; empty in other tasks."""
+    """Categories of a detection benchmark; empty in other tasks."""
     predictions: dict[str, Predictions]
     results: dict[str, Result]
 

@@ -81,9 +81,11 @@ def evaluate_federated(truth: DetectionSet, found: Found, protocol: LvisProtocol
     boxes = truth.truth.select(_has_area(truth.truth.areas))
     boxes = replace(boxes, is_crowd=np.zeros(len(boxes.areas), bool))
     found = found.select(_has_area(found.areas) & (found.categories >= 0))
+    # Federated: a detection counts only where its category was checked in its picture, present or stated as absent.
     keys = found.pictures * num_categories + found.categories
     checked = [boxes.pictures * num_categories + boxes.categories, truth.negative @ (num_categories, 1)]
     is_checked = np.isin(keys, np.concatenate(checked))
+    # Where not all objects of a category are boxed, an unmatched detection may be right and is no false alarm.
     lenient = np.isin(keys, truth.not_exhaustive @ (num_categories, 1))
     matches = match(boxes, found.select(is_checked), lenient=lenient[is_checked])
     return LvisResult(truth.categories, measure(matches, num_categories), protocol)

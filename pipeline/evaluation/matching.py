@@ -159,6 +159,7 @@ def _take_turns(truth: Truth, wanted: np.ndarray, found: Found) -> tuple[np.ndar
     used_up = np.where(truth.is_crowd, _NO_CASE, _ALL_CASES)
     shown = np.where(truth.is_mute, _NO_CASE, _ALL_CASES)
     for choices in _turns(found, *_overlaps(truth, found)):
+        # An ignored truth is taken only where no wanted one is left: so all choices are gone through twice.
         for is_wanted in (True, False):
             for d, g, reached in choices:
                 taken = reached & (wanted[g] if is_wanted else ~wanted[g]) & free[g] & ~served[d]
@@ -177,6 +178,7 @@ def _overlaps(truth: Truth, found: Found) -> tuple[np.ndarray, np.ndarray, np.nd
     truth_groups = truth.categories * num_pictures + truth.pictures
     first = np.searchsorted(truth_groups, groups, "left")
     counts = np.searchsorted(truth_groups, groups, "right") - first
+    # In blocks, because all pairs of a large benchmark would not fit into memory.
     edges = np.searchsorted(np.cumsum(counts) - counts, np.arange(0, counts.sum() + _BLOCK_PAIRS, _BLOCK_PAIRS))
     kept = [(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0))]
     for block in itertools.starmap(slice, itertools.pairwise(edges)):
@@ -215,7 +217,7 @@ def _turns(
         g: (P,) its truth.
         iou: (P,) their overlap.
     """
-    order = np.lexsort((-g, -iou, d))
+    order = np.lexsort((-g, -iou, d))  # of equal overlaps the evaluators take the last truth
     d, g, iou = d[order], g[order], iou[order]
     choice = places_in_runs(d)
     active = d[choice == 0]
@@ -223,6 +225,7 @@ def _turns(
     order = np.lexsort((choice, turn))
     d, g, choice, turn = d[order], g[order], choice[order], turn[order]
     num_reached = np.searchsorted(_THRESHOLDS, iou[order], side="right").astype(np.uint64)
+    # Thresholds rise, so a pair reaches the first ones; the product copies these bits into every range of area.
     reached = ((np.uint64(1) << num_reached) - np.uint64(1)) * _IN_EVERY_AREA
     starts = np.flatnonzero(places_in_runs(turn, choice) == 0)
     choices: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []

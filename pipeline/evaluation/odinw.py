@@ -24,7 +24,7 @@ DATA_SETS = (
     "pothole",
     "thermal",
 )
-"""In the order of the paper's tables."""
+"""Data sets in the order of the paper's tables."""
 PREFIXES = {"odinw13": "odinw_", "odinw13_manual": "odinw_manual_"}
 """What an average is called, and how its sources are."""
 

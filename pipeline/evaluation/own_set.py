@@ -1,4 +1,4 @@
-"""How a model is judged by pictures of one's own: category boxes of a few names, all of them in a prompt."""
+"""Evaluation on custom images: category boxes of a few names, all of them in one prompt."""
 
 from __future__ import annotations
 

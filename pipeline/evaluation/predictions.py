@@ -28,7 +28,7 @@ PREDICTION_SCHEMA = pa.schema(
 NO_BOXES = np.zeros(0, np.int64)
 """Positions of the boxes of a row without any."""
 MISSING_KEY = "glip.missing_pictures"
-"""In a file's metadata: key of each row whose picture could not be read, and why."""
+"""Metadata key of a file: the rows whose picture could not be read, by key, with the reason."""
 
 
 @dataclass(frozen=True)

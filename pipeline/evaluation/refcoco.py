@@ -22,7 +22,7 @@ from pipeline.store.records import GroundingRecord
 
 @dataclass(frozen=True)
 class ReferringResult:
-    """At which rank, from 0, the object of each expression is hit."""
+    """Rank, from 0, at which the object of each expression is hit."""
 
     by_iou: np.ndarray
     """(N,) int64."""

@@ -1,4 +1,4 @@
-"""What a model is worth on all benchmarks together: nested metrics, a table beside published numbers, curves."""
+"""Results of a model on all benchmarks: nested metrics, a table beside published numbers, curves."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pipeline.evaluation.odinw import averages
 from pipeline.evaluation.predictions import read_missing, read_predictions
 from pipeline.evaluation.published import COLUMNS, PUBLISHED
 from pipeline.evaluation.scoring import ALL, Score, leading, score
-from pipeline.store.filesystem import HOW_TO_ALLOW, OUTSIDE
+from pipeline.store.image_roots import HOW_TO_ALLOW, OUTSIDE
 from pipeline.store.storage import Place
 
 logger = logging.getLogger(__name__)
@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 Key = tuple[str, str, str, str, str]
 """See ``LEVELS``."""
 LEVELS = ("split", "task", "source", "part", "measure")
-"""Of the metrics that ``collect`` returns."""
+"""Levels of the nested metrics that ``collect`` returns."""
 
 
 def score_predictions(benchmark: Benchmark, out: Place) -> Score:

@@ -22,7 +22,7 @@ Metrics = dict[str, dict[str, float]]
 """Part of the benchmark to measure to value, in percent with two digits; what has no ground truth is left out."""
 ALL = "all"
 PART_MEASURES = ("AP", "AP50")
-"""Of base and novel categories; all together have COCO's twelve."""
+"""Measures of base and of novel categories; all categories together have COCO's twelve."""
 LEADING = {"detection": "AP", "grounding": "R@1", "referring": "P@1"}
 """The measure of each task that stands for the others."""
 

@@ -23,17 +23,18 @@ class EvaluateConfig:
     one_prompt_categories: Natural
     """A vocabulary of so many names or fewer is asked in one prompt, as COCO's 80 names were."""
     max_detections: Count
-    """Per picture; 100 as published."""
+    """Most boxes of a picture; 100 as published."""
     max_detections_lvis: Count
-    """Per picture and prompt where LVIS's protocol judges; 300 as published."""
+    """Most boxes of a picture and prompt under LVIS's protocol; 300 as published."""
     referring_target: Literal["expression", "phrase"]
     """What of a referring expression names its object: ``expression``, all of it, or ``phrase``, what the data marks in
     it, such as the head that MDETR's files name."""
     max_prompt_categories_by_source: Mapping[str, Count]
-    """Instead of these two for single data sets, by the names of their sources."""
+    """Values that replace these two for single data sets, by the names of their sources."""
     precision: Precision
-    """Of the model's matrix products and convolutions: ``float32`` (TensorFloat-32 on a GPU), ``bf16``, or ``auto``:
-    bf16 where all GPUs compute in it, otherwise float32. Predictions of another precision are made anew."""
+    """Precision of the model's matrix products and convolutions: ``float32`` (TensorFloat-32 on a GPU), ``bf16``, or
+    ``auto``: bf16 where all GPUs compute in it, otherwise float32. Predictions of another precision are
+    computed again."""
 
     def names_a_prompt(self, source: str, num_names: int) -> int:
         """Return how many of the category names of a data set go into one prompt at most."""

@@ -1,4 +1,4 @@
-"""Where models stand on a benchmark, by its leading measure, and how sure that is.
+"""The leading measure of each model on a benchmark, with its confidence interval.
 
 Pictures are resampled (``bootstrap``); all models of a benchmark on the same draws, so that gains are paired. LVIS has
 values without intervals: its protocol keeps the best detections of a category over all pictures.
@@ -20,7 +20,7 @@ from pipeline.evaluation.lvis import FREQUENCIES, LvisResult
 from pipeline.evaluation.scoring import ALL, LEADING, Result
 
 CONCEPTS = ("novel", "base")
-"""In the order in which they are reported: what a student is trained for comes first."""
+"""Kinds of concepts in the order in which they are reported: what a student is trained for comes first."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Standing:
     measure: str
     models: dict[str, Interval]
     gains: dict[tuple[str, str], Interval]
-    """Of the first of two models over the second."""
+    """Gain of the first of two models over the second."""
     is_resampled: bool
     """Whether the intervals are more than the values alone."""
 

@@ -1,4 +1,4 @@
-"""What evaluation asks of a model: the shards of a benchmark, and what their predictions depend on."""
+"""The work of an evaluation: the shards of a benchmark, and what their predictions depend on."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from pipeline.evaluation.benchmark import Benchmark, is_federated, predict_shard, predictions_of
 from pipeline.evaluation.predictions import read_missing, write_predictions
 from pipeline.evaluation.settings import EvaluateConfig
-from pipeline.store.filesystem import OUTSIDE
+from pipeline.store.image_roots import OUTSIDE
 from pipeline.store.provenance import code_sha256, with_fingerprint
 from pipeline.store.shards import CATEGORIES_KEY, read_metadata, rows_sha256
 from pipeline.store.storage import Place

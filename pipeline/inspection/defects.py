@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from pipeline.inspection.detections import label_table
 from pipeline.store.records import READABLE_VERSIONS, GroundingRecord
-from pipeline.store.shards import PROVENANCE_KEY, REPEAT_KEY, VERSION_KEY, from_row, read_end, read_metadata
+from pipeline.store.rows import from_row
+from pipeline.store.shards import PROVENANCE_KEY, REPEAT_KEY, VERSION_KEY, read_end, read_metadata
 from pipeline.store.storage import Place
 
 KINDS = {

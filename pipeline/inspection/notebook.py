@@ -12,7 +12,7 @@ from glip_model.notebook import picture_html
 from pipeline.inspection.reading import read_records
 from pipeline.inspection.search import Filter, sample_rows
 from pipeline.store.drawing import draw_phrases
-from pipeline.store.filesystem import allowed_roots
+from pipeline.store.image_roots import allowed_roots
 from pipeline.store.images import image_roots, load_image
 from pipeline.store.records import GroundingRecord
 from pipeline.store.storage import to_place

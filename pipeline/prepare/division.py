@@ -21,7 +21,6 @@ from pipeline.prepare.held_out import group_alike, perceptual_hash
 from pipeline.prepare.layouts import NAME
 from pipeline.prepare.sources import Role, Source
 from pipeline.prepare.validation import CHECKED_SIDE
-from pipeline.store.filesystem import is_url
 from pipeline.store.images import read_encoded
 from pipeline.store.records import Category, DetectionRecord, ImageRef
 from pipeline.store.resume import SHARDS
@@ -34,6 +33,7 @@ from pipeline.store.shards import (
     write_shard,
 )
 from pipeline.store.storage import Place, list_files, remove
+from pipeline.store.urls import is_url
 from pipeline.store.vocabulary import read_as
 
 logger = logging.getLogger(__name__)

@@ -25,13 +25,15 @@ from pipeline.prepare.parts import (
     look_at_shard,
     write_part,
 )
-from pipeline.prepare.raw import LOOKS_HELD_OUT, RawTable
+from pipeline.prepare.raw import RawTable
+from pipeline.prepare.reporting import metrics_of, num_faults, reject_summary, warn_of_rejects
 from pipeline.prepare.settings import PrepareConfig
 from pipeline.prepare.sources import Role, Source, check_references, open_sources, warn_of_scenes_beside_own_data
-from pipeline.prepare.validation import MIN_BOX_SIDE, Rules
+from pipeline.prepare.validation import Rules
+from pipeline.prepare.values import MIN_BOX_SIDE
 from pipeline.ray_session import on_all_machines, run_pool
 from pipeline.store.atomic import sweep
-from pipeline.store.filesystem import HOW_TO_ALLOW, IMAGE_ROOTS, OUTSIDE, allowed_roots
+from pipeline.store.image_roots import IMAGE_ROOTS, allowed_roots
 from pipeline.store.provenance import FINGERPRINT, code_sha256, fingerprint
 from pipeline.store.records import SCHEMA_VERSION, CaptionRecord, DetectionRecord, GroundingRecord
 from pipeline.store.resume import MANIFEST_FILE, SHARDS, find_manifest, write_manifest_file
@@ -42,14 +44,10 @@ logger = logging.getLogger(__name__)
 
 FOLDERS = ("human/detection", "human/grounding", "web", "dev", "test")
 """Made even when no source fills them: later stages depend on them by name."""
-_ENDS_SHOWN = 100
-"""Characters at either end of a name in a message."""
 _KINDS = {CaptionRecord: "", DetectionRecord: "detection", GroundingRecord: "grounding"}
 _SHARD_OF_PART = re.compile(r"part-(\d+)(_\d+)?\.parquet")
-_SHOWN_IN_TRAINING = ("human", "web")
-_CHOSEN = ("held_out", "license_refused")
-"""Rejects that the settings ask for: no fault of the data."""
-_JUDGED_BY = ("dev", "test", "held_out")
+_SHOWN_IN_TRAINING: tuple[Role, ...] = ("human", "web")
+_JUDGED_BY: tuple[Role, ...] = ("dev", "test", "held_out")
 
 
 def prepare(
@@ -81,13 +79,10 @@ def prepare(
         MissingInputError: a raw file is not there.
         RejectLimitError: a folder has a larger share of rejects than ``max_reject_share``.
     """
-    sources = {role: open_sources(role, config, seed) for role in get_args(Role)}
-    warn_of_scenes_beside_own_data(sources)
-    allowed = allowed_roots(image_roots)
-    if config.pictures != "embed":
-        check_references(sources, allowed)
     # As they are written: shards are the same wherever the project lies.
-    roots = _Roots(allowed, fingerprint({"image_roots": [*image_roots, os.environ.get(IMAGE_ROOTS)]}))
+    digest = fingerprint({"image_roots": [*image_roots, os.environ.get(IMAGE_ROOTS)]})
+    roots = _Roots(allowed_roots(image_roots), digest)
+    sources = _opened(config, seed, roots)
     if check is not None:
         check(sources)
     for folder in FOLDERS:
@@ -102,19 +97,15 @@ def prepare(
         for role in (*_JUDGED_BY, *_SHOWN_IN_TRAINING):
             if role == _SHOWN_IN_TRAINING[0] and sightings:
                 held_out = HeldOut(sightings)
-            tables: dict[str, list[tuple[Source, RawTable]]] = {}
-            for source in sources[role]:
-                for table in source.tables:
-                    kind = _KINDS[table.record_type] if role != "web" else ""
-                    tables.setdefault(f"{role}/{table.folder or kind}".rstrip("/"), []).append((source, table))
+            tables = _tables_by_folder(role, sources[role])
             for folder, group in tables.items():
                 shards = _Folder(folder, None if role == "held_out" else out, config, held_out, roots)
                 result = shards.run(group, bar)
                 num_kept += shards.num_kept
                 sightings += result.sightings
                 if role != "held_out":
-                    metrics[folder] = _metrics(result)
-                _tell_what_is_odd(folder, result)
+                    metrics[folder] = metrics_of(result)
+                warn_of_rejects(folder, result)
             _remove_leftovers(out / role, {out / folder for folder in tables})
     if num_kept:
         logger.info("prepare: %d parts were finished already", num_kept)
@@ -127,6 +118,25 @@ class _Roots(NamedTuple):
     allowed: tuple[str, ...]
     digest: str
     """Of the settings."""
+
+
+def _opened(config: PrepareConfig, seed: int, roots: _Roots) -> dict[Role, list[Source]]:
+    """Open the sources of all roles; errors as ``prepare``."""
+    sources: dict[Role, list[Source]] = {role: open_sources(role, config, seed) for role in get_args(Role)}
+    warn_of_scenes_beside_own_data(sources)
+    if config.pictures != "embed":
+        check_references(sources, roots.allowed)
+    return sources
+
+
+def _tables_by_folder(role: Role, sources: Sequence[Source]) -> dict[str, list[tuple[Source, RawTable]]]:
+    """Group the tables of a role by the folder of records that they are written to."""
+    tables: dict[str, list[tuple[Source, RawTable]]] = {}
+    for source in sources:
+        for table in source.tables:
+            kind = _KINDS[table.record_type] if role != "web" else ""
+            tables.setdefault(f"{role}/{table.folder or kind}".rstrip("/"), []).append((source, table))
+    return tables
 
 
 class _Folder:
@@ -188,21 +198,9 @@ class _Folder:
     def _plan(self, tables: list[tuple[Source, RawTable]]) -> Iterator[PartTask]:
         number, earlier = 0, ""
         there = {} if self._path is None else shards_by_part(self._path)
-        config, judged = self._config, self._name.split("/")[0] in _JUDGED_BY
+        config = self._config
         for source, table in tables:
-            rules = Rules(
-                source=source.name,
-                pictures=config.pictures,
-                max_pixels=config.max_image_pixels,
-                categories=frozenset(category.id for category in table.categories),
-                min_box_side=0.0 if judged else MIN_BOX_SIDE,
-                # What is named as held out is kept away however it got into one's own data.
-                data_set=source.data_set if self._path is not None else "",
-                is_judged_by=judged,
-                roots=self._roots.allowed,
-                data_root=config.data_root,
-                licenses=() if judged else config.licenses,
-            )
+            rules = self._rules(source, table)
             code = code_sha256([write_part, source.reader])
             metadata = categories_to_metadata(table.categories) if table.record_type is DetectionRecord else {}
             for part in table.parts(config.rows_per_shard):
@@ -216,6 +214,7 @@ class _Folder:
                         rules.min_box_side,
                         rules.data_set,
                         metadata,
+                        # Only where it is set: shards of runs without it keep their fingerprint.
                         *([sorted(rules.licenses)] if rules.licenses else []),
                     ],
                     "shards": [config.rows_per_shard, config.shard_mb, SCHEMA_VERSION, KIND[table.record_type]],
@@ -242,11 +241,29 @@ class _Folder:
                     },
                     rows_per_shard=config.rows_per_shard,
                     shard_bytes=config.shard_mb * 10**6,
-                    keeps_sightings=judged,
+                    keeps_sightings=rules.is_judged_by,
                     there=there.get(number, ()),
                     earlier=earlier,
                 )
+                # A chain: rows are dropped as duplicates of earlier ones, so a change there concerns all later parts.
                 number, earlier = number + 1, fingerprint({"earlier": earlier, "part": provenance[FINGERPRINT]})
+
+    def _rules(self, source: Source, table: RawTable) -> Rules:
+        """Return what applies to all rows of a table."""
+        config, is_judged_by = self._config, self._name.split("/")[0] in _JUDGED_BY
+        return Rules(
+            source=source.name,
+            pictures=config.pictures,
+            max_pixels=config.max_image_pixels,
+            categories=frozenset(category.id for category in table.categories),
+            min_box_side=0.0 if is_judged_by else MIN_BOX_SIDE,
+            # Held-out images are kept away even from their own data set's training split.
+            data_set=source.data_set if self._path is not None else "",
+            is_judged_by=is_judged_by,
+            roots=self._roots.allowed,
+            data_root=config.data_root,
+            licenses=() if is_judged_by else config.licenses,
+        )
 
     def _finish(self, result: PartResult, tables: list[tuple[Source, RawTable]], earlier: Mapping[str, str]) -> None:
         """Remove shards of earlier runs and rows that come again, and write the manifest."""
@@ -282,9 +299,8 @@ class _Folder:
         )
 
     def _check_limit(self, result: PartResult, total: int) -> None:
-        rejected = result.rejects.total() - sum(result.rejects[reason] for reason in _CHOSEN)
-        if rejected > self._config.max_reject_share * total:
-            raise RejectLimitError(_reject_summary(self._name, total, result, self._config.max_reject_share))
+        if num_faults(result) > self._config.max_reject_share * total:
+            raise RejectLimitError(reject_summary(self._name, total, result, self._config.max_reject_share))
 
 
 def shards_by_part(folder: Place) -> dict[int, list[Place]]:
@@ -312,66 +328,3 @@ def _remove_leftovers(role: Place, written: set[Place]) -> None:
         side_by_side(remove, shards)
         if folder not in kept and folder != role:
             remove_empty(folder)
-
-
-def _metrics(result: PartResult) -> dict[str, Any]:
-    metrics = {
-        "rows": result.rows,
-        "boxes": result.boxes,
-        "rejects": dict(result.rejects),
-        "dropped_boxes": dict(result.dropped_boxes),
-    }
-    for name, counts in (("converted", result.converted), ("licenses", result.licenses)):
-        if counts:
-            metrics[name] = dict(counts)
-    return metrics
-
-
-def _tell_what_is_odd(folder: str, result: PartResult) -> None:
-    """Warn of what is left out or used in another form, and of a split whose parts look alike."""
-    lines = _rejects_by_reason(result)
-    for counts, what in ((result.dropped_boxes, "boxes dropped"), (result.converted, "used in another form")):
-        if counted := [f"{reason} {n}" for reason, n in sorted(counts.items()) if reason != LOOKS_HELD_OUT]:
-            lines.append(f"  {what}: {', '.join(counted)}")
-    if lines:
-        logger.warning("prepare: %s: not all is as it stands in the data:\n%s", folder, "\n".join(lines))
-    if result.rejects["held_out"]:
-        logger.warning(
-            "prepare: %s: %d pictures are left out, for they are, or look like, ones that models are judged by; where "
-            "both are parts of one data set whose own split shall stand, give both sources the same data_set",
-            folder,
-            result.rejects["held_out"],
-        )
-    if result.converted[LOOKS_HELD_OUT]:
-        logger.warning(
-            "prepare: %s: %d of %d pictures look like ones of the same data set that models are judged by; they stay, "
-            "for the split is the data set's own, but scores may be flattered: a fixed camera or the frames of a video "
-            "are better divided by place or day",
-            folder,
-            result.converted[LOOKS_HELD_OUT],
-            result.rows,
-        )
-
-
-def _rejects_by_reason(result: PartResult) -> list[str]:
-    return [
-        f"  {reason}: {count}"
-        + (f", for example {', '.join(map(_shortened, result.examples[reason]))}" if reason in result.examples else "")
-        for reason, count in sorted(result.rejects.items())
-        if reason not in _CHOSEN
-    ] + [f"  {OUTSIDE}: {HOW_TO_ALLOW}"] * (OUTSIDE in result.rejects)
-
-
-def _shortened(example: str) -> str:
-    return example if len(example) <= 2 * _ENDS_SHOWN else f"{example[:_ENDS_SHOWN]}…{example[-_ENDS_SHOWN:]}"
-
-
-def _reject_summary(folder: str, total: int, result: PartResult, limit: float) -> str:
-    rejects = result.rejects.total() - sum(result.rejects[reason] for reason in _CHOSEN)
-    return "\n".join(
-        [
-            f"{folder}: {rejects} of {total} rows rejected, more than prepare.max_reject_share = {limit}:",
-            *_rejects_by_reason(result),
-            "mend the data or raise the limit, then run: dvc repro prepare",
-        ]
-    )

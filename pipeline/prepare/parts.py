@@ -17,7 +17,7 @@ from pipeline.errors import ShardError
 from pipeline.prepare.held_out import HeldOut, Sighting
 from pipeline.prepare.raw import Converted, DroppedBox, Part, Reject
 from pipeline.prepare.validation import Rules, to_records
-from pipeline.store.filesystem import OUTSIDE
+from pipeline.store.image_roots import OUTSIDE
 from pipeline.store.provenance import file_sha256
 from pipeline.store.records import CaptionRecord, DetectionRecord, GroundingRecord, Record
 from pipeline.store.shards import (

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from functools import lru_cache
 from urllib.parse import unquote
 
-from pipeline.store.filesystem import is_url
+from pipeline.store.urls import is_url
 
 _QUERY = "?d="
 """Label Studio has the name of a local file behind it."""

@@ -30,6 +30,7 @@ from pipeline.prepare.readers import (
     pair_tables,
     pictures,
     refcoco,
+    url_lists,
     visual_genome,
     voc,
     webdataset,
@@ -37,9 +38,10 @@ from pipeline.prepare.readers import (
 )
 from pipeline.prepare.settings import PrepareConfig, SourceEntry
 from pipeline.settings import parse_options
-from pipeline.store.filesystem import IMAGE_ROOTS, check_inside, has_credentials, join, redact
+from pipeline.store.image_roots import IMAGE_ROOTS, check_inside
 from pipeline.store.records import CaptionRecord, DetectionRecord, GroundingRecord
 from pipeline.store.shards import KIND
+from pipeline.store.urls import has_credentials, join, redact
 from pipeline.store.web import PUBLIC_WEB
 
 logger = logging.getLogger(__name__)
@@ -84,7 +86,7 @@ READERS: dict[str, Reader] = {
     "webdataset": webdataset.read_webdataset,
     "img2dataset_files": pair_tables.read_img2dataset_files,
     "image_parquet": pair_tables.read_image_parquet,
-    "url_list": pair_tables.read_url_list,
+    "url_list": url_lists.read_url_list,
     "captions_jsonl": pair_tables.read_captions_jsonl,
 }
 """Reader by name; ``package.module:function`` in params.yaml names one that is not here."""
@@ -196,7 +198,7 @@ def _pictures(reader: Reader, options: Mapping[str, Any]) -> Iterator[str]:
     for name in _PICTURE_OPTIONS:
         value = options.get(name)
         yield from filter(None, value.values() if isinstance(value, Mapping) else [value])
-    if reader is pair_tables.read_url_list and options["images"] is None:
+    if reader is url_lists.read_url_list and options["images"] is None:
         yield from PUBLIC_WEB
 
 

@@ -8,18 +8,15 @@ content alone.
 
 from __future__ import annotations
 
-import hashlib
-import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 from itertools import islice
-from typing import Any, Literal, TypeGuard
+from typing import Any, Literal
 from urllib.parse import unquote
 
 from glip_model.images import ImageError, check_image
-from pipeline.prepare.frames import TOLERANCE, Frame, find_frame
+from pipeline.prepare.frames import Frame, find_frame
 from pipeline.prepare.held_out import HeldOut, Sighting, perceptual_hash
 from pipeline.prepare.raw import (
     BOXES_CLIPPED,
@@ -36,9 +33,22 @@ from pipeline.prepare.raw import (
     Reject,
 )
 from pipeline.prepare.search import find_picture
-from pipeline.store.filesystem import check_inside, join_inside, read_many
+from pipeline.prepare.values import (
+    MIN_BOX_SIDE,
+    clean_caption,
+    content_key,
+    is_allowed,
+    is_clipped,
+    is_name,
+    is_size,
+    read_area,
+    read_box,
+    read_license,
+    read_spans,
+)
+from pipeline.store.filesystem import read_many
+from pipeline.store.image_roots import check_inside, join_inside
 from pipeline.store.records import (
-    Box,
     CaptionRecord,
     DetectedObject,
     DetectionRecord,
@@ -47,12 +57,9 @@ from pipeline.store.records import (
     Phrase,
     Record,
     ScoredBox,
-    Span,
 )
 from pipeline.store.web import PUBLIC_WEB
 
-MIN_BOX_SIDE = 1.0
-"""Pixels; boxes that are smaller after clipping teach nothing and are dropped."""
 MAX_CAPTION_CHARS = 100_000
 """Longer captions are no captions, but whole pages that some crawl took for one."""
 READ_AHEAD = 64
@@ -62,10 +69,6 @@ CHECKED_SIDE = 64
 _WINDOWS = re.compile(r"[A-Za-z]:[\\/]|\\|\.\.\\")
 _KEY_DIGITS = 8
 """Of the content's hash behind the name of a picture."""
-UNKNOWN_LICENSE = "unknown"
-"""What a pattern calls the licence of pictures whose data set says nothing."""
-MAX_NAME_CHARS = 200
-"""Of the key and the source that a row brings along."""
 
 
 @dataclass(frozen=True)
@@ -235,7 +238,7 @@ def _frame(row: PictureRow, picture: _Picture, rules: Rules) -> Frame:
     if rules.pictures == "unread" or isinstance(row, RawPair):
         return Frame(size)
     height, width = row.image.height, row.image.width
-    stated = (height, width) if _is_size(height) and _is_size(width) else None
+    stated = (height, width) if is_size(height) and is_size(width) else None
     if isinstance(row, RawDetection):
         boxes = [item.xyxy for item in row.objects if not item.is_relative]
     else:
@@ -271,14 +274,14 @@ def _detection(
         elif not isinstance(item.category_id, int) or item.category_id not in rules.categories:
             yield DroppedBox(row.name, "category_unknown")
         else:
-            num_clipped += _is_clipped(corners, box)
+            num_clipped += is_clipped(corners, box)
             is_crowd, area = bool(item.is_crowd), read_area(item.area)
             area = None if area is None else area * frame.scale[0] * frame.scale[1]
             objects.append(
                 DetectedObject(category_id=item.category_id, xyxy=box, is_crowd=is_crowd, area=area, score=item.score)
             )
     key = content_key(rules.source, picture.content)
-    if _is_name(row.key):  # with the content: what depends on the rows must see when a picture changes in its place
+    if is_name(row.key):  # with the content: what depends on the rows must see when a picture changes in its place
         key = f"{row.key}@{key[:_KEY_DIGITS]}"
     yield DetectionRecord(
         objects=tuple(objects),
@@ -316,7 +319,7 @@ def _grounding(
             elif not isinstance(score, int | float) or not 0 <= score <= 1:
                 yield DroppedBox(row.name, "box_malformed")
             else:
-                num_clipped += _is_clipped(corners, box)
+                num_clipped += is_clipped(corners, box)
                 boxes.append(ScoredBox(xyxy=box, score=float(score)))
         text = " ".join(caption[start:end] for start, end in spans)
         phrases.append(
@@ -330,7 +333,7 @@ def _grounding(
     again = [str(row.occurrence)] if row.occurrence else []
     key = content_key(rules.source, picture.content, caption, content, *again)
     head = _head(picture, key, rules)
-    if _is_name(row.key) and _is_name(row.source):
+    if is_name(row.key) and is_name(row.source):
         head |= {"key": row.key, "source": row.source}
     record = GroundingRecord(caption=caption, phrases=tuple(phrases), **head)
     if rules.is_judged_by and record.is_pseudo_label:
@@ -339,22 +342,6 @@ def _grounding(
     yield record
     if num_clipped:
         yield Converted(row.name, BOXES_CLIPPED)
-
-
-def read_license(value: Any) -> str | None:
-    """Return a licence as text of one line; None where the data set says nothing, as LAION does by ``?``."""
-    text = " ".join(clean_caption(value).split())[:MAX_NAME_CHARS]
-    return text if text.strip("?") else None
-
-
-def is_allowed(license_: str | None, patterns: Sequence[str]) -> bool:
-    """Tell whether a licence matches one of some patterns, whatever the case; ``unknown`` stands for none."""
-    text = (license_ or UNKNOWN_LICENSE).lower()
-    return any(fnmatchcase(text, pattern.lower()) for pattern in patterns)
-
-
-def _is_name(value: Any) -> bool:
-    return isinstance(value, str) and 0 < len(value) <= MAX_NAME_CHARS and value.isprintable()
 
 
 def _look(image: RawImage | ImageError, rules: Rules) -> _Picture:
@@ -376,82 +363,8 @@ def _unread(image: RawImage, rules: Rules) -> _Picture:
     if image.url is None:
         raise ImageError("image_missing", "a picture inside a table cannot stay unread; set prepare.pictures: embed")
     height, width, place = image.height, image.width, _places(replace(image, choices=()))[0]
-    if not (_is_size(height) and _is_size(width)):
+    if not (is_size(height) and is_size(width)):
         raise ImageError("image_unreadable", "the annotations do not say the picture's size; set prepare.pictures")
     check_inside(place, rules.roots)
     sighting = Sighting(image.picture_id, None, rules.data_set)
     return _Picture(ImageRef(path=place), height, width, place.encode(), sighting, license=read_license(image.license))
-
-
-def _is_size(side: Any) -> TypeGuard[int]:
-    return isinstance(side, int) and not isinstance(side, bool) and 0 < side < 1 << 20
-
-
-def content_key(*parts: bytes | str) -> str:
-    """Return a key that depends on the content alone, 20 hexadecimal digits."""
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(part.encode("utf-8", "surrogatepass") if isinstance(part, str) else part)
-        digest.update(b"\0")
-    return digest.hexdigest()[:20]
-
-
-def read_box(xyxy: Sequence[Any], height: int, width: int, min_side: float = MIN_BOX_SIDE) -> Box | str:
-    """Read corners and clip them to the picture; one of ``BOX_DROP_REASONS`` when they cannot be used.
-
-    A box that lies inside stays as it is; shards round its corners to float32.
-    """
-    try:
-        x1, y1, x2, y2 = map(float, xyxy)
-    except (TypeError, ValueError, OverflowError):
-        return "box_malformed"
-    if not math.isfinite(x1 + y1 + x2 + y2):
-        return "box_malformed"
-    clipped = (max(0.0, x1), max(0.0, y1), min(float(width), x2), min(float(height), y2))
-    side = min(clipped[2] - clipped[0], clipped[3] - clipped[1])
-    if side < min_side or side <= 0:
-        return "box_degenerate"
-    return clipped
-
-
-def _is_clipped(corners: Sequence[Any], box: Box) -> bool:
-    """Tell whether clipping moved a side by more than sides are rounded by."""
-    return any(abs(float(corner) - side) > TOLERANCE for corner, side in zip(corners, box, strict=True))
-
-
-def read_area(value: Any) -> float | None:
-    """Return the area of a mask, whatever became of its box; None when it is no number, negative or without end."""
-    if type(value) not in (int, float) or not 0 <= value < math.inf:
-        return None
-    try:
-        return float(value)
-    except OverflowError:  # a whole number can be larger
-        return None
-
-
-def read_spans(spans: Sequence[Any], caption: str) -> tuple[Span, ...]:
-    """Return the pieces that have text in them, cut to the caption and freed of blanks at their ends, in order."""
-    read = []
-    for span in spans if isinstance(spans, list | tuple) else ():
-        try:
-            start, end = span
-            start, end = max(int(start), 0), min(int(end), len(caption))
-        except (TypeError, ValueError, OverflowError):
-            continue
-        text = caption[start:end]
-        start += len(text) - len(text.lstrip())
-        end -= len(text) - len(text.rstrip())
-        if start < end:
-            read.append((start, end))
-    return tuple(sorted(set(read)))
-
-
-def clean_caption(value: Any) -> str:
-    """Return a raw caption as text that every encoding can hold, as long as before; empty when it is no text."""
-    if not isinstance(value, str):
-        return ""
-    if value.isascii() and "\0" not in value:
-        return value
-    # JSON can hold half a surrogate pair, which no file and no tokenizer takes; null characters end strings early.
-    text = "".join("\N{REPLACEMENT CHARACTER}" if "\ud800" <= c <= "\udfff" else c for c in value)
-    return text.replace("\0", " ")

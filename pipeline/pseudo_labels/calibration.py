@@ -36,7 +36,7 @@ class Sample:
     """What one phrase was given, and what it should have been given."""
 
     scores: tuple[float, ...]
-    """Of its boxes, best first."""
+    """Scores of its boxes, best first."""
     hits: tuple[bool, ...]
     """Whether each box found a true box that no better one had found."""
     truth: int
@@ -45,7 +45,7 @@ class Sample:
     noun: str = ""
     """The head of the phrase in lower case, without the ``s`` of a plural; of detection records the class."""
     agreements: tuple[float | None, ...] = ()
-    """Of its boxes, the share of several teachers that found each."""
+    """For each box the share of the teachers that found it."""
 
 
 def collect_samples(
@@ -60,7 +60,7 @@ def collect_samples(
         records: phrases with true boxes.
         make_labeller: loads the teacher for given settings.
         config: the settings of the stage; its thresholds of the score are set aside.
-        on_rows: told how many rows were done.
+        on_rows: receives the number of rows that were done.
 
     Returns:
         Samples of phrases that were annotated, and of phrases that name nothing in the picture.
@@ -81,7 +81,7 @@ def collect_samples(
         broken += sum(record.reject_reason not in (None, "no_boxes") for record in labelled)
         for truth, found in zip(batch, labelled, strict=True):
             positive += [_sample(*pair) for pair in zip(truth.phrases, found.phrases, strict=True) if pair[0].boxes]
-        others = [_stranger(usable, start + i) for i in range(len(batch))]
+        others = [_unrelated_record(usable, start + i) for i in range(len(batch))]
         asked = [(row, other) for row, other in zip(batch, others, strict=True) if other is not None]
         for found in _label(labeller, [row for row, _ in asked], [other for _, other in asked]):
             negative += [_sample(dataclasses.replace(phrase, boxes=()), phrase) for phrase in found.phrases]
@@ -171,7 +171,7 @@ def _label(
     return labeller.label(pairs, phrases)
 
 
-def _stranger(records: Sequence[GroundingRecord], row: int) -> GroundingRecord | None:
+def _unrelated_record(records: Sequence[GroundingRecord], row: int) -> GroundingRecord | None:
     """Return the next record that shares no noun with this one; None where all do."""
     mine = _nouns(records[row])
     for step in range(1, len(records)):
@@ -203,7 +203,7 @@ def _sample(truth: Phrase, found: Phrase) -> Sample:
 
 
 def match_boxes(boxes: Sequence[Sequence[float]], truth: Sequence[Sequence[float]]) -> Iterator[bool]:
-    """Match boxes, best first, each to the free true box that it overlaps most; tell of each whether there is one."""
+    """Match boxes, best first, each to the free true box that it overlaps most; yield whether each has a match."""
     overlap = pairwise_iou(torch.tensor(boxes).reshape(-1, 4), torch.tensor(truth).reshape(-1, 4))
     is_free = torch.ones(len(truth), dtype=torch.bool)
     for mine in overlap:
@@ -225,6 +225,7 @@ def _hit_rates(scores: np.ndarray, hits: np.ndarray) -> list[float | None]:
     if not len(scores):
         return [None] * len(THRESHOLDS)
     order = np.argsort(scores, kind="stable")
+    # A higher score must never mean a lower weight, so the noisy rates are fitted by the closest rising ones.
     rates = isotonic_regression(hits[order].astype(np.float64)).x
     return [round(float(rate), 4) for rate in np.interp(THRESHOLDS, scores[order], rates)]
 

@@ -27,11 +27,11 @@ from pipeline.store.images import read_encoded
 from pipeline.store.records import ImageRef
 
 DEATHS = 3
-"""A picture whose decoder dies as often is unreadable; once may have been somebody else's doing."""
+"""A picture is unreadable when its decoder died this often; a single death may have another cause."""
 START_S = 120.0
 """How long a process may take to begin."""
 SOCKET_BYTES = 1 << 20
-"""Of an answer that lie ready: a resized picture of 3 MB comes in a few pieces instead of dozens."""
+"""Size of a socket's buffer: a resized picture of 3 MB comes in a few pieces instead of dozens."""
 _READY, _PICTURE, _REFUSAL = 0, 1, 2
 _HEADER = struct.Struct("<BIIIId")
 """Kind; height and width of the original and of what comes back, or the length of a refusal; CPU seconds."""

@@ -30,7 +30,7 @@ from its upper left corner. Leave out what is not in the picture."""
 
 
 class EndpointTeacher:
-    """Asks an endpoint about each picture by itself, several at once, no faster than it allows.
+    """Sends each picture to an endpoint in a request of its own, several at once, no faster than it allows.
 
     Args:
         endpoint: what is asked.

@@ -1,4 +1,4 @@
-"""Several teachers asked as one."""
+"""Several teachers as one."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Names = str | Sequence[str]
 
 
 class EnsembleTeacher:
-    """Asks several teachers the same, and merges what they find; a picture that one cannot look at nobody answers for.
+    """Runs several teachers on the same prompts and merges their boxes; a picture that fails for one fails for all.
 
     Args:
         teachers: by name, at least two.

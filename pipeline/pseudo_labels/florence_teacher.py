@@ -20,11 +20,13 @@ TASK = "<OPEN_VOCABULARY_DETECTION>"
 BINS = 1000
 """Places that a side of a picture is divided into; each has a word."""
 MOST_WORDS, PHRASES_AT_ONCE = 192, 8
-"""Of an answer, and in a batch: the scores of all words of the vocabulary are held for each word that is written."""
+"""Most words of an answer, and phrases in a batch: every generated word holds scores of the whole vocabulary."""
 
 
 class Florence2Teacher(OpenSetTeacher):
-    """Asks for each phrase by itself; a box scores the mean probability of the four words that it is written with.
+    """Runs each phrase as a prompt of its own.
+
+    The score of a box is the mean probability of the four words that it is written with.
 
     Source: Xiao et al., Florence-2: Advancing a Unified Representation for a Variety of Vision Tasks, CVPR 2024.
     """

@@ -28,13 +28,13 @@ class FusedDetections(Detections):
     votes: tuple[tuple[bool, ...], ...] = field(default=())
     """Per box which of ``teachers`` found it."""
     teachers: tuple[str, ...] = field(default=())
-    """All that were asked."""
+    """Names of all teachers."""
 
 
 def fuse(
     answers: Sequence[Detections], teachers: Sequence[str], fusion_threshold: float, nms_threshold: float
 ) -> FusedDetections:
-    """Merge what several teachers say of the same question about one picture.
+    """Merge the detections of several teachers for the same prompt and picture.
 
     Args:
         answers: of each teacher.
@@ -65,8 +65,8 @@ def fuse(
     )
 
 
-def put_together(parts: Sequence[Detections]) -> Detections:
-    """Return what several looks found in one picture as one, which counts the same phrases; best first."""
+def merge_detections(parts: Sequence[Detections]) -> Detections:
+    """Concatenate detections of one picture that count the same phrases, best first."""
     order = torch.cat([part.scores for part in parts]).argsort(descending=True, stable=True)
     values: dict[str, Any] = {
         name: torch.cat([getattr(part, name) for part in parts])[order]
@@ -103,6 +103,7 @@ def _fuse_phrase(
         votes[place, teacher] = max(score, np.finfo(float).tiny)
         sums[place] += votes[place, teacher] * box
         fused[place] = sums[place] / votes[place].sum()
+    # Divided by all teachers and not by those that voted: a box that only one of them found scores less.
     return [(fused[i], float(votes[i].sum() / num_teachers), tuple((votes[i] > 0).tolist())) for i in range(count)]
 
 

@@ -1,7 +1,7 @@
 """The ``pseudo_label`` stage over Ray Data: shards of web pairs stream through a pool of teachers.
 
 The unit of work is one input shard, which becomes one output shard. A finished shard is kept when the stage runs again;
-one that was made by another teacher or with other settings is made anew, and said so.
+one of another teacher or other settings is computed again, which is logged.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import torch
 from ray.util.metrics import Counter as RayCounter
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from glip_model.precision import settle
+from glip_model.precision import resolve_precision
 from pipeline.cli import progress, quiet_libraries
 from pipeline.errors import PipelineError, RejectLimitError, ShardError, StorageError
 from pipeline.pseudo_labels.decoding import PictureDecoder
@@ -43,7 +43,7 @@ from pipeline.pseudo_labels.manifest import (
 from pipeline.pseudo_labels.progress import Figures, Meter, describe
 from pipeline.pseudo_labels.settings import PseudoLabelConfig
 from pipeline.ray_session import on_all_machines, on_gpu_machines, share_cluster
-from pipeline.store.filesystem import HOW_TO_ALLOW, OUTSIDE
+from pipeline.store.image_roots import HOW_TO_ALLOW, OUTSIDE
 from pipeline.store.provenance import FINGERPRINT
 from pipeline.store.records import NOTHING_FOUND, CaptionRecord, DetectionRecord, GroundingRecord, PhrasesRecord
 from pipeline.store.resume import keep_apart, keep_finished
@@ -69,13 +69,13 @@ BROKEN_INPUT_REASONS = (
     "caption_empty",
     "answer_unusable",
 )
-"""Row rejects that count against ``max_reject_share``; finding nothing in a picture is no fault of the input."""
+"""Row rejects that count against ``max_reject_share``; a picture without boxes is not an error of the input."""
 PICTURES_THAT_TELL = 500
-"""Where there is nothing in as many pictures, and in no other one, it is the teacher or the settings that are wrong."""
+"""Pictures without a single box after which labelling ends: the teacher or the settings are wrong then."""
 SHARDS_AT_ONCE = 2
-"""Of one actor: while the teacher works on one, the other is read, decoded or written."""
+"""Shards of one actor at a time: while the teacher works on one, the other is read, decoded or written."""
 CRASHES = 4
-"""A shard that was begun as often and never ended, because its actor died, is given up; the others go on."""
+"""A shard whose actor died this often is given up; the others continue."""
 POLL_S = 2.0
 
 
@@ -84,14 +84,14 @@ class Inputs:
     """What the stage reads and writes."""
 
     records: Place
-    """Of web pairs, or of pictures as detection records, where names are asked for."""
+    """Folder of web pairs, or of detection records where names are asked for."""
     phrases: Place | None
-    """Of the captions; None where names are asked for."""
+    """Folder of the captions' phrases; None where names are asked for."""
     teacher: Names
     """See ``open_teachers``."""
     out: Place
     allowed: tuple[str, ...] = ()
-    """Where pictures may be besides ``records``, see ``allowed_roots``."""
+    """Folders and URLs besides ``records`` that pictures may lie below, see ``allowed_roots``."""
     vocabulary: Vocabulary | None = None
     """The names that all pictures are asked for, in place of phrases; labels are detection records then."""
 
@@ -154,7 +154,7 @@ class LabelActor:
         pairs = read_shard(self._inputs.records / name, CaptionRecord)
         phrases = read_shard(self._inputs.phrases / name, PhrasesRecord)
         try:
-            labelled = self._labeller.label(pairs, phrases, self._tell)
+            labelled = self._labeller.label(pairs, phrases, self._report)
         except ShardError as error:
             raise ShardError(f"{self._inputs.phrases / name}: {error}") from error
         extras = {*self._extras, *("source_caption" for pair in pairs if pair.source_caption is not None)}
@@ -168,10 +168,10 @@ class LabelActor:
         assert self._inputs.vocabulary is not None
         pictures = read_shard(self._inputs.records / name, DetectionRecord)
         questions = self._labeller.ask_names(pictures, self._inputs.vocabulary)
-        labelled = self._labeller.answer(questions, self._tell)
+        labelled = self._labeller.answer(questions, self._report)
         rejects, categories = questions.phrase_rejects, self._inputs.vocabulary.categories
-        told = {NAME_REJECTS_KEY: json.dumps(dict(sorted(rejects.items()))), **categories_to_metadata(categories)}
-        with ShardWriter(self._inputs.out / name, DetectionRecord, {**metadata, **told}, self._extras) as shard:
+        counts = {NAME_REJECTS_KEY: json.dumps(dict(sorted(rejects.items()))), **categories_to_metadata(categories)}
+        with ShardWriter(self._inputs.out / name, DetectionRecord, {**metadata, **counts}, self._extras) as shard:
             for record in labelled:
                 shard.append(record)
         return summarise_names(name, labelled, len(categories), rejects), shard
@@ -182,7 +182,7 @@ class LabelActor:
         except ray.exceptions.RayError:
             return 1  # the meter died with its node; nothing is given up then
 
-    def _tell(self, figures: Figures) -> None:
+    def _report(self, figures: Figures) -> None:
         self._prometheus.add(figures)
         self._meter.add.remote(figures)
 
@@ -220,7 +220,7 @@ def pseudo_label(inputs: Inputs, config: PseudoLabelConfig, max_image_pixels: in
     """
     keep_apart(inputs.out, inputs.records, *([inputs.phrases] if inputs.phrases else []))
     sources = list_shards(inputs.records)
-    config = replace(config, precision=settle(config.precision, on_gpu_machines))
+    config = replace(config, precision=resolve_precision(config.precision, on_gpu_machines))
     wanted = _plan(inputs, config, max_image_pixels, sources)
     kept = keep_finished("pseudo_label", [inputs.out], wanted, partial(_look, inputs.out, wanted, config))
     todo = {place.name: entry for place, entry in wanted.items() if place not in kept}
@@ -323,7 +323,7 @@ def _run(
 
 
 def _check_found(summaries: Collection[ShardSummary], inputs: Inputs, config: PseudoLabelConfig) -> None:
-    """Refuse to go on where a teacher finds nothing at all.
+    """Stop where a teacher finds nothing at all.
 
     Raises:
         ShardError: no phrase has a box in so many pictures; the message says what to look at.
@@ -354,7 +354,7 @@ def _set_up_ray_data() -> None:
 
 @contextmanager
 def _polling(meter: Any, show: Callable[[str], Any]) -> Iterator[None]:
-    """Show now and then what the actors told, for as long as the ``with`` block lasts."""
+    """Poll and show the progress of the actors for the length of the ``with`` block."""
     is_over = threading.Event()
 
     def poll() -> None:

@@ -95,7 +95,7 @@ def collect_samples(
         categories: of the annotations, all of which are asked for.
         make_labeller: loads the teacher for given settings.
         config: the settings of the stage; its thresholds of the score and of agreement are set aside.
-        on_rows: told how many rows were done.
+        on_rows: receives the number of rows that were done.
 
     Returns:
         Samples of all classes that a picture was looked through for; and of these the ones that are not in it.

@@ -1,4 +1,4 @@
-"""How good pseudo-labels are noun by noun and by how often a noun is said, so that rounds can be held side by side.
+"""Quality of pseudo-labels by noun and by the frequency of nouns, so that rounds can be compared.
 
 Self-training amplifies what its teacher gets wrong: a concept that is mistaken for another one is learned as that. A
 mean over all phrases hides it; precision of each noun does not.
@@ -25,8 +25,8 @@ MAX_NOUNS = 1000
 """Nouns that are reported: those with the most true boxes."""
 
 
-def times_said(phrases: Place) -> Counter[str]:
-    """Count how often each head noun is said in shards of phrases; MissingInputError where there are none."""
+def count_head_nouns(phrases: Place) -> Counter[str]:
+    """Count each head noun in shards of phrases; MissingInputError where there are none."""
     counts: Counter[str] = Counter()
     for shard in list_shards(phrases):
         for said in read_table(shard, ["phrases"])["phrases"].to_pylist():
@@ -40,7 +40,7 @@ def label_quality(samples: Sequence[Sample], min_score: float, said: Mapping[str
     Args:
         samples: what each phrase was given, and what it should have been given.
         min_score: boxes below it are no labels.
-        said: how often web captions say each noun; empty where nobody counted.
+        said: counts of each noun in web captions; empty where they were not counted.
 
     Returns:
         ``scores``: the share of labels in each of ``SCORE_BINS`` equal bins of the score from 0 to 1; ``by_part`` and

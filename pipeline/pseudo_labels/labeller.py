@@ -1,4 +1,4 @@
-"""PseudoLabeller: rows and what is asked about them in, labelled rows out. Knows nothing of Ray."""
+"""PseudoLabeller: turns rows and their prompts into labelled rows, independently of Ray."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ from pipeline.store.vocabulary import Vocabulary
 CHUNKS_AHEAD = 3
 """Chunks of pictures, each of a batch's length, that are decoded while the teacher works on others."""
 CHUNK_PIXELS = 1 << 26
-"""Of a chunk at most, 200 MB."""
+"""Most pixels of a chunk, 200 MB."""
 BATCHES_AHEAD = 2
 """Batches that wait for the teacher: a window gives none for a while, and then several."""
 
@@ -88,7 +88,7 @@ class PseudoLabeller:
         Args:
             pairs: pictures and captions.
             phrases: of the same rows.
-            on_batch: told what was done, batch by batch.
+            on_batch: receives the figures of every batch.
 
         Raises:
             ShardError: the two do not belong together.
@@ -104,7 +104,7 @@ class PseudoLabeller:
 
         Args:
             questions: rows, and what is asked about each.
-            on_batch: told what was done, batch by batch.
+            on_batch: receives the figures of every batch.
         """
         labelled: dict[int, L] = {}
         fresh = dict(questions.refused())
@@ -122,7 +122,7 @@ class PseudoLabeller:
     def _batches(
         self, questions: Questions[L], refused: Collection[int]
     ) -> Iterator[tuple[list[Asked], dict[int, ImageError]]]:
-        """Yield what the teacher is asked together, and the rows since then whose pictures cannot be looked at."""
+        """Yield the batches for the teacher, each with the rows since the last one whose pictures could not be read."""
         rule = self._teacher.resize_rule
         window: BatchWindow[Asked] = BatchWindow(self._config.batch_size)
         unusable: dict[int, ImageError] = {}
@@ -140,7 +140,7 @@ class PseudoLabeller:
         for batch in window.rest():
             yield batch, unusable
             unusable = {}
-        yield [], unusable  # rows that nobody was asked about after the last batch
+        yield [], unusable  # rows after the last batch that needed no teacher
 
     def _decoded(
         self, pairs: Sequence[Picture], rows: Sequence[int], rule: ResizeRule | None

@@ -30,7 +30,7 @@ from pipeline.store.vocabulary import Vocabulary
 FREE_SETTINGS = ("num_actors", "max_reject_share")
 """They do not change any row."""
 NAME_REJECTS_KEY = "glip.name_rejects"
-"""In the metadata of a shard that was labelled with names: how often a class has no box in a picture, by the reason."""
+"""Metadata key of a shard that was labelled with names: counts of classes without a box in a picture, by reason."""
 
 
 @dataclass(frozen=True)
@@ -182,7 +182,7 @@ def read_manifest(folder: Place) -> dict[str, ShardSummary]:
     try:
         shards = json.loads(patiently(place.read_text, place))["shards"] if place else []
         return {entry["name"]: _SUMMARY.validate_python(entry) for entry in shards}
-    except (OSError, ValueError, RecursionError, KeyError, TypeError):  # of an older version, or of nobody
+    except (OSError, ValueError, RecursionError, KeyError, TypeError):  # of an older version, or no manifest at all
         return {}
 
 

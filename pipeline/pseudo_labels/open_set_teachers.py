@@ -25,11 +25,11 @@ from glip_model.text_encoder import check_known_words
 
 LEAST_SCORE = 0.05
 MOST_DETECTIONS = 300
-"""Of one picture, over all its phrases; what scores lower is no candidate for a pseudo-label."""
+"""Most boxes of a picture, over all its phrases; what scores lower is no candidate for a pseudo-label."""
 NAMES_AT_ONCE = 100
-"""Of teachers that read every name by itself: more take memory and no less time."""
+"""Names in a batch of teachers that read every name by itself: more take memory and no less time."""
 OMDET_TOKENS, SAM3_TOKENS = 77, 32
-"""Of a text, as their processors have it."""
+"""Most tokens of a text, as in their processors."""
 
 
 class OpenSetTeacher:
@@ -48,12 +48,12 @@ class OpenSetTeacher:
         check_known_words(self._tokenizer, folder)
 
     def divide(self, names: Sequence[str]) -> list[list[int]]:
-        """Return which names are asked for at once, by their places; ValueError where one is too long."""
+        """Return the names of each prompt, by their indices; ValueError where one is too long."""
         places = list(range(len(names)))
         return [places[start : start + NAMES_AT_ONCE] for start in range(0, len(places), NAMES_AT_ONCE)]
 
     def _ask(self, images: Sequence[Image.Image], texts: Sequence[str], limit: int, padding: str) -> tuple[Any, Tensor]:
-        """Return what the model says, and the boxes of it."""
+        """Return the model's outputs and their boxes."""
         text = self._tokenizer(list(texts), padding=padding, truncation=True, max_length=limit, return_tensors="pt")
         pixels = self._images(list(images), return_tensors="pt")
         with autocast(self._dtype, self._device):
@@ -86,7 +86,7 @@ class GroundingDinoTeacher(OpenSetTeacher):
 
 
 class OwlTeacher(OpenSetTeacher):
-    """Finds each phrase by itself, without its caption.
+    """Detects each phrase separately, without its caption.
 
     Source: Minderer et al., Simple Open-Vocabulary Object Detection with Vision Transformers, ECCV 2022.
     """
@@ -95,7 +95,7 @@ class OwlTeacher(OpenSetTeacher):
     def ground(self, images: Sequence[Image.Image], prompts: Sequence[Prompt]) -> list[Detections]:
         """Find each prompt's phrases in its picture; boxes in pixels of the picture."""
         most = max(len(prompt.phrases) for prompt in prompts)
-        # Every picture has as many queries; those that stand for no phrase are not read off.
+        # Every picture has as many queries; those of no phrase are ignored.
         queries = [text for prompt in prompts for text in (*prompt.phrases, *["a"] * (most - len(prompt.phrases)))]
         limit = self._model.config.text_config.max_position_embeddings
         outputs, boxes = self._ask(images, queries, limit, "max_length")
@@ -122,7 +122,7 @@ class Owlv2Teacher(OwlTeacher):
 
 
 class OmDetTurboTeacher(OpenSetTeacher):
-    """Finds each phrase by itself, told in a sentence what all of them are.
+    """Detects each phrase separately; the prompt is a sentence with all of them.
 
     Source: Zhao et al., Real-time Transformer-based Open-Vocabulary Detection with Efficient Fusion Head, 2024.
     """
@@ -162,7 +162,7 @@ class OmDetTurboTeacher(OpenSetTeacher):
 
 
 class Sam3Teacher(OpenSetTeacher):
-    """Finds each phrase by itself; a picture is looked at once for all of its phrases.
+    """Detects each phrase separately; the image encoder runs once for all phrases of a picture.
 
     A box scores its query's score times the score that the phrase is there at all.
 
@@ -220,7 +220,7 @@ def _ended(prompt: Prompt) -> Prompt:
 def _detections(
     boxes: Tensor, scores: Tensor, sides: tuple[int, int], image: Image.Image, prompt: Prompt
 ) -> Detections:
-    """Turn what a model says of one picture into detections.
+    """Turn a model's outputs for one picture into detections.
 
     Args:
         boxes: (Q, 4) centre, width and height as shares of ``sides``.

@@ -1,7 +1,7 @@
-"""From a teacher's answers about a batch of pictures to labelled rows, in one pass over them or several.
+"""Turns a teacher's answers about a batch of pictures into labelled rows, in one pass or several.
 
-Phrases that have no box after a pass are gone through again as the settings say: from lower scores, or each asked for
-by itself. What was found stays, and what it holds is not free for others.
+A later pass labels the phrases that have no box yet, as the settings say: with a lower threshold, or with a prompt of
+their own. Boxes of earlier passes stay and take part in the competition.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from glip_model.images import ImageError
 from glip_model.prompts import Prompt
 from glip_model.resizing import ResizedImage
 from glip_model.structures import Detections
-from pipeline.pseudo_labels.fusion import put_together
+from pipeline.pseudo_labels.fusion import merge_detections
 from pipeline.pseudo_labels.questions import L, Look, Questions
 from pipeline.pseudo_labels.settings import PassConfig, PseudoLabelConfig
 from pipeline.store.records import Phrase
@@ -24,7 +24,7 @@ from pipeline.store.records import Phrase
 
 @dataclass(frozen=True)
 class Asked:
-    """A row whose picture can be looked at."""
+    """A row whose picture was decoded."""
 
     row: int
     image: Image.Image | ResizedImage
@@ -32,20 +32,20 @@ class Asked:
 
     @property
     def size(self) -> tuple[int, int]:
-        """(height, width) in whose pixels boxes are told."""
+        """(height, width) of the image whose pixels boxes are given in."""
         image = self.image
         return image.original_size if isinstance(image, ResizedImage) else (image.height, image.width)
 
 
 Found = tuple[Detections, Detections | None]
-"""In a picture, and in its mirror image where that was asked about."""
+"""Detections in a picture, and in its mirror image where test-time flipping is on."""
 Ask = Callable[[Sequence[Asked]], tuple[Sequence[Found | ImageError], float]]
-"""What the teacher finds, or why nothing is known, and the seconds that it worked."""
+"""Returns per row the teacher's detections or the error of its picture, and the seconds that the teacher took."""
 
 
 @dataclass
 class _Seen:
-    """A row, what its phrases have so far, and what was found for those that were asked for by themselves."""
+    """The state of a row between passes: its phrases so far, and detections of those that had a prompt of their own."""
 
     asked: Asked
     look: Look
@@ -61,7 +61,7 @@ class _Seen:
 def label_batch(
     questions: Questions[L], batch: Sequence[Asked], config: PseudoLabelConfig, ask: Ask
 ) -> tuple[dict[int, L], float]:
-    """Label the rows of a batch; return them by their places, and the seconds that the teacher worked."""
+    """Label the rows of a batch; return them by row number, and the seconds that the teacher took."""
     answers, seconds = ask(batch)
     seen, labelled = list[_Seen](), dict[int, L]()
     for asked, answer in zip(batch, answers, strict=True):
@@ -76,12 +76,12 @@ def label_batch(
         if again.alone:
             seconds += _ask_alone(questions, seen, config.batch_size, ask)
         for each in seen:
-            _look_again(questions, each, again, number)
+            _label_again(questions, each, again, number)
     return labelled | {each.asked.row: questions.labelled(each.asked.row, each.phrases) for each in seen}, seconds
 
 
-def _look_again(questions: Questions[L], seen: _Seen, again: PassConfig, number: int) -> None:
-    """Give phrases without a box what they get in a further pass."""
+def _label_again(questions: Questions[L], seen: _Seen, again: PassConfig, number: int) -> None:
+    """Select boxes for the phrases that have none, with the settings of a further pass."""
     look = replace(seen.look, min_score=again.min_score, in_pass=number)
     if again.alone:
         found = [seen.alone[i] for i in seen.missing if i in seen.alone]
@@ -90,17 +90,18 @@ def _look_again(questions: Questions[L], seen: _Seen, again: PassConfig, number:
             return
         look = replace(
             look,
-            detections=put_together([detections for detections, _ in found]),
-            mirrored=put_together(mirrored) if mirrored else None,
+            detections=merge_detections([detections for detections, _ in found]),
+            mirrored=merge_detections(mirrored) if mirrored else None,
         )
     if seen.missing:
         seen.phrases = questions.select(seen.asked.row, look, seen.phrases)
 
 
 def _ask_alone(questions: Questions[L], seen: Sequence[_Seen], batch_size: int, ask: Ask) -> float:
-    """Ask for each phrase without a box by itself, unless it was asked for so before; return the teacher's seconds.
+    """Run the teacher on prompts of one phrase each, for phrases without a box; return the teacher's seconds.
 
-    Of what nothing is known, nothing is found.
+    Each phrase is asked about alone once, whatever the number of passes. One whose picture fails stays without
+    detections.
     """
     waiting = [(each, i) for each in seen for i in each.missing if i not in each.alone]
     seconds = 0.0

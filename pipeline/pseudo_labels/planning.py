@@ -38,7 +38,7 @@ class Workload:
     pairs: int
     shards: int
     bytes: int
-    """Of the input shards."""
+    """Size of the input shards."""
 
 
 @dataclass(frozen=True)
@@ -46,14 +46,14 @@ class Rates:
     """What one machine does; None where nothing was measured."""
 
     images_per_s: float
-    """Of one GPU, or of this machine without one: the teacher with all that is around it."""
+    """Throughput of one GPU, or of this machine without one, with reading and decoding."""
     asked_per_s: float | None = None
-    """Of the teacher alone: what it would do if it never waited."""
+    """Throughput of the teacher alone, if it never waited."""
     prepared_per_core_s: float | None = None
     """Pictures a CPU second of all that is around the teacher: reading, decoding, resizing, batching, selecting."""
     captions_per_core_s: float | None = None
     bytes_per_pair: float | None = None
-    """Of the output."""
+    """Size of the output."""
     boxes_per_pair: float | None = None
 
     def beside(self, speeds: Sequence[float]) -> Rates:
@@ -67,25 +67,25 @@ class Interruptions:
     """Machines that go away: spot instances that are taken back, and broken ones."""
 
     mean_hours: float
-    """Between two interruptions of one GPU."""
+    """Mean time between two interruptions of one GPU."""
     restart_s: float = 300.0
-    """Until another one is at work in its place."""
+    """Time until another GPU works in its place."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run over some GPUs comes to."""
+    """The simulated time and cost of a run over some GPUs."""
 
     gpus: int
     wall_hours: float
     gpu_hours: float
     """Paid for, from the first shard to the last."""
     wasted_share: float
-    """Of the GPU-hours at work, those whose shards were lost half done."""
+    """Share of the GPU-hours whose shards were lost half done."""
     interruptions: int
 
     def times(self, rounds: int) -> Outcome:
-        """Return what as many runs one after the other come to."""
+        """Return the sum of this many runs one after the other."""
         return replace(
             self,
             wall_hours=rounds * self.wall_hours,
@@ -242,18 +242,18 @@ class _Simulation:
 
     shards: int
     alone_s: float
-    """Of a shard, where a GPU works on no other."""
+    """Time of a shard on a GPU that works on no other."""
     gpus: int
     interruptions: Interruptions | None
     slots: int
-    chance: random.Random
+    rng: random.Random
 
     def __post_init__(self) -> None:
         self._left = self._queue = self.shards
         self._tie = itertools.count()
         self._events: list[tuple[float, int, Callable[[float], None]]] = []
         self._begun: dict[int, dict[int, float]] = {}
-        """Per GPU that is there the shards in work, and since when."""
+        """Shards in work by running GPU, with the time at which each began."""
         self._wasted_s, self._count = 0.0, 0
 
     def play(self) -> Outcome:
@@ -278,7 +278,7 @@ class _Simulation:
         self._begun[gpu] = {}
         self._fill(gpu, now)
         if self.interruptions is not None:
-            life_s = self.chance.expovariate(1 / (self.interruptions.mean_hours * HOUR))
+            life_s = self.rng.expovariate(1 / (self.interruptions.mean_hours * HOUR))
             self._at(now + life_s, partial(self._interrupt, gpu, self.interruptions.restart_s))
 
     def _fill(self, gpu: int, now: float) -> None:

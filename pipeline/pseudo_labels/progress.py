@@ -13,12 +13,12 @@ WINDOW_S = 60.0
 
 @dataclass(frozen=True)
 class Figures:
-    """Of one batch, or of all."""
+    """Counts and times of one batch, or of all."""
 
     rows: int = 0
     boxes: int = 0
     busy_s: float = 0.0
-    """In the teacher."""
+    """Time spent in the teacher."""
     rejects: Mapping[str, int] = field(default_factory=dict)
     """Rows by reason."""
 
@@ -30,7 +30,7 @@ class Figures:
 
 @dataclass(frozen=True)
 class Reading:
-    """What a meter says."""
+    """The state of a meter."""
 
     total: Figures
     rows_per_s: float

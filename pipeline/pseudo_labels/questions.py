@@ -1,4 +1,4 @@
-"""What a teacher is asked about the pictures of a shard, and what becomes of its answers.
+"""Prompts for the pictures of a shard, and labels from the teacher's detections.
 
 There are two kinds of rows, and one way of labelling them: web pairs are asked about the phrases of their captions,
 pictures about the names of a vocabulary.
@@ -63,15 +63,15 @@ class Questions(Protocol, Generic[L_co]):
         ...
 
     def refused(self) -> Mapping[int, L_co]:
-        """Return the rows that the teacher is not asked about, as they are written."""
+        """Return the rows that need no teacher, as they are written."""
         ...
 
     def prompts(self, row: int) -> Sequence[Prompt]:
-        """Return what is asked about a row, as many prompts for each; answers count their phrases through."""
+        """Return the prompts of a row, the same number for each row; answers count phrases over all prompts."""
         ...
 
     def left_out(self, row: int, reason: str) -> L_co:
-        """Return a row whose picture cannot be looked at, as it is written."""
+        """Return a row whose picture cannot be read, as it is written."""
         ...
 
     def by_phrase(self, found: Detections) -> Detections:
@@ -79,7 +79,7 @@ class Questions(Protocol, Generic[L_co]):
         ...
 
     def alone(self, row: int, number: int) -> Prompt:
-        """Return what is asked about one of a row's phrases by itself; whatever is found for it is of this phrase."""
+        """Return the prompt with only one of a row's phrases; all detections for it belong to this phrase."""
         ...
 
     def select(self, row: int, look: Look, phrases: Sequence[Phrase] | None = None) -> tuple[Phrase, ...]:
@@ -98,7 +98,7 @@ class Questions(Protocol, Generic[L_co]):
 
 
 class CaptionQuestions:
-    """Web pairs, each asked about the phrases of its caption.
+    """Web pairs; the prompt of each is its caption.
 
     Args:
         pairs: pictures and captions.
@@ -183,7 +183,7 @@ class CaptionQuestions:
 
 
 class NameQuestions:
-    """Pictures, all asked about the names of a vocabulary.
+    """Pictures; the prompts of all are the names of a vocabulary.
 
     Args:
         pictures: what boxes they have is of no account.
@@ -209,7 +209,7 @@ class NameQuestions:
         self.phrase_rejects: Counter[str] = Counter()
 
     def refused(self) -> dict[int, DetectionRecord]:
-        """Return nothing: whatever has a picture is asked about."""
+        """Return nothing: every row with a picture goes to the teacher."""
         return {}
 
     def prompts(self, row: int) -> tuple[Prompt, ...]:

@@ -28,7 +28,7 @@ PHRASE_REJECT_REASONS = (
 names the reason."""
 _LAST_STAGE = len(PHRASE_REJECT_REASONS) - 1
 FLIP_IOU = 0.5
-"""From this overlap on a box and one of the mirrored picture show the same thing."""
+"""IoU at which a box and one of the mirrored picture show the same object."""
 
 
 class _Found(NamedTuple):
@@ -38,7 +38,7 @@ class _Found(NamedTuple):
     xyxy: Box
     score: float
     agreed: float
-    """The score, or its mean over both pictures where the mirrored one was asked about."""
+    """The score, or its mean over both pictures where test-time flipping is on."""
     teachers: tuple[str, ...] | None
     """Those that found it, of several."""
     agreement: float
@@ -90,7 +90,7 @@ def select_boxes(
         reached[box.phrase] = max(reached[box.phrase], stage)
         if stage == _LAST_STAGE:
             candidates.append(box)
-    kept = _give_out(candidates, phrases, config)
+    kept = _assign_boxes(candidates, phrases, config)
     return tuple(
         phrase
         if phrase.boxes
@@ -159,7 +159,9 @@ def _most_boxes(phrase: Phrase, config: PseudoLabelConfig) -> int:
     return 1 if config.one_box_per_singular and phrase.is_plural is False else config.max_boxes_per_phrase
 
 
-def _give_out(candidates: Sequence[_Found], phrases: Sequence[Phrase], config: PseudoLabelConfig) -> list[list[_Found]]:
+def _assign_boxes(
+    candidates: Sequence[_Found], phrases: Sequence[Phrase], config: PseudoLabelConfig
+) -> list[list[_Found]]:
     """Return per phrase the boxes that it gets, best first; of equal scores the earlier one goes first."""
     most = [_most_boxes(phrase, config) for phrase in phrases]
     kept: list[list[_Found]] = [[] for _ in phrases]

@@ -15,7 +15,7 @@ from pipeline.store.vocabulary import read_table_of_names
 
 @section
 class PassConfig:
-    """One of ``pseudo_label.passes``: a further look for phrases that have no box yet."""
+    """One of ``pseudo_label.passes``: a further pass over phrases that have no box yet."""
 
     min_score: Share
     """Instead of the least score, where it is lower than that."""
@@ -52,11 +52,11 @@ class PseudoLabelConfig:
     """What becomes of the boxes of phrases that mean none of ``names``; rows without any other ones are not looked at
     where they are dropped."""
     min_agreement: Share
-    """Of several teachers: the share that must have found a box, 0 to 1; 0 keeps what one of them found."""
+    """Share of the teachers that must have found a box, 0 to 1; 0 keeps what any of them found."""
     fusion_threshold: Share
-    """Of several teachers: IoU above which boxes of one phrase are merged into one."""
+    """IoU above which boxes of several teachers for one phrase are merged."""
     passes: tuple[PassConfig, ...]
-    """Further looks for phrases without a box, one after the other; boxes say in which pass they came."""
+    """Further passes over phrases without a box, in order; every box records its pass."""
     tile: Natural
     """Side in pixels of overlapping pieces in which larger pictures are looked at besides whole, to find small things;
     0 looks at whole pictures alone."""
@@ -82,9 +82,9 @@ class PseudoLabelConfig:
     max_reject_share: Share
     """The stage stops when a larger share of rows is rejected as broken, 0 to 1."""
     precision: Precision
-    """Of the teacher's matrix products and convolutions: ``float32`` (TensorFloat-32 on a GPU), ``bf16``, or ``auto``:
-    bf16 where all GPUs compute in it, otherwise float32. Shards of another precision are made anew. A function of one's
-    own as teacher is given the device alone and decides for itself."""
+    """Precision of the teacher's matrix products and convolutions: ``float32`` (TensorFloat-32 on a GPU), ``bf16``, or
+    ``auto``: bf16 where all GPUs compute in it, otherwise float32. Shards of another precision are computed again. A
+    custom teacher function receives the device alone and chooses its own precision."""
 
     def __post_init__(self) -> None:
         """Check what its type does not say."""
@@ -101,7 +101,7 @@ class RoundConfig:
     """Setting ``rounds.NAME``: who labels the web pairs for a round's student, and how."""
 
     teacher: str
-    """The model that labels and that the student goes on from: ``teacher``, or the round before."""
+    """The model that labels and that the student starts from: ``teacher``, or the round before."""
     pseudo_label: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """Settings of section ``pseudo_label`` that differ in this round."""
     always: bool = False

@@ -23,13 +23,13 @@ from glip_model.structures import Detections, join_detections
 from pipeline.errors import ConfigError, MissingInputError
 from pipeline.pseudo_labels.endpoint import QUESTION, EndpointTeacher
 from pipeline.store.endpoint import Endpoint, is_endpoint
-from pipeline.store.filesystem import is_url
 from pipeline.store.folders import local_folder
 from pipeline.store.provenance import code_sha256, describe_model
 from pipeline.store.storage import to_place
+from pipeline.store.urls import is_url
 
 Answer = Detections | ImageError
-"""What a teacher says of a picture: what it found, or the reason why nothing is known of it."""
+"""A teacher's detections in a picture, or the reason why there are none."""
 
 
 class Teacher(Protocol):
@@ -77,7 +77,7 @@ class _AsTheyAre:
 
 
 def prepared(teacher: Teacher | PreparedTeacher) -> PreparedTeacher:
-    """Return a teacher as one that can be asked in two steps.
+    """Return a teacher whose work is divided into two steps.
 
     A ``ground`` that stands before ``answer`` is called, with pictures as they are: whoever derives a class from
     ``GLIPPredictor``, or replaces the method of one, wants that.

@@ -18,7 +18,7 @@ import ray
 import torch
 
 from glip_model.images import ImageError
-from glip_model.precision import settle
+from glip_model.precision import resolve_precision
 from pipeline.cli import progress, quiet_libraries
 from pipeline.errors import PipelineError, RejectLimitError, ShardError
 from pipeline.ray_session import RESTARTS, on_all_machines, on_gpu_machines, run_pool, share_cluster
@@ -129,7 +129,7 @@ def recaption(inputs: Inputs, config: RecaptionConfig, max_image_pixels: int) ->
     """
     keep_apart(inputs.out, inputs.records)
     sources = list_shards(inputs.records)
-    config = replace(config, precision=settle(config.precision, on_gpu_machines))
+    config = replace(config, precision=resolve_precision(config.precision, on_gpu_machines))
     wanted = _plan(inputs, config, max_image_pixels, sources)
     kept = keep_finished("recaption", [inputs.out], wanted, lambda shards: on_all_machines(read_figures, shards))
     todo = [source for source in sources if inputs.out / source.name not in kept]

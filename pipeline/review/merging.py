@@ -27,6 +27,7 @@ from pipeline.store.provenance import FINGERPRINT, code_sha256, with_fingerprint
 from pipeline.store.records import Category, DetectionRecord, GroundingRecord
 from pipeline.store.resume import alone_in, keep_apart, keep_finished, write_manifest_file
 from pipeline.store.row_groups import RowGroups
+from pipeline.store.rows import from_row
 from pipeline.store.shards import (
     KIND_KEY,
     PROVENANCE_KEY,
@@ -34,7 +35,6 @@ from pipeline.store.shards import (
     VERSION_KEY,
     ShardWriter,
     categories_to_metadata,
-    from_row,
     holds_detections,
     read_categories,
     read_metadata,

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableMapping, Sequence
+from contextlib import contextmanager
 from importlib import resources
 from typing import Annotated, Any, Protocol
 
@@ -101,6 +102,33 @@ class _Metrics:
         self.under_way = 0
         Gauge("glip_waiting_requests", "Under way", **every).set_function(lambda: self.under_way)
 
+    @contextmanager
+    def request(self, model: str, limits: Limits) -> Iterator[None]:
+        """Count a request as under way for the length of a ``with`` block, and then by its status and its time.
+
+        Raises:
+            Refusal: too many are under way, or the block raised one or TimeoutError.
+        """
+        if self.under_way >= limits.max_waiting:
+            self.requests.labels(model, 503).inc()
+            raise overloaded(limits.max_waiting)
+        start = time.perf_counter()
+        status = 500  # of what is no Refusal: a bug, or a client that went away
+        self.under_way += 1
+        try:
+            yield
+            status = 200
+        except Refusal as refusal:
+            status = refusal.status
+            raise
+        except TimeoutError as error:
+            status = 504
+            raise too_slow(limits.timeout_s) from error
+        finally:
+            self.under_way -= 1
+            self.requests.labels(model, status).inc()
+            self.seconds.labels(model).observe(time.perf_counter() - start)
+
 
 class _BodyLimit:
     """Refuses bodies beyond a limit: by their header before they are read, others as soon as they are too long."""
@@ -174,27 +202,10 @@ def make_app(backend: Backend, limits: Limits, hosts: Sequence[str] = LOOPBACK) 
         if chosen not in known:
             raise Refusal(404, "no_such_model", f"{model[:80]!r} is none of {', '.join(known)}")
         asked_for = names_of(names, limits, known[chosen])
-        start = time.perf_counter()
-        status = 500
-        if metrics.under_way >= limits.max_waiting:
-            metrics.requests.labels(chosen, 503).inc()
-            raise overloaded(limits.max_waiting)
-        metrics.under_way += 1
-        try:
+        with metrics.request(chosen, limits):
             async with asyncio.timeout(limits.timeout_s):
                 data = await _picture(image, url, limits)
                 found = await backend.find(chosen, Asked(data, asked_for, min_score, limits.max_pixels))
-            status = 200
-        except Refusal as refusal:
-            status = refusal.status
-            raise
-        except TimeoutError as error:
-            status = 504
-            raise too_slow(limits.timeout_s) from error
-        finally:
-            metrics.under_way -= 1
-            metrics.requests.labels(chosen, status).inc()
-            metrics.seconds.labels(chosen).observe(time.perf_counter() - start)
         metrics.batch.labels(chosen).observe(found.batch)
         metrics.boxes.labels(chosen).inc(len(found.boxes))
         boxes = [FoundBox(box=box, score=score, name=name) for box, score, name in found.boxes]  # type: ignore[arg-type]

@@ -22,7 +22,7 @@ from glip_model.whole_files import whole_file
 from pipeline.errors import StorageError
 from pipeline.plain_json import finite
 from pipeline.store.copies import scratch
-from pipeline.store.filesystem import READ_ERRORS, STORE_ERRORS, describe
+from pipeline.store.read_errors import READ_ERRORS, STORE_ERRORS, describe
 from pipeline.store.storage import Place, patiently
 
 _WRITE_ERRORS: tuple[type[Exception], ...] = (OSError, *STORE_ERRORS)

@@ -15,7 +15,7 @@ import pyarrow.dataset
 import pyarrow.fs
 
 from pipeline.errors import ShardError
-from pipeline.store.filesystem import READ_ERRORS, describe
+from pipeline.store.read_errors import READ_ERRORS, describe
 from pipeline.store.shards import list_shards, read_end
 from pipeline.store.storage import Place, exists, side_by_side
 

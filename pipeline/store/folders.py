@@ -16,7 +16,7 @@ from upath import UPath
 from pipeline.errors import MissingInputError, StorageError
 from pipeline.store.atomic import storage_errors, upload
 from pipeline.store.copies import kept_copy, scratch
-from pipeline.store.filesystem import READ_ERRORS, describe
+from pipeline.store.read_errors import READ_ERRORS, describe
 from pipeline.store.storage import Place, list_below, name_below, patiently, remove, side_by_side, versions
 
 _TRIES = 3

@@ -14,33 +14,28 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import MissingInputError, ShardError, StorageError
 from pipeline.store.atomic import replacing, storage_errors
-from pipeline.store.filesystem import READ_ERRORS, describe
 from pipeline.store.provenance import FINGERPRINT, file_sha256
+from pipeline.store.read_errors import READ_ERRORS, describe
 from pipeline.store.records import (
     ADDED_COLUMNS,
-    ADDED_LISTS,
     EXTRAS,
     OLDER_TYPES,
     READABLE_VERSIONS,
     SCHEMA_VERSION,
     CaptionRecord,
     Category,
-    DetectedObject,
     DetectionRecord,
     GroundingRecord,
-    ImageRef,
-    Phrase,
     PhrasesRecord,
     Record,
-    ScoredBox,
     extras_of,
     schema_of,
     without_extras,
 )
+from pipeline.store.rows import R, from_row, to_row
 from pipeline.store.storage import Place, list_files, patiently, read_source
 
 P = TypeVar("P", bound=Place)
-R = TypeVar("R", CaptionRecord, PhrasesRecord, GroundingRecord, DetectionRecord)
 
 KIND = {CaptionRecord: "caption", PhrasesRecord: "phrases", GroundingRecord: "grounding", DetectionRecord: "detection"}
 VERSION_KEY, KIND_KEY = "glip.schema_version", "glip.kind"
@@ -135,7 +130,7 @@ class ShardWriter:
         """Add a row."""
         image = getattr(record, "image", None)
         size = len(image.bytes) if image is not None and image.bytes is not None else 0
-        self._group.append(_to_row(record))
+        self._group.append(to_row(record))
         self.rows, self.bytes, self._group_bytes = self.rows + 1, self.bytes + size, self._group_bytes + size
         if len(self._group) == ROW_GROUP_ROWS or self._group_bytes >= ROW_GROUP_BYTES:
             self._write_group()
@@ -305,33 +300,6 @@ def repeat_of(metadata: Mapping[str, str], path: Place) -> int:
     return int(said)
 
 
-def from_row(record_type: type[R], row: Mapping[str, Any]) -> R:
-    """Rebuild a record from one row as ``pyarrow.Table.to_pylist`` gives it."""
-    values = dict(row)
-    if "image" in values:
-        values["image"] = ImageRef(**values["image"])
-    if "phrases" in values:
-        values["phrases"] = tuple(map(_phrase_from_row, values["phrases"] or ()))
-    if "objects" in values:
-        values["objects"] = tuple(
-            DetectedObject(
-                category_id=item["category_id"],
-                xyxy=_xyxy(item),
-                is_crowd=bool(item["is_crowd"]),
-                area=item.get("area"),
-                score=1.0 if item.get("score") is None else item["score"],
-                **_box_extras(item),
-            )
-            for item in values["objects"] or ()
-        )
-    for name in ADDED_LISTS:
-        if name in values:
-            values[name] = tuple(values[name] or ())
-    if "reviewed" in values:
-        values["reviewed"] = bool(values["reviewed"])
-    return record_type(**values)
-
-
 @contextmanager
 def shard_errors(path: Place) -> Iterator[None]:
     """Turn what Arrow raises about a file into ShardErrors, and that it may not be read into StorageErrors."""
@@ -386,41 +354,3 @@ def _decode_metadata(metadata: Mapping[bytes, bytes] | None) -> dict[str, str]:
     """Return key-value metadata as text, without Arrow's own."""
     text = {key: value for key, value in (metadata or {}).items() if key != b"ARROW:schema"}
     return {key.decode(errors="replace"): value.decode(errors="replace") for key, value in text.items()}
-
-
-def _phrase_from_row(row: Mapping[str, Any]) -> Phrase:
-    spans = tuple((span["start"], span["end"]) for span in row["char_spans"] or ())
-    boxes = tuple(ScoredBox(xyxy=_xyxy(box), score=box["score"], **_box_extras(box)) for box in row["boxes"] or ())
-    return Phrase(**{**row, "char_spans": spans, "boxes": boxes})
-
-
-def _box_extras(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the fields of a box that not all shards have, where it has them."""
-    teachers = row.get("teachers")
-    found = {name: row[name] for name in ("agreement", "in_pass") if row.get(name) is not None}
-    return found if teachers is None else found | {"teachers": tuple(teachers)}
-
-
-def _xyxy(row: Mapping[str, Any]) -> tuple[float, float, float, float]:
-    return row["x1"], row["y1"], row["x2"], row["y2"]
-
-
-def _to_row(record: Record) -> dict[str, Any]:
-    row = dict(vars(record))
-    if "image" in row:
-        row["image"] = vars(row["image"])
-    if "phrases" in row:
-        row["phrases"] = [_phrase_to_row(phrase) for phrase in row["phrases"]]
-    if "objects" in row:
-        row["objects"] = [_box_to_row(item) for item in row["objects"]]
-    return row
-
-
-def _phrase_to_row(phrase: Phrase) -> dict[str, Any]:
-    spans = [{"start": start, "end": end} for start, end in phrase.char_spans]
-    return {**vars(phrase), "char_spans": spans, "boxes": [_box_to_row(box) for box in phrase.boxes]}
-
-
-def _box_to_row(box: ScoredBox | DetectedObject) -> dict[str, Any]:
-    """Return the fields of a box; Arrow leaves ``xyxy``, which its schema does not have."""
-    return vars(box) | dict(zip(("x1", "y1", "x2", "y2"), box.xyxy, strict=True))

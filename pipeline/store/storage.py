@@ -23,7 +23,9 @@ from upath import UPath
 
 from pipeline.errors import ConfigError, StorageError
 from pipeline.store.copies import scratch
-from pipeline.store.filesystem import READ_ERRORS, describe, has_credentials, is_url, lacks_bucket, redact, version_of
+from pipeline.store.filesystem import version_of
+from pipeline.store.read_errors import READ_ERRORS, describe, lacks_bucket
+from pipeline.store.urls import has_credentials, is_url, redact
 
 Place = Path | UPath
 """A file or folder: a ``pathlib.Path`` on disk, a ``UPath`` in a store."""

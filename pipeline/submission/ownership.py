@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pipeline.errors import OwnershipError, StorageError
 from pipeline.store.atomic import create, replacing
-from pipeline.store.filesystem import READ_ERRORS, describe
+from pipeline.store.read_errors import READ_ERRORS, describe
 from pipeline.store.storage import Place, exists, patiently
 
 OWNER_FILE = "glip-run.json"

@@ -7,7 +7,7 @@ from pathlib import Path
 from urllib.parse import parse_qsl, urlsplit
 
 from pipeline.errors import ConfigError
-from pipeline.store.filesystem import has_credentials, redact
+from pipeline.store.urls import has_credentials, redact
 
 _KEY_NAME = re.compile(
     r".*\.(pem|key|p12|pfx|p8|jks|keystore|kdbx|ppk|gpg|asc|env|token|netrc|ovpn)"

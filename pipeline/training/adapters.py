@@ -13,9 +13,9 @@ from torch import nn
 from glip_model.glip import GLIP
 
 ALPHA = 2
-"""How much more a change counts than as it stands, times the rank over the rank: the usual choice."""
+"""Scale of an adapter's change, which peft computes as ``lora_alpha / rank``; 2 is the usual choice."""
 _READ_DIRECTLY = ("fuse.",)
-"""Modules that compute with the weights of their layers instead of calling these: no adapter would be heard."""
+"""Modules that compute with the weights of their layers instead of calling these: an adapter would have no effect."""
 
 
 def add_adapters(model: GLIP, rank: int) -> None:
@@ -33,7 +33,7 @@ def add_adapters(model: GLIP, rank: int) -> None:
     names = [name for name, module in model.named_modules() if _is_adaptable(name, module)]
     config = LoraConfig(r=rank, lora_alpha=ALPHA * rank, target_modules=names, lora_dropout=0.0, bias="none")
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)  # the same start in every worker, and when training goes on
+        torch.manual_seed(0)  # the same start in every worker and after a resumption
         inject_adapter_in_model(config, model)
 
 

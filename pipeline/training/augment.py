@@ -78,7 +78,7 @@ def build_target(sample: Sample, boxes: torch.Tensor, tokenized: TokenizedPrompt
     positive_map = torch.stack(rows) if rows else tokenized.positive_map.new_zeros(0, len(tokenized.input_ids))
     token_mask = None
     if sample.ignored_phrases:
-        # A token that names a box teaches, even inside a longer phrase of which nobody knows where it is.
+        # A token that names a box is a positive, even inside a longer phrase without a known place.
         token_mask = ~tokenized.positive_map[list(sample.ignored_phrases)].any(0) | positive_map.any(0)
     weights = None if sample.box_weights is None else torch.tensor(sample.box_weights, dtype=torch.float32)
     return GroundingTarget(boxes, positive_map, token_mask, weights, sample.shape_weight)

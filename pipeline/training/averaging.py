@@ -1,4 +1,4 @@
-"""Weights between those of before and after tuning: less forgotten for a little less learnt.
+"""Interpolation between the weights before and after tuning: less is forgotten for a little less learnt.
 
 Source: WiSE-FT, Robust fine-tuning of zero-shot models (Wortsman et al., CVPR 2022).
 """
@@ -30,38 +30,38 @@ SHARES = (0.2, 0.4, 0.6, 0.8, 1.0)
 
 @dataclass(frozen=True)
 class Trial:
-    """What a model between two others is worth on data that may choose among them."""
+    """Validation scores of an interpolated model."""
 
     share: float
-    """Of the tuned weights, 0 to 1."""
+    """Share of the tuned weights, 0 to 1."""
     own: float
     """AP of the names that the model was tuned on, in percent."""
     other: float | None
-    """AP of other names; None where nothing tells."""
+    """AP of other names; None where no data judges them."""
 
 
-def settle(
+def save_interpolated(
     start: Place, tuned: Place, own: Validate, other: Validate | None, may_lose: float | None, out: Place
 ) -> tuple[list[Trial], bool]:
-    """Write the model between two others that data not learnt from chooses, see ``choose``.
+    """Save the interpolated model that validation data chooses, see ``choose``.
 
     Args:
         start: folder of the model before tuning.
-        tuned: folder of the model after it; where there is one that scored best on the way, that one counts.
-        own: judges models by the names that were tuned.
-        other: judges them by others; without it the tuned model is written.
-        may_lose: points of AP of other names; None writes the tuned model whatever it loses.
+        tuned: folder of the model after it; its best checkpoint counts where there is one.
+        own: evaluates models on the names that were tuned.
+        other: evaluates them on others; without it the tuned model is saved.
+        may_lose: most points of AP that other names may lose; None saves the tuned model whatever they lose.
         out: folder for the model.
 
     Returns:
-        What was tried, the chosen one first, and whether that keeps within what may be lost.
+        The trials, the chosen one first, and whether that one loses no more than allowed.
     """
     best = tuned / BEST_FOLDER if exists(tuned / BEST_FOLDER / WEIGHTS_FILE) else tuned
     before, _ = _load(start)
     after, tokenizer = _load(best)
 
     def trial(share: float) -> Trial:
-        model = before if share == 0 else between(before, after, share)
+        model = before if share == 0 else interpolate(before, after, share)
         scores = [None if each is None else _score(each, model, tokenizer) for each in (own, other)]
         return Trial(share, scores[0] or 0.0, scores[1])
 
@@ -74,7 +74,7 @@ def settle(
             trials.append(trial(share))
             bar.update()
     chosen, keeps = (trials[-1], True) if may_lose is None else choose(trials, may_lose)
-    save_model(between(before, after, chosen.share), tokenizer, out)
+    save_model(interpolate(before, after, chosen.share), tokenizer, out)
     return [chosen, *(each for each in trials if each is not chosen)], keeps
 
 
@@ -92,8 +92,8 @@ def _score(judge: Validate, model: GLIP, tokenizer: Any) -> float:
     return fmean(scores.values()) if scores else 0.0
 
 
-def between(start: GLIP, tuned: GLIP, share: float) -> GLIP:
-    """Return a model whose weights lie between those of two others.
+def interpolate(start: GLIP, tuned: GLIP, share: float) -> GLIP:
+    """Return a model with linearly interpolated weights.
 
     Weights that the starting model lacks, the offset of prompt tuning, count as 0 in it.
 
@@ -115,11 +115,11 @@ def choose(trials: Sequence[Trial], may_lose: float) -> tuple[Trial, bool]:
     """Return the trial that is best at its own names among those that lose no more of others than allowed.
 
     Args:
-        trials: that of share 0, the starting model, among them.
+        trials: one of them has share 0, which is the starting model.
         may_lose: points of AP.
 
     Returns:
-        The trial, and whether it keeps within what may be lost; where none does, it is the one that loses least.
+        The trial, and whether it loses no more than allowed; where none does, it is the one that loses least.
     """
     [start] = [trial for trial in trials if trial.share == 0]
     others = [trial for trial in trials if trial.share > 0]

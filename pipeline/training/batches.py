@@ -57,9 +57,9 @@ class TrainingBatch:
 
     inputs: GroundingBatch
     keys: tuple[str, ...]
-    """Of the rows that are shown."""
+    """Keys of the rows."""
     segments: tuple[tuple[str, ...], ...]
-    """Of the prompts, for the cached states of a frozen text encoder."""
+    """Segments of the prompts, for the cached states of a frozen text encoder."""
 
     def pin_memory(self) -> TrainingBatch:
         """Copy the batch to memory from which a GPU fetches it beside other work."""
@@ -132,7 +132,7 @@ class BatchMaker:
         first = step * self._batch_size + self._offset
         # One size for all workers of a step, so that none waits for a larger picture.
         sides = self._short_sides
-        short_side = sides[int(chance(self._seed, SIZE_STREAM, step).integers(len(sides)))]
+        short_side = sides[int(rng_for(self._seed, SIZE_STREAM, step).integers(len(sides)))]
         prepared = [self._prepare(number, short_side) for number in range(first, first + self._share)]
         keys, images, prompts, targets, unreadable = zip(*prepared, strict=True)
         inputs = collate(images, prompts, size_divisor=self._model_config.size_divisor, targets=targets)
@@ -162,15 +162,15 @@ class BatchMaker:
         return OrientedPlan(streams, self._sources, self._batch_size, samples.shuffle_lanes)
 
     def _prepare(self, number: int, short_side: int) -> tuple[str, Tensor, TokenizedPrompt, GroundingTarget, int]:
-        """Make the sample of that number; a row that shows nothing or cannot be read gives way to another.
+        """Make the sample of that number; another row replaces one that shows nothing or cannot be read.
 
         Returns:
             Key, pixels, prompt, target, and how many pictures could not be read.
         """
         name, planned = self.plan[number]
-        source, rng = self._sources[name], chance(self._seed, SAMPLE_STREAM, number)
+        source, rng = self._sources[name], rng_for(self._seed, SAMPLE_STREAM, number)
         unreadable = 0
-        for row in chain([planned], self.plan.stand_ins(number, len(source), rng)):
+        for row in chain([planned], self.plan.replacement_rows(number, len(source), rng)):
             sample = self._sample(source, row, rng)
             if sample is None:
                 continue
@@ -194,7 +194,7 @@ class BatchMaker:
         )
 
     def _sample(self, source: Rows, row: int, rng: np.random.Generator) -> Sample | None:
-        """Show a row, now and then with others beside it."""
+        """Draw the sample of a row, sometimes as a mosaic with others."""
         mosaic = self._samples.augment.mosaic
         if mosaic and rng.random() < mosaic:
             return source.sample_together([row, *rng.integers(len(source), size=BESIDE).tolist()], rng)
@@ -226,6 +226,6 @@ def _warn_of_small_sizes(sources: Mapping[str, Rows], short_side: int) -> None:
             )
 
 
-def chance(*path: int) -> np.random.Generator:
-    """Return the generator of the stream of chance that these numbers name."""
+def rng_for(*path: int) -> np.random.Generator:
+    """Return a random generator that is seeded by these numbers alone, so that any sample can be drawn again."""
     return np.random.default_rng(path)

@@ -26,8 +26,8 @@ from torch.utils._pytree import tree_map_only
 
 from pipeline.errors import StorageError
 from pipeline.store.atomic import replacing, sweep
-from pipeline.store.filesystem import READ_ERRORS, describe
 from pipeline.store.provenance import file_sha256
+from pipeline.store.read_errors import READ_ERRORS, describe
 from pipeline.store.storage import Place, fetched, list_files, remove, remove_empty
 
 logger = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 _NAME = re.compile(r"step-(\d{8,})-([0-9a-f]{16})\.(pt|yaml|json)")
 _FINGERPRINT_CHARS = 16
 _FAILURES: tuple[type[Exception], ...] = (*READ_ERRORS, StorageError)
-"""What writing may end with; torch.save tells that a disk is full by a RuntimeError, which is among them."""
+"""Errors of writing; among them RuntimeError, by which torch.save reports a full disk."""
 
 
 @dataclass(frozen=True)
@@ -44,14 +44,14 @@ class Manifest:
 
     step: int
     sha256: str
-    """Of the file with the state, so that damage of any kind is seen before it is unpacked."""
+    """Hash of the file with the state, so that damage of any kind is seen before it is unpacked."""
     settings_sha256: str
     score: float | None
     """Higher is better; None where the model was not judged."""
 
 
 class Checkpoints:
-    """Writes checkpoints in a thread, one at a time, while training goes on; reads the newest that is usable.
+    """Writes checkpoints in a thread, one at a time, beside the training; reads the newest that is usable.
 
     A context: it ends when nothing is being written any more.
 
@@ -75,7 +75,7 @@ class Checkpoints:
     def save(self, step: int, fingerprint: str, state: dict[str, Any], score: float | None = None) -> None:
         """Begin to write a checkpoint, when the one before is written; then older ones and foreign ones are removed.
 
-        What cannot be written is told in a warning, and the earlier checkpoints stay.
+        A failed write is logged as a warning, and the earlier checkpoints stay.
 
         Args:
             step: optimiser steps done.

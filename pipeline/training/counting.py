@@ -1,4 +1,4 @@
-"""What is counted before training: rows that can be shown, steps that epochs come to, tokens of strings."""
+"""Counts that training needs: usable rows, steps of a number of epochs, tokens of strings."""
 
 from __future__ import annotations
 

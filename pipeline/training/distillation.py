@@ -1,4 +1,4 @@
-"""A loss that keeps a tuned model where its starting model was, for names that nobody has labels of.
+"""A loss that keeps a tuned model close to its starting model on names without labels.
 
 Source of the idea: Learning without Forgetting (Li and Hoiem, ECCV 2016); of its weights: Generalized Focal Loss (Li et
 al., NeurIPS 2020).

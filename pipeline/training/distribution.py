@@ -49,7 +49,7 @@ def distribute(model: GLIP, how: Literal["ddp", "fsdp"], half: torch.dtype | Non
 
 def compile_layers(model: GLIP, backend: str = "inductor") -> None:
     """Have every layer compiled when it first runs; layers of the same code share what is compiled."""
-    # Beyond the limit, layers would run uncompiled without a word.
+    # Beyond the limit, layers would silently run uncompiled.
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, RECOMPILE_LIMIT)
     for layer in _layers(model):
         layer.compile(backend=backend)

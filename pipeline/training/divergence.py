@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from pipeline.store.storage import Place
 
 DIVERGED_FILE = "diverged.json"
-"""In the model's folder: the steps that were skipped last."""
+"""File in the model's folder that holds the last skipped steps."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class SkippedStep:
     step: int
     learning_rate: float
     keys: Sequence[str]
-    """Of the rows that were shown."""
+    """Keys of the rows."""
     losses: Mapping[str, float]
 
 

@@ -1,4 +1,4 @@
-"""A training worked out without being run: what is trained and how, for how long, and on how much data."""
+"""Estimates of a training that is not run: what is trained and how, for how long, and on how much data."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from pipeline.training.settings import OptimConfig, RunConfig, TrainingSettings
 from pipeline.training.tuning import freeze_for
 
 SHOWN_CHARS = 100
-"""Of the value of a setting."""
+"""Most characters of a setting's value."""
 
 
 @dataclass(frozen=True)
@@ -47,45 +47,45 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Shown:
-    """What is shown of a source; None where it follows from rows or steps that are not known."""
+class SourceEstimate:
+    """Samples of one source; values are None where they follow from rows or steps that are not known."""
 
     name: str
     rows: int | None
-    """Repeats counted."""
+    """Rows, repeats counted."""
     share: float | None
-    """Of all samples."""
+    """Share of all samples."""
     passes: float | None
-    """How often each row comes."""
+    """Epochs over its rows."""
 
 
 @dataclass(frozen=True)
 class Loading:
-    """What rows cost each process that reads them, pictures that lie elsewhere left out."""
+    """Memory and time that rows cost each process that reads them, without pictures that lie elsewhere."""
 
     processes: int
-    """In each worker."""
+    """Loader processes of each worker."""
     megabytes: float
-    """Of memory, about."""
+    """Memory, approximately."""
     seconds: float
-    """Until the first batch can be made, as it was here."""
+    """Time until the first batch, measured on this machine."""
 
 
 @dataclass(frozen=True)
-class Outlook:
-    """What a run of params.yaml comes to."""
+class RunEstimate:
+    """The estimate of one run of params.yaml."""
 
     parameters: int
     trained: tuple[Part, ...]
     batch_size: int
     workers: int
-    sources: tuple[Shown, ...]
+    sources: tuple[SourceEstimate, ...]
     steps: int | None
     epochs: float
-    """As the run asks for, where it does not ask for steps."""
+    """Number of epochs where the run sets no steps."""
     schedule: tuple[tuple[int, float, float], ...]
-    """Steps at which something changes, with the learning rate and weight decay of what is neither bias, backbone nor
-    text encoder; empty where the steps are not known."""
+    """Steps at which a rate changes, with the learning rate and weight decay of weights that are neither biases nor of
+    backbone or text encoder; empty where the steps are not known."""
 
     may_stop: bool
     """Evaluations lower the learning rate further, and may end training earlier."""
@@ -102,15 +102,15 @@ class Outlook:
         return None if self.images is None else self.images / (images_per_s * self.workers) / 3600
 
 
-def work_out(
+def estimate_run(
     name: str,
     config: TrainingSettings,
     human: Place | None,
     pseudo: Place | None,
     teacher: Place | None,
     replay: Place | None = None,
-) -> Outlook:
-    """Work out a run; no weights are read, and of the data as much as a worker reads before its first batch.
+) -> RunEstimate:
+    """Estimate a run. No weights are read, and no more data than a worker reads before its first batch.
 
     Args:
         name: key of ``train.runs``.
@@ -128,12 +128,12 @@ def work_out(
     model = _structure(run, config, teacher)
     rows = None if human is None else _rows(name, run, human, pseudo, replay)
     run = run if rows is None else with_steps(run, rows, optim.batch_size)
-    return Outlook(
+    return RunEstimate(
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         trained=tuple(_parts(model, optim)),
         batch_size=optim.batch_size,
         workers=max(1, config.train.num_workers),
-        sources=tuple(_shown(run, rows or {}, run.steps * optim.batch_size)),
+        sources=tuple(_sources(run, rows or {}, run.steps * optim.batch_size)),
         steps=run.steps or None,
         epochs=run.epochs,
         schedule=tuple(_schedule(optim, run.steps)) if run.steps else (),
@@ -157,12 +157,12 @@ def describe_run(
     images_per_s: float | None,
     replay: Place | None = None,
 ) -> str:
-    """Say what a run of a params file comes to, and what that file changes of the one that all others extend.
+    """Describe the estimate of a run, and the settings that its params file changes in the one that all others extend.
 
-    See ``work_out``; the speed of one worker tells the time it takes.
+    See ``estimate_run``; with the speed of one worker the text contains the time, too.
     """
     config = load(params, TrainingSettings)
-    found = work_out(name, config, human, pseudo, teacher, replay)
+    found = estimate_run(name, config, human, pseudo, teacher, replay)
     kept = step_bytes(_structure(config.train.runs[name], config, teacher), config.train, found.workers)
     return "\n".join([*_lines(found, kept, images_per_s), *_changed(params)])
 
@@ -224,13 +224,13 @@ def _loading(
     return Loading(max(1, train.loader_processes), num_bytes / 1e6, seconds)
 
 
-def _shown(run: RunConfig, rows: Mapping[str, int], samples: int) -> Iterator[Shown]:
+def _sources(run: RunConfig, rows: Mapping[str, int], samples: int) -> Iterator[SourceEstimate]:
     weights = sample_weights(run, rows)
     total = sum(weights.values())
     for name in (name for name, weight in run.mixture.items() if weight > 0):
         share = weights[name] / total if total else None
         known = name in rows and share is not None and samples > 0
-        yield Shown(name, rows.get(name), share, samples * (share or 0) / rows[name] if known else None)
+        yield SourceEstimate(name, rows.get(name), share, samples * (share or 0) / rows[name] if known else None)
 
 
 def _parts(model: GLIP, optim: OptimConfig) -> Iterator[Part]:
@@ -263,8 +263,8 @@ def flat_settings(section: Any, where: str = "") -> Iterator[tuple[str, Any]]:
             yield name, value
 
 
-def _lines(found: Outlook, kept_bytes: int, images_per_s: float | None) -> Iterator[str]:
-    """Say what a training comes to, and what it keeps of a step; with the speed of a worker, the time it takes, too."""
+def _lines(found: RunEstimate, kept_bytes: int, images_per_s: float | None) -> Iterator[str]:
+    """Return lines about a training and its memory of a step; with the speed of a worker also about its time."""
     trained = sum(part.parameters for part in found.trained)
     yield f"model     {found.parameters:,} parameters, {trained:,} of them trained"
     yield f"          {'part':16} {'parameters':>13} {'learning rate':>14} {'weight decay':>13}"

@@ -1,4 +1,4 @@
-"""Settings for tuning a model on data of one's own, worked out from the model and from how much there is."""
+"""Settings for tuning a model on custom data, derived from the model and from the number of images."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ from pipeline.training.judge import Validate
 from pipeline.training.settings import AugmentConfig, RunConfig, TrainConfig, TrainingSettings
 
 RUN = "finetune"
-"""Key of ``train.runs`` for it."""
+"""Key of the run in ``train.runs``."""
 BATCH_SIZE = 8
 EPOCHS = 24
 MIN_STEPS, MAX_STEPS = 200, 5000
 SCALES = (0.6, 0.7, 0.8, 0.9, 1.0)
-"""Of the size that the model is tested at; 480 to 800 where that is 800, as published."""
+"""Training sizes as shares of the test size; 480 to 800 where that is 800, as published."""
 WEIGHT_DECAY = 0.05
 RATES = {"full": 1e-4, "linear": 1e-4, "prompt": 0.05, "lora": 1e-3}
 """Learning rate by way of tuning; the text encoder learns at a tenth. As published for ODinW, like the decay, but for
 low-rank changes, which learn at ten times the rate of the weights themselves as is usual."""
 EVALUATIONS = 20
-"""Of a training that may stop early, until its last step."""
+"""Number of evaluations of a training that may stop early."""
 PATIENCE, STOP = 2, 4
 """See ``OptimConfig.plateau_patience`` and ``plateau_stop``; as published for ODinW."""
 OTHER_NAMES = 20
 """Names of other data in a prompt, where the starting model says what is to be kept of them."""
 DONE_FILE = "trained.json"
-"""In the folder of a model that was trained to the end: what it was made of, and its metrics."""
+"""File in the folder of a finished model: a fingerprint of its inputs, and its metrics."""
 AUGMENT = AugmentConfig(colour=0.3, crop=0.5, shrink=1.5, mosaic=0.0)
 """What ``--augment`` switches on."""
 
@@ -56,7 +56,7 @@ class Choices:
     distillation: float = 0.0
     """See ``RunConfig``."""
     is_augmented: bool = False
-    """As ``AUGMENT`` says; else as the settings do."""
+    """Use ``AUGMENT``; otherwise the settings' own augmentation."""
     stops_early: bool = True
 
 
@@ -69,15 +69,15 @@ def finetune_config(base: TrainingSettings, model: GLIPConfig, choices: Choices)
     """Return settings that tune a model.
 
     Args:
-        base: where all other settings come from.
+        base: source of all other settings.
         model: of the model to start from.
-        choices: of the user; where the steps are left open, the run is one of ``EPOCHS`` until ``with_length``.
+        choices: of the user; without steps the run has ``EPOCHS`` until ``with_length`` sets them.
     """
     return replace(base, train=_train(base.train, model, choices))
 
 
 def with_length(config: TrainingSettings, rows: int) -> TrainingSettings:
-    """Settle the number of steps when it is known how many pictures there are to learn from."""
+    """Set the number of steps, once the number of training images is known."""
     run, optim = config.train.runs[RUN], config.train.optim
     steps = run.steps or steps_for(rows, optim.batch_size)
     run = replace(run, steps=steps, epochs=0.0)
@@ -89,13 +89,13 @@ def with_length(config: TrainingSettings, rows: int) -> TrainingSettings:
 
 
 def train_once(config: TrainingSettings, paths: Paths, log: Place, validate: Validate | None = None) -> dict[str, Any]:
-    """Train as ``job.train`` does, unless the same training has come to its end; the best model is then the result.
+    """Train as ``job.train`` does, unless the same training is already finished; the best checkpoint becomes the model.
 
     Args:
-        config: settings of the run, its steps settled.
+        config: settings of the run, with its number of steps.
         paths: inputs and the folder of the model.
         log: CSV file for the losses.
-        validate: judges the model now and then, where the settings ask for that.
+        validate: evaluates the model during training, where the settings ask for that.
 
     Returns:
         Metrics of the training.

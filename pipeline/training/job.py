@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import logging
-import math
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -22,6 +21,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from glip_model.checkpoint import WEIGHTS_FILE
+from glip_model.glip import GLIP
 from glip_model.precision import allow_tf32
 from pipeline.cli import progress, quiet_libraries
 from pipeline.errors import MissingInputError, PipelineError, TrainingError
@@ -44,7 +44,7 @@ from pipeline.training.model_folder import (
     save_model,
     starting_model,
 )
-from pipeline.training.progress import Board, Progress, write_log
+from pipeline.training.progress import Board, Progress, run_metrics, write_log
 from pipeline.training.prompts import OtherNames
 from pipeline.training.rows import make_sources
 from pipeline.training.seen import seen
@@ -56,7 +56,7 @@ logger = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.5
 WORKER_RESTARTS = 2
-"""How often Ray starts failed workers again; they go on from the last checkpoint."""
+"""Number of times that Ray restarts failed workers, which resume from the last checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Paths:
     out: Place
     checkpoints_elsewhere: Place | None = None
     allowed: tuple[str, ...] = ()
-    """Where pictures may be besides the records' folders, see ``allowed_roots``."""
+    """Folders and URLs besides the records' folders that pictures may lie below, see ``allowed_roots``."""
     calibration: Place | None = None
     """CSV file of ``calibrate``, where pseudo-labels are weighed by it."""
     replay: Place | None = None
@@ -108,7 +108,7 @@ class _BoardElsewhere:
 
 
 class _BoardHandler(logging.Handler):
-    """Sends log lines of a worker to the driver: Ray is told to keep workers' output away."""
+    """Sends log lines of a worker to the driver, because Ray is configured to suppress workers' output."""
 
     def __init__(self, board: _BoardElsewhere) -> None:
         super().__init__(logging.INFO)
@@ -132,7 +132,7 @@ def train(
         validate: judges the model by a dev set, where the settings ask for that.
 
     Returns:
-        Metrics of the last report; ``seconds`` of a training that was interrupted are those since it went on.
+        Metrics of the last report; ``seconds`` of an interrupted training count from its resumption.
 
     Raises:
         MissingInputError: data or teacher are not there.
@@ -146,7 +146,7 @@ def train(
     remove_unfinished(paths.out, is_resumed)
     trackers = Trackers(config.train.trackers, paths.out, name, dict(flat_settings(config)), is_resumed)
     board = _BoardElsewhere() if config.train.num_workers else Board()
-    quiet_libraries()  # Ray Train tells of its way to train here
+    quiet_libraries()  # Ray Train logs how it trains
     trainer = TorchTrainer(
         _work,
         train_loop_config={
@@ -173,22 +173,10 @@ def train(
     if log is not None:
         write_log(log, entries)
     discard_checkpoints(paths.checkpoints)
-    last = entries[-1]
-    if last.unreadable_pictures:
-        logger.warning(
-            "train %s: %d pictures could not be read; other rows took their place", name, last.unreadable_pictures
-        )
-    return {
-        "steps": last.step,
-        "seconds": round(time.monotonic() - start),
-        "losses": {key: round(value, 4) if math.isfinite(value) else None for key, value in last.losses.items()},
-        "images_per_s": round(sum(entry.images_per_s for entry in entries) / len(entries), 1),
-        "data_wait_share": round(sum(entry.data_wait_share for entry in entries) / len(entries), 3),
-        "skipped_steps": last.skipped_steps,
-        "unreadable_pictures": last.unreadable_pictures,
-        "memory_gb": last.memory_gb,
-        **({"scores": last.scores} if last.scores else {}),
-    }
+    metrics = run_metrics(entries, time.monotonic() - start)
+    if unreadable := metrics["unreadable_pictures"]:
+        logger.warning("train %s: %d pictures could not be read; other rows took their place", name, unreadable)
+    return metrics
 
 
 def _with_steps(name: str, config: TrainingSettings, paths: Paths) -> tuple[TrainingSettings, RunConfig]:
@@ -232,7 +220,7 @@ def _scaling(workers: int) -> tuple[ray.train.ScalingConfig, int]:
     """Return what Ray shall give every worker, and its number of threads; without workers, this process keeps its own.
 
     Raises:
-        TrainingError: Ray has too few cores; it would wait for more without a word.
+        TrainingError: Ray has too few cores; it would silently wait for more.
     """
     if not workers:
         return ray.train.ScalingConfig(num_workers=0), torch.get_num_threads()
@@ -250,7 +238,7 @@ def _scaling(workers: int) -> tuple[ray.train.ScalingConfig, int]:
 
 
 def _notes_of_ray(folder: Place) -> dict[str, Any]:
-    """Return what Ray Train is told of where to keep its notes."""
+    """Return the settings that say where Ray Train keeps its files."""
     if isinstance(folder, Path):
         return {"storage_path": str(folder)}
     # Not Arrow's own for S3, which leaves an empty object in the place of every folder.
@@ -337,13 +325,7 @@ def _train_worker(
     torch.set_num_threads(threads)
     context = ray.train.get_context()
     worker = Worker(rank=context.get_world_rank(), world_size=context.get_world_size())
-    report: Callable[[Progress], None] | None = None
-    if worker.rank == 0:
-        report = board.pin
-        if isinstance(board, _BoardElsewhere):
-            notes = logging.getLogger("pipeline")
-            notes.setLevel(logging.INFO)
-            notes.handlers = [_BoardHandler(board)]
+    report = _reporter(board) if worker.rank == 0 else None  # first of all: from here on log lines reach the driver
     run = config.train.runs[name]
     model, tokenizer = starting_model(config, paths.teacher if run.init == "teacher" else None)
     distillation = Distillation(model, run.distillation) if run.distillation else None
@@ -352,12 +334,7 @@ def _train_worker(
         model.trained_on = shown if model.trained_on is None else model.trained_on.joined(shown)
     freeze_for(run, model)
     if torch.cuda.is_available():
-        device = ray.train.torch.get_device()
-        torch.cuda.set_device(device)  # where objects pass through when workers exchange them
-        model.to(device)
-        if distillation is not None:
-            distillation.to(device)
-        allow_tf32()
+        _move_to_gpu(model, distillation)
     recompute_where_needed(model, config.train, worker.world_size, free_memory(context.get_local_world_size()))
     sources = make_sources(
         paths.human,
@@ -387,8 +364,27 @@ def _train_worker(
     )
     trainer.run(report)
     _save(trainer, tokenizer, worker, paths.out)
-    if config.train.optim.saved_weights == "raw" and trainer.take_average():
+    if config.train.optim.saved_weights == "raw" and trainer.load_average():
         _save(trainer, tokenizer, worker, paths.out / AVERAGE_FOLDER)
+
+
+def _reporter(board: Board | _BoardElsewhere) -> Callable[[Progress], None]:
+    """Return what takes the progress of the first worker, whose log lines go the same way to the driver."""
+    if isinstance(board, _BoardElsewhere):
+        notes = logging.getLogger("pipeline")
+        notes.setLevel(logging.INFO)
+        notes.handlers = [_BoardHandler(board)]
+    return board.pin
+
+
+def _move_to_gpu(model: GLIP, distillation: Distillation | None) -> None:
+    """Move what this worker computes with to the GPU that Ray gave it."""
+    device = ray.train.torch.get_device()
+    torch.cuda.set_device(device)  # where objects pass through when workers exchange them
+    model.to(device)
+    if distillation is not None:
+        distillation.to(device)
+    allow_tf32()
 
 
 def _save(trainer: Trainer, tokenizer: Any, worker: Worker, out: Place) -> None:

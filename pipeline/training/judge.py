@@ -43,13 +43,13 @@ class Verdict:
     score: float
     """Mean of the scores, which schedules and the choice of the best go by, on all workers; NaN without scores."""
     scores: Mapping[str, float]
-    """Of the first worker; others have none."""
+    """Scores on the first worker; other workers have none."""
     pictures: tuple[str, ...] = ()
     """Files or URLs, of the first worker."""
 
 
 class Judge:
-    """Evaluates the model now and then.
+    """Evaluates the model at regular steps.
 
     Args:
         validate: what does it.

@@ -23,7 +23,7 @@ from glip_model.text_encoder import TextStateCache
 from pipeline.errors import TrainingError
 from pipeline.store.storage import Place
 from pipeline.training.adapters import merged
-from pipeline.training.batches import MODEL_STREAM, BatchMaker, TrainingBatch, Worker, chance
+from pipeline.training.batches import MODEL_STREAM, BatchMaker, TrainingBatch, Worker, rng_for
 from pipeline.training.checkpoints import Checkpoints
 from pipeline.training.distillation import Distillation
 from pipeline.training.judge import Judge
@@ -108,7 +108,7 @@ class Trainer:
             batch = next(batches)
             window.waited += time.monotonic() - asked
             # A stream per step and worker instead of a saved state: a resumed step draws what it would have drawn.
-            torch.manual_seed(int(chance(self.seed, MODEL_STREAM, step, self.worker.rank).integers(2**63)))
+            torch.manual_seed(int(rng_for(self.seed, MODEL_STREAM, step, self.worker.rank).integers(2**63)))
             window.add(self._updater.step(self._inputs(batch), batch.keys))
             is_last = step == self.run_config.steps
             is_judged = self._judge is not None and (is_last or step % self.config.evaluate_every == 0)
@@ -126,11 +126,11 @@ class Trainer:
             if step % self.config.checkpoint_every == 0 and not is_last:
                 self._save(step)
         if self.config.optim.saved_weights == "average":
-            self.take_average()
+            self.load_average()
 
-    def take_average(self) -> bool:
+    def load_average(self) -> bool:
         """Give the model the moving average of its weights; return False where there is none."""
-        return self._updater.take_average()
+        return self._updater.load_average()
 
     def whole_model(self) -> GLIP | None:
         """Return the model with all of its weights, adapters merged, on the first worker; all workers must call it."""
@@ -165,12 +165,12 @@ class Trainer:
         """Evaluate the model; return the report with what was found, and whether training shall stop."""
         assert self._judge is not None
         found = self._judge(entry.step, self._updater)
-        is_over = self._updater.take_score(found.score)
+        is_over = self._updater.step_plateau(found.score)
         rate = self._updater.learning_rate
         return replace(entry, learning_rate=rate, scores=found.scores, pictures=found.pictures), is_over
 
     def _over_workers(self, values: Sequence[float], how: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM) -> list[float]:
-        """Return the sums of what every worker passes, or what else it comes to."""
+        """Return the values of all workers, summed or reduced otherwise."""
         if self.worker.world_size == 1:
             return list(values)
         found = torch.tensor(values, dtype=torch.float64, device=next(self.model.parameters()).device)
@@ -197,7 +197,7 @@ class Trainer:
             return 0
         is_first = self.worker.rank == 0
         state = self.checkpoints.load(self._fingerprint) if is_first else None
-        # The first worker decides for all, so that none goes on from another step.
+        # The first worker decides for all, so that none resumes from another step.
         (found,) = self._over_workers([state["step"] if state else 0])
         if not found:
             return 0

@@ -15,7 +15,7 @@ from pipeline.training.settings import TrainConfig
 logger = logging.getLogger(__name__)
 
 USED_SHARE = 0.9
-"""Of the free memory that activations may take: the rest is for what layers and losses need in passing."""
+"""Share of the free memory that activations may take; the rest is for temporary tensors of layers and losses."""
 STATES = 3
 """Tensors beside each trained parameter: its gradient and AdamW's two means."""
 

@@ -54,7 +54,7 @@ def starting_model(config: TrainingSettings, teacher: Place | None) -> tuple[GLI
 def remove_unfinished(out: Place, is_resumed: bool = False) -> None:
     """Remove the model of an earlier training and what a killed one left; checkpoints stay.
 
-    What evaluations left stays as well where training goes on.
+    Results of evaluations stay as well where training resumes.
     """
     for name in (CONFIG_FILE, WEIGHTS_FILE, DIVERGED_FILE):
         remove(out / name)

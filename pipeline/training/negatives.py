@@ -23,7 +23,7 @@ class Budget:
         self.left, self._count_tokens = config.max_prompt_tokens - SPECIAL_TOKENS, count_tokens
 
     def takes(self, *texts: str) -> bool:
-        """Take strings, each with a period, off the budget if they fit; tell whether they do."""
+        """Subtract strings, each with a period, from the budget if they fit; return whether they do."""
         cost = sum(self._count_tokens(text) + 1 for text in texts)
         fits = cost <= self.left
         self.left -= cost if fits else 0

@@ -18,7 +18,7 @@ BIAS_LEARNING_RATE_FACTOR = 2.0
 """Everything with "bias" in its name learns twice as fast and does not decay, as published."""
 DECAY_FACTOR = 0.1
 GAIN = 1e-4
-"""By what part a score must be above the best to count as gain."""
+"""Relative margin by which a score must exceed the best to count as a gain."""
 COSINE_FLOOR = 0.01
 """Share of the learning rate that the cosine schedule ends with."""
 
@@ -56,7 +56,7 @@ def make_scheduler(
 
 
 class Plateau:
-    """Lowers what a schedule gives when evaluations get no better, and says when to stop.
+    """Lowers the learning rate when evaluations stop improving, and decides when to stop.
 
     A score counts as gain when it is above the best by one part in 10,000, as in ``ReduceLROnPlateau``, of which the
     published schedule is one. Evaluations during warm-up do not count, nor do scores of 0.
@@ -67,7 +67,7 @@ class Plateau:
         self.drops = self._without_gain = self._worse = 0
         self._best = self._highest = 0.0
 
-    def take(self, score: float, step: int) -> bool:
+    def step(self, score: float, step: int) -> bool:
         """Take in the score of an evaluation after ``step`` steps, NaN for none; return whether training shall stop."""
         if math.isnan(score):
             return False
@@ -90,14 +90,14 @@ class Plateau:
         return {name: value for name, value in vars(self).items() if name != "_config"}
 
     def load_state_dict(self, state: dict[str, float]) -> None:
-        """Go on where the state was taken."""
+        """Restore the state."""
         vars(self).update(state)
 
 
 def learning_rate_factor(config: OptimConfig, step: int, total_steps: int) -> float:
     """Return the share of the learning rate at a step, counted from 0: linear warm-up, then step or cosine decay.
 
-    What ``Plateau`` takes off depends on scores and is not part of it.
+    The factor of ``Plateau`` depends on scores and is not included.
     """
     warmup = _warmup(step, config)
     done = step / max(total_steps, 1)

@@ -17,6 +17,8 @@ from pipeline.errors import TrainingError
 from pipeline.training.rows import Rows
 
 CIRCLE = 1 << 64
+# Positions are 64-bit integers, not floats: they stay exact after any number of samples, so a resumed run and every
+# worker find the same source for a sample.
 GOLDEN = 0x9E3779B97F4A7C15
 """The golden ratio's share of the circle: steps of it visit the circle evenly, in every stretch of steps."""
 
@@ -51,7 +53,7 @@ class Mixture:
 
     def first(self, steps: int) -> NDArray[np.uint8]:
         """Return the sources of the first steps, as indices into ``names``."""
-        positions = np.arange(steps, dtype=np.uint64) * np.uint64(GOLDEN)  # beyond the circle they begin anew
+        positions = np.arange(steps, dtype=np.uint64) * np.uint64(GOLDEN)  # uint64 wraps around, as the circle does
         inner = np.array(self._edges[1:-1], dtype=np.uint64)
         return np.searchsorted(inner, positions, side="right").astype(np.uint8)
 
@@ -64,12 +66,14 @@ class Mixture:
 
 def count_below(steps: int, begin: int, edge: int) -> int:
     """Count the first steps of the golden ratio, from ``begin`` on, that lie below an edge of the circle."""
-    # A step lies below the edge where going on by the rest of the circle does not complete one more turn.
+    # A step lies below the edge exactly where adding the rest of the circle does not complete another turn.
     return steps - _turns(steps, begin + CIRCLE - edge) + _turns(steps, begin)
 
 
 def _turns(steps: int, begin: int) -> int:
     """Sum the full circles, of ``begin + i * GOLDEN``, over i below ``steps``, as Euclid finds a common divisor."""
+    # A lattice-point count: whole circles are split off and circle and step exchanged, so that it takes fewer
+    # than a hundred rounds whatever the number of steps.
     total, n, circle, step = 0, steps, CIRCLE, GOLDEN
     while n > 0:
         total += (n - 1) * n // 2 * (step // circle) + n * (begin // circle)
@@ -84,7 +88,7 @@ class SamplePlan:
     """Rows in the order of training; five bytes a sample, because there may be many millions."""
 
     names: tuple[str, ...]
-    """Of the sources."""
+    """Names of the sources."""
     sources: NDArray[np.uint8]
     """Per sample, index into ``names``."""
     rows: NDArray[np.int32]
@@ -98,8 +102,8 @@ class SamplePlan:
         """Return source and row of a sample."""
         return self.names[self.sources[number]], int(self.rows[number])
 
-    def stand_ins(self, number: int, size: int, rng: np.random.Generator) -> Iterator[int]:
-        """Yield rows in place of a sample's: any of its source's ``size`` rows, without end."""
+    def replacement_rows(self, number: int, size: int, rng: np.random.Generator) -> Iterator[int]:
+        """Yield replacements for a sample's row: any of its source's ``size`` rows, without end."""
         while True:
             yield int(rng.integers(size))
 
@@ -135,7 +139,7 @@ def group_by_orientation(plan: SamplePlan, sources: Mapping[str, Rows], batch_si
 
 
 def order_by_orientation(tall: NDArray[np.bool_], batch_size: int) -> NDArray[np.int64]:
-    """Return samples, told which are tall, in an order whose batches have one kind each, but for the last ones.
+    """Return an order of samples whose batches are all wide or all tall, except for the last ones.
 
     Both kinds keep their order, and a batch comes when its last sample would have: a sample moves by a few batches.
     """

@@ -1,13 +1,14 @@
-"""What a training reports now and then, and what adds up between two reports."""
+"""Reports of a training, and sums between two reports."""
 
 from __future__ import annotations
 
+import math
 import resource
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pipeline.store.storage import Place
@@ -17,32 +18,32 @@ LOSS_NAMES = ("loss_token", "loss_box", "loss_centerness")
 
 @dataclass(frozen=True)
 class Progress:
-    """What the loop reports now and then, over the steps since its last report."""
+    """A report of the training loop about the steps since its last one."""
 
     step: int
     losses: Mapping[str, float]
     """Means over steps and workers; NaN when every step was skipped."""
     learning_rate: float
-    """Of the next step, for weights that are neither biases nor of backbone or text encoder."""
+    """Learning rate of the next step, for weights that are neither biases nor of backbone or text encoder."""
     images_per_s: float
     data_wait_share: float
     """Share of the time in which this worker waited for data."""
     skipped_steps: int
-    """Since the beginning: steps left out because their gradient was not finite."""
+    """Steps since the beginning that were left out because their gradient was not finite."""
     unreadable_pictures: int
-    """Since the beginning, over all workers: pictures that could not be read, each replaced by another row."""
+    """Pictures since the beginning, over all workers, that could not be read; another row replaced each."""
     memory_gb: float = 0.0
-    """Most that a worker has taken so far, of GPU memory, or of main memory where there is no GPU."""
+    """Peak memory of a worker so far: of its GPU, or of the machine where there is none."""
     seconds_left: float = 0.0
-    """Until the last step, by the speed since this process began, evaluations included."""
+    """Time until the last step at the speed since this process began, evaluations included."""
     scores: Mapping[str, float] = field(default_factory=dict)
-    """Of the dev set where it was evaluated after this step, in percent, by benchmark and measure."""
+    """Scores on the dev set where it was evaluated after this step, in percent, by benchmark and measure."""
     pictures: tuple[str, ...] = ()
     """Files of the sample pictures drawn then."""
 
 
 class Board:
-    """Where the first worker pins its progress and the driver reads it; an actor of Ray."""
+    """Passes the progress of the first worker to the driver; an actor of Ray."""
 
     def __init__(self) -> None:
         self._entries: list[Progress | str] = []
@@ -53,7 +54,7 @@ class Board:
         self._entries.append(entry)
 
     def fail(self, message: str) -> None:
-        """Note a mistake of the user's, so that it reaches the driver as such; the first one counts."""
+        """Record a user's error, so that it reaches the driver as such; the first one counts."""
         self._error = self._error or message
 
     def read(self, start: int) -> list[Progress | str]:
@@ -61,12 +62,12 @@ class Board:
         return self._entries[start:]
 
     def error(self) -> str | None:
-        """Return the noted mistake."""
+        """Return the recorded error."""
         return self._error
 
 
 class Window:
-    """What adds up between two reports."""
+    """Sums over the steps between two reports."""
 
     def __init__(self, start: int) -> None:
         self.start, self.began = start, time.monotonic()
@@ -95,6 +96,22 @@ def peak_host_memory_gb() -> float:
     """Return the most memory of the machine that this process has taken so far."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 1e9 if sys.platform == "darwin" else peak * 1024 / 1e9  # Linux counts in KiB
+
+
+def run_metrics(entries: Sequence[Progress], seconds: float) -> dict[str, Any]:
+    """Return the metrics of a whole run: speeds are means over its reports, all else is what the last one says."""
+    last = entries[-1]
+    return {
+        "steps": last.step,
+        "seconds": round(seconds),
+        "losses": {key: round(value, 4) if math.isfinite(value) else None for key, value in last.losses.items()},
+        "images_per_s": round(sum(entry.images_per_s for entry in entries) / len(entries), 1),
+        "data_wait_share": round(sum(entry.data_wait_share for entry in entries) / len(entries), 3),
+        "skipped_steps": last.skipped_steps,
+        "unreadable_pictures": last.unreadable_pictures,
+        "memory_gb": last.memory_gb,
+        **({"scores": last.scores} if last.scores else {}),
+    }
 
 
 def write_log(path: Place, entries: Sequence[Progress]) -> None:

@@ -23,7 +23,8 @@ from pipeline.store.records import (
     ImageRef,
     Phrase,
 )
-from pipeline.store.shards import from_row, read_categories, read_repeat
+from pipeline.store.rows import from_row
+from pipeline.store.shards import read_categories, read_repeat
 from pipeline.store.storage import Place
 from pipeline.store.vocabulary import read_as
 from pipeline.training.counting import belongs, looked_at, usable_rows

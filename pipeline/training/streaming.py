@@ -86,8 +86,8 @@ class StreamPlan:
         source, lane, turn = self._turn(number)
         return self._mixture.names[source], self._row(source, lane, turn, 0)
 
-    def stand_ins(self, number: int, size: int, rng: np.random.Generator) -> Iterator[int]:
-        """Yield rows in place of a sample's: the others of its window, once each."""
+    def replacement_rows(self, number: int, size: int, rng: np.random.Generator) -> Iterator[int]:
+        """Yield replacements for a sample's row: the others of its window, once each."""
         source, lane, turn = self._turn(number)
         for ahead in range(1, self._window_of(source, lane, turn)[3]):
             yield self._row(source, lane, turn, ahead)
@@ -139,6 +139,7 @@ class StreamPlan:
 
     def _shuffle_window(self, key: tuple[int, int, int, int, int]) -> NDArray[np.int32]:
         *place, length = key
+        # Seeded by its place alone: any worker finds the row of any sample without drawing those before it.
         return np.random.default_rng([self._seed, *place]).permutation(length).astype(np.int32)
 
 
@@ -164,16 +165,16 @@ class OrientedPlan:
         """Return source and row of a sample."""
         return self._plan[self._from(number)[0]]
 
-    def stand_ins(self, number: int, size: int, rng: np.random.Generator) -> Iterator[int]:
-        """Yield rows in place of a sample's: the others of its window, those of its orientation first."""
+    def replacement_rows(self, number: int, size: int, rng: np.random.Generator) -> Iterator[int]:
+        """Yield replacements for a sample's row: the others of its window, those of its orientation first."""
         own, is_tall = self._from(number)
         source = self._sources[self._plan[own][0]]
-        others = list(self._plan.stand_ins(own, size, rng))
+        others = list(self._plan.replacement_rows(own, size, rng))
         yield from (row for row in others if source.is_tall_at(row) == is_tall)
         yield from (row for row in others if source.is_tall_at(row) is (not is_tall))
 
     def _from(self, number: int) -> tuple[int, bool]:
-        """Return whose place a sample takes, and whether that one's picture is tall."""
+        """Return the number of the sample that is shown instead, and whether its picture is tall."""
         step, place = divmod(number, self._batch_size)
         lane, within = divmod(place, self._width)
         stretch, turn = divmod(step, ORIENTED_STEPS)
@@ -196,5 +197,5 @@ class OrientedPlan:
         """Tell whether what a sample will show is tall: its row, or the first to stand in that can be shown."""
         name, row = self._plan[number]
         source = self._sources[name]
-        others = self._plan.stand_ins(number, 0, np.random.default_rng(0))  # draws nothing
+        others = self._plan.replacement_rows(number, 0, np.random.default_rng(0))  # draws nothing
         return next((tall for each in chain([row], others) if (tall := source.is_tall_at(each)) is not None), False)

@@ -1,8 +1,8 @@
 """Experiment trackers that follow a training: TensorBoard, DVCLive, Weights & Biases, MLflow.
 
 They run in the driver. What they keep lies in ``OUT/tracking``, also where that is in a store, with the names of the
-runs and the last step: a training that goes on continues the same runs and repeats no step. A tracker that fails is
-left out from there on, as training is worth more than its log.
+runs and the last step: a resumed training continues the same runs and repeats no step. A tracker that fails is
+disabled for the rest of the run, because training matters more than its log.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Tracker(Protocol):
     """One experiment tracker."""
 
     run_id: str
-    """What the tracker calls this run; it gets it back when training goes on, and an empty string for a new one."""
+    """The tracker's id of this run. A resumed training passes it back; it is empty for a new one."""
 
     def log(self, step: int, values: Mapping[str, float], pictures: Sequence[Path]) -> None:
         """Take in what a training reports after a step."""
@@ -62,7 +62,7 @@ class Trackers:
         out: folder of the model.
         name: of the run.
         settings: all settings by dotted names.
-        is_resumed: the training goes on where an earlier one was interrupted, if that had the same settings.
+        is_resumed: the training resumes an interrupted one, if that had the same settings.
 
     Raises:
         ConfigError: a package is not installed, or its tracker does not start.

@@ -17,7 +17,7 @@ from torchvision.transforms.v2 import functional
 from pipeline.training.settings import AugmentConfig
 
 HUE_SHARE = 0.1
-"""Of ``colour``, by what hue changes."""
+"""Change of the hue as a share of ``colour``."""
 MIN_CUT_SHARE = 0.3
 """A cut is at least so wide and high, as a share of the picture's sides, even where its boxes are smaller."""
 FRAME = (127, 127, 127)
@@ -38,7 +38,7 @@ def vary(
 
 
 def tile(images: Sequence[Image.Image], boxes_xyxy: Sequence[Tensor]) -> tuple[Image.Image, Tensor]:
-    """Show up to four pictures as one of the first one's size, each as large as fits into its quarter.
+    """Combine up to four pictures into a mosaic of the first one's size, each as large as fits into its quarter.
 
     Args:
         images: from the upper left to the lower right.

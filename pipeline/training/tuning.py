@@ -11,7 +11,7 @@ from pipeline.training.adapters import add_adapters
 from pipeline.training.settings import RunConfig
 
 LINEAR_LAYERS = ("bbox_pred.", "centerness.", "text_projection.", "log_scale", "bias_lang", "bias0")
-"""Of the head, what linear tuning trains, and with adapters as well; the scales of the levels stay."""
+"""Parameters of the head that linear tuning and adapters train; the scales of the levels stay frozen."""
 
 
 def freeze_for(run: RunConfig, model: GLIP) -> None:

@@ -54,7 +54,7 @@ class Updater:
         steps: of the whole training.
         distribution: what the processes of torch.distributed share, where it runs.
         compiled: compile the layers of the model.
-        diverged: JSON file that tells, when training gives up, what the steps before showed.
+        diverged: JSON file for the samples of the last skipped steps, written when training gives up.
         distillation: adds a loss of its own.
     """
 
@@ -85,7 +85,7 @@ class Updater:
 
     @property
     def learning_rate(self) -> float:
-        """Of the next step, for weights that are neither biases nor of backbone or text encoder."""
+        """Learning rate of the next step, for weights that are neither biases nor of backbone or text encoder."""
         rate = self._config.learning_rate * self._scheduler.lr_lambdas[0](self._scheduler.last_epoch)
         return rate if self._plateau is None else self._plateau.lower(rate)
 
@@ -146,11 +146,11 @@ class Updater:
                 sums[name] = sums.get(name, 0) + value.detach() / len(parts)
         return sums
 
-    def take_score(self, score: float) -> bool:
-        """Let the schedule follow the score of an evaluation, NaN for none; return whether training shall stop."""
+    def step_plateau(self, score: float) -> bool:
+        """Step the plateau schedule with an evaluation's score, NaN for none; return whether training shall stop."""
         if self._plateau is None:
             return False
-        is_over = self._plateau.take(score, self._scheduler.last_epoch)
+        is_over = self._plateau.step(score, self._scheduler.last_epoch)
         self._lower_rates()
         return is_over
 
@@ -165,8 +165,8 @@ class Updater:
         judged.load_state_dict(shadow, strict=False)
         return merged(judged).to(next(self.model.parameters()).device)
 
-    def take_average(self) -> bool:
-        """Give the model the moving average of its weights; return False where there is none."""
+    def load_average(self) -> bool:
+        """Load the moving average of the weights into the model; return False where there is none."""
         if self._average is not None:
             self._average.copy_to(self.model)
         return self._average is not None
@@ -203,7 +203,7 @@ class Updater:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where the state was taken; every worker passes all of it."""
+        """Restore the state; every worker passes all of it."""
         own = self.model.state_dict()
         weights = {name: spread(value, own[name]) for name, value in state["model"].items()}
         self.model.load_state_dict(weights, strict=False)  # a frozen text encoder is not among it
@@ -223,7 +223,7 @@ class Updater:
 
     def _skip(self, step: SkippedStep) -> None:
         self.skipped += 1
-        # Until the scale of the losses has come down to 1, overflows are its search for a value and no fault of theirs.
+        # While the loss scale is above 1, overflows belong to its search for a value and do not count as divergence.
         if self._scaler.get_scale() <= 1:
             self._skipped_in_a_row += 1
             self._last_skipped.append(step)

@@ -1,4 +1,4 @@
-"""How much a pseudo-labelled box counts in the losses, by its score."""
+"""Weights of pseudo-labelled boxes in the losses, by their scores."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pipeline.training.settings import SamplesConfig
 
 
 def weigher(config: SamplesConfig, calibration: Place | None) -> Callable[[float], float] | None:
-    """Return what turns a score into a weight, 0 to 1; None where all boxes count alike.
+    """Return the function from a score to a weight, 0 to 1; None where all boxes count alike.
 
     Args:
         config: ``pseudo_weight`` says what weights are.
@@ -33,7 +33,7 @@ def weigher(config: SamplesConfig, calibration: Place | None) -> Callable[[float
 
 
 class HitRate:
-    """Tells how often boxes of a score were right, between the thresholds of a calibration by interpolation."""
+    """The share of correct boxes by score, interpolated between the thresholds of a calibration."""
 
     def __init__(self, calibration: Place) -> None:
         text = read_text(calibration)

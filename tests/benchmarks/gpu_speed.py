@@ -41,7 +41,7 @@ from glip_model.config import BackboneConfig, FusionConfig, GLIPConfig, SwinConf
 from glip_model.deformable import TAPS
 from glip_model.dyhead import DeformableConv
 from glip_model.glip import GLIP
-from glip_model.postprocess import read_off
+from glip_model.postprocess import postprocess
 from glip_model.precision import FLOAT32_MATMUL, Precision, autocast, dtype_of
 from glip_model.structures import GroundingBatch, GroundingTarget
 from glip_model.transfer import send
@@ -356,7 +356,7 @@ def label(
                 send(batch.input_ids, place),
                 send(batch.attention_mask, place),
             )
-            answers = read_off(output, batch.image_sizes, maps, batch.image_sizes, config)
+            answers = postprocess(output, batch.image_sizes, maps, batch.image_sizes, config)
         found = sum(map(len, answers))
 
     if device == "cuda":

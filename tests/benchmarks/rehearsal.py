@@ -44,7 +44,7 @@ import psutil
 import yaml
 
 from pipeline.prepare.raw import Part, RawPair, RawRow, RawTable, SourceContext, Url
-from pipeline.prepare.readers.pair_tables import read_url_list
+from pipeline.prepare.readers.url_lists import read_url_list
 from pipeline.store.shards import list_shards, read_end
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from glip_model import postprocess
+from glip_model import postprocess as postprocessing
 from glip_model.anchors import anchor_grid
 from glip_model.boxes import encode_boxes
 from glip_model.config import GLIPConfig
-from glip_model.postprocess import DROPPED, KEPT, OPEN, read_off, suppress, suppress_together
+from glip_model.postprocess import DROPPED, KEPT, OPEN, postprocess, suppress, suppress_together
 from glip_model.structures import Detections, GLIPOutput
 
 CONFIG = GLIPConfig(
@@ -66,7 +66,7 @@ def slow_decode(deltas: list[float], anchor: list[float], size: tuple[int, int])
     return box
 
 
-def slow_read_off(
+def slow_postprocess(
     output: GLIPOutput, i: int, positive_map: Tensor, size: tuple[int, int], original: tuple[int, int]
 ) -> list[tuple[float, int, list[float]]]:
     found: list[tuple[float, int, list[float]]] = []
@@ -100,9 +100,9 @@ def test_detections_equal_the_published_steps(seed: int) -> None:
         torch.tensor([[1, 1, 0, 0, 0], [0, 0, 1, 0, 0], [0, 1, 0, 1, 1]]).bool(),
         torch.tensor([[0, 1, 1, 0], [1, 0, 0, 0], [0, 0, 0, 0]]).bool(),
     ]
-    results = read_off(output, sizes, maps, originals, CONFIG)
+    results = postprocess(output, sizes, maps, originals, CONFIG)
     for i, found in enumerate(results):
-        expected = slow_read_off(output, i, maps[i], sizes[i], originals[i])
+        expected = slow_postprocess(output, i, maps[i], sizes[i], originals[i])
         assert found.scores.tolist() == pytest.approx([score for score, _, _ in expected], abs=1e-6)
         assert found.phrase_index.tolist() == [phrase for _, phrase, _ in expected]
         for box, (_, _, slow) in zip(found.boxes_xyxy.tolist(), expected, strict=True):
@@ -115,7 +115,7 @@ def test_random_outputs_reach_every_limit() -> None:
     output = make_output(1, 0)
 
     def found(config: GLIPConfig) -> list[float]:
-        return read_off(output, sizes, maps, sizes, config)[0].scores.tolist()
+        return postprocess(output, sizes, maps, sizes, config)[0].scores.tolist()
 
     loose = replace(CONFIG, max_detections=1000)
     assert len(found(CONFIG)) == CONFIG.max_detections < len(found(loose))
@@ -126,7 +126,7 @@ def test_random_outputs_reach_every_limit() -> None:
 
 def test_the_threshold_comes_before_centerness() -> None:
     output, maps = output_of(torch.tensor([[5.0, 5.0, 20.0, 20.0]]), [[0.31]], centerness=0.01)
-    (found,) = read_off(output, ((48, 64),), maps, [(48, 64)], CONFIG)
+    (found,) = postprocess(output, ((48, 64),), maps, [(48, 64)], CONFIG)
     assert found.scores.tolist() == pytest.approx([math.sqrt(0.31 * 0.01)], rel=1e-4)
 
 
@@ -134,7 +134,7 @@ def test_ties_at_the_last_score_stay() -> None:
     corners = torch.tensor([[x, y] for y in (0.0, 24.0) for x in (0.0, 16.0, 32.0)])
     boxes = torch.cat((corners, corners + 9), 1)
     output, maps = output_of(boxes, [[0.9]] + [[0.5]] * 5)
-    (found,) = read_off(output, ((48, 64),), maps, [(48, 64)], replace(CONFIG, max_detections=3))
+    (found,) = postprocess(output, ((48, 64),), maps, [(48, 64)], replace(CONFIG, max_detections=3))
     assert len(found) == 6
     assert found.boxes_xyxy[0].tolist() == pytest.approx([0, 0, 9, 9], abs=1e-3)
 
@@ -142,7 +142,7 @@ def test_ties_at_the_last_score_stay() -> None:
 def test_boxes_suppress_one_another_within_a_phrase_only() -> None:
     boxes = torch.tensor([[5.0, 5.0, 24.0, 24.0], [6.0, 5.0, 25.0, 24.0]])
     output, maps = output_of(boxes, [[0.9, 0.6], [0.8, 0.7]])
-    (found,) = read_off(output, ((48, 64),), maps, [(48, 64)], CONFIG)
+    (found,) = postprocess(output, ((48, 64),), maps, [(48, 64)], CONFIG)
     assert found.phrase_index.tolist() == [0, 1]
     assert found.boxes_xyxy[:, 0].tolist() == pytest.approx([5, 6], abs=1e-3)
 
@@ -157,35 +157,35 @@ def test_suppression_is_as_exact_for_the_last_phrase_as_for_the_first() -> None:
         boxes = torch.tensor([first, second])
         output, maps = output_of(boxes, [[0.9] * phrases, [0.8] * phrases])
         threshold = inclusive_iou(first, [first[0] + 4, first[1], first[2] + 4, first[3]])
-        (found,) = read_off(output, (size,), maps, [size], replace(config, nms_threshold=threshold))
+        (found,) = postprocess(output, (size,), maps, [size], replace(config, nms_threshold=threshold))
         assert len(found) == (phrases if shift < 4 else 2 * phrases)
 
 
 def test_boxes_end_on_the_last_pixel_of_the_picture_and_grow_with_it() -> None:
     output, maps = output_of(torch.tensor([[-30.0, -30.0, 90.0, 90.0]]), [[0.9]])
-    (found,) = read_off(output, ((40, 50),), maps, [(80, 150)], CONFIG)
+    (found,) = postprocess(output, ((40, 50),), maps, [(80, 150)], CONFIG)
     assert found.boxes_xyxy[0].tolist() == pytest.approx([0, 0, 49 * 3, 39 * 2])
 
 
 @pytest.mark.parametrize("positive_map", [torch.zeros(0, TOKENS), torch.zeros(2, TOKENS)], ids=["none", "cut off"])
 def test_without_phrases_or_their_tokens_nothing_is_found(positive_map: Tensor) -> None:
     sizes = ((48, 64),)
-    (found,) = read_off(make_output(1, 0), sizes, [positive_map.bool()], sizes, CONFIG)
+    (found,) = postprocess(make_output(1, 0), sizes, [positive_map.bool()], sizes, CONFIG)
     assert isinstance(found, Detections)
     assert len(found) == 0
     assert found.boxes_xyxy.shape == (0, 4)
     assert found.phrase_index.dtype == torch.int64
 
 
-def test_pictures_are_read_off_independently() -> None:
+def test_pictures_are_postprocessed_independently() -> None:
     sizes = ((48, 64), (40, 50))
     output, maps = make_output(2, 5), [torch.eye(TOKENS, dtype=torch.bool)] * 2
-    both = read_off(output, sizes, maps, sizes, CONFIG)
+    both = postprocess(output, sizes, maps, sizes, CONFIG)
     for i in range(2):
         alone = GLIPOutput(
             output.token_logits[i : i + 1], output.box_deltas[i : i + 1], output.centerness[i : i + 1], LEVELS
         )
-        (single,) = read_off(alone, sizes[i : i + 1], maps[:1], sizes[i : i + 1], CONFIG)
+        (single,) = postprocess(alone, sizes[i : i + 1], maps[:1], sizes[i : i + 1], CONFIG)
         torch.testing.assert_close(single.boxes_xyxy, both[i].boxes_xyxy)
         assert torch.equal(single.phrase_index, both[i].phrase_index)
 
@@ -209,18 +209,18 @@ def test_a_picture_with_a_long_chain_of_rivals_stays_open_and_is_suppressed_on_t
     boxes = torch.stack((left, torch.zeros(12), left + 10, torch.full((12,), 10.0)), 1)
     output, maps = output_of(boxes, [[0.9 - 0.01 * i] for i in range(12)])
     sizes, config = ((48, 64),), replace(CONFIG, nms_threshold=0.5, max_detections=100)
-    (expected,) = read_off(output, sizes, maps, sizes, config)
+    (expected,) = postprocess(output, sizes, maps, sizes, config)
     assert len(expected) == 6
-    monkeypatch.setattr(postprocess, "ROUNDS", 3)
+    monkeypatch.setattr(postprocessing, "ROUNDS", 3)
     opened = suppress_together(boxes[None].double(), torch.zeros(1, 12, dtype=torch.int64), 0.5)
     assert (opened == OPEN).all()
-    on_host, calls = postprocess._suppress, []
+    on_host, calls = postprocessing._suppress, []
 
     def as_on_a_gpu(*arguments: Any) -> list[Tensor]:
         calls.append(arguments)
         return [opened[0]] if len(calls) == 1 else on_host(*arguments)
 
-    monkeypatch.setattr(postprocess, "_suppress", as_on_a_gpu)
-    (found,) = read_off(output, sizes, maps, sizes, config)
+    monkeypatch.setattr(postprocessing, "_suppress", as_on_a_gpu)
+    (found,) = postprocess(output, sizes, maps, sizes, config)
     assert len(calls) == 2
     assert torch.equal(found.boxes_xyxy, expected.boxes_xyxy)

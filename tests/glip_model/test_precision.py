@@ -14,7 +14,7 @@ from torch import Tensor
 
 from glip_model.config import GLIPConfig
 from glip_model.glip import GLIP
-from glip_model.precision import Precision, allow_tf32, best_device, dtype_of, has_bf16, settle
+from glip_model.precision import Precision, allow_tf32, best_device, dtype_of, has_bf16, resolve_precision
 from glip_model.predictor import GLIPPredictor
 
 
@@ -57,8 +57,10 @@ def test_auto_is_settled_by_all_machines_and_what_was_chosen_asks_nobody(answer:
         asked.append(function)
         return answer
 
-    assert (settle("float32", everywhere), settle("bf16", everywhere), asked) == ("float32", "bf16", [])
-    assert settle("auto", everywhere) == ("bf16" if answer else "float32")
+    assert resolve_precision("float32", everywhere) == "float32"
+    assert resolve_precision("bf16", everywhere) == "bf16"
+    assert asked == []
+    assert resolve_precision("auto", everywhere) == ("bf16" if answer else "float32")
     assert asked == [has_bf16]
 
 

@@ -17,8 +17,8 @@ from PIL import Image
 from glip_model.boxes import clip_boxes, to_exclusive
 from glip_model.config import BackboneConfig, FusionConfig, GLIPConfig, SwinConfig, TextConfig
 from glip_model.glip import GLIP
-from glip_model.postprocess import read_off
-from glip_model.predictor import GLIPPredictor, phrases_between_periods
+from glip_model.postprocess import postprocess
+from glip_model.predictor import GLIPPredictor
 from glip_model.preprocess import collate, image_to_tensor
 from glip_model.prompts import Prompt, caption_prompt, category_prompt
 from glip_model.resizing import resize_size
@@ -112,7 +112,7 @@ def written_out(predictor: GLIPPredictor, image: Image.Image, prompt: Prompt) ->
         output = predictor.model.ground(
             predictor.model.features(batch.pixel_values), batch.input_ids, batch.attention_mask, states
         )
-        (found,) = read_off(
+        (found,) = postprocess(
             output, batch.image_sizes, [asked.positive_map], [(image.height, image.width)], predictor.model.config
         )
     boxes = clip_boxes(to_exclusive(found.boxes_xyxy), (image.height, image.width))
@@ -279,27 +279,6 @@ def test_a_caption_asks_for_what_stands_between_its_periods(predictor: GLIPPredi
     same(predictor.predict(picture(64, 64), caption, spans=spans)[0], found)
     same(predictor.predict(picture(64, 64), caption, parser=lambda text: spans)[0], found)
     assert set(found.spans[0][0]) <= {0, 11, 13, 19}
-
-
-@pytest.mark.parametrize(
-    ("text", "phrases"),
-    [
-        ("a cat. a remote control.", ["a cat", "a remote control"]),
-        ("cat", ["cat"]),
-        ("  cat  .  dog  ", ["cat", "dog"]),
-        ("cat.dog. 2.5 litre bottle .", ["cat.dog", "2.5 litre bottle"]),
-        ("a U.S. flag. J.R.R. Tolkien. cat", ["a U.S. flag", "J.R.R. Tolkien", "cat"]),
-        ("flag of the U.S.", ["flag of the U.S."]),
-        ("U.S. ", ["U.S."]),
-        ("letter A. letter B. A. B.", ["letter A", "letter B", "A", "B"]),
-        ("1.2. cat", ["1.2", "cat"]),
-        ("...", []),
-        ("", []),
-        ("一只狗. 红苹果.", ["一只狗", "红苹果"]),
-    ],
-)
-def test_phrases_between_periods(text: str, phrases: list[str]) -> None:
-    assert [text[start:end] for ((start, end),) in phrases_between_periods(text)] == phrases
 
 
 def test_names_that_come_again_are_asked_for_once(predictor: GLIPPredictor) -> None:

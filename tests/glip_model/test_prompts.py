@@ -9,7 +9,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from glip_model.prompts import Prompt, caption_prompt, category_prompt, chunk_categories, clean_name, pack_prompts
+from glip_model.prompts import (
+    Prompt,
+    caption_prompt,
+    category_prompt,
+    chunk_categories,
+    clean_name,
+    pack_prompts,
+    phrases_between_periods,
+)
 
 NAMES = ["person", "traffic light", "hot_dog", "baseball_(object)", "CD player", "smörgåsbord", "hand-held fan", "t.v."]
 
@@ -131,3 +139,24 @@ def test_a_name_longer_than_a_prompt_is_refused(tokenizer: Any) -> None:
     assert chunk_categories(["one two three"], tokenizer, 5) == [[0]]
     with pytest.raises(ValueError, match=r"'one two three four' has 4 tokens; a prompt holds 3"):
         chunk_categories(["dog", "one two three four"], tokenizer, 5)
+
+
+@pytest.mark.parametrize(
+    ("text", "phrases"),
+    [
+        ("a cat. a remote control.", ["a cat", "a remote control"]),
+        ("cat", ["cat"]),
+        ("  cat  .  dog  ", ["cat", "dog"]),
+        ("cat.dog. 2.5 litre bottle .", ["cat.dog", "2.5 litre bottle"]),
+        ("a U.S. flag. J.R.R. Tolkien. cat", ["a U.S. flag", "J.R.R. Tolkien", "cat"]),
+        ("flag of the U.S.", ["flag of the U.S."]),
+        ("U.S. ", ["U.S."]),
+        ("letter A. letter B. A. B.", ["letter A", "letter B", "A", "B"]),
+        ("1.2. cat", ["1.2", "cat"]),
+        ("...", []),
+        ("", []),
+        ("一只狗. 红苹果.", ["一只狗", "红苹果"]),
+    ],
+)
+def test_phrases_between_periods(text: str, phrases: list[str]) -> None:
+    assert [text[start:end] for ((start, end),) in phrases_between_periods(text)] == phrases

@@ -18,7 +18,7 @@ from glip_model.checkpoint import load_strictly
 from glip_model.config import GLIPConfig, glip_l, glip_t, glip_t_a
 from glip_model.glip import GLIP
 from glip_model.losses import GroundingCriterion
-from glip_model.postprocess import read_off
+from glip_model.postprocess import postprocess
 from glip_model.prompts import Prompt
 from glip_model.published import from_published, published_names
 from glip_model.structures import GLIPOutput, GroundingBatch, GroundingTarget
@@ -234,7 +234,7 @@ def test_published_detections_are_among_the_candidates(name: str) -> None:
         positive_map[int(label) - 1, indices] = True
     everything = replace(case.config, nms_threshold=1.0, max_detections=10**6)
     maps = [positive_map] * len(batch.image_sizes)
-    for i, found in enumerate(read_off(output, batch.image_sizes, maps, batch.image_sizes, everything)):
+    for i, found in enumerate(postprocess(output, batch.image_sizes, maps, batch.image_sizes, everything)):
         candidates = torch.cat((found.boxes_xyxy, found.scores[:, None], found.phrase_index[:, None] + 1.0), 1)
         boxes, scores, labels = (
             torch.from_numpy(case.arrays[f"image{i}_{part}"]) for part in ("boxes", "scores", "labels")

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from glip_model.deformable import deformable_conv2d
 from glip_model.glip import GLIP
-from glip_model.postprocess import KEPT, OPEN, read_off, suppress, suppress_together
+from glip_model.postprocess import KEPT, OPEN, postprocess, suppress, suppress_together
 from glip_model.structures import Detections, GroundingBatch
 from pipeline.training.update import Updater
 
@@ -137,7 +137,7 @@ def test_detections_are_those_of_the_cpu_and_take_two_waits(speed: Any) -> None:
     def predict(device: str, pixels: Tensor) -> list[Detections]:
         with torch.inference_mode():
             output = model.to(device)(replace(batch.to(device), pixel_values=pixels.to(device)))
-            return read_off(output, batch.image_sizes, maps, batch.image_sizes, config)
+            return postprocess(output, batch.image_sizes, maps, batch.image_sizes, config)
 
     expected, found = (predict(device, batch.pixel_values) for device in ("cpu", "cuda"))
     for one, other in zip(expected, found, strict=True):
@@ -145,4 +145,4 @@ def test_detections_are_those_of_the_cpu_and_take_two_waits(speed: Any) -> None:
         torch.testing.assert_close(other.scores, one.scores, rtol=1e-3, atol=1e-4)
     with torch.inference_mode():
         output = model(batch.to("cuda"))
-    assert count_waits(lambda: read_off(output, batch.image_sizes, maps, batch.image_sizes, config)) == 2
+    assert count_waits(lambda: postprocess(output, batch.image_sizes, maps, batch.image_sizes, config)) == 2

@@ -27,8 +27,9 @@ from pipeline.prepare.raw import (
 )
 from pipeline.prepare.readers.json_stream import JsonStream
 from pipeline.prepare.readers.spool import Spool, text_id
-from pipeline.store.filesystem import file_identity, redact
+from pipeline.store.filesystem import file_identity
 from pipeline.store.records import CaptionRecord, Category, DetectionRecord
+from pipeline.store.urls import redact
 
 logger = logging.getLogger(__name__)
 

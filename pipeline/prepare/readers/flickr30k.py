@@ -24,8 +24,10 @@ from pipeline.errors import MissingInputError
 from pipeline.prepare.raw import Part, RawGrounding, RawImage, RawPhrase, RawTable, Reject, SourceContext, Url
 from pipeline.prepare.readers.lines import decode_line, open_text, split_mark
 from pipeline.prepare.readers.voc import parse_voc, read_corners, read_side
-from pipeline.store.filesystem import file_identity, join_inside, read_many, redact
+from pipeline.store.filesystem import file_identity, read_many
+from pipeline.store.image_roots import join_inside
 from pipeline.store.records import GroundingRecord
+from pipeline.store.urls import redact
 
 CAPTIONS_PER_PICTURE = 5
 READ_AHEAD = 64

@@ -37,9 +37,12 @@ from pipeline.prepare.readers.coco import listed
 from pipeline.prepare.readers.json_stream import JsonStream
 from pipeline.prepare.readers.lines import PROBED_LINES, decode_line, open_text, parse_json
 from pipeline.prepare.readers.spool import temporary_database, text_id
-from pipeline.store.filesystem import describe, file_identity, join_inside, open_file, redact
+from pipeline.store.filesystem import file_identity, open_file
+from pipeline.store.image_roots import join_inside
 from pipeline.store.provenance import fingerprint
+from pipeline.store.read_errors import describe
 from pipeline.store.records import Category, DetectionRecord, GroundingRecord
+from pipeline.store.urls import redact
 
 BACKGROUND = "__background__"
 NOWHERE = -1

@@ -14,20 +14,15 @@ from typing import Any, Literal
 
 from pipeline.errors import ConfigError
 from pipeline.prepare.raw import Part, RawGrounding, RawPair, RawPhrase, RawTable, Reject, SourceContext, Url
+from pipeline.prepare.readers.columns import CAPTION_COLUMNS, LICENSE_COLUMNS, URL_COLUMNS, first_value
 from pipeline.prepare.readers.lines import parse_json
 from pipeline.prepare.readers.odvg import SUREST
-from pipeline.prepare.readers.pair_tables import (
-    CAPTION_COLUMNS,
-    LICENSE_COLUMNS,
-    URL_COLUMNS,
-    Values,
-    downloaded,
-    first_value,
-    parquet_table,
-)
+from pipeline.prepare.readers.parquet_rows import Values, parquet_table
+from pipeline.prepare.readers.url_lists import downloaded
 from pipeline.prepare.readers.webdataset import read_tar
-from pipeline.store.filesystem import file_identity, list_files, redact
+from pipeline.store.filesystem import file_identity, list_files
 from pipeline.store.records import GroundingRecord
+from pipeline.store.urls import redact
 
 REGIONS = ("noun_chunks", "ref_exps")
 _SPAN, _BOX, _SCORE = slice(0, 2), slice(2, 6), 6

@@ -18,7 +18,9 @@ from typing import IO, Any
 
 from pipeline.errors import MissingInputError
 from pipeline.prepare.readers.lines import LONGEST_MARK, split_mark
-from pipeline.store.filesystem import READ_ERRORS, open_file, redact
+from pipeline.store.filesystem import open_file
+from pipeline.store.read_errors import READ_ERRORS
+from pipeline.store.urls import redact
 
 BLOCK_BYTES = 1 << 20
 MAX_ENTRY_CHARS = 1 << 28

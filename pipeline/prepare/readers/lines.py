@@ -16,7 +16,8 @@ from fsspec.core import url_to_fs
 
 from pipeline.errors import MissingInputError
 from pipeline.prepare.raw import CAPTION_DAMAGED, CAPTION_NOT_UTF8, Part, RawRow
-from pipeline.store.filesystem import open_file, redact
+from pipeline.store.filesystem import open_file
+from pipeline.store.urls import redact
 
 WHOLE = (0, -1)
 """The range of a file that can only be read from its beginning."""

@@ -10,8 +10,8 @@ from typing import Any, Literal
 from pipeline.errors import ConfigError
 from pipeline.prepare.raw import RawGrounding, RawImage, RawPhrase, RawTable, Reject, SourceContext, Url
 from pipeline.prepare.readers.coco import CocoFile, Values, corners, listed, whole_number
-from pipeline.store.filesystem import redact
 from pipeline.store.records import GroundingRecord
+from pipeline.store.urls import redact
 
 _SAID = {"coco": ("coco", "ref"), "vg": ("vg", "visual", "gqa"), "flickr": ("flickr",)}
 """What ``data_source`` or ``dataset_name`` begins with, by where pictures come from."""

@@ -12,7 +12,7 @@ from pipeline.errors import ConfigError, MissingInputError
 from pipeline.prepare.raw import RawTable, SourceContext, Url
 from pipeline.prepare.readers.coco import CocoFile, detection_table, whole_number
 from pipeline.prepare.readers.spool import text_id
-from pipeline.store.filesystem import join, redact
+from pipeline.store.urls import join, redact
 
 _LISTED = "annotations_without_background.json"
 """The benchmark's own copy of Roboflow's file, without the category above the others."""

@@ -23,9 +23,10 @@ from pipeline.prepare.raw import (
 )
 from pipeline.prepare.readers.coco import Values, coco_picture_id, listed, whole_number
 from pipeline.prepare.readers.lines import PROBED_LINES, WHOLE, json_lines, json_parts
-from pipeline.store.filesystem import file_identity, open_file, redact
+from pipeline.store.filesystem import file_identity, open_file
 from pipeline.store.records import Category, DetectionRecord, GroundingRecord
 from pipeline.store.spans import find_phrase
+from pipeline.store.urls import redact
 
 Kind = Literal["detection", "grounding"]
 KINDS: tuple[Kind, ...] = ("detection", "grounding")

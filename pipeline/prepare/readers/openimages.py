@@ -13,8 +13,9 @@ from pipeline.prepare.raw import RawDetection, RawImage, RawObject, RawTable, So
 from pipeline.prepare.readers.coco import whole_number
 from pipeline.prepare.readers.lines import open_csv
 from pipeline.prepare.readers.spool import Spool
-from pipeline.store.filesystem import file_identity, redact
+from pipeline.store.filesystem import file_identity
 from pipeline.store.records import Category, DetectionRecord
+from pipeline.store.urls import redact
 
 _SIDES = ("XMin", "YMin", "XMax", "YMax")
 

@@ -7,7 +7,6 @@ from functools import partial
 
 from pipeline.errors import MissingInputError
 from pipeline.prepare.raw import Part, RawDetection, RawImage, RawObject, RawRow, RawTable, Reject, SourceContext, Url
-from pipeline.store.filesystem import redact
 from pipeline.store.records import NOTHING_FOUND, DetectionRecord
 from pipeline.store.shards import (
     holds_detections,
@@ -18,6 +17,7 @@ from pipeline.store.shards import (
     rows_sha256,
 )
 from pipeline.store.storage import Place, to_place
+from pipeline.store.urls import redact
 
 
 def read_detection_records(context: SourceContext, *, shards: Url, min_score: float = 0.0) -> list[RawTable]:

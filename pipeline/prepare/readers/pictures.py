@@ -13,18 +13,16 @@ from glip_model.images import ImageError
 from glip_model.video import SUFFIXES, frame_name, read_frames
 from pipeline.errors import MissingInputError
 from pipeline.prepare.raw import Part, RawDetection, RawImage, RawPair, RawRow, RawTable, Reject, SourceContext, Url
+from pipeline.prepare.readers.columns import IMAGE_COLUMNS, URL_COLUMNS
 from pipeline.prepare.readers.lines import decode_text
-from pipeline.prepare.readers.pair_tables import (
-    IMAGE_COLUMNS,
-    URL_COLUMNS,
-    open_parquet,
-    read_image_parquet,
-    read_url_list,
-)
+from pipeline.prepare.readers.pair_tables import read_image_parquet
+from pipeline.prepare.readers.parquet_rows import open_parquet
+from pipeline.prepare.readers.url_lists import read_url_list
 from pipeline.prepare.readers.webdataset import IMAGE_SUFFIXES, MAX_TEXT_BYTES, read_webdataset
-from pipeline.store.filesystem import file_identity, is_url, list_files, open_file, redact
+from pipeline.store.filesystem import file_identity, list_files, open_file
 from pipeline.store.records import CaptionRecord, DetectionRecord
 from pipeline.store.storage import is_folder, list_below, name_below, side_by_side, to_place
+from pipeline.store.urls import is_url, redact
 
 TARS, TABLES, LISTS = (".tar", ".tar.gz", ".tgz"), (".parquet",), (".tsv", ".csv", ".tsv.gz", ".csv.gz")
 """Ends of names of what holds many pictures."""

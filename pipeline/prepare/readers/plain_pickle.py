@@ -18,7 +18,8 @@ from collections.abc import Callable
 from typing import Any
 
 from pipeline.errors import MissingInputError
-from pipeline.store.filesystem import open_file, redact
+from pipeline.store.filesystem import open_file
+from pipeline.store.urls import redact
 
 MAX_FILE_BYTES = 128 << 20
 MAX_CONTAINERS = 2_000_000

@@ -16,8 +16,9 @@ from pipeline.prepare.raw import Part, RawGrounding, RawPhrase, RawTable, Reject
 from pipeline.prepare.readers.coco import CocoFile, Values, corners, places_of_2017, raw_image
 from pipeline.prepare.readers.plain_pickle import load_plain_pickle
 from pipeline.prepare.readers.spool import Spool
-from pipeline.store.filesystem import file_identity, redact
+from pipeline.store.filesystem import file_identity
 from pipeline.store.records import GroundingRecord
+from pipeline.store.urls import redact
 
 
 class _Reference(NamedTuple):

@@ -21,8 +21,9 @@ from pipeline.prepare.raw import (
 from pipeline.prepare.readers.coco import Values, corners, listed, whole_number
 from pipeline.prepare.readers.json_stream import JsonStream
 from pipeline.prepare.readers.spool import Spool, text_id
-from pipeline.store.filesystem import file_identity, redact
+from pipeline.store.filesystem import file_identity
 from pipeline.store.records import Category, DetectionRecord, GroundingRecord
+from pipeline.store.urls import redact
 
 
 def read_visual_genome_objects(

@@ -27,9 +27,11 @@ from pipeline.prepare.raw import (
     Url,
 )
 from pipeline.prepare.readers.lines import decode_line, open_text, split_mark
-from pipeline.store.filesystem import describe, file_identity, list_files, read_many, redact
+from pipeline.store.filesystem import file_identity, list_files, read_many
 from pipeline.store.provenance import fingerprint
+from pipeline.store.read_errors import describe
 from pipeline.store.records import Category, DetectionRecord
+from pipeline.store.urls import redact
 
 logger = logging.getLogger(__name__)
 

@@ -19,10 +19,12 @@ from pipeline.prepare.raw import (
     SourceContext,
     Url,
 )
+from pipeline.prepare.readers.columns import LICENSE_COLUMNS
 from pipeline.prepare.readers.lines import decode_text, parse_json
-from pipeline.prepare.readers.pair_tables import LICENSE_COLUMNS
-from pipeline.store.filesystem import byte_range, describe, file_identity, list_files, open_file, redact
+from pipeline.store.filesystem import file_identity, list_files, open_file
+from pipeline.store.read_errors import describe
 from pipeline.store.records import CaptionRecord
+from pipeline.store.urls import byte_range, redact
 
 Finish = Callable[[RawPair, Mapping[str, Any]], RawGrounding | Reject]
 IMAGE_SUFFIXES = frozenset({"jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "avif"})

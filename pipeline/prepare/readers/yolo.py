@@ -23,9 +23,10 @@ from pipeline.prepare.raw import (
 )
 from pipeline.prepare.readers.lines import decode_text
 from pipeline.prepare.readers.yolo_sets import YoloSet, is_folder_there, is_there
-from pipeline.store.filesystem import file_identity, read_many, redact
+from pipeline.store.filesystem import file_identity, read_many
 from pipeline.store.records import Category, DetectionRecord
 from pipeline.store.storage import list_below, name_below, side_by_side, to_place
+from pipeline.store.urls import redact
 
 _LABELS = re.compile(r"(^|/)images/(?!.*(?:^|/)images/)")
 """The last folder called images; labels are in the one called labels in its place."""

@@ -14,8 +14,11 @@ from glip_model.images import ImageError
 from pipeline.errors import MissingInputError
 from pipeline.prepare.readers.lines import decode_text, open_text
 from pipeline.prepare.readers.pictures import is_picture
-from pipeline.store.filesystem import describe, join_inside, open_file, redact
+from pipeline.store.filesystem import open_file
+from pipeline.store.image_roots import join_inside
+from pipeline.store.read_errors import describe
 from pipeline.store.storage import exists, is_folder, list_below, name_below, to_place
+from pipeline.store.urls import redact
 
 MAX_SET_BYTES = 1 << 20
 """Of the file that describes a data set."""

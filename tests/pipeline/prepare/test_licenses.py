@@ -16,9 +16,10 @@ import pytest
 from pipeline.prepare.raw import Reject
 from pipeline.prepare.readers.coco import read_coco_captions, read_coco_detection
 from pipeline.prepare.readers.openimages import read_open_images
-from pipeline.prepare.readers.pair_tables import read_captions_jsonl, read_image_parquet, read_url_list
+from pipeline.prepare.readers.pair_tables import read_captions_jsonl, read_image_parquet
+from pipeline.prepare.readers.url_lists import read_url_list
 from pipeline.prepare.readers.webdataset import read_webdataset
-from pipeline.prepare.validation import is_allowed, read_license
+from pipeline.prepare.values import is_allowed, read_license
 from pipeline.store.records import ImageRef
 
 BY, BY_NC = "http://creativecommons.org/licenses/by/2.0/", "http://creativecommons.org/licenses/by-nc/2.0/"

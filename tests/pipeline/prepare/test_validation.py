@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from PIL import Image
 
 from glip_model.images import ImageError
@@ -28,16 +26,8 @@ from pipeline.prepare.raw import (
     RawPhrase,
     Reject,
 )
-from pipeline.prepare.validation import (
-    MAX_CAPTION_CHARS,
-    READ_AHEAD,
-    Rules,
-    clean_caption,
-    content_key,
-    read_box,
-    read_spans,
-    to_records,
-)
+from pipeline.prepare.validation import MAX_CAPTION_CHARS, READ_AHEAD, Rules, to_records
+from pipeline.prepare.values import content_key
 from pipeline.store.images import load_image
 from pipeline.store.records import BOX_DROP_REASONS, ROW_REJECT_REASONS, CaptionRecord, DetectionRecord, GroundingRecord
 
@@ -201,23 +191,6 @@ def test_captions_stay_as_they_are(tmp_path: Path) -> None:
     assert [record.caption for record in convert(*map(pair, texts))] == texts
 
 
-@given(st.text())
-def test_a_clean_caption_can_be_stored_and_is_as_long(text: str) -> None:
-    cleaned = clean_caption(text)
-    assert len(cleaned) == len(text)
-    assert cleaned.encode("utf-8").decode("utf-8") == cleaned
-
-
-@given(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0")))
-def test_a_clean_caption_is_the_text_itself(text: str) -> None:
-    assert clean_caption(text) == text
-
-
-def test_keys_tell_contents_apart_and_do_not_run_together() -> None:
-    parts = [(b"a",), (b"b",), (b"a", ""), (b"a", "b"), (b"ab",), ("\ud800",)]
-    assert len({content_key(*part) for part in parts}) == len(parts)
-
-
 def test_boxes_keep_their_category_and_their_crowd() -> None:
     objects = [
         RawObject(xyxy=(1, 2, 11, 22), category_id=3),
@@ -326,19 +299,6 @@ def test_a_box_that_is_rounded_over_the_edge_is_not_counted_as_clipped() -> None
     assert record.objects[0].xyxy == (0.0, 1.0, 40.0, 5.0)
 
 
-@given(st.tuples(*[st.floats(-1e4, 1e4)] * 4), st.integers(1, 500), st.integers(1, 500))
-def test_clipped_boxes_lie_inside_and_lose_only_what_is_outside(
-    box: tuple[float, float, float, float], height: int, width: int
-) -> None:
-    clipped = read_box(box, height, width)
-    left, right = max(box[0], 0), min(box[2], width)
-    top, bottom = max(box[1], 0), min(box[3], height)
-    if right - left < 1 or bottom - top < 1:
-        assert clipped == "box_degenerate"
-    else:
-        assert clipped == (left, top, right, bottom)
-
-
 def test_phrases_keep_their_spans_their_boxes_and_their_order() -> None:
     caption = " a dog and a cat on a mat"
     (record,) = convert(
@@ -380,29 +340,6 @@ def test_one_caption_of_two_things_makes_two_keys() -> None:
     first, second, third, again = convert(*rows, dataclasses.replace(rows[0], occurrence=1))
     assert first.key != second.key == third.key
     assert again.key not in {first.key, second.key}
-
-
-@given(st.text(), st.lists(st.tuples(st.integers(-5, 30), st.integers(-5, 30))))
-def test_spans_are_inside_have_text_at_their_ends_and_lose_only_blanks(
-    caption: str, spans: list[tuple[int, int]]
-) -> None:
-    read = read_spans(spans, caption)
-    assert list(read) == sorted(set(read))
-    covered: set[int] = set()
-    for start, end in read:
-        assert 0 <= start < end <= len(caption)
-        assert caption[start:end] == caption[start:end].strip()
-        covered |= set(range(start, end))
-    asked = {i for start, end in spans for i in range(max(start, 0), min(end, len(caption)))}
-    assert covered <= asked
-    assert all(i in covered for i in asked if not caption[i].isspace())
-
-
-@pytest.mark.parametrize(
-    "spans", [None, 5, "ab", [None], [[1]], [["a", "b"]], [[1, 2, 3]], [[None, 4]], [[INFINITE, 4]]]
-)
-def test_spans_of_another_form_are_none(spans: Any) -> None:
-    assert read_spans(spans, "a dog") == ()
 
 
 def test_order_stays_over_batches_of_reads(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from glip_model.boxes import iou
 from glip_model.structures import Detections
-from pipeline.pseudo_labels.fusion import FusedDetections, fuse, put_together
+from pipeline.pseudo_labels.fusion import FusedDetections, fuse, merge_detections
 
 Found = tuple[int, tuple[float, float, float, float], float]
 LEFT, NEAR, RIGHT = (0.0, 0.0, 40.0, 40.0), (4.0, 0.0, 44.0, 40.0), (100.0, 0.0, 140.0, 40.0)
@@ -116,8 +116,8 @@ def test_looks_are_put_together_with_their_votes() -> None:
     parts = [
         fuse([answer((phrase, LEFT, score)), answer()], ["a", "b"], 0.5, 0.5) for phrase, score in ((1, 0.2), (0, 0.9))
     ]
-    whole = put_together(parts)
+    whole = merge_detections(parts)
     assert isinstance(whole, FusedDetections)
     assert whole.phrase_index.tolist() == [0, 1]
     assert whole.votes == ((True, False), (True, False))
-    assert put_together([answer((1, LEFT, 0.2)), answer((0, LEFT, 0.9))]).phrase_index.tolist() == [0, 1]
+    assert merge_detections([answer((1, LEFT, 0.2)), answer((0, LEFT, 0.9))]).phrase_index.tolist() == [0, 1]

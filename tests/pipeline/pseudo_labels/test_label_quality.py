@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from pipeline.pseudo_labels.calibration import Sample
-from pipeline.pseudo_labels.label_quality import label_quality, times_said
+from pipeline.pseudo_labels.label_quality import count_head_nouns, label_quality
 from pipeline.store.records import Phrase, PhrasesRecord
 from pipeline.store.shards import shard_name, write_shard
 
@@ -47,4 +47,4 @@ def test_head_nouns_of_web_phrases_are_counted(tmp_path: Path) -> None:
     phrases = (Phrase(text="Two red Dogs", char_spans=((0, 12),)), Phrase(text="a dog", char_spans=((13, 18),)))
     rows = [PhrasesRecord(key=str(i), caption="Two red Dogs a dog", phrases=phrases) for i in range(2)]
     write_shard(tmp_path / shard_name(0), rows, PhrasesRecord)
-    assert times_said(tmp_path) == {"dog": 4}
+    assert count_head_nouns(tmp_path) == {"dog": 4}

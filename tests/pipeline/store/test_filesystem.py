@@ -1,4 +1,4 @@
-"""Files behind paths and URLs: local, S3, HTTP; names that must not leave their folder, secrets that must not show."""
+"""Files behind paths and URLs: local, S3, HTTP; whole, in part, by patterns; what is said of one that is missing."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import gzip
 import io
 import json
 import os
-import posixpath
 import socket
 import subprocess
 import sys
@@ -18,7 +17,6 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, unquote, urlsplit
 
 import fsspec
 import pyarrow as pa
@@ -37,19 +35,9 @@ from pipeline.prepare.readers.pair_tables import read_image_parquet
 from pipeline.prepare.readers.webdataset import read_webdataset
 from pipeline.prepare.validation import Rules, to_records
 from pipeline.settings import load_all
-from pipeline.store.filesystem import (
-    byte_range,
-    describe,
-    expand_braces,
-    file_identity,
-    has_credentials,
-    join,
-    join_inside,
-    list_files,
-    open_file,
-    read_many,
-    redact,
-)
+from pipeline.store.filesystem import file_identity, list_files, open_file, read_many
+from pipeline.store.image_roots import join_inside
+from pipeline.store.urls import byte_range
 
 ROOT = Path(__file__).resolve().parents[3]
 CONTENT = bytes(range(100))
@@ -71,162 +59,7 @@ def missing(url: str) -> str:
     return str(caught.value)
 
 
-# What may be secret
-
-
-@pytest.mark.parametrize(
-    ("url", "expected"),
-    [
-        ("/data/a?b#c.jpg", "/data/a?b#c.jpg"),
-        ("data/me@home/a.jpg", "data/me@home/a.jpg"),
-        ("s3://bucket/key.jpg", "s3://bucket/key.jpg"),
-        ("s3://bucket/photo@2x.jpg", "s3://bucket/photo@2x.jpg"),
-        ("http://host:8080/photo@2x.jpg", "http://host:8080/photo@2x.jpg"),
-        ("s3://KEY:SECRET@bucket/key", "s3://***@bucket/key"),
-        ("s3://KEY:SEC/RET+x@bucket/key", "s3://***@bucket/key"),
-        ("https://me:p%40ss@host:8080/a", "https://***@host:8080/a"),
-        ("https://me:p@ss@host/a", "https://***@host/a"),
-        ("https://TOKEN@host/a", "https://***@host/a"),
-        ("https://host/a?X-Amz-Signature=abc&X-Amz-Credential=def", "https://host/a?***"),
-        ("https://host/a#token=abc", "https://host/a"),
-        ("https://host/a#x?y", "https://host/a?***"),
-        ("s3://b/a.tar#bytes=5-9", "s3://b/a.tar#bytes=5-9"),
-        ("https://host/a.tar?token=abc#bytes=5-9", "https://host/a.tar?***#bytes=5-9"),
-        ("simplecache::https://me:pass@host/a?sig=abc", "simplecache::https://***@host/a?***"),
-        ("zip://a.jpg::s3://KEY:SECRET@b/a.zip", "zip://a.jpg::s3://***@b/a.zip"),
-        ("abfs://container@account.dfs.core.windows.net/a", "abfs://container@account.dfs.core.windows.net/a"),
-        ("abfs://me:pass@account/a", "abfs://***@account/a"),
-        ("http://[broken/a?b", "http://[broken/a?***"),
-    ],
-)
-def test_secrets_are_cut_from_urls(url: str, expected: str) -> None:
-    assert redact(url) == expected
-    assert has_credentials(url) == ("@" in expected and "***" in expected)
-
-
-secrets = st.text(st.sampled_from("ab1/+=:#?%@&. "), max_size=8).map(lambda text: f"SEC{text}RET")
-
-
-@given(secrets, st.sampled_from(["s3://KEYID:{}@bucket/a", "https://me:{}@host/a", "zip://b::s3://KEYID:{}@bucket/a"]))
-def test_no_password_is_ever_shown(secret: str, pattern: str) -> None:
-    url = pattern.format(secret)
-    assert has_credentials(url)
-    assert "SEC" not in redact(url)
-    assert "RET" not in redact(url)
-    bucket = url.rpartition("://")[2].partition("/")[0]  # what S3 takes for one
-    assert "SEC" not in describe(ValueError(f'Invalid bucket name "{bucket}"'), url)
-
-
-@given(secrets)
-def test_no_query_is_ever_shown(secret: str) -> None:
-    url = f"https://host/a?X-Amz-Signature={quote(secret)}"
-    assert "SEC" not in redact(url)
-    for text in (url, f"403, url='{url}'", f"bad value {secret}", f"bad value {quote(secret)}"):
-        assert "SEC" not in describe(OSError(text), url)
-
-
-def test_what_a_file_system_says_is_one_short_line() -> None:
-    assert describe(FileNotFoundError("s3://b/a"), "s3://b/a") == "no such file"
-    assert describe(OSError("two\n  lines"), "s3://b/a") == "two lines"
-    assert describe(KeyError(), "s3://b/a") == "KeyError"
-    assert len(describe(OSError("x" * 1000), "/a")) == 300
-    moved = OSError("moved to https://you:pass@elsewhere/a?token=abc")
-    assert describe(moved, "https://host/a") == "moved to https://***@elsewhere/a?***"
-
-
 # Names
-
-
-@pytest.mark.parametrize(
-    ("root", "path", "expected"),
-    [
-        ("data/raw", "a/b.json", "data/raw/a/b.json"),
-        ("s3://bucket/raw/", "a.json", "s3://bucket/raw/a.json"),
-        ("data", "/abs/a.json", "/abs/a.json"),
-        ("s3://bucket", "hf://datasets/x/a.json", "hf://datasets/x/a.json"),
-        ("data", "simplecache::s3://bucket/a.json", "simplecache::s3://bucket/a.json"),
-        ("", "a.json", "a.json"),
-        ("/", "a.json", "/a.json"),
-    ],
-)
-def test_relative_paths_start_at_the_root(root: str, path: str, expected: str) -> None:
-    assert join(root, path) == expected
-
-
-FOLDERS = ["/data/x", "s3://bucket/x", "https://host/x", "hf://datasets/a/b", "x/", "x", "/", "", "memory://"]
-
-
-@pytest.mark.parametrize("folder", FOLDERS)
-@pytest.mark.parametrize(
-    "name",
-    [
-        *("../a", "a/../../b", "..", ".", "./", "a/..", "/etc/passwd", "//host/a", "file:///etc/passwd"),
-        *("..\\a", "a\\..\\..\\b", "\\a", "C:\\a", "c:a", "a::b", "a/::b", "zip://a", "x/s3://b", "a\nb://c"),
-    ],
-)
-def test_names_that_leave_their_folder_are_refused(folder: str, name: str) -> None:
-    with pytest.raises(ImageError) as caught:
-        join_inside(folder, name)
-    assert caught.value.reason == "image_outside_folder"
-
-
-@pytest.mark.parametrize("name", ["", "a\0b", None, 5, b"a", ["a"], "a\ud800.jpg", "a.jpg#bytes=0-99", "#bytes=5-9"])
-def test_names_that_no_file_can_have_are_missing(name: Any) -> None:
-    for folder in FOLDERS:
-        with pytest.raises(ImageError) as caught:
-            join_inside(folder, name)
-        assert caught.value.reason == "image_missing"
-        str(caught.value).encode()
-
-
-def test_names_are_joined_as_their_file_system_wants_them() -> None:
-    assert join_inside("/data/x/", "a//b/./c.jpg") == "/data/x/a/b/c.jpg"
-    assert join_inside("s3://bucket", "train\\a#1?.jpg") == "s3://bucket/train/a#1?.jpg"
-    assert join_inside("https://host/x", "a#1?ü%2e.jpg") == "https://host/x/a%231%3F%C3%BC%252e.jpg"
-    assert join_inside("zip://::s3://bucket/a.zip", "b.jpg") == "zip://b.jpg::s3://bucket/a.zip"
-    assert join_inside("zip://train::s3://bucket/a.zip", "b.jpg") == "zip://train/b.jpg::s3://bucket/a.zip"
-    assert join_inside("", "~root/b.jpg") == "./~root/b.jpg"
-    assert join_inside("/", "b.jpg") == "/b.jpg"
-
-
-names = st.text(st.sampled_from("ab./\\:#?%2e[*~ \n"), max_size=12) | st.text(max_size=20)
-names |= st.lists(st.sampled_from(["..", ".", "%2e%2e", "a", "::", "://", "/", "\\", "%2F", "#", "?"])).map("/".join)
-
-
-@settings(max_examples=500)
-@given(st.sampled_from(["/data/x", "s3://bucket/x", "https://host/x", "x/", "", "zip://x::/a.zip"]), names)
-def test_a_joined_name_stays_below_its_folder(folder: str, name: str) -> None:
-    try:
-        place = join_inside(folder, name)
-    except ImageError:
-        return
-    inner, _, outer = folder.partition("::")
-    root = inner.rstrip("/") + "/" if folder else "./"
-    assert place.startswith(root)
-    assert place.endswith(f"::{outer}" if outer else "")
-    below = place.removeprefix(root).removesuffix(f"::{outer}" if outer else "")
-    assert "::" not in below
-    assert "://" not in below
-    assert posixpath.normpath(below) == below
-    assert below.split("/")[0] not in ("", ".", "..")
-    if folder.startswith("https"):
-        parts = urlsplit(place)
-        assert (parts.query, parts.fragment) == ("", "")
-        # However often a server decodes the path.
-        assert unquote(parts.path) == f"/x/{posixpath.normpath(name.replace(chr(92), '/'))}"
-
-
-@settings(deadline=None)
-@given(names)
-def test_whatever_a_file_names_is_read_below_its_folder_or_not_at_all(name: str) -> None:
-    filesystem = fsspec.filesystem("memory")
-    filesystem.pipe({"/secret": b"secret", "/x/a": b"inside", "/x/a#": b"inside"})
-    for folder in ("memory://x", "/dev", "file:///dev"):
-        try:
-            found = read_many([join_inside(folder, name)], None)
-        except ImageError:
-            continue
-        assert found[0] == b"inside" or isinstance(found[0], ImageError)
 
 
 def test_very_long_names_are_missing(tmp_path: Path, s3: Any) -> None:
@@ -434,55 +267,6 @@ def test_a_pattern_sees_what_was_added_since_it_was_asked_last(s3: Any, s3_endpo
     request = urllib.request.Request(f"{s3_endpoint}/raw/x/b.tar", data=b"x", method="PUT")  # by somebody else
     urllib.request.urlopen(request).close()
     assert len(list_files("s3://raw/x/*.tar")) == 2
-
-
-@given(st.integers(0, 50), st.integers(0, 60), st.integers(2, 6))
-def test_braces_count_from_one_number_to_another(first: int, length: int, width: int) -> None:
-    numbers = range(first, first + length + 1)
-    assert expand_braces(f"a-{{{first}..{numbers[-1]}}}.tar") == [f"a-{i}.tar" for i in numbers]
-    start, end = str(first).zfill(width), str(numbers[-1]).zfill(width)
-    if start.startswith("0"):
-        assert expand_braces(f"a-{{{start}..{end}}}.tar") == [f"a-{str(i).zfill(width)}.tar" for i in numbers]
-    assert expand_braces(f"{{{numbers[-1]}..{first}}}") == [str(i) for i in reversed(numbers)]
-
-
-@given(st.lists(st.lists(st.text("ab", max_size=2), min_size=2, max_size=3), max_size=3))
-def test_braces_give_every_combination_once(choices: list[list[str]]) -> None:
-    expected = [""]
-    for some in choices:
-        expected = [f"{before}{choice}/" for before in expected for choice in some]
-    pattern = "".join(f"{{{','.join(some)}}}/" for some in choices)
-    assert expand_braces(pattern) == list(dict.fromkeys(expected))
-
-
-@given(st.text("{},.ab01", max_size=12))
-def test_braces_of_any_kind_end(pattern: str) -> None:
-    expanded = expand_braces(pattern)
-    assert expanded
-    assert len(set(expanded)) == len(expanded)
-    if not {"{", "}"} <= set(pattern):
-        assert expanded == [pattern]
-
-
-@pytest.mark.parametrize(
-    ("pattern", "expected"),
-    [
-        ("plain", "plain"),
-        ("a{b,c}{d,}", "abd ab acd ac"),
-        ("{a,b{c,d}}", "a bc bd"),
-        ("{x}", "{x}"),
-        ("{}/{x{a,b}}", "{}/{xa} {}/{xb}"),
-        ("{00..03}", "00 01 02 03"),
-        ("{8..11}", "8 9 10 11"),
-        ("{08..11}", "08 09 10 11"),
-        ("{1..003}", "001 002 003"),
-        ("{99..0101}", "0099 0100 0101"),
-        ("{3..1}", "3 2 1"),
-        ("{a,a}", "a"),  # a file is read once
-    ],
-)
-def test_braces_mean_what_they_mean_to_a_shell(pattern: str, expected: str) -> None:
-    assert expand_braces(pattern) == expected.split(" ")
 
 
 # What changes with a file

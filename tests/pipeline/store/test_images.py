@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from glip_model.images import ImageError
-from pipeline.store.filesystem import allowed_roots, check_inside
+from pipeline.store.image_roots import allowed_roots, check_inside
 from pipeline.store.images import image_roots, load_image
 from pipeline.store.records import ImageRef
 

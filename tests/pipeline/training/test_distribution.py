@@ -85,7 +85,7 @@ def work(rank: int, port: int, config: GLIPConfig, optim: OptimConfig, folder: P
         second = Updater(make_model(config), optim, STEPS, after)
         second.load_state_dict(states[0])
         losses = train(second, range(2, STEPS), rank, WORKERS)
-        second.take_average()
+        second.load_average()
         whole = second.whole_model()
         found[name] = losses, None if whole is None else whole.state_dict()
 
@@ -131,7 +131,7 @@ def alone(setting: tuple[GLIPConfig, OptimConfig]) -> SimpleNamespace:
     updater = Updater(make_model(setting[0]), setting[1], STEPS)
     losses = train(updater, range(STEPS))
     weights = {name: value.clone() for name, value in updater.model.state_dict().items()}
-    updater.take_average()
+    updater.load_average()
     return SimpleNamespace(losses=losses, weights=weights, average=updater.model.state_dict())
 
 

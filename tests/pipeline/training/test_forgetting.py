@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from glip_model.glip import GLIP
 from pipeline.errors import ConfigError, TrainingError
 from pipeline.training.adapters import merged
-from pipeline.training.averaging import Trial, between, choose, settle
+from pipeline.training.averaging import Trial, choose, interpolate, save_interpolated
 from pipeline.training.distillation import LOSS, Distillation
 from pipeline.training.loop import Trainer
 from pipeline.training.model_folder import BEST_FOLDER, save_model
@@ -173,12 +173,12 @@ def test_weights_between_two_models(make_model: Callable[..., GLIP]) -> None:
             parameter += 1
     ends = {0.0: start, 1.0: tuned}
     for share in (0.0, 0.25, 1.0):
-        found = between(start, tuned, share).state_dict()
+        found = interpolate(start, tuned, share).state_dict()
         for name, value in tuned.state_dict().items():
             old = start.state_dict().get(name, torch.zeros_like(value))
             assert torch.allclose(found[name], old + share * (value - old), atol=1e-6), name
     assert all(
-        torch.equal(value, between(start, tuned, 1.0).state_dict()[name])
+        torch.equal(value, interpolate(start, tuned, 1.0).state_dict()[name])
         for name, value in ends[1.0].state_dict().items()
     )
 
@@ -223,11 +223,11 @@ def test_what_judges_chooses_between_before_and_after(
         return {"other": 50 - 10 * share(model)}
 
     out = tmp_path / "out"
-    trials, keeps = settle(tmp_path / "start", tmp_path / "tuned", own, other, 6.5, out)
+    trials, keeps = save_interpolated(tmp_path / "start", tmp_path / "tuned", own, other, 6.5, out)
     assert keeps
     assert [trials[0].share, len(trials)] == [0.6, 6]
     assert share(GLIP.from_pretrained(out)) == pytest.approx(0.6, abs=1e-4)
-    trials, keeps = settle(tmp_path / "start", tmp_path / "tuned", own, None, 0.0, out)
+    trials, keeps = save_interpolated(tmp_path / "start", tmp_path / "tuned", own, None, 0.0, out)
     assert (keeps, trials[0].share, trials[0].other) == (True, 1.0, None)
     assert share(GLIP.from_pretrained(out)) == pytest.approx(1.0, abs=1e-4)
 

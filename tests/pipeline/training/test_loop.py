@@ -248,9 +248,9 @@ def test_raw_weights_stay_until_the_average_is_taken(make_trainer: Make, make_mo
     trainer = make_trainer(3, model=averaged, ema_decay=0.99, saved_weights="raw")
     trainer.run()
     assert all(torch.equal(a, b) for a, b in zip(raw.parameters(), averaged.parameters(), strict=True))
-    assert trainer.take_average()
+    assert trainer.load_average()
     assert not torch.equal(raw.head.bias_lang, averaged.head.bias_lang)
-    assert not make_trainer(1).take_average()
+    assert not make_trainer(1).load_average()
 
 
 def test_parts_of_a_step_add_up_to_the_mean_of_their_gradients(

@@ -174,7 +174,7 @@ def test_plateau_is_torchs(given: list[float], patience: int) -> None:
     plateau = Plateau(config)
     for step, score in enumerate(given):
         torchs.step(score)
-        plateau.take(score, step)
+        plateau.step(score, step)
         assert plateau.lower(1.0) == pytest.approx(optimizer.param_groups[0]["lr"])
 
 
@@ -185,21 +185,21 @@ def test_training_stops_after_so_many_scores_below_the_best(given: list[float], 
         counted = [each for each in given[: number + 1] if not math.isnan(each)]
         below = [each < max(counted[: i + 1]) for i, each in enumerate(counted)]
         tail = len(below) - (max((i for i, is_below in enumerate(below) if not is_below), default=-1) + 1)
-        assert plateau.take(score, number) is (not math.isnan(score) and 0 < stop <= tail)
+        assert plateau.step(score, number) is (not math.isnan(score) and 0 < stop <= tail)
 
 
 def test_plateau_waits_for_the_warm_up_and_goes_on_where_it_was() -> None:
     config = plateau_config(warmup_steps=5, plateau_patience=0)
     plateau = Plateau(config)
     for step in range(1, 5):
-        plateau.take(50.0 - step, step)
+        plateau.step(50.0 - step, step)
     assert plateau.drops == 0
-    plateau.take(30.0, 5)
-    plateau.take(30.0, 6)
+    plateau.step(30.0, 5)
+    plateau.step(30.0, 6)
     assert plateau.drops == 1
     other = Plateau(config)
     other.load_state_dict(plateau.state_dict())
-    plateau.take(20.0, 7)
-    other.take(20.0, 7)
+    plateau.step(20.0, 7)
+    other.step(20.0, 7)
     assert vars(other) == vars(plateau)
     assert other.drops == 2

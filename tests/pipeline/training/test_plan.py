@@ -80,8 +80,8 @@ def test_golden_ratio_is_exact_and_a_share_of_nearly_nothing_has_its_place() -> 
 
 
 def test_any_row_of_its_source_stands_in_for_one_without_end() -> None:
-    stand_ins = plan_samples({"a": 3}, {"a": 1.0}, 1, seed=0).stand_ins(0, 3, np.random.default_rng(0))
-    assert set(islice(stand_ins, 100)) == {0, 1, 2}
+    replacement_rows = plan_samples({"a": 3}, {"a": 1.0}, 1, seed=0).replacement_rows(0, 3, np.random.default_rng(0))
+    assert set(islice(replacement_rows, 100)) == {0, 1, 2}
 
 
 # How long

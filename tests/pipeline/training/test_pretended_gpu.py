@@ -19,11 +19,11 @@ from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTenso
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from glip_model import postprocess
+from glip_model import postprocess as postprocessing
 from glip_model.cached import forget
 from glip_model.config import GLIPConfig, glip_t
 from glip_model.glip import GLIP
-from glip_model.postprocess import read_off
+from glip_model.postprocess import postprocess
 from glip_model.structures import GLIPOutput, GroundingBatch, GroundingTarget
 from glip_model.transfer import send
 from pipeline.training.settings import OptimConfig
@@ -162,7 +162,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeTensorMode]:
     # transformers leaves out what it asks of the numbers of a mask when it sees that the tensor has none.
     monkeypatch.setattr(masking_utils, "is_tracing", lambda *args: False)
     # What read-off does with numbers that are on the host already needs no pretence: test_postprocess.py.
-    monkeypatch.setattr(postprocess, "_detections", lambda rows, *args: rows)
+    monkeypatch.setattr(postprocessing, "_detections", lambda rows, *args: rows)
     # As of a tensor on a real GPU, all numbers come by one copy.
     monkeypatch.setattr(FakeTensor, "tolist", lambda tensor: _listed(tensor.cpu() if on_gpu(tensor) else tensor))
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
@@ -294,7 +294,7 @@ def test_a_prediction_waits_twice_whatever_the_number_of_pictures(tiny_glip: GLI
             features = model.features(send(pixel_values, device))
             output = model.ground(features, send(input_ids, device), send(mask, device))
             assert all(map(on_gpu, (output.token_logits, output.box_deltas, output.centerness)))
-            rows = read_off(output, sizes, maps, sizes, config)
+            rows = postprocess(output, sizes, maps, sizes, config)
             assert [tuple(each.shape) for each in cast(list[Tensor], rows)] == [(ANSWER, 7)] * size
 
     waits = waits_of(predict)
@@ -302,15 +302,15 @@ def test_a_prediction_waits_twice_whatever_the_number_of_pictures(tiny_glip: GLI
 
 
 @pytest.mark.usefixtures("gpu")
-def test_read_off_suppresses_on_the_gpu(tiny_glip: GLIPConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_postprocess_suppresses_on_the_gpu(tiny_glip: GLIPConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Tensor] = []
-    suppress_together = postprocess.suppress_together
+    suppress_together = postprocessing.suppress_together
 
     def spy(boxes: Tensor, phrases: Tensor, threshold: float) -> Tensor:
         seen.extend((boxes, phrases))
         return suppress_together(boxes, phrases, threshold)
 
-    monkeypatch.setattr(postprocess, "suppress_together", spy)
+    monkeypatch.setattr(postprocessing, "suppress_together", spy)
     levels = tuple((16 // 2**i, 16 // 2**i) for i in range(tiny_glip.num_levels))
     cells = sum(height * width for height, width in levels)
     output = GLIPOutput(
@@ -320,7 +320,7 @@ def test_read_off_suppresses_on_the_gpu(tiny_glip: GLIPConfig, monkeypatch: pyte
         levels,
     )
     with Waits():
-        read_off(output, [(128, 128)] * 3, [torch.ones(2, 12, dtype=torch.bool)] * 3, [(128, 128)] * 3, tiny_glip)
+        postprocess(output, [(128, 128)] * 3, [torch.ones(2, 12, dtype=torch.bool)] * 3, [(128, 128)] * 3, tiny_glip)
     assert [tuple(tensor.shape) for tensor in seen] == [(3, ANSWER, 4), (3, ANSWER)]
     assert all(map(on_gpu, seen))
 

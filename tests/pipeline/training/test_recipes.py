@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.errors import ConfigError, MissingInputError
 from pipeline.settings import load_all
-from pipeline.training.dry_run import Outlook, differences, work_out
+from pipeline.training.dry_run import RunEstimate, differences, estimate_run
 from pipeline.training.settings import RunConfig, TrainConfig, TrainingSettings
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -34,17 +34,17 @@ def run_name(config: TrainingSettings) -> str:
     return name
 
 
-def outlook(name: str, **inputs: Any) -> Outlook:
+def estimate(name: str, **inputs: Any) -> RunEstimate:
     config = load_all(RECIPES[name])
     # The tests' few rows are no more than one lane has.
     samples = replace(config.train.samples, shuffle_lanes=1)
     config = replace(config, train=replace(config.train, samples=samples))
-    return work_out(run_name(config), config, **{"human": None, "pseudo": None, "teacher": None, **inputs})
+    return estimate_run(run_name(config), config, **{"human": None, "pseudo": None, "teacher": None, **inputs})
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_recipe_works_out_without_data(name: str) -> None:
-    found = outlook(name)
+    found = estimate(name)
     assert found.trained
     assert found.steps or found.epochs
     assert all(source.rows is None for source in found.sources)
@@ -58,7 +58,7 @@ def test_every_recipe_opens_with_what_it_reproduces(name: str) -> None:
 
 @pytest.mark.parametrize("name", COUNTS)
 def test_models_have_the_published_numbers_of_parameters(name: str) -> None:
-    found = outlook(name)
+    found = estimate(name)
     assert found.parameters + CLASSIFIER == COUNTS[name][0]
     assert sum(part.parameters for part in found.trained) == COUNTS[name][1]
 
@@ -66,14 +66,14 @@ def test_models_have_the_published_numbers_of_parameters(name: str) -> None:
 @pytest.mark.parametrize("name", ["glip_t_a", "glip_t_b", "glip_t_c", "glip_t", "glip_l"])
 def test_pre_training_has_the_published_rates_and_decay(name: str) -> None:
     decay = 0.01 if name == "glip_l" else 1e-4
-    for part in outlook(name).trained:
+    for part in estimate(name).trained:
         rate = 1e-5 if part.name == "text_encoder" else 1e-4
         # Biases: twice the rate, no decay.
         assert (part.learning_rate, part.weight_decay) in ((rate, decay), (2 * rate, 0.0))
 
 
 def test_large_model_has_the_published_schedule() -> None:
-    found = outlook("glip_l")
+    found = estimate("glip_l")
     assert (found.steps, found.images, found.batch_size) == (1_000_000, 64_000_000, 64)
     assert [step for step, _, _ in found.schedule] == [0, 2000, 446_891, 593_630, 670_000, 890_000, 999_999]
     assert [rate for _, rate, _ in found.schedule] == pytest.approx([1e-7, 1e-4, 1e-4, 1e-4, 1e-5, 1e-6, 1e-6])
@@ -102,7 +102,7 @@ def test_samples_are_the_published_ones(name: str) -> None:
 
 def test_coco_is_tuned_as_published() -> None:
     config = load_all(RECIPES["coco_finetune"])
-    assert {part.learning_rate for part in outlook("coco_finetune").trained} == {1e-5, 2e-5}
+    assert {part.learning_rate for part in estimate("coco_finetune").trained} == {1e-5, 2e-5}
     assert (config.train.optim.batch_size, config.train.runs["finetune"].epochs) == (32, 24)
     assert config.train.samples.detection_prompts == "all"
 
@@ -116,7 +116,7 @@ def test_coco_is_tuned_as_published() -> None:
     ],
 )
 def test_odinw_is_tuned_as_published(name: str, parts: set[str], rate: float, decay: float) -> None:
-    config, found = load_all(RECIPES[name]), outlook(name)
+    config, found = load_all(RECIPES[name]), estimate(name)
     assert {part.name for part in found.trained} == parts
     assert {part.learning_rate for part in found.trained if part.weight_decay} - {1e-5} == {rate}
     assert {part.weight_decay for part in found.trained} - {0.0} == {decay}
@@ -125,11 +125,11 @@ def test_odinw_is_tuned_as_published(name: str, parts: set[str], rate: float, de
 
 
 def test_ways_of_tuning_train_the_published_parameters() -> None:
-    counts = {mode: sum(part.parameters for part in outlook(f"odinw_{mode}").trained) for mode in ("linear", "prompt")}
+    counts = {mode: sum(part.parameters for part in estimate(f"odinw_{mode}").trained) for mode in ("linear", "prompt")}
     # 4 × 256 + 4 of boxes, 256 + 1 of centerness, 768 × 256 + 256 of the projection, 1 + 768 + 1.
     assert counts["linear"] == 1028 + 257 + 196_864 + 770
     assert counts["prompt"] == 256 * 768
-    frozen = outlook("glip_t").parameters - sum(part.parameters for part in outlook("odinw_full").trained)
+    frozen = estimate("glip_t").parameters - sum(part.parameters for part in estimate("odinw_full").trained)
     attention = 4 * 96 * 96 + 4 * 96 + 3 * 13 * 13
     block = attention + 8 * 96 * 96 + 5 * 96 + 4 * 96
     merging = 2 * 384 + 384 * 192
@@ -140,7 +140,7 @@ def test_ways_of_tuning_train_the_published_parameters() -> None:
 
 
 def test_rows_decide_steps_and_shares(human: Path) -> None:
-    found = outlook("glip_t_c", human=human)
+    found = estimate("glip_t_c", human=human)
     assert [(source.name, source.rows, source.share) for source in found.sources] == [
         ("detection", 8, 0.5),
         ("grounding", 8, 0.5),
@@ -151,23 +151,23 @@ def test_rows_decide_steps_and_shares(human: Path) -> None:
 
 def test_what_is_named_must_be_there(human: Path, tmp_path: Path) -> None:
     with pytest.raises(MissingInputError, match="pass --pseudo-labels FOLDER"):
-        outlook("glip_t", human=human)
+        estimate("glip_t", human=human)
     with pytest.raises(MissingInputError, match="no Parquet shards"):
-        outlook("glip_t_b", human=tmp_path / "nowhere")
+        estimate("glip_t_b", human=tmp_path / "nowhere")
     with pytest.raises(MissingInputError, match="nowhere: holds no model"):
-        outlook("coco_finetune", teacher=tmp_path / "nowhere")
+        estimate("coco_finetune", teacher=tmp_path / "nowhere")
 
 
 def test_source_without_rows_is_an_error(tmp_path: Path, tiny: SimpleNamespace) -> None:
     tiny.write_detection(tmp_path / "detection", [])
     with pytest.raises(ConfigError, match="'detection' weight, but it has no usable rows"):
-        outlook("glip_t_b", human=tmp_path)
+        estimate("glip_t_b", human=tmp_path)
 
 
 def test_sizes_are_those_of_the_teacher(make_model: Any, human: Path, tmp_path: Path) -> None:
     model = make_model()
     model.save_pretrained(tmp_path / "model")
-    found = outlook("coco_finetune", human=human, teacher=tmp_path / "model")
+    found = estimate("coco_finetune", human=human, teacher=tmp_path / "model")
     assert found.parameters == sum(parameter.numel() for parameter in model.parameters())
 
 
@@ -193,13 +193,13 @@ def test_memory_of_rows_is_that_of_a_window_or_of_all(
     for window in (0, 400):
         samples = replace(train_config.samples, shuffle_window=window, shuffle_lanes=1)
         train = replace(train_config, samples=samples, runs={"tiny": run}, num_workers=1)
-        loading = work_out("tiny", replace(config, train=train), folder, None, None).loading
+        loading = estimate_run("tiny", replace(config, train=train), folder, None, None).loading
         assert loading is not None
         found[window] = loading.megabytes
         assert loading.seconds > 0
     assert pixels < 1e6 * found[0] < 20 * pixels
     assert found[400] < found[0]
-    assert work_out("tiny", replace(config, train=train), None, None, None).loading is None
+    assert estimate_run("tiny", replace(config, train=train), None, None, None).loading is None
 
 
 def test_few_shots_are_judged_on_as_few() -> None:

@@ -124,9 +124,9 @@ def test_rows_lie_near_those_around_them_and_lanes_apart(make_plan: Any) -> None
     assert (plan.lanes_of(0, 2), plan.lanes_of(2, 2), plan.lanes_of(1, 2), plan.lanes_of(0, 4)) == (1, 1, 2, 2)
 
 
-def test_stand_ins_are_the_rest_of_the_window(make_plan: Any) -> None:
+def test_replacement_rows_are_the_rest_of_the_window(make_plan: Any) -> None:
     plan = make_plan({"a": [[10], [10]]}, 2, 5)
-    found = list(plan.stand_ins(6, 20, np.random.default_rng(0)))
+    found = list(plan.replacement_rows(6, 20, np.random.default_rng(0)))
     assert sorted([plan[6][1], *found]) == sorted(plan[number][1] for number in range(5, 10))
 
 
@@ -171,7 +171,7 @@ def test_lanes_show_one_orientation_at_a_time_and_what_they_showed_before(
 def shown_orientation(plan: Any, sources: Any, number: int) -> bool | None:
     """Look for the first row that can be shown, as the loader does."""
     name, row = plan[number]
-    for each in [row, *plan.stand_ins(number, 0, np.random.default_rng(0))]:
+    for each in [row, *plan.replacement_rows(number, 0, np.random.default_rng(0))]:
         found: bool | None = sources[name].is_tall_at(each)
         if found is not None:
             return found

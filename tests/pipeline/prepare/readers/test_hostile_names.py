@@ -14,7 +14,8 @@ import pytest
 from pipeline.prepare.raw import RawTable, SourceContext, Url
 from pipeline.prepare.readers.coco import read_coco_detection
 from pipeline.prepare.readers.odvg import read_odvg
-from pipeline.prepare.readers.pair_tables import read_captions_jsonl, read_image_parquet, read_url_list
+from pipeline.prepare.readers.pair_tables import read_captions_jsonl, read_image_parquet
+from pipeline.prepare.readers.url_lists import read_url_list
 from pipeline.prepare.validation import Reject
 
 REFUSED = {"image_outside_folder", "image_missing"}

@@ -16,7 +16,7 @@ from glip_model.images import ImageError
 from pipeline.errors import MissingInputError
 from pipeline.prepare.raw import Reject, SourceContext, Url
 from pipeline.prepare.readers.lvis import lvis_places, read_lvis
-from pipeline.store.filesystem import join_inside
+from pipeline.store.image_roots import join_inside
 from pipeline.store.records import Category
 
 SHARED = Path(__file__).resolve().parents[5] / "shared" / "data"

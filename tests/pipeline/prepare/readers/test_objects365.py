@@ -16,7 +16,7 @@ from glip_model.images import ImageError
 from pipeline.errors import MissingInputError
 from pipeline.prepare.raw import DroppedBox, RawDetection, Reject, SourceContext, Url
 from pipeline.prepare.readers.objects365 import objects365_places, read_objects365
-from pipeline.store.filesystem import join_inside
+from pipeline.store.image_roots import join_inside
 
 V1 = "obj365_train_000000123456.jpg"
 V2 = "images/v1/patch8/objects365_v1_00420917.jpg"
