@@ -230,7 +230,8 @@ def pseudo_label(inputs: Inputs, config: PseudoLabelConfig, max_image_pixels: in
     summaries = [kept[place] if place in kept else made[place.name] for place in wanted]
     _check_found(summaries, inputs, config)
     metrics = to_metrics(summaries)
-    metrics["images_per_s"] = round(sum(summary.rows for summary in made.values()) / seconds, 1) if made else None
+    speed = sum(summary.rows for summary in made.values()) / seconds
+    metrics["images_per_s"] = float(f"{speed:.3g}") if made else None  # language models take seconds a picture
     write_manifest(inputs.out, next(iter(wanted.values())), summaries)
     broken = sum(metrics["row_rejects"].get(reason, 0) for reason in BROKEN_INPUT_REASONS)
     if broken > config.max_reject_share * metrics["rows"]:
