@@ -94,8 +94,9 @@ class YoloSet:
             if place in folders:
                 top = to_place(f"{self.folder}/{place}")
                 names = (name_below(top, path) for path in list_below(top))
-                there = dict.fromkeys(posixpath.normpath(f"{place}/{name}") for name in names if is_picture(name))
-                found += [name for name in there if name not in set(found)] if found else there
+                inside = (posixpath.normpath(f"{place}/{name}") for name in names if is_picture(name))
+                known = set(found)  # by a folder above or beside it
+                found += [name for name in inside if name not in known]
             elif is_there(self.folder, place):
                 found += _listed(self.folder, place)
         if not found:
