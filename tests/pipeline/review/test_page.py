@@ -27,6 +27,8 @@ DESKTOP = {"viewport": {"width": 1100, "height": 700}}
 PHONE = {"viewport": {"width": 390, "height": 760}, "has_touch": True, "is_mobile": True, "color_scheme": "dark"}
 SLOW_MS = 30_000
 """Of a busy machine."""
+TAPS, TAP_MS = 5, 3000
+"""How often a button is tapped that does not answer, and how long it has for that."""
 
 
 @pytest.fixture
@@ -174,7 +176,14 @@ def test_by_touch_on_a_phone(serve: Any, visit: Any, tmp_path: Path, scheme: str
     touch("touchEnd")
     for button in page.locator("#editor button:visible").all():
         assert button.bounding_box()["height"] >= 34
-    page.locator("[data-do=accept]").tap()
+    expect(page.locator("#chips button")).to_have_text("bird · 2 ×", timeout=SLOW_MS)
+    for _ in range(TAPS):
+        page.locator("[data-do=accept]").tap()
+        try:  # headless Chromium now and then makes no click of a tap that comes right behind a drag
+            expect(page.locator("#at")).not_to_have_text("2 of 4", timeout=TAP_MS)
+            break
+        except AssertionError:
+            continue
     is_saved(page)
     (decision,) = saved(tmp_path / "reviews")
     first, drawn = boxes(decision)["bird"][1]
