@@ -74,7 +74,7 @@ def test_settings_that_are_written_load_as_they_were(tmp_path: Path, name: str) 
         ("evaluate.splits", ["val"], "evaluate.splits[0] is 'val'; expected one of dev, test"),
         ("train.runs.round_1.mixture", {"pseudos": 1.0}, "train.runs.round_1.mixture names 'pseudos'"),
         ("train.runs.round_1.steps", ..., "steps is 0 and epochs is 0; one of them must be above 0"),
-        ("train.runs.round_1.epochs", 2, "steps is 300 and epochs is 2; one of them must be above 0"),
+        ("train.runs.round_1.epochs", 2, "steps is 400 and epochs is 2; one of them must be above 0"),
         ("train.runs.round_1.mixture", {"pseudo": 0.0}, "no weight above 0"),
         ("train.runs.round_1.mixture", {"pseudo": -1.0}, "mixture.pseudo is -1.0; expected at least 0"),
         ("train.runs.round_1.mixture", {"pseudo": math.inf}, "mixture.pseudo is inf; expected a finite number"),
