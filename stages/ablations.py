@@ -162,14 +162,13 @@ def _stages(ablation: Ablation, args: argparse.Namespace, teacher: Path, out: Pa
         yield ["stages.prepare", "--out", records, "--metrics", out / "prepare.json"]
     if not _has_same(ablation, args.params, "prepare", "phrases"):
         phrases = out / "phrases"
-        pairs = ["--records", records / "web", "--human", records / "human"]
         made = ["--out", phrases, "--metrics", out / "phrases.json", "--curve", out / "phrase_frequency.csv"]
-        yield ["stages.phrases", *pairs, *made]
+        yield ["stages.phrases", "--records", records / "web", *made]
     labels: list[object] = []
     if ablation.learns_from_labels:
         shards = _labels(ablation, args)
         if shards == out / "labels":
-            web = ["--records", records / "web", "--phrases", phrases]
+            web = ["--records", records / "web", "--phrases", phrases, "--human", records / "human"]
             made = ["--out", shards, "--metrics", out / "labels.json"]
             yield ["stages.pseudo_label", *web, "--teacher", teacher, *made, *of_round]
         labels = ["--pseudo-labels", shards]

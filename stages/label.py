@@ -252,9 +252,7 @@ def _phrases(args: argparse.Namespace, records: Place, out: Place) -> Place:
     from pipeline.phrases.settings import PhrasesConfig
     from pipeline.settings import load
 
-    # Whoever names pictures wants them all labelled.
-    config = replace(load(args.params, PhrasesConfig), max_per_phrase=0, skip_known=0)
-    extract_phrases(config, records, out)
+    extract_phrases(load(args.params, PhrasesConfig), records, out)
     return out
 
 

@@ -16,11 +16,10 @@ from pipeline.cli import add_params, run_if_program
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of this stage."""
     parser.add_argument("--records", required=True, help="shards of web pairs: a folder or a URL such as s3://…")
-    parser.add_argument("--human", help="records of people, whose words phrases.skip_known knows")
     parser.add_argument("--out", required=True, help="place for shards of phrases")
     parser.add_argument("--metrics", help="JSON file for counts")
     parser.add_argument("--curve", help="CSV file for how often phrases are said, by rank")
-    parser.add_argument("--curve-before", help="the same of all pairs, where not all are labelled")
+    parser.add_argument("--curve-before", help="with phrases.max_per_phrase: the same of all pairs, before the balance")
     parser.add_argument("--names", help="count how many of these names captions cover: LVIS or COCO JSON")
     add_params(parser)
 
@@ -40,7 +39,7 @@ def run(args: argparse.Namespace) -> str:
     config = load(args.params, PhrasesConfig)
     out = to_place(args.out)
     with alone_in(out), ray_session():
-        metrics = extract_phrases(config, to_place(args.records), out, to_place(args.human) if args.human else None)
+        metrics = extract_phrases(config, to_place(args.records), out)
     stats = count_phrases(out, to_place(args.names) if args.names else None)
     metrics |= {"unique_phrases": stats.unique, "phrases_said_once": stats.said_once}
     if args.names:
@@ -48,13 +47,12 @@ def run(args: argparse.Namespace) -> str:
     if args.curve:
         write_curve(stats, to_place(args.curve))
     if args.curve_before:
-        before = stats if config.labels_all else count_phrases(out / BEFORE)
+        before = count_phrases(out / BEFORE) if config.max_per_phrase else stats
         write_curve(before, to_place(args.curve_before))
     if args.metrics:
         write_json(to_place(args.metrics), metrics)
     counts = f"{metrics['rows']} captions, {metrics['phrases']} phrases, {metrics['unique_phrases']} unique"
-    note = "; known words are none without --human" if config.skip_known and not args.human else ""
-    return f"phrases: {counts}, {sum(metrics['rejects'].values())} rejected{note} → {args.out}"
+    return f"phrases: {counts}, {sum(metrics['rejects'].values())} rejected → {args.out}"
 
 
 run_if_program(__name__)

@@ -20,6 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of this stage."""
     parser.add_argument("--records", required=True, help="shards of web pairs: a folder or a URL such as s3://…")
     parser.add_argument("--phrases", required=True, help="shards of their phrases")
+    parser.add_argument("--human", help="records of people, whose words pseudo_label.skip_known knows")
     add_teachers(parser)
     parser.add_argument(
         "--names",
@@ -42,20 +43,24 @@ def run(args: argparse.Namespace) -> str:
     from pipeline.settings import load_all
     from pipeline.store.atomic import write_json
     from pipeline.store.image_roots import allowed_roots
+    from pipeline.store.known_words import known_words
     from pipeline.store.resume import alone_in
     from pipeline.store.storage import to_place
 
     settings = load_all(args.params)
     config = with_names(of_round(settings.pseudo_label, settings.rounds, args.round), args.names)
     allowed = allowed_roots(settings.image_roots)
-    inputs = Inputs(to_place(args.records), to_place(args.phrases), tuple(args.teacher), to_place(args.out), allowed)
+    known = known_words(to_place(args.human), config.skip_known) if args.human and config.skip_known else frozenset()
+    places = to_place(args.records), to_place(args.phrases), tuple(args.teacher), to_place(args.out)
+    inputs = Inputs(*places, allowed, known=known)
     with alone_in(inputs.out), ray_session():
         metrics = pseudo_label(inputs, config, settings.prepare.max_image_pixels)
     if args.metrics:
         write_json(to_place(args.metrics), metrics)
     rows = f"{metrics['shards']} shards, {metrics['rows_labelled']} of {metrics['rows']} rows labelled"
     found = f"{metrics['phrases']} phrases, {metrics['boxes']} boxes, {metrics['images_per_s'] or 'no'} images/s"
-    return f"pseudo_label: {rows}, {found} → {args.out}"
+    note = "; without --human no word is known" if config.skip_known and not args.human else ""
+    return f"pseudo_label: {rows}, {found}{note} → {args.out}"
 
 
 run_if_program(__name__)

@@ -131,7 +131,7 @@ def changed_stages(root: Path) -> set[str]:
         ("params.yaml", "\n  bootstrap_samples: ", "\n  bootstrap_samples: 1", {"report"}),
         (
             "params.yaml",
-            "round_2: {teacher: round_1, pseudo_label: {min_score: 0.45}}",
+            "round_2: {teacher: round_1, pseudo_label: {min_score: 0.42}}",
             "round_2: {teacher: round_1}",
             {"pseudo_label@round_2", "calibrate@round_2", "train@round_2", "evaluate@round_2", "report"},
         ),

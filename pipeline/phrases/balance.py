@@ -1,4 +1,4 @@
-"""Which pairs are labelled: those that say something new, and not all of those that say what many others say.
+"""Which pairs are labelled where some phrases are said far more often than others.
 
 A phrase that ``times`` pairs say is drawn in ``limit / times`` of them, one that fewer than ``limit`` say in all. A
 pair is labelled if one of its phrases is drawn in it. So rare phrases keep all their pairs, and common ones about
@@ -12,19 +12,17 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 from pipeline.errors import PipelineError
-from pipeline.phrases.known import KNOWN, says_something_new
 from pipeline.store.dataset import connect, open_dataset
-from pipeline.store.provenance import fingerprint
 from pipeline.store.records import PhrasesRecord
 from pipeline.store.shards import PROVENANCE_KEY, read_shard, write_shard
 from pipeline.store.storage import Place
 
-BEFORE = "of_all_pairs"
-"""Folder of the phrases of all pairs, in that of those that are labelled."""
+BEFORE = "unbalanced"
+"""Folder of the phrases of all pairs, in that of the balanced ones."""
 COMMON = "phrases_common"
 """Reject reason of pairs that are not labelled because all their phrases are said often enough in others."""
 _COMMON = """
@@ -45,52 +43,31 @@ def common_phrases(folder: Place, limit: int) -> dict[str, int]:
         return dict(db.execute(_COMMON, {"limit": limit}).fetchall())
 
 
-@dataclass(frozen=True)
-class Choice:
-    """Which pairs are labelled.
-
-    Attributes:
-        limit: about so many pairs of each of the common phrases; 0 takes them all.
-        common: what ``common_phrases`` returned.
-        known: words; pairs that have no others are left out.
-    """
-
-    limit: int = 0
-    common: Mapping[str, int] = field(default_factory=dict)
-    known: frozenset[str] = frozenset()
-
-    def reject_reason(self, record: PhrasesRecord) -> str | None:
-        """Return why a pair is not labelled; None where it is, or has no phrases anyway. The same in every run."""
-        if not record.phrases:
-            return None
-        if self.known and not says_something_new(record, self.known):
-            return KNOWN
-        texts = {phrase.text.lower() for phrase in record.phrases}
-        is_drawn = any(_draw(record.key, text) * self.common.get(text, 0) < self.limit for text in texts)
-        return None if is_drawn or not self.limit else COMMON
-
-    def describe(self) -> dict[str, Any]:
-        """Return what shards depend on."""
-        return {"max_per_phrase": self.limit, "common": fingerprint(self.common), "known": sorted(self.known)}
+def is_chosen(record: PhrasesRecord, common: Mapping[str, int], limit: int) -> bool:
+    """Tell whether one of a pair's phrases is drawn in it; the same in every run."""
+    texts = {phrase.text.lower() for phrase in record.phrases}
+    return not texts or any(_draw(record.key, text) * common.get(text, 0) < limit for text in texts)
 
 
-def choose_in_shard(
-    source: Place, target: Place, choice: Choice, provenance: Mapping[str, Any]
+def balance_shard(
+    source: Place, target: Place, common: Mapping[str, int], limit: int, provenance: Mapping[str, Any]
 ) -> PipelineError | None:
-    """Write a shard of phrases in which pairs that are not labelled have a reason and no phrases.
+    """Write a shard of phrases in which pairs that are not chosen have a reason and no phrases; return what went wrong.
 
     Args:
         source: with the phrases of all pairs.
         target: the shard to write.
-        choice: of the pairs.
+        common: what ``common_phrases`` returned.
+        limit: about so many pairs of each of them are chosen.
         provenance: of the target.
-
-    Returns:
-        What went wrong.
     """
     try:
-        reasons = ((record, choice.reject_reason(record)) for record in read_shard(source, PhrasesRecord))
-        records = [record if why is None else replace(record, phrases=(), reject_reason=why) for record, why in reasons]
+        records = [
+            record
+            if record.reject_reason is not None or is_chosen(record, common, limit)
+            else replace(record, phrases=(), reject_reason=COMMON)
+            for record in read_shard(source, PhrasesRecord)
+        ]
         write_shard(target, records, PhrasesRecord, {PROVENANCE_KEY: json.dumps(provenance)})
     except PipelineError as error:
         return error  # as data: raised here, Ray would print it with a traceback

@@ -15,8 +15,7 @@ import ray
 
 from pipeline.cli import progress, quiet_libraries
 from pipeline.errors import PipelineError
-from pipeline.phrases.balance import BEFORE, Choice, choose_in_shard, common_phrases
-from pipeline.phrases.known import known_words
+from pipeline.phrases.balance import BEFORE, balance_shard, common_phrases
 from pipeline.phrases.outputs import Figures, count_phrases, describe_parsing, to_metrics
 from pipeline.phrases.parsers import Parser, make_parser
 from pipeline.phrases.settings import PhrasesConfig
@@ -53,17 +52,11 @@ class PhraseActor:
         return Figures(len(records), sum(len(record.phrases) for record in records), rejects)
 
 
-def extract_phrases(config: PhrasesConfig, records: Place, out: Place, human: Place | None = None) -> dict[str, Any]:
+def extract_phrases(config: PhrasesConfig, records: Place, out: Place) -> dict[str, Any]:
     """Parse all shards of ``records`` that are not finished; Ray must be running.
 
-    Where not all pairs are labelled, the phrases of all are in the folder ``BEFORE`` of ``out``, those of the pairs
-    that are labelled in ``out``.
-
-    Args:
-        config: section ``phrases``.
-        records: shards of web pairs.
-        out: for shards of phrases.
-        human: records, for ``skip_known``; without them no word is known.
+    With ``max_per_phrase`` those of all pairs are in the folder ``BEFORE`` of ``out``, those of the pairs that are
+    labelled in ``out``.
 
     Returns:
         Metrics: shards, rows, phrases, rejects by reason.
@@ -74,14 +67,11 @@ def extract_phrases(config: PhrasesConfig, records: Place, out: Place, human: Pl
         ShardError: an input shard is broken; the others are finished first.
         StorageError: a shard cannot be written.
     """
-    if config.labels_all:
+    if not config.max_per_phrase:
         remove_folder(out / BEFORE)
         return _extract(config, records, out)
     _extract(config, records, out / BEFORE)
-    limit, least = config.max_per_phrase, config.skip_known
-    common = common_phrases(out / BEFORE, limit) if limit else {}
-    known = known_words(human, least) if human is not None and least else frozenset()
-    return _choose(Choice(limit, common, known), out)
+    return _balance(config.max_per_phrase, out)
 
 
 def _extract(config: PhrasesConfig, records: Place, out: Place) -> dict[str, Any]:
@@ -110,11 +100,12 @@ def _extract(config: PhrasesConfig, records: Place, out: Place) -> dict[str, Any
     return to_metrics(figures)
 
 
-def _choose(choice: Choice, out: Place) -> dict[str, Any]:
+def _balance(limit: int, out: Place) -> dict[str, Any]:
     """Write the phrases of pairs that are labelled, and the reason of the others."""
     make_folder(out)
     sources = list_shards(out / BEFORE)
-    depends_on = {"choice": fingerprint(choice.describe()), "code": code_sha256([choose_in_shard])}
+    common = common_phrases(out / BEFORE, limit)
+    depends_on = {"max_per_phrase": limit, "common": fingerprint(common), "code": code_sha256([balance_shard])}
     wanted = {}
     for source, metadata in zip(sources, side_by_side(read_metadata, sources), strict=True):
         parsed = json.loads(metadata[PROVENANCE_KEY])
@@ -123,7 +114,9 @@ def _choose(choice: Choice, out: Place) -> dict[str, Any]:
     kept = keep_finished("phrases", [out], wanted, lambda shards: on_all_machines(count_phrases, shards))
     todo = [source for source in sources if out / source.name not in kept]
     targets = [out / source.name for source in todo]
-    failed = on_all_machines(choose_in_shard, todo, targets, [choice] * len(todo), [wanted[each] for each in targets])
+    failed = on_all_machines(
+        balance_shard, todo, targets, [common] * len(todo), [limit] * len(todo), [wanted[each] for each in targets]
+    )
     for error in filter(None, failed):
         raise error
     return to_metrics([*kept.values(), *filter(None, on_all_machines(count_phrases, targets))])

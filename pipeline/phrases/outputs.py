@@ -15,7 +15,7 @@ from pipeline.store.records import SCHEMA_VERSION
 from pipeline.store.shards import read_table
 from pipeline.store.storage import Place
 
-_FREE_SETTINGS = ("batch_size", "max_per_phrase", "skip_known", "endpoint")
+_FREE_SETTINGS = ("batch_size", "max_per_phrase", "endpoint")
 """They are not part of what phrases depend on, or not under their name."""
 
 

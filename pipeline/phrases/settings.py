@@ -17,7 +17,6 @@ class PhrasesConfig:
         "abstract_heads",
         "merge_repeats",
         "max_per_phrase",
-        "skip_known",
     )
 
     spacy_model: str
@@ -42,11 +41,3 @@ class PhrasesConfig:
     max_per_phrase: Natural
     """About how many pairs are labelled for a phrase that more say, chosen as MetaCLIP chooses captions; pairs without
     a chosen phrase are rejected as ``phrases_common``. 0 labels all."""
-    skip_known: Natural
-    """Pairs whose phrases have no words but those that name at least so many boxes in human data are rejected as
-    ``phrases_known``: they have little to add. 0 labels all."""
-
-    @property
-    def labels_all(self) -> bool:
-        """Whether every pair that has phrases is labelled."""
-        return not (self.max_per_phrase or self.skip_known)

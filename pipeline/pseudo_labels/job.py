@@ -94,6 +94,8 @@ class Inputs:
     """Folders and URLs besides ``records`` that pictures may lie below, see ``allowed_roots``."""
     vocabulary: Vocabulary | None = None
     """The names that all pictures are asked for, in place of phrases; labels are detection records then."""
+    known: frozenset[str] = frozenset()
+    """Words of human data; pairs that say or show nothing else are rejected, see ``known_words``."""
 
 
 class LabelActor:
@@ -154,7 +156,7 @@ class LabelActor:
         pairs = read_shard(self._inputs.records / name, CaptionRecord)
         phrases = read_shard(self._inputs.phrases / name, PhrasesRecord)
         try:
-            labelled = self._labeller.label(pairs, phrases, self._report)
+            labelled = self._labeller.label(pairs, phrases, self._report, self._inputs.known)
         except ShardError as error:
             raise ShardError(f"{self._inputs.phrases / name}: {error}") from error
         extras = {*self._extras, *("source_caption" for pair in pairs if pair.source_caption is not None)}
@@ -247,7 +249,7 @@ def _plan(
     inputs: Inputs, config: PseudoLabelConfig, max_image_pixels: int, sources: list[Place]
 ) -> dict[Place, dict[str, Any]]:
     """Return per shard to make everything that its content depends on."""
-    labelling = describe_labelling(inputs.teacher, config, max_image_pixels, inputs.vocabulary)
+    labelling = describe_labelling(inputs.teacher, config, max_image_pixels, inputs.vocabulary, inputs.known)
     phrases = inputs.phrases
     entries = side_by_side(
         lambda source: plan_shard(labelling, source, phrases / source.name if phrases else None), sources

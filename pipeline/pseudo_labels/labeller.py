@@ -82,6 +82,7 @@ class PseudoLabeller:
         pairs: Sequence[CaptionRecord],
         phrases: Sequence[PhrasesRecord],
         on_batch: OnBatch = lambda figures: None,
+        known: frozenset[str] = frozenset(),
     ) -> list[GroundingRecord]:
         """Label the web pairs of one shard, in order; every row comes back, labelled or with its reason.
 
@@ -89,11 +90,12 @@ class PseudoLabeller:
             pairs: pictures and captions.
             phrases: of the same rows.
             on_batch: receives the figures of every batch.
+            known: words of human data, see ``CaptionQuestions``.
 
         Raises:
             ShardError: the two do not belong together.
         """
-        return self.answer(CaptionQuestions(pairs, phrases, self._config), on_batch)
+        return self.answer(CaptionQuestions(pairs, phrases, self._config, known), on_batch)
 
     def ask_names(self, pictures: Sequence[DetectionRecord], vocabulary: Vocabulary) -> NameQuestions:
         """Return the question for the names of a vocabulary in pictures; ConfigError where one is too long."""

@@ -20,7 +20,7 @@ from pipeline.pseudo_labels.decoding import PictureDecoder
 from pipeline.pseudo_labels.ensemble import Names, describe_teachers, open_teachers
 from pipeline.pseudo_labels.labeller import PseudoLabeller, count_boxes
 from pipeline.pseudo_labels.settings import PseudoLabelConfig
-from pipeline.store.provenance import FINGERPRINT, code_sha256, file_sha256, with_fingerprint
+from pipeline.store.provenance import FINGERPRINT, code_sha256, file_sha256, fingerprint, with_fingerprint
 from pipeline.store.records import NOTHING_FOUND, SCHEMA_VERSION, DetectionRecord, GroundingRecord
 from pipeline.store.resume import find_manifest, fingerprint_of, input_identity, write_manifest_file
 from pipeline.store.shards import PROVENANCE_KEY, holds_detections, read_categories, read_metadata, read_shard
@@ -56,7 +56,11 @@ _SUMMARY = TypeAdapter(ShardSummary)
 
 
 def describe_labelling(
-    teacher: Names, config: PseudoLabelConfig, max_image_pixels: int, vocabulary: Vocabulary | None = None
+    teacher: Names,
+    config: PseudoLabelConfig,
+    max_image_pixels: int,
+    vocabulary: Vocabulary | None = None,
+    known: frozenset[str] = frozenset(),
 ) -> dict[str, Any]:
     """Return what the labels of all shards depend on; MissingInputError where there is no such teacher.
 
@@ -65,14 +69,20 @@ def describe_labelling(
         config: its precision must be settled: ``auto`` is not the same on all machines.
         max_image_pixels: larger pictures are refused.
         vocabulary: the names that are asked for; None where captions are.
+        known: words of human data, of which alone nothing is labelled.
     """
     settings = dataclasses.asdict(config) | {"max_image_pixels": max_image_pixels}
-    return {
+    described = {
         "teacher": describe_teachers(teacher),
         "settings": {name: value for name, value in settings.items() if name not in FREE_SETTINGS},
         "code": code_sha256([PictureDecoder, PseudoLabeller, open_teachers]),
         "schema_version": SCHEMA_VERSION,
-    } | ({"names": vocabulary.to_dict()} if vocabulary else {})
+    }
+    if vocabulary:
+        described["names"] = vocabulary.to_dict()
+    if known:
+        described["known"] = fingerprint({"words": sorted(known)})
+    return described
 
 
 def plan_shard(labelling: Mapping[str, Any], pairs: Place, phrases: Place | None) -> dict[str, Any]:

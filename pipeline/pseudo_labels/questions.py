@@ -7,7 +7,7 @@ pictures about the names of a vocabulary.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Generic, Protocol, TypeVar
 
@@ -18,10 +18,13 @@ from glip_model.structures import Detections
 from pipeline.errors import ShardError
 from pipeline.pseudo_labels.selection import select_boxes
 from pipeline.pseudo_labels.settings import PseudoLabelConfig
+from pipeline.store.known_words import is_known
 from pipeline.store.ontology import Ontology
 from pipeline.store.records import (
     NOT_IN_NAMES,
     NOTHING_FOUND,
+    NOTHING_NEW,
+    NOTHING_NEW_FOUND,
     CaptionRecord,
     DetectedObject,
     DetectionRecord,
@@ -104,20 +107,28 @@ class CaptionQuestions:
         pairs: pictures and captions.
         phrases: of the same rows.
         config: what is kept.
+        known: words that human data has, see ``known_words``; rows that say or show nothing else are rejected.
 
     Raises:
         ShardError: the two do not belong together.
     """
 
     def __init__(
-        self, pairs: Sequence[CaptionRecord], phrases: Sequence[PhrasesRecord], config: PseudoLabelConfig
+        self,
+        pairs: Sequence[CaptionRecord],
+        phrases: Sequence[PhrasesRecord],
+        config: PseudoLabelConfig,
+        known: frozenset[str] = frozenset(),
     ) -> None:
         # Captions as well as keys: spans index the caption that was parsed, and no other.
         if [(pair.key, pair.caption) for pair in pairs] != [(row.key, row.caption) for row in phrases]:
             raise ShardError("phrases belong to other rows than the web pairs; run: dvc repro phrases")
         self.pictures, self._config = pairs, config
         self._ontology = Ontology.of_settings(config.names)
-        self._phrases = phrases if self._ontology is None else [self._mapped(row, self._ontology) for row in phrases]
+        self._known = known
+        if self._ontology is not None:
+            phrases = [self._mapped(row, self._ontology) for row in phrases]
+        self._phrases = [self._with_something_new(row) for row in phrases] if known else phrases
 
     def _mapped(self, row: PhrasesRecord, ontology: Ontology) -> PhrasesRecord:
         """Return a row whose phrases say which class each means; refused where none does and others are dropped."""
@@ -126,6 +137,15 @@ class CaptionQuestions:
         if row.reject_reason or self._config.other_phrases == "keep" or any(phrase.category for phrase in phrases):
             return mapped
         return replace(mapped, phrases=self._without_others(phrases), reject_reason=NOT_IN_NAMES)
+
+    def _with_something_new(self, row: PhrasesRecord) -> PhrasesRecord:
+        """Return a row, refused where human data has all its words."""
+        if row.reject_reason or self._has_new(row.phrases):
+            return row
+        return replace(row, phrases=_without_boxes(row.phrases, NOTHING_NEW), reject_reason=NOTHING_NEW)
+
+    def _has_new(self, phrases: Iterable[Phrase]) -> bool:
+        return any(not is_known(phrase.text, self._known) for phrase in phrases)
 
     def refused(self) -> dict[int, GroundingRecord]:
         """Return the rows whose captions have no phrases that are asked for."""
@@ -171,7 +191,11 @@ class CaptionQuestions:
         kept = tuple(phrases)
         if self._ontology is not None and self._config.other_phrases == "drop":
             kept = self._without_others(kept)
-        reason = None if any(phrase.boxes for phrase in kept) else NOTHING_FOUND
+        found = [phrase for phrase in kept if phrase.boxes]
+        reason = None if found else NOTHING_FOUND
+        if found and self._known and not self._has_new(found):
+            # Often what was found is the new thing, under a name that the teacher knows.
+            kept, reason = _without_boxes(kept, NOTHING_NEW_FOUND), NOTHING_NEW_FOUND
         return GroundingRecord(**vars(self.pictures[row]), phrases=kept, reject_reason=reason)
 
     @staticmethod
@@ -180,6 +204,11 @@ class CaptionQuestions:
         return tuple(
             phrase if phrase.category else replace(phrase, boxes=(), reject_reason=NOT_IN_NAMES) for phrase in phrases
         )
+
+
+def _without_boxes(phrases: Sequence[Phrase], reason: str) -> tuple[Phrase, ...]:
+    """Return phrases without boxes, for a reason where they have none yet."""
+    return tuple(replace(phrase, boxes=(), reject_reason=phrase.reject_reason or reason) for phrase in phrases)
 
 
 class NameQuestions:

@@ -36,6 +36,7 @@ class PseudoLabelConfig:
         "tile",
         "names",
         "other_phrases",
+        "skip_known",
         "min_agreement",
         "fusion_threshold",
         "passes",
@@ -51,6 +52,10 @@ class PseudoLabelConfig:
     other_phrases: Literal["keep", "drop"]
     """What becomes of the boxes of phrases that mean none of ``names``; rows without any other ones are not looked at
     where they are dropped."""
+    skip_known: Natural
+    """A word is known that names so many boxes of human data. Pairs whose phrases have no others are not looked at, and
+    those where no others were found are rejected: what was found is often the new thing, under a name that the teacher
+    knows. 0 keeps both."""
     min_agreement: Share
     """Share of the teachers that must have found a box, 0 to 1; 0 keeps what any of them found."""
     fusion_threshold: Share

@@ -51,6 +51,9 @@ ROW_REJECT_REASONS = (
 NOTHING_FOUND = "no_boxes"
 """Reject reason of a row for which a teacher was asked, and no box of it was kept."""
 
+NOTHING_NEW, NOTHING_NEW_FOUND = "nothing_new", "nothing_new_found"
+"""Reject reasons of pairs of which all phrases, or all that have boxes, are of words that human data has."""
+
 NOT_IN_NAMES = "not_in_names"
 """Reject reason of a phrase that means none of one's own classes, and of a row that has no other ones."""
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.phrases.balance import COMMON, Choice, choose_in_shard, common_phrases
+from pipeline.phrases.balance import COMMON, balance_shard, common_phrases, is_chosen
 from pipeline.store.records import Phrase, PhrasesRecord
 from pipeline.store.shards import read_metadata, read_shard, shard_name, write_shard
 
@@ -38,18 +38,18 @@ def test_common_phrases_are_counted_once_a_pair_whatever_the_case(shards: Path) 
 
 
 def test_rare_phrases_keep_all_pairs_and_common_ones_about_the_limit(shards: Path, tmp_path: Path) -> None:
-    choice = Choice(LIMIT, common_phrases(shards, LIMIT))
+    common = common_phrases(shards, LIMIT)
     before, after = [], []
     for number in range(2):
         source, target = shards / shard_name(number), tmp_path / "out" / shard_name(number)
-        assert choose_in_shard(source, target, choice, {"fingerprint": "f"}) is None
+        assert balance_shard(source, target, common, LIMIT, {"fingerprint": "f"}) is None
         assert '"fingerprint": "f"' in read_metadata(target)["glip.provenance"]
         before += read_shard(source, PhrasesRecord)
         after += read_shard(target, PhrasesRecord)
     assert [(each.key, each.caption) for each in after] == [(each.key, each.caption) for each in before]
     for old, new in zip(before, after, strict=True):
         assert new == old or (new.reject_reason, new.phrases) == (COMMON, ())
-        assert (new == old) is (old.reject_reason is not None or choice.reject_reason(old) is None)
+        assert (new == old) is (old.reject_reason is not None or is_chosen(old, common, LIMIT))
     said = Counter(text for each in after for text in {phrase.text.lower() for phrase in each.phrases})
     assert said["a zebra"] == 10
     assert said["a bird"] == 40

@@ -5,16 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from pipeline.errors import MissingInputError, ShardError
-from pipeline.phrases.balance import BEFORE
 from pipeline.phrases.job import extract_phrases
 from pipeline.phrases.settings import PhrasesConfig
-from pipeline.store.records import CaptionRecord, GroundingRecord, ImageRef, Phrase, PhrasesRecord, ScoredBox
+from pipeline.store.records import CaptionRecord, ImageRef, PhrasesRecord
 from pipeline.store.shards import (
     PROVENANCE_KEY,
     list_shards,
@@ -36,7 +34,6 @@ CONFIG = PhrasesConfig(
     abstract_heads=(),
     merge_repeats=True,
     max_per_phrase=0,
-    skip_known=0,
 )
 SHARDS = (["a dog", "", "two dogs and a cat"], ["x" * 101, "a zebra"])
 
@@ -70,28 +67,6 @@ def test_shard_i_belongs_to_shard_i_in_the_same_order(web: Path, tmp_path: Path)
     assert provenance["settings"]["max_words"] == 8
     assert provenance["input"] == rows_sha256(web / shard_name(0))
     assert metrics == {"shards": 2, "rows": 5, "phrases": 4, "rejects": {"caption_empty": 1, "caption_too_long": 1}}
-
-
-@pytest.mark.ray
-@pytest.mark.usefixtures("ray_running")
-def test_pairs_of_known_words_alone_are_left_out_and_come_back(
-    web: Path, tmp_path: Path, make_grounding: Callable[..., GroundingRecord]
-) -> None:
-    box = ScoredBox(xyxy=(1.0, 1.0, 9.0, 9.0), score=1.0)
-    human, out = tmp_path / "human", tmp_path / "phrases"
-    dog = make_grounding(0, "a dog", Phrase(text="dog", char_spans=((2, 5),), boxes=(box,)))
-    write_shard(human / "grounding" / shard_name(0), [dog], GroundingRecord)
-    config = dataclasses.replace(CONFIG, skip_known=1)
-    metrics = extract_phrases(config, web, out, human)
-    assert metrics["rejects"] == {"caption_empty": 1, "caption_too_long": 1, "phrases_known": 1}
-    assert [len(row.phrases) for row in read_shard(out / shard_name(0), PhrasesRecord)] == [0, 0, 2]
-    assert [len(row.phrases) for row in read_shard(out / BEFORE / shard_name(0), PhrasesRecord)] == [1, 0, 2]
-    before = times(out / BEFORE)
-    assert extract_phrases(config, web, out, human) == metrics
-    assert extract_phrases(config, web, out)["phrases"] == 4  # no human data, no known words
-    assert times(out / BEFORE) == before
-    extract_phrases(CONFIG, web, out, human)
-    assert not (out / BEFORE).exists()
 
 
 def times(folder: Path) -> list[int]:

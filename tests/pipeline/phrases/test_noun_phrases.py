@@ -33,7 +33,6 @@ CONFIG = PhrasesConfig(
     endpoint="",
     merge_repeats=True,
     max_per_phrase=0,
-    skip_known=0,
 )
 
 

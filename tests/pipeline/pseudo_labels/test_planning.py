@@ -107,7 +107,6 @@ def phrases() -> PhrasesConfig:
         abstract_heads=(),
         merge_repeats=True,
         max_per_phrase=0,
-        skip_known=0,
     )
 
 

@@ -191,6 +191,36 @@ def test_a_row_without_a_phrase_of_ones_own_is_not_looked_at(
     assert fake_teacher.batches == []
 
 
+@pytest.mark.parametrize(
+    ("known", "reason", "boxes", "looks"),
+    [
+        ({"big", "green"}, None, 2, 1),  # nothing known is found beside what is new
+        ({"red"}, None, 2, 1),
+        ({"red", "blue", "car", "hat"}, "nothing_new_found", 0, 1),
+        ({"red", "blue", "car", "hat", "yellow", "sun"}, "nothing_new", 0, 0),
+    ],
+)
+def test_pairs_that_say_or_show_nothing_new_are_left_out(
+    fake_teacher: Any,
+    label_config: PseudoLabelConfig,
+    decode: Any,
+    picture: Picture,
+    pair: Any,
+    parsed: Any,
+    known: set[str],
+    reason: str | None,
+    boxes: int,
+    looks: int,
+) -> None:
+    row = pair("a", picture(red=(2, 3, 12, 13), blue=(18, 4, 30, 20)), "red hats, a blue car, a yellow sun")
+    phrases = parsed(row, "red hats", "blue car", "yellow sun")
+    (found,) = PseudoLabeller(fake_teacher, label_config, decode).label([row], [phrases], known=frozenset(known))
+    assert found.reject_reason == reason
+    assert sum(len(phrase.boxes) for phrase in found.phrases) == boxes
+    assert all(phrase.boxes or phrase.reject_reason for phrase in found.phrases)
+    assert len(fake_teacher.batches) == looks
+
+
 @pytest.mark.parametrize("names", [{"dog": 3}, {"dog": ["puppy"], "wolf": ["puppy"]}, {"hot dog": None}, {"!": []}])
 def test_names_that_are_none_are_told(label_config: PseudoLabelConfig, names: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=r"^names: "):

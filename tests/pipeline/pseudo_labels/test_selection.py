@@ -20,6 +20,7 @@ CONFIG = PseudoLabelConfig(
     min_score_by_source={},
     names={},
     other_phrases="keep",
+    skip_known=0,
     min_agreement=0.0,
     fusion_threshold=0.55,
     passes=(),

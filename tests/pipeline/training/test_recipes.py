@@ -94,7 +94,7 @@ def test_samples_are_the_published_ones(name: str) -> None:
     assert samples.phrase_prompts == 0
     assert samples.pseudo_phrase_prompts is None
     assert samples.pseudo_shape_weight == 1
-    assert config.phrases.skip_known == 0
+    assert config.pseudo_label.skip_known == 0
     assert (optim.schedule, optim.decay_at, optim.max_grad_norm) == ("steps", (0.67, 0.89), 1.0)
     assert (optim.warmup_steps, optim.warmup_from) == (2000, 0.001)
     assert (optim.ema_decay, optim.saved_weights) == (0.0 if name == "glip_l" else 0.999, "raw")

@@ -1,4 +1,4 @@
-"""Words that human data teaches, and the pairs that say no others."""
+"""Words that human data teaches."""
 
 from __future__ import annotations
 
@@ -8,25 +8,18 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import MissingInputError
-from pipeline.phrases.balance import Choice
-from pipeline.phrases.known import KNOWN, known_words, says_something_new
+from pipeline.store.known_words import is_known, known_words
 from pipeline.store.records import (
     Category,
     DetectedObject,
     DetectionRecord,
     GroundingRecord,
     Phrase,
-    PhrasesRecord,
     ScoredBox,
 )
 from pipeline.store.shards import categories_to_metadata, shard_name, write_shard
 
 BOX = (10.0, 10.0, 20.0, 20.0)
-
-
-def pair(*texts: str) -> PhrasesRecord:
-    phrases = tuple(Phrase(text=text, char_spans=((0, 1),)) for text in texts)
-    return PhrasesRecord(key="k", caption=" ".join(texts), phrases=phrases)
 
 
 @pytest.fixture
@@ -65,18 +58,8 @@ def test_one_kind_of_records_is_enough_and_none_is_an_error(human: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("texts", "is_new"),
-    [
-        (["truck"], False),
-        (["red trucks", "a fox"], True),  # "a" names no box
-        (["Red Trucks", "FOXES"], False),
-        (["fire truck"], True),
-        (["truck", "comet"], True),
-        ([], False),
-    ],
+    ("text", "known"),
+    [("truck", True), ("Red Trucks", True), ("FOXES", True), ("fire truck", False), ("comet", False), ("a fox", False)],
 )
-def test_a_pair_says_something_new_with_one_word_that_is_not_known(human: Path, texts: list[str], is_new: bool) -> None:
-    known = known_words(human, 1)
-    assert says_something_new(pair(*texts), known) == is_new
-    assert Choice(known=known).reject_reason(pair(*texts)) == (KNOWN if texts and not is_new else None)
-    assert Choice().reject_reason(pair(*texts)) is None
+def test_a_phrase_is_new_with_one_word_that_is_not_known(human: Path, text: str, known: bool) -> None:
+    assert is_known(text, known_words(human, 1)) == known  # "a" names no box

@@ -1,24 +1,20 @@
-"""Which words human data teaches already: pairs that say nothing else have little to add to it.
+"""Which words human data teaches already: labels of nothing else have little to add to it.
 
 A word is known when boxes that people drew are named by it often enough: as categories, or as phrases of captions. A
-pair says something new where one of its phrases has a word that is not known: a "fire truck", though "truck" is.
+"fire truck" is something new, though "truck" is known.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.store.records import PhrasesRecord
 from pipeline.store.shards import holds_detections, list_shards, read_categories, read_table
 from pipeline.store.storage import Place, list_files
 from pipeline.store.words import singulars, words_of
-
-KNOWN = "phrases_known"
-"""Reject reason of pairs that are not labelled because human data has all their words."""
 
 
 def known_words(human: Place, least: int) -> frozenset[str]:
@@ -41,10 +37,9 @@ def known_words(human: Place, least: int) -> frozenset[str]:
     return frozenset().union(*(singulars(word) for word, times in boxes.items() if times >= least))
 
 
-def says_something_new(record: PhrasesRecord, known: frozenset[str]) -> bool:
-    """Tell whether a phrase of a pair has a word that is not known."""
-    words = (word for phrase in record.phrases for word in words_of(phrase.text))
-    return any(known.isdisjoint(singulars(word)) for word in words)
+def is_known(text: str, known: Collection[str]) -> bool:
+    """Tell whether all words of a phrase are known."""
+    return not any(singulars(word).isdisjoint(known) for word in words_of(text))
 
 
 def _named(shard: Place) -> Iterable[tuple[str, int]]:
