@@ -38,6 +38,8 @@ ROW_REJECT_REASONS = (
     "no_phrases",
     "not_in_names",
     "no_boxes",
+    "nothing_new",
+    "nothing_new_found",
     "pseudo_label",
     "duplicate_key",
     "held_out",
