@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import itertools
 import json
 import logging
 import os
@@ -43,6 +44,8 @@ from stages import inspect, review
 ROOT = Path(__file__).resolve().parents[3]
 MOVED = (4.0, -2.0)
 """By how many pixels a box is moved, to the right and down."""
+EDITS = ("move", "delete", "add", "rename")
+"""What is done in the first rows, one each."""
 ADDED, RENAMED = "zebra", "quagga"
 ADDED_AT = (3.0, 4.0, 33.0, 44.0)
 PACKAGES = {"fiftyone": "fiftyone", "label_studio": "label-studio"}
@@ -59,14 +62,18 @@ class RoundTrip:
 
     Args:
         labels: folder of shards.
-        limit: rows that are exported; the first ones with boxes.
+        limit: how many of the first rows are exported, where they have boxes.
         work: a new folder.
     """
 
     def __init__(self, labels: Path, limit: int, work: Path) -> None:
         self.labels, self.limit, self.work = labels, limit, work
-        records = read_records(find_rows(labels, Filter()), Counter())
-        self.records = [each for each in records if any(phrase.boxes for phrase in each.phrases)][:limit]
+        records = read_records(itertools.islice(find_rows(labels, Filter()), limit), Counter())
+        self.records = [each for each in records if any(phrase.boxes for phrase in each.phrases)]
+        if len(self.records) < len(EDITS):
+            raise SystemExit(
+                f"{labels}: {len(self.records)} of the first {limit} rows have boxes; expected {len(EDITS)}"
+            )
         self.failures = 0
 
     def export(self, name: str, out: Path) -> None:
@@ -80,7 +87,7 @@ class RoundTrip:
 
     def is_edited(self, title: str, name: str, source: Path | str, keys: Path | None = None) -> None:
         """Take up what was changed: just these four rows, as they are now."""
-        expected = {record.key: edited(number, boxes_of(record)) for number, record in enumerate(self.records[:4])}
+        expected = {row.key: edited(edit, boxes_of(row)) for row, edit in zip(self.records, EDITS, strict=False)}
         self.tell(f"{title}: four rows changed", self._take(name, source, keys), expected)
 
     def _take(self, name: str, source: Path | str, keys: Path | None) -> dict[str, Boxes]:
@@ -102,16 +109,17 @@ class RoundTrip:
             print(f"      {key}: expected {expected.get(key)}\n      {' ' * len(key)}  found    {found.get(key)}")
 
 
-def edited(number: int, boxes: Boxes) -> Boxes:
-    """Return what is in a row after the edits, in pixels."""
+def edited(edit: str, boxes: Boxes) -> Boxes:
+    """Return what is in a row after its edit, in pixels."""
     text, (x1, y1, x2, y2) = boxes[0]
     dx, dy = MOVED
-    return [
-        [(text, (x1 + dx, y1 + dy, x2 + dx, y2 + dy)), *boxes[1:]],
-        boxes[1:],
-        [*boxes, (ADDED, ADDED_AT)],
-        [(RENAMED, boxes[0][1]), *boxes[1:]],
-    ][number]
+    after: dict[str, Boxes] = {
+        "move": [(text, (x1 + dx, y1 + dy, x2 + dx, y2 + dy)), *boxes[1:]],
+        "delete": boxes[1:],
+        "add": [*boxes, (ADDED, ADDED_AT)],
+        "rename": [(RENAMED, boxes[0][1]), *boxes[1:]],
+    }
+    return after[edit]
 
 
 def boxes_of(record: GroundingRecord) -> Boxes:
@@ -149,10 +157,10 @@ def try_fiftyone(trip: RoundTrip, env: Path) -> None:
     trip.export("fiftyone", trip.work / name)
     try:
         trip.is_unchanged("dataset", "fiftyone", name)
-        keys = {record.key: number for number, record in enumerate(trip.records[:4])}
+        edits = dict(zip([record.key for record in trip.records], EDITS, strict=False))
         for sample in fiftyone.load_dataset(name):
-            if sample["key"] in keys:
-                _edit_sample(fiftyone, keys[sample["key"]], sample)
+            if sample["key"] in edits:
+                _edit_sample(fiftyone, edits[sample["key"]], sample)
         trip.is_edited("dataset", "fiftyone", name)
     finally:
         fiftyone.delete_dataset(name)
@@ -189,15 +197,15 @@ def _through_cvat(fiftyone: Any, trip: RoundTrip) -> None:
     trip.tell("CVAT, read by it", read, {each.key: boxes_of(each) for each in trip.records}, 0.501)
 
 
-def _edit_sample(fiftyone: Any, number: int, sample: Any) -> None:
+def _edit_sample(fiftyone: Any, edit: str, sample: Any) -> None:
     found = sample["pseudo_labels"].detections
     wide, high = sample["width"], sample["height"]
     x, y, width, height = found[0].bounding_box
-    if number == 0:
+    if edit == "move":
         found[0].bounding_box = [x + MOVED[0] / wide, y + MOVED[1] / high, width, height]
-    elif number == 1:
+    elif edit == "delete":
         del found[0]
-    elif number == 2:
+    elif edit == "add":
         x1, y1, x2, y2 = ADDED_AT
         box = [x1 / wide, y1 / high, (x2 - x1) / wide, (y2 - y1) / high]
         found.append(fiftyone.Detection(label=ADDED, bounding_box=box))
@@ -231,23 +239,23 @@ def try_label_studio(trip: RoundTrip, env: Path) -> None:
             annotations[task["data"]["key"]] = json.loads(made)
         _save(trip.work / "submitted.json", ask("GET", export))
         trip.is_unchanged("submitted as predicted", "label_studio", trip.work / "submitted.json")
-        for place, record in enumerate(trip.records[:4]):
+        for record, edit in zip(trip.records, EDITS, strict=False):
             annotation = annotations[record.key]
-            _edit_result(place, annotation["result"])
+            _edit_result(edit, annotation["result"])
             ask("PATCH", f"/api/annotations/{annotation['id']}", {"result": annotation["result"]})
         _save(trip.work / "edited.json", ask("GET", export))
         trip.is_edited("submitted and edited", "label_studio", trip.work / "edited.json")
 
 
-def _edit_result(number: int, result: list[dict[str, Any]]) -> None:
+def _edit_result(edit: str, result: list[dict[str, Any]]) -> None:
     wide, high = result[0]["original_width"], result[0]["original_height"]
     value = result[0]["value"]
-    if number == 0:
+    if edit == "move":
         value["x"] += MOVED[0] / wide * 100
         value["y"] += MOVED[1] / high * 100
-    elif number == 1:
+    elif edit == "delete":
         del result[0]
-    elif number == 2:
+    elif edit == "add":
         x1, y1, x2, y2 = ADDED_AT
         place = {"x": x1 / wide, "y": y1 / high, "width": (x2 - x1) / wide, "height": (y2 - y1) / high}
         new = {name: side * 100 for name, side in place.items()} | {"rotation": 0, "rectanglelabels": [ADDED]}
