@@ -76,7 +76,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Serve the page until the command is interrupted."""
+    """Serve the page until the command is interrupted, or take up what an editor exported."""
+    if bool(args.take) != bool(args.format):
+        raise ConfigError("--take FILE and --format NAME go together")
+    if args.take:
+        _take(args)
+    else:
+        _serve(args)
+
+
+def _serve(args: argparse.Namespace) -> None:
     from pipeline.inspection.defects import format_defects
     from pipeline.inspection.gallery import Page
     from pipeline.review.server import TOKEN_VARIABLE, check_token, is_loopback, make_app, serve
@@ -84,11 +93,6 @@ def run(args: argparse.Namespace) -> None:
     from pipeline.review.store import DecisionStore, read_decisions
     from pipeline.store.storage import is_folder, to_place
 
-    if bool(args.take) != bool(args.format):
-        raise ConfigError("--take FILE and --format NAME go together")
-    if args.take:
-        _take(args)
-        return
     token = check_token(args.host, os.environ.get(TOKEN_VARIABLE))
     place, store = to_place(args.place), to_place(args.store)
     found, total = _rows(args, place)

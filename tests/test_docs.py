@@ -85,8 +85,9 @@ def test_command_is_understood(command: str) -> None:
         parse(glip.COMMANDS[words[0]], words[1:])
         if words[0] == "submit" and words[1] not in ("all", "--"):
             check_stage(ROOT, ROOT, words[1])
+    elif program == "python" and words[0] != "-m":
+        assert (ROOT / words[0]).is_file()
     elif program == "python":
-        assert words[0] == "-m"
         parse(words[1], words[2:])
     elif program == "pytest":
         assert all((ROOT / word).exists() for word in words if not word.startswith("-"))

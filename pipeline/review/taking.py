@@ -83,19 +83,28 @@ def as_it_is(record: GroundingRecord) -> list[JudgedPhrase]:
 def judge(record: GroundingRecord, sheet: Sheet) -> list[JudgedPhrase]:
     """Return the phrases of a row as an editor left them.
 
-    Names are compared without case, as COCO's categories have none. Boxes that nobody moved stay to the bit. A phrase
-    that lost all its boxes is not there; one that had none stays open; what the row does not have is new.
+    Names are compared without case, as COCO's categories have none; a phrase goes by the class that it means, too.
+    Boxes that nobody moved stay to the bit. A phrase that lost all its boxes is not there; one that had none stays
+    open; what the row does not have is new.
     """
-    texts = {_name(phrase.text): phrase.text for phrase in reversed(record.phrases)}
+    texts: dict[str, str] = {}
     left: dict[str, list[Box]] = {}
     for text, box in sheet.boxes:
         left.setdefault(_name(text), []).append(box)
         texts.setdefault(_name(text), text.strip())
-    kept = [[_take(left.get(_name(phrase.text), []), box.xyxy) for box in phrase.boxes] for phrase in record.phrases]
+    names = [[_name(text) for text in (phrase.text, phrase.category) if text] for phrase in record.phrases]
+    kept = [
+        [_take([left.get(name, []) for name in of_phrase], box.xyxy) for box in phrase.boxes]
+        for phrase, of_phrase in zip(record.phrases, names, strict=True)
+    ]
+    new: list[list[Box]] = [[] for _ in record.phrases]  # boxes that are new, or were moved
+    for name in texts:
+        number = _owner(name, names, kept)
+        if number is not None:
+            new[number] += left.pop(name)
     found = []
-    for phrase, places in zip(record.phrases, kept, strict=True):
-        boxes = [box for box in places if box is not None]
-        boxes += left.pop(_name(phrase.text), [])  # those that are new, or were moved
+    for phrase, places, others in zip(record.phrases, kept, new, strict=True):
+        boxes = [box for box in places if box is not None] + others
         found.append(_judged(phrase.text, phrase.char_spans, boxes, "absent" if phrase.boxes else "open"))
     for name, boxes in left.items():
         span = find_phrase(texts[name], record.caption)
@@ -103,12 +112,19 @@ def judge(record: GroundingRecord, sheet: Sheet) -> list[JudgedPhrase]:
     return found
 
 
-def _take(boxes: list[Box], wanted: Box) -> Box | None:
-    """Take a box that is this one, but for rounding, from others; return the exact one, or None."""
-    for box in boxes:
-        if all(abs(a - b) < SAME_PIXELS for a, b in zip(box, wanted, strict=True)):
-            boxes.remove(box)
-            return wanted
+def _owner(name: str, names: list[list[str]], kept: list[list[Box | None]]) -> int | None:
+    """Return the phrase that new boxes of a name belong to: best of this very text, then one that lost a box."""
+    ranks = [(of[0] != name, None not in kept[number], number) for number, of in enumerate(names) if name in of]
+    return min(ranks)[-1] if ranks else None
+
+
+def _take(lists: list[list[Box]], wanted: Box) -> Box | None:
+    """Take a box that is this one, but for rounding, from lists of others; return the exact one, or None."""
+    for boxes in lists:
+        for box in boxes:
+            if all(abs(a - b) < SAME_PIXELS for a, b in zip(box, wanted, strict=True)):
+                boxes.remove(box)
+                return wanted
     return None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import dataclasses
 import json
 import sys
 from collections import Counter
@@ -188,6 +189,37 @@ def test_equal_names_at_two_places_keep_their_boxes(rows: Any) -> None:
     assert [phrase.verdict for phrase in moved] == ["absent", "right"]
 
 
+def test_a_phrase_goes_by_its_class_too(rows: Any, tmp_path: Path) -> None:
+    """COCO and FiftyOne call boxes by the classes of one's own, where phrases mean any."""
+    dog, cat = rows[0].phrases
+    pets = [dataclasses.replace(each, category="pet") for each in (dog, cat)]
+    cars = [
+        Phrase(text="car", char_spans=(), boxes=(ScoredBox(xyxy=(i, 0, i + 9, 9), score=0.5),), category="pet")
+        for i in (0, 50)
+    ]
+    record = dataclasses.replace(rows[0], phrases=(*pets, *cars))
+    write_shard(tmp_path / "labels" / shard_name(0), [record], GroundingRecord, extras=("category",))
+    path = export_to("coco", tmp_path / "labels", tmp_path / "out")
+    values = json.loads(path.read_text())
+    assert [each["name"] for each in values["categories"]] == ["pet"]
+    assert take("coco", path, tmp_path / "labels") == ([], Counter())
+    values["annotations"][1]["bbox"][0] += 3
+    path.write_text(json.dumps(values))
+    (decision,), _ = take("coco", path, tmp_path / "labels")
+    expected = as_it_is(record)
+    assert [list(decision.phrases)[i] for i in (0, 2, 3)] == [expected[i] for i in (0, 2, 3)]
+    np.testing.assert_allclose(decision.phrases[1].boxes, [(123, 10.25, 183, 60)])
+
+
+def test_a_moved_box_stays_with_the_one_of_equal_phrases_that_lost_it(rows: Any) -> None:
+    two = tuple(
+        Phrase(text="dog", char_spans=(), boxes=(ScoredBox(xyxy=(i, 0, i + 9, 9), score=0.5),)) for i in (0, 50)
+    )
+    record = dataclasses.replace(rows[0], phrases=two)
+    moved = judge(record, Sheet("k0", [("dog", (0.0, 0.0, 9.0, 9.0)), ("dog", (60.0, 0.0, 69.0, 9.0))]))
+    assert [phrase.boxes for phrase in moved] == [((0, 0, 9, 9),), ((60, 0, 69, 9),)]
+
+
 @pytest.mark.parametrize("name", sorted(FILES))
 @pytest.mark.parametrize(
     "text", ["", "{", "[1]", '{"images": 3}', "<a><b></a>", "<!DOCTYPE x [<!ENTITY a 'b'>]><a>&a;</a>"]
@@ -229,7 +261,10 @@ def test_fiftyone(monkeypatch: pytest.MonkeyPatch, labels: Path, tmp_path: Path)
     assert [phrase.verdict for phrase in decision.phrases] == ["right", "absent"]
 
 
-def test_the_command_takes_a_file_once(labels: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_takes_a_file_once(
+    labels: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pipeline.review.server", None)  # FiftyOne wants another starlette than FastAPI
     path = export_to("coco", labels, tmp_path / "out")
     change_coco(path)
     parser = argparse.ArgumentParser()
