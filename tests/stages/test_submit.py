@@ -111,7 +111,7 @@ def laptop(s3_variables: dict[str, str], tmp_path_factory: pytest.TempPathFactor
     params["rounds"] = {"round_1": {"teacher": "teacher"}}
     for run in params["train"]["runs"].values():
         run.update(steps=1)
-    params["pseudo_label"].update(min_score=0.05)
+    params["pseudo_label"].update(min_score=0.05, skip_known=0)
     params["evaluate"].update(num_actors=1)
     params["report"].update(bootstrap_samples=10)
     (project / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
