@@ -111,7 +111,7 @@ def laptop(s3_variables: dict[str, str], tmp_path_factory: pytest.TempPathFactor
     params["rounds"] = {"round_1": {"teacher": "teacher"}}
     for run in params["train"]["runs"].values():
         run.update(steps=1)
-    params["pseudo_label"].update(min_score=0.05, skip_known=0)
+    params["pseudo_label"].update(min_score=0.05)
     params["evaluate"].update(num_actors=1)
     params["report"].update(bootstrap_samples=10)
     (project / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
@@ -224,9 +224,8 @@ def test_another_run_may_not_write_there(laptop: Laptop, finished: str) -> None:
 
 def test_dvc_drives_the_cluster_and_a_changed_shard_is_labelled_alone(laptop: Laptop, finished: str) -> None:
     store = UPath("s3://submitted/large")
-    made = {name: f"data/{name}" for name in ("records/web", "phrases")} | {
-        "pseudo_labels": "data/pseudo_labels/round_1"
-    }
+    rooms = ("records/web", "records/human/detection", "records/human/grounding", "phrases")
+    made = {name: f"data/{name}" for name in rooms} | {"pseudo_labels": "data/pseudo_labels/round_1"}
     for folder, place in made.items():
         for shard in list_shards(laptop.folder / place):
             (store / folder / shard.name).write_bytes(shard.read_bytes())
