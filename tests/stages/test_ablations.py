@@ -134,7 +134,8 @@ def test_what_is_finished_stays_until_settings_or_teacher_change(ran: list[list[
 
 def test_mistakes_are_named(ran: list[list[str]], capsys: pytest.CaptureFixture[str]) -> None:
     run("basis", status=2)
-    assert "basis: no such file, nor one of the ablations: all_pairs, as_published, average, base" in capsys.readouterr().err
+    known = "all_pairs, as_published, average, base"
+    assert f"basis: no such file, nor one of the ablations: {known}" in capsys.readouterr().err
     run("params.yaml", status=2)
     assert "params.yaml: rounds has round_1, round_2; expected the one round to run" in capsys.readouterr().err
     Path("broken.yaml").write_text("extends: params.yaml\nrounds: {round_1: {teacher: teacher}}\n", encoding="utf-8")
